@@ -1,0 +1,18 @@
+"""The one exception that people are meant to read: a mistake they can mend, told in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LpmbenchError(Exception):
+    """What went wrong and what to type next, in one line. The command line prints it without a traceback."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> LpmbenchError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    choices = sorted(known)
+    near = get_close_matches(name, choices, n=1, cutoff=0.5)
+    hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(choices) or 'none'}."
+    return LpmbenchError(f"Unknown {kind} '{name}'. {hint}")

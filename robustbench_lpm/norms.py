@@ -1,0 +1,68 @@
+"""Balls of perturbations: distances, projections and random points, for images (B, C, H, W) in [0, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Norm = Literal["linf", "l2"]
+NORMS: tuple[Norm, ...] = ("linf", "l2")
+
+
+def per_image(values: Tensor, images: Tensor) -> Tensor:
+    """Reshape one number per image, (B,), so that it broadcasts over images (B, ...)."""
+    return values.reshape(-1, *[1] * (images.dim() - 1))
+
+
+def distance(images: Tensor, originals: Tensor, norm: Norm) -> Tensor:
+    """The norm of images - originals, per image: (B,)."""
+    difference = (images - originals).flatten(1)
+    return difference.abs().amax(1) if norm == "linf" else difference.norm(dim=1)
+
+
+def project(images: Tensor, originals: Tensor, norm: Norm, eps: float) -> Tensor:
+    """The images pulled back into the ball of radius eps around originals and into the box [0, 1].
+
+    For "linf" this is the exact Euclidean projection onto the intersection. For "l2" the ball comes first and the
+    box second; as originals lie in the box, clipping to it never leaves the ball.
+    """
+    if norm == "linf":
+        return torch.clamp(images, originals - eps, originals + eps).clamp(0, 1)
+    difference = images - originals
+    lengths = difference.flatten(1).norm(dim=1)
+    # Images that are inside already keep their bits: their factor is exactly 1.
+    factor = torch.where(lengths > eps, eps / lengths.clamp_min(1e-30), torch.ones_like(lengths))
+    return (originals + difference * per_image(factor, images)).clamp(0, 1)
+
+
+def steepest(gradients: Tensor, norm: Norm) -> Tensor:
+    """The direction of norm 1 along which a linear function with these gradients grows fastest, per image.
+
+    A zero gradient gives a zero step (the sign of 0 is 0): pixels that no glimpse touched stay as they are.
+    """
+    if norm == "linf":
+        return gradients.sign()
+    lengths = gradients.flatten(1).norm(dim=1).clamp_min(1e-30)
+    return gradients / per_image(lengths, gradients)
+
+
+def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, generators: Sequence[torch.Generator]) -> Tensor:
+    """originals plus a point drawn uniformly from the ball, clipped to the box; one generator per image."""
+    shape = originals.shape[1:]
+    if norm == "linf":
+        draws = [torch.rand(shape, generator=g) * 2 - 1 for g in generators]
+        offsets = torch.stack(draws).to(originals) * eps
+    else:
+        # A Gaussian direction, and a radius with density d r^(d-1): uniform in volume.
+        draws = [_unit_l2_ball(shape, g) for g in generators]
+        offsets = torch.stack(draws).to(originals) * eps
+    return project(originals + offsets, originals, norm, eps)
+
+
+def _unit_l2_ball(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    direction = torch.randn(shape, generator=generator)
+    radius = torch.rand((), generator=generator) ** (1 / direction.numel())
+    return direction / direction.norm() * radius

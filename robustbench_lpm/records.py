@@ -1,0 +1,405 @@
+"""Read, write and check run records. Knows nothing about torch.
+
+A run is one model under one attack at one budget on one list of examples. Its folder holds
+
+    record.json             what was run and under which versions; named and identified by its configuration
+    outcomes.parquet        one row per example: what was predicted before and after, distances, cost
+    adversarials.safetensors  clean and adversarial images (float32), of the first examples or of all
+    timing.json             seconds, hardware, host: the only part that two runs of one configuration may differ in
+
+Means stand nowhere: they are derived from the outcomes, so that a number lives once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustbench_lpm import statistics
+from robustbench_lpm.budgets import format_eps
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.hashing import sha256_of, sha256_of_image, sha256_of_value
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+RECORD, OUTCOMES, ADVERSARIALS, TIMING = (
+    "record.json",
+    "outcomes.parquet",
+    "adversarials.safetensors",
+    "timing.json",
+)
+# Images are float32: adding a perturbation to a pixel and taking it off again may be off by an ulp or two.
+DISTANCE_TOLERANCE = 1e-6
+COLUMNS = (
+    "index", "input_sha256", "label", "target", "clean_predictions", "predictions",
+    "linf", "l2", "forwards", "backwards", "glimpses",
+)  # fmt: skip
+
+
+@dataclass
+class RunRecord:
+    """One run, with its outcomes; `configuration` decides them, the rest describes how they were made."""
+
+    configuration: dict[str, Any]
+    command: str
+    execution: dict[str, Any]  # device type, threads, block and chunk size: the same again gives the same bits
+    versions: dict[str, str]
+    outcomes: pd.DataFrame
+    adversarials: dict[str, NDArray[Any]] = field(default_factory=dict)  # per shape group, see `pictures`
+    failures: list[dict[str, Any]] = field(default_factory=list)  # blocks that could not be computed
+    notes: list[str] = field(default_factory=list)  # what a reader must know: known defects, warnings
+    timing: dict[str, Any] = field(default_factory=dict)
+    path: Path | None = None
+
+    @property
+    def id(self) -> str:
+        """The sha256 of the configuration."""
+        return sha256_of_value(self.configuration)
+
+    @property
+    def folder_name(self) -> str:
+        """A name that people can read, made unique by the start of the id."""
+        parts = [self.model, self.attack, self.norm, format_eps(self.eps), self.dataset, f"mc{self.mc}"]
+        slug = "--".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") or "unnamed" for part in parts)
+        return f"{slug[:120]}--{self.id[:12]}"
+
+    @property
+    def model(self) -> str:
+        return str(self.configuration["model"]["name"])
+
+    @property
+    def attack(self) -> str:
+        return str(self.configuration["attack"]["name"])
+
+    @property
+    def dataset(self) -> str:
+        return str(self.configuration["dataset"]["name"])
+
+    @property
+    def size(self) -> str:
+        return str(self.configuration["dataset"]["size"])
+
+    @property
+    def norm(self) -> str:
+        return str(self.configuration["threat"]["norm"])
+
+    @property
+    def eps(self) -> float:
+        return float(self.configuration["threat"]["eps"])
+
+    @property
+    def mc(self) -> int:
+        """Monte-Carlo runs that the graded classifier averages; 1 is the classifier itself."""
+        return int(self.configuration["evaluation"]["mc"])
+
+    @property
+    def stochastic(self) -> bool:
+        return bool(self.configuration["model"]["stochastic"])
+
+    @cached_property
+    def predictions(self) -> NDArray[np.int64]:
+        """Predicted labels after the attack: (images, draws)."""
+        return np.stack(self.outcomes["predictions"].to_list()).astype(np.int64)
+
+    @cached_property
+    def clean_predictions(self) -> NDArray[np.int64]:
+        """Predicted labels before the attack: (images, draws)."""
+        return np.stack(self.outcomes["clean_predictions"].to_list()).astype(np.int64)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.outcomes["label"].to_numpy(np.int64)
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each draw gets each attacked image right: (images, draws)."""
+        return self.predictions == self.labels[:, None]
+
+    @property
+    def clean_correct(self) -> NDArray[np.bool_]:
+        """Whether each draw gets each clean image right: (images, draws)."""
+        return self.clean_predictions == self.labels[:, None]
+
+    @property
+    def clean_accuracy(self) -> statistics.Rate:
+        """Mean over draws and images, before the attack."""
+        return statistics.mean_draw(self.clean_correct)
+
+    @property
+    def robust_accuracy(self) -> statistics.Rate:
+        """Mean over draws and images, after the attack: the ranking statistic."""
+        return statistics.mean_draw(self.correct)
+
+    @property
+    def robust_majority(self) -> statistics.Rate:
+        """The share of attacked images that more than half of the draws get right."""
+        return statistics.majority(self.correct)
+
+    @property
+    def robust_worst_of_k(self) -> statistics.Rate:
+        """The share of attacked images that every draw gets right."""
+        return statistics.worst_of_k(self.correct)
+
+    @property
+    def clean_flip_rate(self) -> float:
+        """The chance that two draws disagree on a clean image."""
+        return statistics.flip_rate(self.clean_predictions)
+
+    @property
+    def target_rate(self) -> statistics.Rate | None:
+        """For a targeted attack the mean share of draws that say the target, else None."""
+        targets = self.outcomes["target"].to_numpy(np.int64)
+        if (targets < 0).all():
+            return None
+        return statistics.rate((self.predictions == targets[:, None]).mean(axis=1))
+
+    def pictures(self) -> list[Picture]:
+        """The stored images, in the order of the outcomes."""
+        found = []
+        for name in sorted(key for key in self.adversarials if key.startswith("index.")):
+            group = name.removeprefix("index.")
+            arrays = (self.adversarials[f"{part}.{group}"] for part in ("index", "clean", "adversarial"))
+            found += [Picture(int(i), clean, attacked) for i, clean, attacked in zip(*arrays, strict=True)]
+        order = {int(index): position for position, index in enumerate(self.outcomes["index"])}
+        return sorted(found, key=lambda picture: order[picture.index])
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One example's pixels, (C, H, W) float32 in [0, 1], before and after the attack."""
+
+    index: int
+    clean: NDArray[np.float32]
+    adversarial: NDArray[np.float32]
+
+
+def group_pictures(pictures: list[Picture]) -> dict[str, NDArray[Any]]:
+    """Arrays for storage, one group per image shape: images of unequal size are never squeezed together."""
+    groups: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        groups.setdefault("x".join(map(str, picture.clean.shape)), []).append(picture)
+    arrays: dict[str, NDArray[Any]] = {}
+    for shape, members in groups.items():
+        arrays[f"index.{shape}"] = np.array([m.index for m in members], np.int64)
+        arrays[f"clean.{shape}"] = np.stack([m.clean for m in members])
+        arrays[f"adversarial.{shape}"] = np.stack([m.adversarial for m in members])
+    return arrays
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old one or the whole new one. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write(record: RunRecord, out: Path) -> Path:
+    """Write a record's folder below `out`; record.json comes last, so that a folder with one is whole."""
+    folder = out / record.folder_name
+    write_atomically(folder / OUTCOMES, outcomes_to_parquet(record.outcomes))
+    artefacts = {OUTCOMES: sha256_of(folder / OUTCOMES)}
+    if record.adversarials:
+        from safetensors.numpy import save
+
+        write_atomically(folder / ADVERSARIALS, save(record.adversarials))
+        artefacts[ADVERSARIALS] = sha256_of(folder / ADVERSARIALS)
+    write_atomically(folder / TIMING, _pretty(record.timing))
+    write_atomically(
+        folder / RECORD,
+        _pretty(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "id": record.id,
+                "command": record.command,
+                "configuration": record.configuration,
+                "execution": record.execution,
+                "versions": record.versions,
+                "artefacts": artefacts,
+                "failures": record.failures,
+                "notes": record.notes,
+            }
+        ),
+    )
+    record.path = folder
+    return folder
+
+
+def outcomes_to_parquet(outcomes: pd.DataFrame) -> bytes:
+    """The bytes of outcomes.parquet: same rows, same bytes."""
+    import io
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        [
+            ("index", pa.int64()),
+            ("input_sha256", pa.string()),
+            ("label", pa.int32()),
+            ("target", pa.int32()),
+            ("clean_predictions", pa.list_(pa.int32())),
+            ("predictions", pa.list_(pa.int32())),
+            ("linf", pa.float64()),
+            ("l2", pa.float64()),
+            ("forwards", pa.int64()),
+            ("backwards", pa.int64()),
+            ("glimpses", pa.int64()),
+        ]
+    )
+    table = pa.Table.from_pandas(outcomes[list(COLUMNS)], schema=schema, preserve_index=False)
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _pretty(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def read(folder: Path) -> RunRecord:
+    """Read a record and check that it is what it says: its id and the hashes of its artefacts.
+
+    Raises LpmbenchError for a folder that is incomplete, altered, or written by a newer version.
+    """
+    folder = folder.parent if folder.name == RECORD else folder
+    content = _read_json(folder / RECORD)
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise LpmbenchError(f"{folder / RECORD}: schema_version is {version}; this version reads {SCHEMA_VERSION}.")
+    try:
+        return _parse(content, folder)
+    except LpmbenchError:
+        raise
+    except Exception as error:  # whatever is malformed inside, the reader needs the file's name, in one line
+        raise LpmbenchError(f"{folder / RECORD} is not a valid record: {type(error).__name__}: {error}.") from None
+
+
+def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
+    import pandas as pd
+
+    for name, digest in content["artefacts"].items():
+        if name not in (OUTCOMES, ADVERSARIALS) or not (folder / name).is_file():
+            raise LpmbenchError(f"{folder}: artefact '{name}' is missing.")
+        if sha256_of(folder / name) != digest:
+            raise LpmbenchError(f"{folder / name}: sha256 differs from the one in {RECORD}; the file was altered.")
+    outcomes = pd.read_parquet(folder / OUTCOMES)
+    adversarials: dict[str, NDArray[Any]] = {}
+    if ADVERSARIALS in content["artefacts"]:
+        from safetensors.numpy import load
+
+        adversarials = load((folder / ADVERSARIALS).read_bytes())
+    record = RunRecord(
+        configuration=content["configuration"],
+        command=content["command"],
+        execution=content["execution"],
+        versions=content["versions"],
+        outcomes=outcomes,
+        adversarials=adversarials,
+        failures=content["failures"],
+        notes=content["notes"],
+        timing=_read_json(folder / TIMING) if (folder / TIMING).is_file() else {},
+        path=folder,
+    )
+    if record.id != content["id"]:
+        raise LpmbenchError(f"{folder / RECORD}: id is not the sha256 of the configuration; the file was altered.")
+    check(record)
+    return record
+
+
+def check(record: RunRecord) -> None:
+    """Check what must hold within any record. Raises LpmbenchError with the first claim that does not."""
+    where = record.path or record.folder_name
+    outcomes, evaluation = record.outcomes, record.configuration["evaluation"]
+    if missing := set(COLUMNS) - set(outcomes.columns):
+        raise LpmbenchError(f"{where}: outcomes lack the column(s) {', '.join(sorted(missing))}.")
+    failed = {index for failure in record.failures for index in failure["indices"]}
+    expected = [index for index in record.configuration["dataset"]["indices"] if index not in failed]
+    if outcomes["index"].to_list() != expected:
+        raise LpmbenchError(f"{where}: outcomes are not one row for each example of the configuration.")
+    if len(outcomes) == 0:
+        return
+    draws = evaluation["draws"] if record.stochastic else 1
+    if record.predictions.shape[1] != draws or record.clean_predictions.shape[1] != draws:
+        raise LpmbenchError(f"{where}: outcomes do not hold {draws} graded draw(s) per example.")
+    worst = float(outcomes[record.norm].max())
+    if not worst <= record.eps + DISTANCE_TOLERANCE:
+        raise LpmbenchError(f"{where}: a perturbation of {record.norm} {worst:.6g} exceeds eps {record.eps:.6g}.")
+    rows = outcomes.set_index("index")
+    for picture in record.pictures():
+        check_picture(picture, rows.loc[picture.index], where)
+
+
+def check_picture(picture: Picture, row: Any, where: Path | str) -> None:
+    """Check a stored image against its row of outcomes: the box, the distances, the hash of the input."""
+    difference = picture.adversarial.astype(np.float64) - picture.clean.astype(np.float64)
+    linf, l2 = float(np.abs(difference).max()), float(np.sqrt((difference**2).sum()))
+    if not (picture.adversarial.min() >= 0 and picture.adversarial.max() <= 1):
+        raise LpmbenchError(f"{where}: adversarial image {picture.index} leaves [0, 1].")
+    if abs(linf - row["linf"]) > DISTANCE_TOLERANCE or abs(l2 - row["l2"]) > 1e-4 * max(1.0, l2):
+        raise LpmbenchError(f"{where}: adversarial image {picture.index} is not at the distance recorded for it.")
+    if sha256_of_image(picture.clean) != row["input_sha256"]:
+        raise LpmbenchError(f"{where}: clean image {picture.index} is not the input recorded for it.")
+
+
+def read_all(folder: Path) -> list[RunRecord]:
+    """Every record below a folder, in a stable order. Raises LpmbenchError when there is none."""
+    found = sorted(folder.rglob(RECORD)) if folder.is_dir() else []
+    if not found:
+        raise LpmbenchError(f"There are no records below {folder}; `lpmbench attack` writes some.")
+    return [read(path.parent) for path in found]
+
+
+def publish(record: RunRecord, results: Path) -> Path:
+    """Copy a checked record into the published results; the only way in. Raises LpmbenchError for a failed run."""
+    if record.path is None:
+        raise LpmbenchError("Only a record that was written can be published.")
+    if record.failures:
+        raise LpmbenchError(f"{record.path}: {len(record.failures)} block(s) failed; run the command again first.")
+    target = results / "records" / record.path.name
+    results.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=results, prefix=".publishing."))
+    try:
+        for name in (OUTCOMES, ADVERSARIALS, TIMING, RECORD):
+            if (record.path / name).is_file():
+                shutil.copyfile(record.path / name, staging / name)
+        target.parent.mkdir(exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
+        staging.chmod(0o755)
+        staging.replace(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise LpmbenchError(f"There is no {path.name} in {path.parent}.") from None
+    except (OSError, ValueError) as error:
+        raise LpmbenchError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise LpmbenchError(f"{path} must hold one JSON object.")
+    return content

@@ -1,0 +1,68 @@
+"""From graded outcomes to numbers with intervals. Plain numpy and scipy; knows nothing about torch.
+
+The unit of sampling is the image: draws of a stochastic classifier are nested in images, so intervals take n = number
+of images however many draws there are (conservative for the mean over draws).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm as normal
+
+MIN_IMAGES_FOR_INTERVAL = 20
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share in [0, 1] over n images, with its Wilson 95 % interval (None below 20 images)."""
+
+    value: float
+    n: int
+    low: float | None
+    high: float | None
+
+
+def wilson(value: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval (Wilson 1927) for a share `value` in [0, 1] of n trials; value·n may be fractional."""
+    if n <= 0:
+        raise ValueError("an interval needs at least one trial")
+    z = float(normal.ppf(0.5 + confidence / 2))
+    centre = (value + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def rate(per_image: NDArray[np.floating] | NDArray[np.bool_]) -> Rate:
+    """The mean of one number in [0, 1] per image, with its interval."""
+    n = len(per_image)
+    value = float(np.mean(per_image)) if n else float("nan")
+    low, high = wilson(value, n) if n >= MIN_IMAGES_FOR_INTERVAL else (None, None)
+    return Rate(value, n, low, high)
+
+
+def mean_draw(correct: NDArray[np.bool_]) -> Rate:
+    """Mean over draws and images of `correct` (images, draws): the ranking statistic."""
+    return rate(correct.mean(axis=1))
+
+
+def majority(correct: NDArray[np.bool_]) -> Rate:
+    """The share of images that more than half of the draws (images, draws) get right."""
+    return rate(np.asarray(correct.sum(axis=1) * 2 > correct.shape[1]))
+
+
+def worst_of_k(correct: NDArray[np.bool_]) -> Rate:
+    """The share of images that every one of the K draws (images, draws) gets right."""
+    return rate(np.asarray(correct.all(axis=1)))
+
+
+def flip_rate(predictions: NDArray[np.integer]) -> float:
+    """The chance that two different draws disagree on an image, from predictions (images, draws); 0 for one draw."""
+    draws = predictions.shape[1]
+    if draws < 2:
+        return 0.0
+    counts = np.stack([(predictions == label).sum(axis=1) for label in np.unique(predictions)], axis=1)
+    agreeing_pairs = (counts * (counts - 1)).sum(axis=1) / (draws * (draws - 1))
+    return float(1 - agreeing_pairs.mean())
