@@ -1,3 +1,29 @@
-"""lpmbench: how accurate an image classifier stays under attack, above all a stochastic one that looks in glimpses."""
+"""lpmbench: how accurate an image classifier stays under attack, above all a stochastic one that looks in glimpses.
+
+import robustbench_lpm
+record = robustbench_lpm.evaluate(model, "pgd", "digits", eps=0.1)
+print(record.robust_accuracy)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustbench_lpm.errors import LpmbenchError
+    from robustbench_lpm.evaluation.runner import evaluate
+    from robustbench_lpm.records import RunRecord
 
 __version__ = "0.1.0"
+__all__ = ["LpmbenchError", "RunRecord", "__version__", "evaluate"]
+
+_HOMES = {"evaluate": "evaluation.runner", "RunRecord": "records", "LpmbenchError": "errors"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the command line lists cards without waiting for torch."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

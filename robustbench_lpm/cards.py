@@ -146,6 +146,7 @@ class DatasetCard(Card):
     channels: Literal[1, 3]
     size: str = "original"  # the default of --size
     crop: float = Field(default=1.0, gt=0, le=1)  # share of the resized image that the centre crop keeps
+    eps: dict[Literal["linf", "l2"], str] = {"linf": "2/255", "l2": "0.5"}  # the default of --eps, by norm
     needs: str = ""  # what a user must bring; empty when the data come along
     parameters: Parameters = {}
 
@@ -154,10 +155,26 @@ class DatasetCard(Card):
         return self.model_dump(include={"name", "entry", "labels", "channels", "crop", "parameters"})
 
 
+class Augmentation(Table):
+    """Random affine maps of the training images; the default changes nothing."""
+
+    rotate: float = Field(default=0.0, ge=0, le=180)  # degrees, either way
+    translate: float = Field(default=0.0, ge=0, le=1)  # share of the image's side, either way
+    scale: tuple[float, float] = (1.0, 1.0)  # smallest and largest magnification
+    shear: float = Field(default=0.0, ge=0, lt=90)  # degrees, either way
+
+    @model_validator(mode="after")
+    def _scales_are_ordered(self) -> Augmentation:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale must be [smallest, largest], both positive")
+        return self
+
+
 class RecipeCard(Card):
     """How `lpmbench train` makes a checkpoint."""
 
     dataset: str
+    size: str | None = None  # side of the training images in pixels; None: as the data set's card says
     objective: str  # "module:function", see robustbench_lpm.training.objectives
     parameters: Parameters = {}  # of the objective
     epochs: int = Field(ge=1)
@@ -165,11 +182,12 @@ class RecipeCard(Card):
     schedule: Literal["constant", "one-cycle", "cosine"] = "constant"
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(gt=0)
-    groups: dict[str, float] = {}  # learning rates of parameter groups, by the names the model gives them
+    groups: dict[str, Annotated[float, Field(gt=0)]] = {}  # learning rates by the names the model gives its groups
     weight_decay: float = Field(default=0.0, ge=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    gradient_clip: float | None = Field(default=None, gt=0)
-    augmentation: Parameters = {}
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
+    gradient_clip: float | None = Field(default=None, gt=0)  # largest l2 norm of all gradients together
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # in the words of lightning-fabric
+    augmentation: Augmentation = Augmentation()
     model_parameters: Parameters = {}  # laid over those of the model card
 
 

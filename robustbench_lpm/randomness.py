@@ -30,8 +30,8 @@ def generator(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(key(*parts))
 
 
-def generators(seed: int, indices: Sequence[int], purpose: Purpose, draw: int = 0) -> list[torch.Generator]:
-    """One generator per example, keyed by (seed, example index, purpose, draw)."""
+def generators(seed: int | str, indices: Sequence[int], purpose: Purpose, draw: int = 0) -> list[torch.Generator]:
+    """One CPU generator per example, keyed by (seed, example index, purpose, draw)."""
     return [generator(seed, index, purpose, draw) for index in indices]
 
 

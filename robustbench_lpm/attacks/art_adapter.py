@@ -1,0 +1,68 @@
+"""Attacks of the Adversarial Robustness Toolbox (Nicolae et al. 2018) behind our contract."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.norms import Norm
+from robustbench_lpm.randomness import isolated_globals
+
+
+def art_pgd(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    steps: int = 40,
+    step_size: float | None = None,
+    restarts: int = 1,
+) -> Tensor:
+    """ART's projected gradient descent (cross-entropy, random start); parameters as in `pgd`."""
+    if eps == 0:  # ART refuses a ball of radius zero
+        return images.clone()
+    with isolated_globals(seed_of(oracle)):
+        from art.attacks.evasion import ProjectedGradientDescentPyTorch
+        from art.estimators.classification import PyTorchClassifier
+
+        logging.getLogger("art").setLevel(logging.ERROR)
+        classifier = PyTorchClassifier(
+            model=oracle.view(),
+            loss=nn.CrossEntropyLoss(),
+            input_shape=tuple(images.shape[1:]),
+            nb_classes=oracle.classes,
+            clip_values=(0.0, 1.0),
+            device_type="gpu" if images.is_cuda else "cpu",
+        )
+        attack = ProjectedGradientDescentPyTorch(
+            classifier,
+            norm=np.inf if norm == "linf" else 2,
+            eps=eps,
+            eps_step=2.5 * eps / steps if step_size is None else step_size,
+            max_iter=steps,
+            targeted=targets is not None,
+            num_random_init=restarts,
+            batch_size=len(images),
+            verbose=False,
+        )
+        aim = labels if targets is None else targets
+        found = attack.generate(x=images.cpu().numpy(), y=aim.cpu().numpy())
+    return torch.from_numpy(found).to(images)
+
+
+def art_pgd_cost(*, steps: int = 40, restarts: int = 1, **_: object) -> Cost:
+    """A pass each way for every step, and two predictions of ART's own for every restart."""
+    return Cost((steps + 2) * restarts, steps * restarts)
+
+
+def seed_of(oracle: Oracle) -> int:
+    """A seed for another library's global generators, drawn from those of the whole batch."""
+    seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in oracle.generators]
+    return sum(seeds) % 2**63

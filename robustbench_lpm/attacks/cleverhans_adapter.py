@@ -1,0 +1,102 @@
+"""Attacks of cleverhans (Papernot et al. 2018) behind our contract."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_lpm.attacks.art_adapter import seed_of
+from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.norms import Norm
+from robustbench_lpm.randomness import isolated_globals
+
+
+def cleverhans_pgd(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    steps: int = 40,
+    step_size: float | None = None,
+) -> Tensor:
+    """cleverhans' projected gradient descent (cross-entropy, random start); parameters as in `pgd`."""
+    from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
+
+    if eps == 0:
+        return images.clone()
+    with isolated_globals(seed_of(oracle)):
+        return projected_gradient_descent(
+            oracle.view(),
+            images,
+            eps,
+            min(eps, 2.5 * eps / steps if step_size is None else step_size),  # it refuses steps longer than eps
+            steps,
+            _order(norm),
+            clip_min=0.0,
+            clip_max=1.0,
+            y=labels if targets is None else targets,
+            targeted=targets is not None,
+            rand_init=True,
+            sanity_checks=False,
+        ).detach()
+
+
+def cleverhans_pgd_cost(*, steps: int = 40, **_: object) -> Cost:
+    """A pass each way for every step."""
+    return Cost(steps, steps)
+
+
+def cleverhans_spsa(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    iterations: int = 40,
+    pairs: int = 64,
+    delta: float = 0.01,
+    learning_rate: float = 0.01,
+) -> Tensor:
+    """cleverhans' SPSA as it stands, for comparison only: it evaluates 2x ± delta and forgets what it has found.
+
+    `pairs` is its `spsa_samples`: twice as many queries a step. It works on one image at a time.
+    """
+    from cleverhans.torch.attacks.spsa import spsa
+
+    found = []
+    for row in range(len(images)):
+        alone = oracle.rows(torch.tensor([row], device=images.device))
+        label = labels[row : row + 1] if targets is None else targets[row : row + 1]
+        with isolated_globals(seed_of(alone)):
+            adversarial = spsa(
+                alone.view(),
+                images[row : row + 1],
+                eps,
+                iterations,
+                _order(norm),
+                clip_min=0.0,
+                clip_max=1.0,
+                y=label,
+                targeted=targets is not None,
+                learning_rate=learning_rate,
+                delta=delta,
+                spsa_samples=pairs,
+                sanity_checks=False,
+            )
+        found.append(adversarial.detach())
+    return torch.cat(found)
+
+
+def cleverhans_spsa_cost(*, iterations: int = 40, pairs: int = 64, **_: object) -> Cost:
+    """Two queries for each of its samples, and one look at the iterate."""
+    return Cost(iterations * (2 * pairs + 1))
+
+
+def _order(norm: Norm) -> float:
+    return np.inf if norm == "linf" else 2

@@ -1,0 +1,28 @@
+"""Random noise: the control that every attack must beat."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.norms import Norm, uniform_in_ball
+
+
+def noise(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    tries: int = 1,
+) -> Tensor:
+    """A point drawn uniformly from the ball around each image; of several tries the strongest, on selection noise."""
+    candidates = [uniform_in_ball(images, norm, eps, oracle.generators) for _ in range(tries)]
+    return oracle.choose(candidates, labels, targets)
+
+
+def noise_cost(**_: object) -> Cost:
+    """Nothing is asked of the classifier."""
+    return Cost(0)

@@ -1,0 +1,118 @@
+"""Gradient attacks of one step and of many."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
+from robustbench_lpm.attacks.losses import objective, succeeded
+from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
+
+
+def fgsm(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    eot: int = 1,
+    loss: str = "cross-entropy",
+) -> Tensor:
+    """The fast gradient (sign) method: one step of length eps (Goodfellow et al. 2015, section 4).
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
+        eot: draws of noise over which the gradient of a stochastic classifier is averaged.
+    """
+    gradients, _ = gradient(oracle, images, labels, targets, oracle.noise(eot), loss)
+    return project(images - eps * steepest(gradients, norm), images, norm, eps)
+
+
+def fgsm_cost(*, eot: int = 1, **_: object) -> Cost:
+    """One pass each way for every draw."""
+    return Cost(eot, eot)
+
+
+def pgd(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    steps: int = 40,
+    step_size: float | None = None,
+    restarts: int = 1,
+    eot: int = 1,
+    loss: str = "cross-entropy",
+    random_start: bool = True,
+    early_stop: bool = True,
+) -> Tensor:
+    """Projected gradient descent from a random point of the ball (Madry et al. 2018, section 2.1).
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
+        step_size: length of a step in the norm; by default 2.5 eps / steps, as in the paper's section 5.
+        restarts: independent starts; the strongest result is chosen for each image on selection noise.
+        eot: draws of noise over which every gradient of a stochastic classifier is averaged (Athalye et al. 2018).
+        early_stop: leave an image alone once it has fallen. Only where that is final: with a deterministic classifier.
+    """
+    starts = [
+        uniform_in_ball(images, norm, eps, oracle.generators) if random_start else images.clone()
+        for _ in range(restarts)
+    ]
+    length = 2.5 * eps / steps if step_size is None else step_size
+    stop = early_stop and not oracle.stochastic
+    found = [_descend(oracle, images, s, labels, targets, norm, eps, steps, length, eot, loss, stop) for s in starts]
+    return oracle.choose(found, labels, targets)
+
+
+def pgd_cost(*, steps: int = 40, restarts: int = 1, eot: int = 1, **_: object) -> Cost:
+    """A pass each way for every step, draw and restart."""
+    return Cost(steps * restarts * eot, steps * restarts * eot)
+
+
+def _descend(
+    oracle: Oracle,
+    images: Tensor,
+    start: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    norm: Norm,
+    eps: float,
+    steps: int,
+    step_size: float,
+    eot: int,
+    loss: str,
+    stop: bool,
+) -> Tensor:
+    """One run from one start; images that have fallen leave the batch."""
+    result, active = start.clone(), torch.arange(len(images), device=images.device)
+    here = oracle
+    for _ in range(steps):
+        current, originals = result[active], images[active]
+        target = targets[active] if targets is not None else None
+        gradients, logits = gradient(here, current, labels[active], target, here.noise(eot), loss)
+        moved = project(current - step_size * steepest(gradients, norm), originals, norm, eps)
+        standing = ~(succeeded(logits, labels[active], target).all(0) & stop)
+        result[active[standing]] = moved[standing]
+        if not standing.all():
+            active, here = active[standing], here.rows(standing)
+            if len(active) == 0:
+                break
+    return result
+
+
+def gradient(
+    oracle: Oracle, images: Tensor, labels: Tensor, targets: Tensor | None, noise: Draws, loss: str
+) -> tuple[Tensor, Tensor]:
+    """The gradient (B, C, H, W) of the loss averaged over the draws of noise, and the logits (draws, B, K)."""
+    images = images.detach().requires_grad_()
+    logits = oracle(images, noise)
+    total = objective(loss, logits, labels, targets).mean(0).sum()
+    (gradients,) = torch.autograd.grad(total, images)
+    return gradients, logits.detach()

@@ -1,0 +1,119 @@
+"""SPSA: gradients from pairs of queries (Uesato et al. 2018, arXiv 1802.05666, section 4; Spall 1992)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
+from robustbench_lpm.attacks.losses import margin, succeeded
+from robustbench_lpm.norms import Norm, project
+
+# Adam's constants (Kingma and Ba 2015), as the paper leaves them.
+BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8
+
+
+def spsa(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    iterations: int = 40,
+    pairs: int = 64,
+    delta: float = 0.01,
+    learning_rate: float = 0.01,
+    early_stop: bool = True,
+) -> Tensor:
+    """Minimise the margin by Adam on gradients estimated from antithetic pairs of queries.
+
+    One iteration draws `pairs` Rademacher directions v for each image and queries at x + delta v and x - delta v; both
+    ends of a pair share their noise, and every pair has noise of its own, so that the estimate averages over both.
+    Probes may leave the ball and the box; the iterate does not.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
+        iterations, pairs: the budget is iterations · (2 pairs + 1) forward evaluations for each image.
+        delta, learning_rate: in units of pixel values.
+        early_stop: leave an image alone once it has fallen; only with a deterministic classifier, where that is final.
+    """
+    result, active = images.clone(), torch.arange(len(images), device=images.device)
+    mean, square = torch.zeros_like(images), torch.zeros_like(images)
+    stop = early_stop and not oracle.stochastic
+    here = oracle
+    for iteration in range(1, iterations + 1):
+        if stop:
+            target = targets[active] if targets is not None else None
+            with torch.no_grad():
+                fallen = succeeded(here(result[active], here.noise()), labels[active], target)[0]
+            if fallen.any():
+                active, here = active[~fallen], here.rows(~fallen)
+            if len(active) == 0:
+                break
+        current, originals = result[active], images[active]
+        target = targets[active] if targets is not None else None
+        gradients = estimate(here, current, labels[active], target, pairs=pairs, delta=delta)
+        mean[active] = BETA_1 * mean[active] + (1 - BETA_1) * gradients
+        square[active] = BETA_2 * square[active] + (1 - BETA_2) * gradients**2
+        unbiased = mean[active] / (1 - BETA_1**iteration)
+        scale = (square[active] / (1 - BETA_2**iteration)).sqrt() + ADAM_EPS
+        result[active] = project(current - learning_rate * unbiased / scale, originals, norm, eps)
+    return result
+
+
+def spsa_cost(*, iterations: int = 40, pairs: int = 64, **_: object) -> Cost:
+    """Two queries for each pair, and one look at the iterate."""
+    return Cost(iterations * (2 * pairs + 1))
+
+
+@torch.no_grad()
+def estimate(
+    oracle: Oracle, images: Tensor, labels: Tensor, targets: Tensor | None, *, pairs: int, delta: float
+) -> Tensor:
+    """The SPSA estimate (B, C, H, W) of the margin's gradient: mean over v of [f(x + δv) - f(x - δv)] / 2δ · v.
+
+    Directions are drawn as packed bits and unpacked for a few pairs at a time, so that memory does not grow with the
+    size of the images times the number of pairs.
+    """
+    numbers = images[0].numel()
+    bits = _random_bits(oracle.generators, pairs, numbers)
+    noise = oracle.noise(pairs, paired=True)
+    total = torch.zeros_like(images).flatten(1)
+    at_once = max(1, oracle.chunk // (2 * len(images)))
+    for first in range(0, pairs, at_once):
+        part = slice(first, min(first + at_once, pairs))
+        signs = _unpack(bits[part].to(images.device), numbers).to(images.dtype)
+        directions = signs.unflatten(-1, images.shape[1:])
+        probes = torch.cat([images + delta * directions, images - delta * directions])
+        logits = oracle(probes, _pairs(noise, part, pairs, len(images)))
+        values = margin(logits, labels) if targets is None else -margin(logits, targets)
+        plus, minus = values.chunk(2)
+        total += torch.einsum("pb,pbn->bn", plus - minus, signs)
+    return (total / (2 * delta * pairs)).reshape(images.shape)
+
+
+def _random_bits(generators: list[torch.Generator], pairs: int, numbers: int) -> Tensor:
+    """Random bytes (pairs, B, ceil(numbers / 8)): eight Rademacher signs in each."""
+    width = -(-numbers // 8)
+    draws = [torch.randint(256, (pairs, width), generator=g, dtype=torch.uint8) for g in generators]
+    return torch.stack(draws, dim=1)
+
+
+def _unpack(packed: Tensor, numbers: int) -> Tensor:
+    """Signs -1 and 1, (..., numbers), from packed bits (..., bytes)."""
+    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    bits = (packed[..., None] >> shifts) & 1
+    return bits.flatten(-2)[..., :numbers].to(torch.int8) * 2 - 1
+
+
+def _pairs(noise: Draws, part: slice, pairs: int, batch: int) -> Draws:
+    """Some of the pairs of paired noise, again with all plus ends before all minus ends."""
+    count = part.stop - part.start
+    values = {}
+    for source, tensor in noise.values.items():
+        per_draw = tensor.unflatten(0, (2 * pairs, batch))
+        both = torch.cat([per_draw[part], per_draw[pairs + part.start : pairs + part.stop]])
+        values[source] = both.flatten(0, 1)
+    return Draws(values, 2 * count)

@@ -1,0 +1,319 @@
+"""A run, resolved to the last number before it starts: what decides its outcomes, and what it will cost."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
+from robustbench_lpm.attacks.contract import Cost
+from robustbench_lpm.budgets import format_eps
+from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.evaluation.tasks import Attack, Data, with_hidden_randomness_exposed
+from robustbench_lpm.norms import NORMS, Norm
+from robustbench_lpm.randomness import generators
+from robustbench_lpm.zoo import LoadedModel
+
+STRONGEST = "strongest"
+STORED_PICTURES = 16
+PACKAGES = ("robustbench-lpm", "torch", "torchvision", "numpy", "adversarial-robustness-toolbox", "cleverhans")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs, and the configuration that names it."""
+
+    model: LoadedModel
+    attack: Attack
+    data: Data
+    indices: tuple[int, ...]
+    norm: Norm
+    eps: float
+    mc: int
+    draws: int
+    select_draws: int
+    gradient_mode: str | None
+    target: str | None
+    seed: int
+    classes: int
+    device: str
+    chunk: int
+    save_adversarials: bool
+    configuration: dict[str, Any]
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier that is attacked and graded: the model itself, or the average of M runs of it."""
+        return MonteCarlo(self.model.classifier, self.mc) if self.mc > 1 else self.model.classifier
+
+    @property
+    def gradient_modes(self) -> tuple[str | None, ...]:
+        """The modes to attack in, one after the other; the strongest result is chosen for each image."""
+        if self.gradient_mode == STRONGEST:
+            return self.model.classifier.gradient_modes
+        return (self.gradient_mode,)
+
+    @property
+    def blocks(self) -> list[tuple[int, ...]]:
+        """The work units: fixed slices of the indices."""
+        return [self.indices[i : i + self.chunk] for i in range(0, len(self.indices), self.chunk)]
+
+    def cost(self) -> Cost | None:
+        """The most passes of the network that attacking one image takes, or None if the attack does not say."""
+        once = self.attack.cost()
+        if once is None:
+            return None
+        modes = len(self.gradient_modes)
+        choosing = modes * self.select_draws if modes > 1 else 0
+        passes = self.classifier.passes
+        return Cost((once.forwards * modes + choosing) * passes, once.backwards * modes * passes)
+
+    def grading_passes(self) -> int:
+        """Passes that grading one image takes, before and after the attack."""
+        return 2 * (self.draws if self.classifier.stochastic else 1) * self.classifier.passes
+
+    def command(self) -> str:
+        """The command that repeats this run (DIR stands for where the data lie)."""
+        threat, evaluation = self.configuration["threat"], self.configuration["evaluation"]
+        options = {
+            "--model": self.model.name,
+            "--attack": self.attack.name,
+            "--dataset": self.data.name,
+            "--size": self.data.identity["size"],
+            "--norm": self.norm,
+            "--eps": format_eps(self.eps) if eps_survives(self.eps) else repr(self.eps),
+            "--limit": len(self.indices),
+            "--seed": self.seed,
+        }
+        if self.classifier.stochastic:
+            options |= {"--mc": self.mc, "--draws": self.draws}
+        if evaluation["gradient_mode"]:
+            options["--gradient-mode"] = evaluation["gradient_mode"]
+        if threat["target"] is not None:
+            options["--target"] = threat["target"]
+        words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
+        settings = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in sorted(self.attack.parameters.items())]
+        return " ".join(["lpmbench attack", *words, *settings]) + self.data.arguments
+
+
+def eps_survives(eps: float) -> bool:
+    """Whether the short spelling of a budget reads back as the same number."""
+    from robustbench_lpm.budgets import parse_eps
+
+    return parse_eps(format_eps(eps)) == eps
+
+
+def make_plan(
+    model: LoadedModel,
+    attack: Attack,
+    data: Data,
+    *,
+    eps: float,
+    norm: str = "linf",
+    limit: int | None = None,
+    indices: Sequence[int] | None = None,
+    mc: int = 1,
+    draws: int = 20,
+    select_draws: int = 10,
+    gradient_mode: str | None = None,
+    target: str | int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    save_adversarials: bool = False,
+) -> Plan:
+    """Check what was asked for and resolve it. Raises LpmbenchError for what cannot be run.
+
+    gradient_mode: None is the strongest of the model's modes for a white-box attack.
+    """
+    if norm not in attack.norms:
+        known = [known for known in NORMS if known in attack.norms]
+        raise LpmbenchError(f"Attack '{attack.name}' works in {', '.join(known)}, not in '{norm}'.")
+    for name, value in {"mc": mc, "draws": draws, "select-draws": select_draws, "limit": limit or 1}.items():
+        if value < 1:
+            raise LpmbenchError(f"--{name} must be at least 1, not {value}.")
+    if not 0 <= eps < float("inf"):
+        raise LpmbenchError(f"eps must be a finite number that is zero or more, not {eps}.")
+    chosen = tuple(indices if indices is not None else range(min(limit or len(data), len(data))))
+    if not chosen:
+        raise LpmbenchError("There are no examples to attack.")
+    example = data.read(chosen[:1]).images[0][None].to(device)
+    if model.card is not None and example.shape[1] != model.card.input.channels:
+        raise LpmbenchError(
+            f"Model '{model.name}' reads {model.card.input.channels} channel(s); '{data.name}' has {example.shape[1]}."
+        )
+    model.classifier.to(device).eval()
+    try:
+        model = with_hidden_randomness_exposed(model, example)
+        classes = _count_classes(model.classifier, example)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise LpmbenchError(f"Model '{model.name}' cannot read images {tuple(example.shape[1:])}: {reason}") from error
+    labels = data.labels[list(chosen)]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise LpmbenchError(f"Label {labels.max()} is out of range: model '{model.name}' knows {classes} classes.")
+    stochastic = model.classifier.stochastic
+    mode = _resolve_mode(model, attack, gradient_mode)
+    aim = _resolve_target(target, attack, data, classes)
+    configuration = {
+        "model": model.identity | {"stochastic": stochastic},
+        "attack": attack.identity,
+        "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
+        "threat": {"norm": norm, "eps": eps, "target": aim},
+        "evaluation": {
+            "mc": mc if stochastic else 1,
+            "draws": draws if stochastic else 1,
+            "select_draws": select_draws if stochastic else 1,
+            "gradient_mode": mode,
+            "seed": seed,
+        },
+    }
+    return Plan(
+        model=model,
+        attack=attack,
+        data=data,
+        indices=chosen,
+        norm="linf" if norm == "linf" else "l2",
+        eps=eps,
+        mc=mc if stochastic else 1,
+        draws=draws if stochastic else 1,
+        select_draws=select_draws if stochastic else 1,
+        gradient_mode=mode,
+        target=aim,
+        seed=seed,
+        classes=classes,
+        device=device,
+        chunk=default_chunk(*example.shape[-2:]),
+        save_adversarials=save_adversarials,
+        configuration=configuration,
+    )
+
+
+def default_chunk(height: int, width: int) -> int:
+    """Images that pass a network at once: few large ones or many small ones.
+
+    Large batches are slower per image on processors: 64 small images and 8 of 224 pixels were measured to be good.
+    """
+    fitting = max(1, 2**19 // (height * width))
+    return max(8, min(64, 1 << (fitting.bit_length() - 1)))
+
+
+@torch.inference_mode()
+def _count_classes(classifier: Classifier, example: torch.Tensor) -> int:
+    noise = classifier.sample_noise(1, generators(0, [0], "clean"))
+    logits = classifier(example, {source: values.to(example.device) for source, values in noise.items()})
+    if logits.dim() != 2 or len(logits) != 1:
+        raise LpmbenchError(f"The model answers one image with shape {tuple(logits.shape)}, not with logits (1, K).")
+    return logits.shape[1]
+
+
+def _resolve_mode(model: LoadedModel, attack: Attack, mode: str | None) -> str | None:
+    modes = model.classifier.gradient_modes
+    if not modes or attack.knowledge != "white-box":
+        return None
+    if mode is None:
+        return STRONGEST
+    if mode not in (*modes, STRONGEST):
+        raise unknown("gradient mode", mode, [*modes, STRONGEST])
+    return mode
+
+
+def _resolve_target(target: str | int | None, attack: Attack, data: Data, classes: int) -> str | None:
+    if target is None:
+        return None
+    if not attack.targeted:
+        raise LpmbenchError(f"Attack '{attack.name}' cannot aim at a target.")
+    text = str(target)
+    if text == "random":
+        return text
+    if text in data.classes:
+        text = str(data.classes.index(text))
+    if not text.isdigit():
+        raise unknown("target class", text, [*data.classes, "random"])
+    if int(text) >= classes:
+        raise LpmbenchError(f"Target {text} is out of range: the model knows {classes} classes.")
+    return text
+
+
+def versions() -> dict[str, str]:
+    """What may change the bits of a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def execution(plan: Plan) -> dict[str, Any]:
+    """How a run is computed; the same again, with the same versions, gives the same bits."""
+    return {
+        "device": torch.device(plan.device).type,
+        "threads": torch.get_num_threads(),
+        "block_size": plan.chunk,
+        "chunk": plan.chunk,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """What the run ran on, for the reader of its seconds."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"processor": _processor(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - a virtual file
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def estimate_seconds(plan: Plan) -> float | None:
+    """About how long a run takes at most, from the time of a few passes; None if the attack's cost is unknown."""
+    cost = plan.cost()
+    if cost is None:
+        return None
+    batch = plan.data.read(plan.blocks[0])
+    shape = batch.images[0].shape
+    images = torch.stack([image for image in batch.images if image.shape == shape]).to(plan.device)
+    forward, backward = _time_passes(plan, images, with_backward=cost.backwards > 0)
+    total = len(plan.indices)
+    return total * ((cost.forwards + plan.grading_passes()) * forward + cost.backwards * backward)
+
+
+def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tuple[float, float]:
+    """Seconds per image of a forward and of a backward pass of the network, the faster of two tries."""
+    classifier, forward, backward = plan.model.classifier, [], []
+    if len(images) < plan.chunk and cost_is_batched(plan):
+        images = images.repeat(-(-plan.chunk // len(images)), 1, 1, 1)[: plan.chunk]
+    noise = classifier.sample_noise(len(images), generators(0, range(len(images)), "clean"))
+    noise = {source: values.to(images.device) for source, values in noise.items()}
+    for _ in range(2):
+        inputs = images.clone().requires_grad_(with_backward)
+        start = time.perf_counter()
+        with torch.set_grad_enabled(with_backward):
+            logits = classifier(inputs, noise)
+        forward.append(time.perf_counter() - start)
+        if with_backward:
+            start = time.perf_counter()
+            torch.autograd.grad(logits.sum(), inputs)
+            backward.append(time.perf_counter() - start)
+    return min(forward) / len(images), min(backward, default=0.0) / len(images)
+
+
+def cost_is_batched(plan: Plan) -> bool:
+    """Whether the attack queries many versions of one image at once, as those that use no gradients do."""
+    cost = plan.attack.cost()
+    return cost is not None and cost.forwards > 0 and cost.backwards == 0

@@ -1,0 +1,293 @@
+"""Run a plan: attack every example, grade what comes back on noise the attack never saw, and write it down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_lpm.datasets.examples import Batch, batches_by_shape
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.blocks import Arrays, BlockStore
+from robustbench_lpm.evaluation.grading import predict, within_budget
+from robustbench_lpm.evaluation.oracle import ClassifierOracle
+from robustbench_lpm.evaluation.planning import STORED_PICTURES, Plan, execution, hardware, make_plan, versions
+from robustbench_lpm.evaluation.tasks import Data, data_from_tensors, resolve_attack, resolve_data, resolve_model
+from robustbench_lpm.hashing import sha256_of_image
+from robustbench_lpm.norms import distance
+from robustbench_lpm.randomness import generator
+from robustbench_lpm.records import Picture, RunRecord, group_pictures, write
+from robustbench_lpm.zoo import LoadedModel
+
+PROGRESS = ".partial"
+
+
+class Progress(Protocol):
+    """Who wants to know how far a run is."""
+
+    def spent(self, passes: int) -> None:
+        """The network has been through this many more images, forwards or backwards."""
+
+    def finished(self, examples: int) -> None:
+        """This many examples are done by now."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def spent(self, passes: int) -> None: ...
+
+    def finished(self, examples: int) -> None: ...
+
+
+def evaluate(
+    model: str | nn.Module | LoadedModel,
+    attack: str | Callable[..., Tensor],
+    dataset: str | tuple[Tensor, Tensor] | Data = "digits",
+    *,
+    eps: float,
+    norm: str = "linf",
+    size: str | None = None,
+    data: Path | str | None = None,
+    limit: int | None = None,
+    mc: int = 1,
+    draws: int = 20,
+    gradient_mode: str | None = None,
+    target: str | int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    parameters: dict[str, Any] | None = None,
+    out: Path | str | None = None,
+    save_adversarials: bool = False,
+    trust: bool = False,
+) -> RunRecord:
+    """How accurate a model stays under an attack.
+
+    Args:
+        model: a registered name, a path to a card, or any module from images (B, C, H, W) in [0, 1] to logits (B, K).
+            It is evaluated in eval mode and left as it was. A stochastic module offers `sample_noise`; one that draws
+            from torch's global generator is found out and seeded.
+        attack: a registered name, a path to a card, or a function with the signature of `attacks.pgd.pgd`.
+        dataset: a registered name, a path to a card, or a pair (images, labels).
+        eps, norm: the budget in pixel values; "linf" or "l2".
+        limit: the first so many examples of the pinned order.
+        mc: attack and grade the average of so many Monte-Carlo runs of a stochastic model.
+        draws: held-out draws of noise on which a stochastic model is graded.
+        gradient_mode: of a glimpsing model; None takes, for each image, the strongest of all it knows.
+        parameters: laid over those of the attack's card, e.g. {"steps": 100}.
+        out: where to write the record; None writes nothing.
+
+    Returns:
+        The record; `record.clean_accuracy` and `record.robust_accuracy` are rates with 95 % intervals.
+
+    Raises:
+        LpmbenchError: for anything that cannot be run as asked.
+    """
+    if isinstance(dataset, str):
+        source = resolve_data(dataset, size=size, data=Path(data) if data else None, trust=trust)
+    else:
+        source = dataset if isinstance(dataset, Data) else data_from_tensors(*dataset)
+    with left_as_it_was(model):
+        plan = make_plan(
+            resolve_model(model, trust=trust, device=device),
+            resolve_attack(attack, parameters=parameters, trust=trust),
+            source,
+            eps=eps,
+            norm=norm,
+            limit=limit,
+            mc=mc,
+            draws=draws,
+            gradient_mode=gradient_mode,
+            target=target,
+            seed=seed,
+            device=device,
+            save_adversarials=save_adversarials,
+        )
+        return run(plan, Path(out) if out is not None else None)
+
+
+@contextmanager
+def left_as_it_was(model: object) -> Iterator[None]:
+    """Freeze a user's module and put it in eval mode; afterwards every part is as it was."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    modes = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+        for parameter, requires_grad in wanted.items():
+            parameter.requires_grad_(requires_grad)
+
+
+def run(plan: Plan, out: Path | None = None, progress: Progress | None = None) -> RunRecord:
+    """Run a plan block by block; with `out`, finished blocks survive an interruption, and the record is written.
+
+    The record is the same, byte by byte, however often the run was interrupted.
+    """
+    watcher = progress or Silent()
+    record = _empty_record(plan)
+    store = BlockStore(out / PROGRESS / record.folder_name if out is not None else None)
+    store.open({"id": record.id, "execution": record.execution, "versions": record.versions, "stored": _stored(plan)})
+    parts, done, seconds = [], 0, 0.0
+    for number, indices in enumerate(plan.blocks):
+        arrays = store.load(number)
+        if arrays is None:
+            start = time.perf_counter()
+            arrays = run_block(plan, indices, watcher, first_position=done)
+            arrays["seconds"] = np.array(time.perf_counter() - start)
+            store.save(number, arrays)
+        parts.append(arrays)
+        done, seconds = done + len(indices), seconds + float(arrays["seconds"])
+        watcher.finished(done)
+    record.outcomes = _outcomes(parts)
+    record.adversarials = group_pictures(_pictures(parts))
+    record.timing = {"seconds": seconds, "hardware": hardware()}
+    if out is not None:
+        write(record, out)
+    store.close()
+    return record
+
+
+def _stored(plan: Plan) -> int:
+    return len(plan.indices) if plan.save_adversarials else STORED_PICTURES
+
+
+def _empty_record(plan: Plan) -> RunRecord:
+    import pandas as pd
+
+    notes = [plan.attack.known_defects] if plan.attack.known_defects else []
+    return RunRecord(
+        configuration=plan.configuration,
+        command=plan.command(),
+        execution=execution(plan),
+        versions=versions(),
+        outcomes=pd.DataFrame(),
+        notes=notes,
+    )
+
+
+def run_block(plan: Plan, indices: Sequence[int], progress: Progress, *, first_position: int = 0) -> Arrays:
+    """Attack and grade some examples; arrays of what happened to each, in order, and the pictures to keep."""
+    examples = plan.data.read(indices)
+    rows: dict[str, list[Any]] = {}
+    order: list[int] = []
+    pictures: list[Picture] = []
+    for batch in batches_by_shape(examples):
+        result, found = _run_batch(plan, batch, progress)
+        for name, values in result.items():
+            rows.setdefault(name, []).extend(values)
+        order += batch.positions
+        for row, position in enumerate(batch.positions):
+            if first_position + position < _stored(plan):
+                clean, adversarial = batch.images[row].numpy(), found[row].cpu().numpy()
+                pictures.append(Picture(batch.indices[row], clean, adversarial))
+    sorting = np.argsort(order)
+    arrays = {name: np.asarray(values)[sorting] for name, values in rows.items()}
+    return arrays | {f"picture.{name}": array for name, array in group_pictures(pictures).items()}
+
+
+def _run_batch(plan: Plan, batch: Batch, progress: Progress) -> tuple[dict[str, list[Any]], Tensor]:
+    images, labels = batch.images.to(plan.device), batch.labels.to(plan.device)
+    mask = batch.masks.to(plan.device) if batch.masks is not None else None
+    if not (bool((images >= 0).all()) and bool((images <= 1).all())):
+        raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
+    targets = _targets(plan, batch.indices, labels)
+    grading = {"seed": plan.seed, "draws": plan.draws, "chunk": plan.chunk, "classes": plan.classes}
+    before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
+    found, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress)
+    found = within_budget(found, images, plan.norm, plan.eps, mask)
+    after = predict(plan.classifier, found, batch.indices, purpose="grade", **grading)
+    progress.spent(len(images) * plan.grading_passes())
+    inputs = [bytes.fromhex(sha256_of_image(image.numpy())) for image in batch.images]
+    return {
+        "index": batch.indices,
+        "input_sha256": [np.frombuffer(digest, np.uint8) for digest in inputs],
+        "label": labels.tolist(),
+        "target": targets.tolist() if targets is not None else [-1] * len(images),
+        "clean_predictions": before.tolist(),
+        "predictions": after.tolist(),
+        "linf": distance(found.double(), images.double(), "linf").tolist(),
+        "l2": distance(found.double(), images.double(), "l2").tolist(),
+        "forwards": ledger.forwards.tolist(),
+        "backwards": ledger.backwards.tolist(),
+        "glimpses": ledger.glimpses.tolist(),
+    }, found
+
+
+def _attack(
+    plan: Plan,
+    indices: Sequence[int],
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    mask: Tensor | None,
+    progress: Progress,
+) -> tuple[Tensor, Any]:
+    """Attack one batch in every gradient mode of the plan; for each image the strongest result, and the ledger."""
+    candidates, oracle = [], None
+    for mode in plan.gradient_modes:
+        following = ClassifierOracle(
+            plan.classifier,
+            images,
+            indices,
+            seed=plan.seed,
+            classes=plan.classes,
+            chunk=plan.chunk,
+            mask=mask,
+            select_draws=plan.select_draws,
+            gradient_mode=mode,
+            stream=mode or "",
+            on_spent=progress.spent,
+        )
+        if oracle is not None:
+            following.ledger = oracle.ledger
+        oracle = following
+        arguments = plan.attack.parameters | ({"targets": targets} if targets is not None else {})
+        found = plan.attack.function(oracle, images.clone(), labels, norm=plan.norm, eps=plan.eps, **arguments)
+        candidates.append(within_budget(found, images, plan.norm, plan.eps, mask))
+    assert oracle is not None  # a plan has at least one gradient mode
+    return oracle.choose(candidates, labels, targets), oracle.ledger
+
+
+def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:
+    """The class that each image shall be taken for: never its own label (the next class stands in for it)."""
+    if plan.target is None:
+        return None
+    if plan.target == "random":
+        shifts = [
+            int(torch.randint(1, plan.classes, (1,), generator=generator(plan.seed, i, "target"))) for i in indices
+        ]
+        return (labels + torch.tensor(shifts, device=labels.device)) % plan.classes
+    aimed = torch.full_like(labels, int(plan.target))
+    return torch.where(aimed == labels, (aimed + 1) % plan.classes, aimed)
+
+
+def _outcomes(parts: list[Arrays]) -> Any:
+    import pandas as pd
+
+    names = [name for name in parts[0] if not name.startswith("picture.") and name != "seconds"]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    columns["input_sha256"] = np.array([bytes(row).hex() for row in columns["input_sha256"]])
+    listed = {name: list(values) if values.ndim > 1 else values for name, values in columns.items()}
+    return pd.DataFrame(listed)
+
+
+def _pictures(parts: list[Arrays]) -> list[Picture]:
+    found = []
+    for part in parts:
+        groups = [name.removeprefix("picture.index.") for name in part if name.startswith("picture.index.")]
+        for group in groups:
+            arrays = (part[f"picture.{kind}.{group}"] for kind in ("index", "clean", "adversarial"))
+            found += [Picture(int(i), clean, attacked) for i, clean, attacked in zip(*arrays, strict=True)]
+    return found
