@@ -1,0 +1,85 @@
+"""ImageNet (ILSVRC 2012), or any part of it, in folders named by WordNet id."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from robustbench_lpm.datasets.class_folders import class_folders, read_class_folders, split_folders
+from robustbench_lpm.datasets.images import ImageSet
+from robustbench_lpm.datasets.splits import check_split, data_root, hold_out
+from robustbench_lpm.errors import LpmbenchError
+
+COUNT = 1000
+INDEX_FILE = "class_index.json"
+WORDNET_ID = re.compile(r"n\d{8}")
+
+
+def imagenet(*, data: Path | None, split: str, folder: Path, validation: int = 10000) -> ImageSet:
+    """test: the images in DIR/val/<wnid>/, or in DIR/<wnid>/. train, validation: those in DIR/train/<wnid>/.
+
+    The labels of ImageNet's own test images are secret, so its validation folder is everyone's test set. Choices
+    made during training are made on `validation` images held out from train/, never on those.
+    Source: O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015.
+    """
+    check_split("imagenet", split)
+    root = data if data is not None else data_root(data) / "imagenet"
+    if not root.is_dir():
+        raise LpmbenchError(
+            f"Data set 'imagenet': there is no folder {root}. Give one with --data DIR that holds a folder for each "
+            f"class, named by its WordNet id (n01440764, ...), or such folders in DIR/val."
+        )
+    part = _part(root, split)
+    images = read_class_folders(part, class_index(root, part), imagenet_classes())
+    return images if split == "test" else hold_out("imagenet", images, split, validation)
+
+
+def _part(root: Path, split: str) -> Path:
+    parts = split_folders(root) or {"validation": root}
+    part, name = ("validation", "val") if split == "test" else ("train", "train")
+    if part not in parts:
+        raise LpmbenchError(f"Data set 'imagenet': split '{split}' needs the class folders in {root / name}.")
+    return parts[part]
+
+
+def class_index(root: Path, part: Path) -> dict[str, int]:
+    """WordNet id -> label: as class_index.json in `part` or `root` says, else the sorted order of all 1000 folders."""
+    names = [path.name for path in class_folders(part)]
+    for path in (part / INDEX_FILE, root / INDEX_FILE):
+        if path.is_file():
+            return _read_index(path, names)
+    strangers = [name for name in names if not WORDNET_ID.fullmatch(name)]
+    if strangers:
+        raise LpmbenchError(f"{part / strangers[0]} is not named by a WordNet id such as n01440764.")
+    if len(names) != COUNT:
+        raise LpmbenchError(
+            f"{part} holds {len(names)} of the {COUNT} class folders; "
+            f'say which they are in {root / INDEX_FILE}: {{"n01440764": 0, ...}}.'
+        )
+    return {name: label for label, name in enumerate(names)}
+
+
+def _read_index(path: Path, names: list[str]) -> dict[str, int]:
+    try:
+        index = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise LpmbenchError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(index, dict):
+        raise LpmbenchError(f'{path} must look like {{"n01440764": 0, ...}}.')
+    for name in names:
+        if type(index.get(name)) is not int or not 0 <= index[name] < COUNT:
+            raise LpmbenchError(f"{path}: class folder '{name}' needs a label from 0 to {COUNT - 1}.")
+    labels = [index[name] for name in names]
+    if len(set(labels)) < len(labels):
+        raise LpmbenchError(f"{path} gives the same label to two class folders.")
+    return index
+
+
+def imagenet_classes() -> tuple[str, ...]:
+    """The English names of the 1000 classes by label, or their numbers where torchvision no longer tells them."""
+    try:
+        from torchvision.models._meta import _IMAGENET_CATEGORIES as NAMES  # a private name: it may go at any time
+    except ImportError:
+        return tuple(str(label) for label in range(COUNT))
+    return tuple(str(name) for name in NAMES)

@@ -1,0 +1,124 @@
+"""Labelled images in a pinned order, whatever they are kept in. Knows nothing about torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.hashing import sha256_of
+
+# Only formats that hold plain pixels: opening some others, such as EPS, starts a program.
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+GREY_MODES = ("1", "L", "LA")
+DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# Pillow reports broken content in more ways than its documentation names; PNG alone raises SyntaxError.
+BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images and their labels; the position of an image is its identity and never changes.
+
+    labels: (N,) int64, from 0. classes: their names by label, () when unknown.
+    read: position -> 8-bit image in mode "L" or "RGB".
+    fingerprint: position -> sha256 of the raw content (the bytes of the file, or of the array).
+    Raises LpmbenchError for no images at all, or labels that do not fit.
+    """
+
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    read: Callable[[int], Image.Image]
+    fingerprint: Callable[[int], str]
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels)
+        if not labels.size:
+            raise LpmbenchError("The data set holds no images.")
+        if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
+            raise LpmbenchError("The labels of a data set are a list of whole numbers from 0.")
+        if self.classes and labels.max() >= len(self.classes):
+            raise LpmbenchError(f"The data set has {len(self.classes)} classes, but also the label {labels.max()}.")
+        object.__setattr__(self, "labels", labels.astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, positions: Sequence[int] | NDArray[np.intp]) -> ImageSet:
+        """The images at these positions, renumbered from 0 in the order given."""
+        origin = [int(position) for position in positions]
+        return replace(
+            self,
+            labels=self.labels[origin],
+            read=lambda position: self.read(origin[position]),
+            fingerprint=lambda position: self.fingerprint(origin[position]),
+        )
+
+
+def from_arrays(pixels: NDArray[np.uint8], labels: NDArray[Any] | Sequence[int], classes: Iterable[str]) -> ImageSet:
+    """A data set held in memory: `pixels` is (N, H, W) or (N, H, W, 3), 0 to 255."""
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (3,)):
+        raise LpmbenchError(f"Pixels must be uint8 (N, H, W) or (N, H, W, 3), not {pixels.dtype} {pixels.shape}.")
+    if len(pixels) != len(labels):
+        raise LpmbenchError(f"There are {len(pixels)} images, but {len(labels)} labels.")
+    return ImageSet(
+        labels=np.asarray(labels),
+        classes=tuple(classes),
+        read=lambda position: Image.fromarray(pixels[position]),
+        fingerprint=lambda position: hashlib.sha256(pixels[position].tobytes()).hexdigest(),
+    )
+
+
+def from_files(paths: Sequence[Path], labels: NDArray[Any] | Sequence[int], classes: Iterable[str]) -> ImageSet:
+    """A data set of image files, in the order given. No file is opened before its image is asked for."""
+    if len(paths) != len(labels):
+        raise LpmbenchError(f"There are {len(paths)} images, but {len(labels)} labels.")
+    return ImageSet(
+        labels=np.asarray(labels),
+        classes=tuple(classes),
+        read=lambda position: read_image(paths[position]),
+        fingerprint=lambda position: sha256_of_image_file(paths[position]),
+    )
+
+
+def read_image(path: Path, *, upright: bool = False) -> Image.Image:
+    """The image in a file, in mode "L" or "RGB", its alpha dropped.
+
+    upright: turn it as its EXIF orientation says. ImageNet's results, and torchvision, rest on not doing so.
+    Raises LpmbenchError naming the file if it is missing, no image, cut short, or deeper than 8 bits.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()  # opening reads the header only; a file that was cut short shows here
+            return eight_bit(ImageOps.exif_transpose(image) if upright else image, path)
+    except FileNotFoundError:
+        raise LpmbenchError(f"There is no image at {path}.") from None
+    except UnidentifiedImageError:
+        raise LpmbenchError(f"{path} is not an image ({', '.join(FORMATS)}).") from None
+    except BROKEN_IMAGE as error:
+        raise LpmbenchError(f"{path} cannot be read as an image: {error}") from None
+
+
+def eight_bit(image: Image.Image, path: Path) -> Image.Image:
+    """The image in mode "L" or "RGB". Refuses deeper pixels, which Pillow would clip to white."""
+    if image.mode in DEEP_MODES:
+        raise LpmbenchError(f"{path} has pixels in mode '{image.mode}', deeper than 8 bits; save it as 8-bit first.")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("L" if image.mode in GREY_MODES else "RGB")
+
+
+def sha256_of_image_file(path: Path) -> str:
+    """The sha256 of a file's bytes. Raises LpmbenchError naming a file that cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise LpmbenchError(f"{path} cannot be read: {error.strerror}.") from None

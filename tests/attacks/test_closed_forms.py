@@ -1,0 +1,131 @@
+"""Attacks against answers that can be derived: linear classifiers, whose worst case has a closed form."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import robustbench_lpm
+from robustbench_lpm.records import RunRecord
+from tests.classifiers import Linear, NoisyLinear
+
+STRONG = {"fgsm": {}, "pgd": {"steps": 20}, "art-pgd": {"steps": 20}, "cleverhans-pgd": {"steps": 20}}
+EPS = {"linf": 0.05, "l2": 0.4}
+DUAL = {"linf": 1, "l2": 2}
+
+
+def linear_data(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """A weight, and images away from the box (no pixel within 0.1 of 0 or 1) with margins on both sides of 0."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(1, 8, 8, generator=generator)
+    images = 0.5 + 0.3 * (torch.rand(n, 1, 8, 8, generator=generator) * 2 - 1)
+    return weight, images, torch.zeros(n, dtype=torch.long)
+
+
+def centred(weight: Tensor, margin: float) -> float:
+    """The bias that gives the grey image this margin."""
+    return margin - 0.5 * float(weight.sum())
+
+
+def adversarials(record: RunRecord) -> Tensor:
+    return torch.stack([torch.from_numpy(picture.adversarial) for picture in record.pictures()])
+
+
+def tolerance_of(attack: str, norm: str) -> float:
+    """The share of the possible change that may be missing: PGD in l2 turns towards its direction step by step."""
+    return 1e-4 if attack == "fgsm" or norm == "linf" else 0.03
+
+
+def assert_reaches(found: Tensor, possible: Tensor, clean: Tensor, tolerance: float) -> None:
+    share = (found - clean) / (possible - clean)
+    assert share.min() > 1 - tolerance
+    assert share.max() < 1 + 1e-4
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", STRONG)
+def test_gradient_attacks_reach_the_worst_margin(attack: str, norm: str) -> None:
+    weight, images, labels = linear_data(16)
+    model = Linear(weight, bias=centred(weight, 7.0))  # no image falls, so that no attack may stop early
+    record = robustbench_lpm.evaluate(
+        model, attack, (images, labels), eps=EPS[norm], norm=norm, parameters=STRONG[attack], save_adversarials=True
+    )
+    worst = model.margin(images) - EPS[norm] * weight.flatten().norm(p=DUAL[norm])
+    found = model.margin(adversarials(record))
+    assert_reaches(found, worst, model.margin(images), tolerance_of(attack, norm))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+def test_targeted_attacks_reach_the_best_margin_of_the_target(attack: str, norm: str) -> None:
+    weight, images, labels = linear_data(16)
+    model = Linear(weight, bias=centred(weight, -7.0))  # everything is class 1, and the target, class 0, is out of reach
+    record = robustbench_lpm.evaluate(
+        model, attack, (images, labels + 1), eps=EPS[norm], norm=norm, target=0, save_adversarials=True
+    )
+    best = model.margin(images) + EPS[norm] * weight.flatten().norm(p=DUAL[norm])
+    assert_reaches(model.margin(adversarials(record)), best, model.margin(images), tolerance_of(attack, norm))
+    assert record.target_rate is not None
+    assert record.target_rate.value == 0
+
+
+def test_spsa_reaches_the_worst_margin_of_a_linear_classifier() -> None:
+    weight, images, labels = linear_data(8)
+    model = Linear(weight, bias=centred(weight, 7.0))
+    record = robustbench_lpm.evaluate(
+        model, "spsa", (images, labels), eps=0.05, parameters={"iterations": 30, "pairs": 256}, save_adversarials=True
+    )
+    drop = model.margin(images) - model.margin(adversarials(record))
+    possible = 0.05 * weight.abs().sum()
+    # Directions of a few pixels with weights near zero stay uncertain.
+    assert (drop > 0.97 * possible).all()
+
+
+def test_noise_stays_far_from_the_worst_margin() -> None:
+    weight, images, labels = linear_data(64)
+    model = Linear(weight, bias=centred(weight, 7.0))
+    record = robustbench_lpm.evaluate(model, "noise", (images, labels), eps=0.05, save_adversarials=True)
+    drop = (model.margin(images) - model.margin(adversarials(record))) / (0.05 * weight.abs().sum())
+    assert drop.abs().max() < 0.5
+    assert drop.abs().min() > 0  # but it moves
+
+
+@pytest.mark.parametrize(("attack", "parameters"), [
+    ("fgsm", {"eot": 20}),
+    ("pgd", {"steps": 20, "eot": 2}),
+    ("pgd", {"steps": 10, "restarts": 3}),
+    ("spsa", {"iterations": 30, "pairs": 64, "learning_rate": 0.005}),
+])  # fmt: skip
+def test_power_on_the_noisy_linear_classifier(attack: str, parameters: dict[str, int]) -> None:
+    """Acceptance 2 of the protocol: attacks reach mean Φ((m - eps ||w||_1) / sigma) within one point."""
+    weight, images, labels = linear_data(400)
+    images = images - _shift_to_margin(weight, images)
+    eps, sigma = 0.02, 1.0
+    model = NoisyLinear(weight, sigma=sigma)
+    record = robustbench_lpm.evaluate(model, attack, (images, labels), eps=eps, parameters=parameters, draws=200)
+    reached = (model.margin(images) - eps * weight.abs().sum()) / sigma
+    expected = float((0.5 * (1 + torch.erf(reached / math.sqrt(2)))).mean())
+    assert 0.2 < expected < 0.8  # the test is about something
+    assert record.clean_accuracy.value > expected + 0.1
+    assert abs(record.robust_accuracy.value - expected) < 0.01
+
+
+def _shift_to_margin(weight: Tensor, images: Tensor) -> Tensor:
+    """What to take off the images so that their margins spread around eps ||w||_1, on both sides."""
+    wanted = torch.linspace(0, 2 * 0.02 * float(weight.abs().sum()), len(images))
+    excess = (images * weight).flatten(1).sum(1) - wanted
+    return (excess / weight.square().sum())[:, None, None, None] * weight
+
+
+def test_power_of_noise_is_missing() -> None:
+    """An attack that does (almost) nothing fails the test of power."""
+    weight, images, labels = linear_data(400)
+    images = images - _shift_to_margin(weight, images)
+    model = NoisyLinear(weight, sigma=1.0)
+    record = robustbench_lpm.evaluate(model, "noise", (images, labels), eps=0.02, draws=200)
+    reached = model.margin(images) - 0.02 * weight.abs().sum()
+    expected = float((0.5 * (1 + torch.erf(reached / math.sqrt(2)))).mean())
+    assert record.robust_accuracy.value > expected + 0.1

@@ -1,0 +1,74 @@
+"""Classifiers whose behaviour under attack can be derived, for tests of attacks and of the protocol."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """Two classes, margin z_0 - z_1 = <w, x> + b: every worst case has a closed form.
+
+    In the ball of radius eps the smallest margin is m - eps ||w||_1 (linf) or m - eps ||w||_2 (l2), away from the box.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, bias: float = 0.0, sigma: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.bias, self.sigma = bias, sigma
+
+    def margin(self, images: Tensor) -> Tensor:
+        return (images * self.weight).flatten(1).sum(1) + self.bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        margin = self.margin(images)
+        return torch.stack([margin, torch.zeros_like(margin)], dim=1)
+
+
+class NoisyLinear(Linear):
+    """The same with Gaussian noise of standard deviation sigma on the margin.
+
+    Under the worst perturbation in linf an image of margin m is right with probability Φ((m - eps ||w||_1) / sigma).
+    """
+
+    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        return {"margin": torch.cat([torch.randn(1, generator=g) for g in generators])}
+
+    def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
+        assert noise is not None
+        margin = self.margin(images) + self.sigma * noise["margin"]
+        return torch.stack([margin, torch.zeros_like(margin)], dim=1)
+
+
+class Fair(nn.Module):
+    """Right with probability p on every input, whatever an attack does: its flips are decided by noise and a hash.
+
+    The label of an image is 0. An honest protocol scores p; one that grades on noise the attack has seen scores less.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        return {"key": torch.cat([torch.randint(2**62, (1,), generator=g) for g in generators])}
+
+    def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
+        assert noise is not None
+        contents = images.detach().cpu().numpy()
+        coins = [_coin(image.tobytes(), int(key)) for image, key in zip(contents, noise["key"].tolist(), strict=True)]
+        right = torch.tensor(coins) < self.p
+        # A little of the image in the logits, so that a gradient exists.
+        tilt = 1e-3 * images.flatten(1).mean(1)
+        sign = torch.where(right, 1.0, -1.0)
+        return torch.stack([sign + tilt, -sign - tilt], dim=1)
+
+
+def _coin(content: bytes, key: int) -> float:
+    digest = hashlib.blake2b(content, digest_size=8, key=key.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "little") / 2**64

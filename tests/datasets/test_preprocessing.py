@@ -1,0 +1,117 @@
+"""What --size does to an image, bit for bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from robustbench_lpm.datasets.preprocessing import pad_to_square, parse_size, prepare
+from robustbench_lpm.errors import LpmbenchError
+from tests.datasets.image_samples import noise_image
+
+
+@pytest.mark.parametrize(("text", "size"), [("original", "original"), ("1", 1), ("224", 224), ("8192", 8192)])
+def test_sizes_are_read(text: str, size: object) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "8193", "224x224", "22.4", " 224", "224\n", "Original", "２２４", "1e3"]
+)
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(LpmbenchError, match="must be 'original' or a number of pixels from 1 to 8192"):
+        parse_size(text)
+
+
+SHAPES = [(500, 375), (375, 500), (300, 300), (224, 224), (256, 301), (97, 640)]
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+def test_224_is_torchvisions_256_then_224(width: int, height: int) -> None:
+    image = noise_image(width, width, height)
+    pixels, mask = prepare(image, 224, 0.875, 3)
+    standard = transforms.Compose(
+        [
+            transforms.Resize(256, transforms.InterpolationMode.BICUBIC),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+        ]
+    )
+    assert torch.equal(pixels, standard(image))
+    assert mask is None
+
+
+def test_the_crop_is_the_middle_of_pillows_bicubic() -> None:
+    image = noise_image(0, 60, 40)
+    pixels, _ = prepare(image, 28, 0.875, 3)
+    middle = image.resize((48, 32), Image.Resampling.BICUBIC).crop((10, 2, 38, 30))
+    assert torch.equal(pixels, torch.from_numpy(np.array(middle)).permute(2, 0, 1) / 255)
+
+
+@pytest.mark.parametrize("size", [8, 28, 32, 100])
+def test_without_a_crop_a_square_image_is_only_resized(size: int) -> None:
+    image = noise_image(0, 28, 28, "L")
+    pixels, _ = prepare(image, size, 1.0, 1)
+    resized = np.array(image.resize((size, size), Image.Resampling.BICUBIC))
+    assert torch.equal(pixels, torch.from_numpy(resized)[None] / 255)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, "original"])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_float32_between_0_and_1_in_the_channels_asked_for(size: object, mode: str, channels: int) -> None:
+    pixels, _ = prepare(noise_image(0, 30, 20, mode), size, 0.875, channels)  # type: ignore[arg-type]
+    side = 30 if size == "original" else size
+    assert (pixels.dtype, pixels.shape) == (torch.float32, (channels, side, side))
+    assert pixels.min() >= 0
+    assert pixels.max() <= 1
+
+
+def test_black_and_white_reach_0_and_1_exactly() -> None:
+    for value, expected in ((0, 0.0), (255, 1.0)):
+        pixels, _ = prepare(Image.new("RGB", (50, 40), (value,) * 3), 32, 0.875, 3)
+        assert (pixels == expected).all()
+
+
+def test_grey_is_replicated_and_colour_is_weighted() -> None:
+    grey, _ = prepare(noise_image(0, 8, 8, "L"), "original", 1.0, 3)
+    assert torch.equal(grey[0], grey[1])
+    assert torch.equal(grey[0], grey[2])
+    red, _ = prepare(Image.new("RGB", (2, 2), (255, 0, 0)), "original", 1.0, 1)
+    assert red[0, 0, 0] == pytest.approx(0.299, abs=1 / 255)  # ITU-R 601
+
+
+@pytest.mark.parametrize(("width", "height"), [(5, 4), (4, 5), (9, 2), (1, 6)])
+def test_original_pads_to_a_centred_square_and_masks_exactly_the_padding(width: int, height: int) -> None:
+    image = Image.new("RGB", (width, height), (255, 255, 255))  # so that a pixel is 1 where it is real, else 0
+    pixels, mask = prepare(image, "original", 0.875, 3)
+    side = max(width, height)
+    assert pixels.shape == (3, side, side)
+    assert mask is not None
+    assert (mask.dtype, mask.shape) == (torch.bool, (1, side, side))
+    assert torch.equal(mask.expand(3, -1, -1), pixels == 1)
+    assert int(mask.sum()) == width * height
+    top, left = (side - height) // 2, (side - width) // 2
+    assert mask[0, top : top + height, left : left + width].all()
+
+
+def test_original_changes_no_pixel() -> None:
+    image = noise_image(0, 7, 4)
+    pixels, mask = prepare(image, "original", 0.875, 3)
+    assert mask is not None
+    own = (pixels[:, mask[0]] * 255).round().to(torch.uint8).reshape(3, 4, 7)
+    np.testing.assert_array_equal(own.permute(1, 2, 0).numpy(), np.asarray(image))
+
+
+def test_a_square_original_is_left_alone() -> None:
+    pixels, mask = prepare(noise_image(0, 6, 6), "original", 0.875, 3)
+    assert mask is None
+    assert pad_to_square(pixels)[0] is pixels
+
+
+def test_modes_that_break_the_contract_are_told() -> None:
+    with pytest.raises(LpmbenchError, match="mode 'L' or 'RGB', not 'RGBA'"):
+        prepare(Image.new("RGBA", (4, 4)), 4, 1.0, 3)
