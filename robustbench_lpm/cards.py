@@ -232,7 +232,8 @@ def root() -> Path:
 
 @cache
 def _paths(kind: Kind) -> dict[str, Path]:
-    return {path.stem: path for path in sorted((root() / FOLDERS[kind]).glob("*.toml"))}
+    found = {path.stem: path for path in (root() / FOLDERS[kind]).glob("*.toml")}
+    return dict(sorted(found.items()))
 
 
 def names(kind: Kind) -> list[str]:

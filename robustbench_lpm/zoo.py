@@ -234,3 +234,8 @@ def load_images(card: DatasetCard, *, data: Path | None, split: str, trust: bool
 def fits(card: ModelCard, dataset: DatasetCard) -> bool:
     """Whether a model answers in the labels of a data set and reads its number of channels."""
     return card.labels == dataset.labels and card.input.channels == dataset.channels
+
+
+def is_stochastic(card: ModelCard, *, trust: bool = False) -> bool:
+    """Whether a card's network takes noise, told from its class or, failing that, from a network built from it."""
+    return hasattr(build(card, trust=trust), "sample_noise")

@@ -1,1 +1,97 @@
-"""Words to calls."""
+"""Words to calls. Imports no torch and no pandas until a command needs them: --help and listings answer at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from robustbench_lpm import __version__
+from robustbench_lpm.errors import LpmbenchError, unknown
+
+# Where each command lives; its module is imported when it is called (or when its own --help is asked for).
+COMMANDS = {
+    "models": ("catalogue", "The registered models."),
+    "attacks": ("catalogue", "The registered attacks."),
+    "datasets": ("catalogue", "The registered data sets."),
+    "train": ("train", "Train a model from its recipe: lpmbench train ramlpm."),
+    "attack": ("attack", "Attack one model, or all that fit a data set, and record what happens."),
+    "run": ("suite", "Run a matrix of models and attacks from a suite card."),
+    "report": ("report", "Make the leaderboard from records: CSV, Markdown, LaTeX, HTML."),
+    "publish": ("report", "Copy a finished run into the published results."),
+    "verify": ("check", "Recompute a record's claims from what is stored beside it."),
+    "grade": ("check", "Grade adversarial images that someone else made."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command's module only when that command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"robustbench_lpm.cli.{COMMANDS[cmd_name][0]}")
+        return getattr(module, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            raise unknown("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lpmbench")
+def cli() -> None:
+    """How accurate image classifiers stay under attack, above all those that look in glimpses.
+
+    \b
+    lpmbench models
+    lpmbench attack --model ramlpm --attack pgd --eps 0.1 --limit 100
+    lpmbench attack --attack spsa --size 224 --dataset panda
+    lpmbench report
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; what a person can mend comes back as one line on stderr and a non-zero status."""
+    try:
+        result = cli.main(list(arguments), prog_name="lpmbench", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except LpmbenchError as error:
+        return _complain(str(error), 1)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else str(error))
+        return 2
+    except click.ClickException as error:
+        return _complain(f"{error.format_message()} Try --help.", error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return _complain("Interrupted. What was finished is kept: the same command goes on from there.", 130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        return _complain(f"{error.strerror or error}{where}. What was finished is kept.", 1)
+
+
+def _complain(message: str, status: int) -> int:
+    click.echo("lpmbench: " + " ".join(message.split()), err=True)
+    return status
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -22,7 +22,7 @@ from robustbench_lpm.evaluation.tasks import Data, data_from_tensors, resolve_at
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.norms import distance
 from robustbench_lpm.randomness import generator
-from robustbench_lpm.records import Picture, RunRecord, group_pictures, write
+from robustbench_lpm.records import Picture, RunRecord, group_pictures, read, write
 from robustbench_lpm.zoo import LoadedModel
 
 PROGRESS = ".partial"
@@ -157,6 +157,18 @@ def run(plan: Plan, out: Path | None = None, progress: Progress | None = None) -
         write(record, out)
     store.close()
     return record
+
+
+def finished_run(plan: Plan, out: Path) -> RunRecord | None:
+    """The record of this plan in `out`, if it lies there whole, made by the same versions in the same way."""
+    expected = _empty_record(plan)
+    folder = out / expected.folder_name
+    try:
+        record = read(folder)
+    except LpmbenchError:
+        return None
+    same = (record.id, record.execution, record.versions) == (expected.id, expected.execution, expected.versions)
+    return record if same and len(record.pictures()) >= min(_stored(plan), len(plan.indices)) else None
 
 
 def _stored(plan: Plan) -> int:

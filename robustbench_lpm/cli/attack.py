@@ -1,0 +1,177 @@
+"""lpmbench attack: one model, or all that fit, under one attack at some budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustbench_lpm import cards
+from robustbench_lpm.cli.options import (
+    budget_options,
+    data_options,
+    grading_options,
+    machine_options,
+    prepare_machine,
+    read_settings,
+    trust_option,
+)
+from robustbench_lpm.errors import LpmbenchError
+
+if TYPE_CHECKING:
+    from robustbench_lpm.evaluation.tasks import Attack, Data
+    from robustbench_lpm.records import RunRecord
+
+
+@click.command()
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="A model, or the path of its card; may be given again. Default: all that fit.",
+)
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card.")
+@click.option("--attack", "attack_name", default="pgd", show_default=True, help="An attack, or the path of its card.")
+@data_options
+@budget_options
+@click.option("--steps", type=click.IntRange(1), help="Steps (or iterations) of the attack.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any parameter of the attack's card.")
+@click.option("--target", help="A class to reach: its number or name, or 'random'.")
+@click.option("--gradient-mode", help="Of a glimpsing model; by default the strongest for each image.")
+@grading_options
+@machine_options
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where records go."
+)
+@click.option("--save-adversarials", is_flag=True, help="Keep every adversarial image, not only the first 16.")
+@click.option("--force", is_flag=True, help="Run again what has been run.")
+@trust_option
+def attack(
+    models: tuple[str, ...],
+    checkpoint: Path | None,
+    attack_name: str,
+    dataset: str,
+    eps: str | None,
+    norm: str,
+    steps: int | None,
+    settings: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    out: Path,
+    force: bool,
+    trust: bool,
+    data: Path | None,
+    size: str | None,
+    image: Path | None,
+    label: int | None,
+    **rest: Any,
+) -> None:
+    """Attack one model, or every registered model that fits the data set, and record what happens.
+
+    \b
+    lpmbench attack --model ramlpm --attack pgd --eps 1/255,2/255,0.1 --limit 200
+    lpmbench attack --attack spsa --size 224 --dataset panda
+    lpmbench attack --dataset panda --image photo.jpg --label 388 --attack pgd --target random
+    """
+    from robustbench_lpm.budgets import parse_eps_list
+
+    budgets = parse_eps_list(eps if eps is not None else cards.dataset(dataset).eps[norm])  # type: ignore[index]
+    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
+
+    chosen = resolve_attack(attack_name, parameters=read_settings(settings), trust=trust)
+    chosen = with_steps(chosen, steps)
+    prepare_machine(device, threads)
+    source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
+    if checkpoint is not None and len(models) != 1:
+        raise LpmbenchError("--checkpoint goes with exactly one --model.")
+    names = list(models) or fitting_models(dataset)
+    records = []
+    for name in names:
+        records += attack_model(
+            name, chosen, source, budgets, out=out, force=force,
+            loading={"checkpoint": checkpoint, "trust": trust, "device": device},
+            planning={"norm": norm, "device": device} | rest,
+        )  # fmt: skip
+    finish(records, source, out)
+
+
+def with_steps(attack: Attack, steps: int | None) -> Attack:
+    """--steps as the parameter that the attack calls steps or iterations."""
+    from dataclasses import replace
+
+    if steps is None:
+        return attack
+    name = next((name for name in ("steps", "iterations") if name in attack.parameters), None)
+    if name is None:
+        raise LpmbenchError(f"Attack '{attack.name}' takes no steps.")
+    parameters = attack.parameters | {name: steps}
+    return replace(attack, parameters=parameters, identity=attack.identity | {"parameters": parameters})
+
+
+def fitting_models(dataset: str) -> list[str]:
+    """The registered models that answer in the labels of a data set and have weights; the others are told, with why."""
+    from robustbench_lpm import zoo
+    from robustbench_lpm.cli.console import say
+
+    card = cards.dataset(dataset)
+    found = []
+    for model in map(cards.model, cards.names("model")):
+        if not zoo.fits(model, card):
+            continue
+        if reason := zoo.weights_missing(model):
+            say(f"Skipping {model.name}: {reason}.")
+        else:
+            found.append(model.name)
+    if not found:
+        raise LpmbenchError(f"No registered model with weights fits '{card.name}'; name one with --model.")
+    return found
+
+
+def attack_model(
+    name: str,
+    attack: Attack,
+    source: Data,
+    budgets: list[float],
+    *,
+    out: Path,
+    force: bool,
+    loading: dict[str, Any],
+    planning: dict[str, Any],
+) -> list[RunRecord]:
+    """Attack one model at every budget; a run that lies finished in `out` is read instead."""
+    from robustbench_lpm.cli.console import announce, attack_bar, result_line, say
+    from robustbench_lpm.evaluation.planning import estimate_seconds, make_plan
+    from robustbench_lpm.evaluation.runner import finished_run, run
+    from robustbench_lpm.evaluation.tasks import resolve_model
+
+    model = resolve_model(name, **loading)
+    records = []
+    for eps in budgets:
+        plan = make_plan(model, attack, source, eps=eps, **planning)
+        record = None if force else finished_run(plan, out)
+        announce(plan, None if record else estimate_seconds(plan))
+        if record is None:
+            with attack_bar(plan) as progress:
+                record = run(plan, out, progress)
+        else:
+            say("  already run (--force runs it again)")
+        result_line(record)
+        records.append(record)
+    return records
+
+
+def finish(records: list[RunRecord], source: Data, out: Path) -> None:
+    """The table of what was run, a picture of a single image, and what to do next."""
+    from robustbench_lpm import reporting
+    from robustbench_lpm.cli.console import console, say, shown_path
+    from robustbench_lpm.records import write_atomically
+
+    say("")
+    reporting.terminal_table(records, console)
+    for record in records:
+        if len(record.outcomes) == 1 and record.path is not None and record.adversarials:
+            path = record.path / "picture.png"
+            write_atomically(path, reporting.attack_picture(record, 0, source.classes))
+            say(f"Picture: {shown_path(path)}")
+    say(f"Records: {shown_path(out)}    Leaderboard: lpmbench report --results {shown_path(out)}")

@@ -1,0 +1,118 @@
+"""What a person sees while waiting: what is about to happen, bars with the time left, where the results lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from robustbench_lpm.evaluation.planning import Plan
+    from robustbench_lpm.records import RunRecord
+
+console = Console(highlight=False, markup=False)
+LONG = 10.0  # seconds; a run that takes longer says so beforehand
+
+
+class AttackBar:
+    """Progress of one run, counted in passes of the network, the attack's and the grader's."""
+
+    def __init__(self, bars: Progress, task: TaskID, plan: Plan) -> None:
+        self._bars, self._task = bars, task
+        cost = plan.cost()
+        self._per_example = cost.forwards + cost.backwards + plan.grading_passes() if cost else 0
+        self._examples, self._done, self._spent = len(plan.indices), 0, 0
+
+    def spent(self, passes: int) -> None:
+        """Move by passes, but never past the examples of the block that is being worked on."""
+        self._spent += passes
+        if self._per_example:
+            self._show(min(self._done + self._spent / self._per_example, self._examples - 1e-3))
+
+    def finished(self, examples: int) -> None:
+        """Early stopping makes blocks end before their passes are spent."""
+        self._done, self._spent = examples, 0
+        self._show(examples)
+
+    def _show(self, examples: float) -> None:
+        self._bars.update(self._task, completed=examples, shown=int(examples))
+
+
+@contextmanager
+def attack_bar(plan: Plan) -> Iterator[AttackBar]:
+    """A bar for one run; none where the output is no terminal."""
+    with Progress(
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[shown]}/{task.total:.0f} images"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        yield AttackBar(bars, bars.add_task(plan.attack.name, total=len(plan.indices), shown=0), plan)
+
+
+@contextmanager
+def epoch_bar(epochs: int) -> Iterator[tuple[Progress, TaskID]]:
+    """A bar over epochs."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        yield bars, bars.add_task("training", total=epochs)
+
+
+def announce(plan: Plan, seconds: float | None) -> None:
+    """What is about to run, what it costs at most, and how long that takes."""
+    from robustbench_lpm.budgets import format_eps
+
+    images = len(plan.indices)
+    head = f"{plan.model.name} · {plan.attack.name} · {plan.norm} {format_eps(plan.eps)} · {images} image(s)"
+    cost = plan.cost()
+    if cost is None:
+        say(head)
+        return
+    passes = f"up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
+    grading = f"{plan.grading_passes() * images:,} forwards to grade"
+    about = f", about {duration(seconds)}" if seconds is not None and seconds >= LONG else ""
+    say(f"{head} · {passes}, {grading}{about}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{round(seconds)} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+
+
+def result_line(record: RunRecord) -> None:
+    """One line at the end of a run."""
+    seconds = record.timing.get("seconds")
+    took = f" in {duration(float(seconds))}" if seconds is not None else ""
+    clean, robust = record.clean_accuracy, record.robust_accuracy
+    say(f"  clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}")
+
+
+def say(text: str) -> None:
+    """A line for the reader."""
+    console.print(text, soft_wrap=True)
+
+
+def shown_path(path: Path) -> str:
+    """A path as short as it can be from here."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,81 @@
+"""Options that several commands share, and how their words become values."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from robustbench_lpm.errors import LpmbenchError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several option decorators as one, shown in --help in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+data_options = together(
+    click.option("--dataset", default="digits", show_default=True, help="A data set, or the path of its card."),
+    click.option("--data", type=click.Path(path_type=Path), help="The folder that holds the data, if it needs one."),
+    click.option("--size", help="224, original, or another side in pixels; the default stands on the data set's card."),
+    click.option("--limit", type=click.IntRange(1), help="Only the first so many examples."),
+    click.option("--image", type=click.Path(path_type=Path), help="With --dataset panda: a picture of your own."),
+    click.option("--label", type=int, help="With --image: its ImageNet label (388 is the giant panda)."),
+)
+
+budget_options = together(
+    click.option("--eps", help="Budgets in pixel values, separated by commas: 1/255,2/255,0.1."),
+    click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True),
+)
+
+grading_options = together(
+    click.option("--mc", type=click.IntRange(1), default=1, show_default=True,
+                 help="Attack and grade the average of so many Monte-Carlo runs of a stochastic model."),
+    click.option("--draws", type=click.IntRange(1), default=20, show_default=True,
+                 help="Held-out draws on which a stochastic model is graded."),
+    click.option("--seed", type=int, default=0, show_default=True),
+)  # fmt: skip
+
+machine_options = together(
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
+    click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default as many as it likes."),
+)
+
+trust_option = click.option("--trust", is_flag=True, help="Run code that a card names outside lpmbench.")
+
+
+def prepare_machine(device: str, threads: int | None) -> None:
+    """Set the threads, and check that the device is there. Raises LpmbenchError when it is not."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LpmbenchError(f"Device '{device}' is not available: {str(error).splitlines()[0]}") from None
+
+
+def read_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """--set name=value pairs; values are read as TOML where they are, else as words."""
+    found = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not (name.strip() and equals):
+            raise LpmbenchError(f"--set {setting} must look like --set steps=100.")
+        try:
+            found[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[name.strip()] = {"True": True, "False": False}.get(value, value)
+    return found

@@ -1,0 +1,47 @@
+"""lpmbench report and publish: from records to what people read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option(
+    "--results", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where records lie."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Where the report goes; by default beside the records.")
+def report(results: Path, out: Path | None) -> None:
+    """Make leaderboard.csv, .md, .tex and .html (one file that needs no network) from all records below a folder.
+
+    \b
+    lpmbench report --results runs
+    lpmbench report --results results --out /tmp/report
+    """
+    from robustbench_lpm import records, reporting
+    from robustbench_lpm.cli.console import console, say, shown_path
+
+    found = records.read_all(results)
+    paths = reporting.write_report(found, out if out is not None else results)
+    reporting.terminal_table(found, console)
+    for path in paths:
+        say(shown_path(path))
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
+def publish(runs: tuple[Path, ...], results: Path) -> None:
+    """Copy finished runs (their folders, or folders of them) into the published results and renew the leaderboard.
+
+    Each is checked first; a run with failed blocks is refused.
+    """
+    from robustbench_lpm import records, reporting
+    from robustbench_lpm.cli.console import say, shown_path
+
+    found = [record for run in runs for record in records.read_all(run)]
+    for record in found:
+        say(f"Published {shown_path(records.publish(record, results))}")
+    for path in reporting.write_report(records.read_all(results), results):
+        say(f"Renewed {shown_path(path)}")

@@ -1,0 +1,80 @@
+"""lpmbench run: a matrix of models, attacks and budgets, from one card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustbench_lpm import cards
+from robustbench_lpm.cli.attack import attack_model
+from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
+
+if TYPE_CHECKING:
+    from robustbench_lpm.cards import SuiteCard
+    from robustbench_lpm.records import RunRecord
+
+
+@click.command()
+@click.argument("name")
+@click.option("--data", type=click.Path(path_type=Path), help="The folder that holds the data, if some part needs one.")
+@machine_options
+@click.option("--out", type=click.Path(path_type=Path), help="Where records go; by default runs/NAME.")
+@click.option("--force", is_flag=True, help="Run again what has been run.")
+@trust_option
+def run(
+    name: str, data: Path | None, device: str, threads: int | None, out: Path | None, force: bool, trust: bool
+) -> None:
+    """Run every cell of the suite NAME (or of the card at that path), then make its leaderboard.
+
+    Interrupted, it goes on where it stopped when it is called again.
+
+    \b
+    lpmbench run demo
+    """
+    suite = cards.suite(name)
+    prepare_machine(device, threads)
+    from robustbench_lpm import reporting
+    from robustbench_lpm.cli.console import console, say, shown_path
+
+    folder = out if out is not None else Path("runs") / suite.name
+    records = run_suite(suite, folder, data=data, device=device, force=force, trust=trust)
+    say("")
+    reporting.terminal_table(records, console)
+    *others, page = reporting.write_report(records, folder)
+    tables = ", ".join(path.name for path in others if path.parent == folder)
+    say(f"Records: {shown_path(folder)}    Tables: {tables}")
+    say(f"Leaderboard: {page.resolve()}")
+
+
+def run_suite(
+    suite: SuiteCard, out: Path, *, data: Path | None, device: str, force: bool, trust: bool
+) -> list[RunRecord]:
+    """Every cell of a suite, in the order of its card."""
+    from robustbench_lpm.budgets import parse_eps
+    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
+
+    records = []
+    for part in suite.part:
+        source = resolve_data(part.dataset, size=part.size, data=data, trust=trust)
+        budgets = [parse_eps(text) for text in part.eps]
+        planning: dict[str, Any] = {
+            "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,
+        }  # fmt: skip
+        for model in part.models:
+            for attack in part.attacks:
+                chosen = resolve_attack(attack, parameters=part.parameters.get(attack), trust=trust)
+                for mc in _runs_of(model, part.mc):
+                    records += attack_model(
+                        model, chosen, source, budgets, out=out, force=force,
+                        loading={"trust": trust, "device": device}, planning=planning | {"mc": mc},
+                    )  # fmt: skip
+    return records
+
+
+def _runs_of(model: str, runs: list[int]) -> list[int]:
+    """Monte-Carlo averages are for stochastic models; a deterministic one would be attacked twice for one result."""
+    from robustbench_lpm import zoo
+
+    return runs if zoo.is_stochastic(cards.model(model)) else [1]

@@ -1,0 +1,82 @@
+"""lpmbench train: from a recipe to a checkpoint with a card of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from robustbench_lpm import cards
+from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
+from robustbench_lpm.errors import LpmbenchError
+
+
+@click.command()
+@click.argument("name")
+@click.option("--recipe", "recipe_name", help="A recipe, or the path of its card; by default the one the model names.")
+@click.option("--dataset", help="A data set instead of the recipe's.")
+@click.option("--data", type=click.Path(path_type=Path), help="The folder that holds the data, if it needs one.")
+@click.option("--epochs", type=click.IntRange(1), help="Epochs instead of the recipe's.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Where it goes; by default runs/train/NAME-seedS.")
+@click.option("--resume", is_flag=True, help="Go on after the last finished epoch.")
+@machine_options
+@trust_option
+def train(
+    name: str,
+    recipe_name: str | None,
+    seed: int,
+    out: Path | None,
+    device: str,
+    threads: int | None,
+    **rest: Any,
+) -> None:
+    """Train the model NAME and write checkpoint, log and card; the best epoch on the validation split is kept.
+
+    \b
+    lpmbench train ramlpm
+    lpmbench train ramlpm --seed 1 --out runs/train/mine
+    lpmbench attack --model runs/train/mine/card.toml --attack pgd
+    """
+    card = cards.model(name)
+    recipe = cards.recipe(recipe_name) if recipe_name is not None else None
+    if recipe is None and card.recipe is None:
+        raise LpmbenchError(f"Model '{card.name}' names no recipe; give one with --recipe.")
+    prepare_machine(device, threads)
+    from robustbench_lpm import training
+    from robustbench_lpm.cli.console import duration, epoch_bar, say, shown_path
+
+    folder = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{seed}"
+    epochs = rest["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
+    say(f"Training {card.name} for {epochs} epochs into {shown_path(folder)}; Ctrl-C keeps all finished epochs.")
+    try:
+        with epoch_bar(epochs) as (bars, task):
+            result = training.train(
+                name, recipe=recipe, seed=seed, out=folder, device=device, threads=threads,
+                progress=_Watcher(bars, task), **rest,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        again = f"lpmbench train {name} --seed {seed} --out {folder} --resume"
+        raise LpmbenchError(f"Interrupted; finished epochs are kept. Go on with: {again}") from None
+    shares = ", ".join(f"{key.replace('_', ' ')} {100 * value:.1f} %" for key, value in result.accuracy.items())
+    say(f"Best epoch {result.best_epoch} of {epochs}, {duration(result.seconds)}: {shares}")
+    say(f"Use it: lpmbench attack --model {shown_path(result.card_path)} --attack pgd")
+
+
+class _Watcher:
+    """Draws the bar of a training; where there is no terminal, a line for each epoch."""
+
+    def __init__(self, bars: Any, task: Any) -> None:
+        self._bars, self._task, self._epoch = bars, task, 0
+
+    def on_batch(self, done: int, total: int) -> None:
+        self._bars.update(self._task, completed=self._epoch + done / total)
+
+    def on_epoch(self, epoch: int, epochs: int, row: Any) -> None:
+        from robustbench_lpm.cli.console import say
+
+        self._epoch = epoch
+        self._bars.update(self._task, completed=epoch)
+        numbers = {key: value for key, value in dict(row).items() if isinstance(value, float) and key != "seconds"}
+        say(f"epoch {epoch}/{epochs}  " + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()))

@@ -1,0 +1,117 @@
+"""Check what a record claims against what is stored beside it, and against the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from robustbench_lpm import records
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.grading import predict
+from robustbench_lpm.evaluation.planning import versions
+from robustbench_lpm.evaluation.tasks import resolve_model, with_hidden_randomness_exposed
+from robustbench_lpm.records import Picture, RunRecord
+from robustbench_lpm.zoo import LoadedModel
+
+# Where versions or devices differ, rounding may tip predictions that stand on an edge.
+TOLERATED_MISMATCH = 0.01
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim of a record, and whether it holds."""
+
+    claim: str
+    verdict: Literal["holds", "FAILS", "not checked"]
+    evidence: str
+
+
+def verify(folder: Path, *, checkpoint: Path | None = None, device: str = "cpu", trust: bool = False) -> list[Finding]:
+    """Every claim of a record that can be checked without running the attack again.
+
+    Raises LpmbenchError when the record cannot be read at all.
+    """
+    try:
+        record = records.read(folder)
+    except LpmbenchError as error:
+        if not (folder / records.RECORD).is_file() and folder.name != records.RECORD:
+            raise
+        return [Finding("the record is whole", "FAILS", str(error))]
+    stored = len(record.pictures())
+    findings = [
+        Finding("the record is whole", "holds", f"id {record.id[:12]} and the hashes of its artefacts match"),
+        Finding(
+            "the budget was kept", "holds", f"{record.norm} <= {record.eps:.6g} on {len(record.outcomes)} examples"
+        ),
+        Finding("stored images match", "holds", f"{stored} images: inputs, distances, the box [0, 1]"),
+        Finding("blocks", *_failures(record)),
+    ]
+    try:
+        model = resolve_model(record.model, checkpoint=checkpoint, trust=trust, device=device)
+    except LpmbenchError as error:
+        return [*findings, Finding("predictions repeat", "not checked", f"the model is not at hand: {error}")]
+    return [*findings, _same_weights(record, model), *_repeat(record, model, device)]
+
+
+def _failures(record: RunRecord) -> tuple[Literal["holds", "FAILS"], str]:
+    if record.failures:
+        return "FAILS", f"{len(record.failures)} block(s) could not be computed"
+    return "holds", "all were computed"
+
+
+def _same_weights(record: RunRecord, model: LoadedModel) -> Finding:
+    claimed = record.configuration["model"]["weights_sha256"]
+    if model.weights_sha256 == claimed:
+        return Finding("weights", "holds", f"sha256 {str(claimed)[:12]}")
+    return Finding("weights", "FAILS", f"the record names {claimed}, the model at hand has {model.weights_sha256}")
+
+
+def _repeat(record: RunRecord, model: LoadedModel, device: str) -> list[Finding]:
+    """Predict the stored images again, clean and attacked, on the noise that the record's grader used."""
+    pictures = record.pictures()
+    if not pictures:
+        return [Finding("predictions repeat", "not checked", "no images are stored")]
+    first = torch.from_numpy(pictures[0].clean)[None].to(device)
+    exposed = with_hidden_randomness_exposed(model, first)
+    runs = record.mc
+    classifier = MonteCarlo(exposed.classifier, runs) if runs > 1 else exposed.classifier
+    return [
+        _compare(record, classifier, pictures, "clean", "clean_predictions", "clean", device),
+        _compare(record, classifier, pictures, "adversarial", "predictions", "grade", device),
+    ]
+
+
+def _compare(
+    record: RunRecord,
+    classifier: Classifier,
+    pictures: list[Picture],
+    image: str,
+    column: str,
+    purpose: Any,
+    device: str,
+) -> Finding:
+    rows = record.outcomes.set_index("index")[column]
+    evaluation = record.configuration["evaluation"]
+    different = total = 0
+    for picture in pictures:
+        again = predict(
+            classifier,
+            torch.from_numpy(getattr(picture, image))[None].to(device),
+            [picture.index],
+            seed=evaluation["seed"],
+            purpose=purpose,
+            draws=evaluation["draws"],
+            chunk=record.execution["chunk"],
+        )[0].numpy()
+        different += int((again != np.asarray(rows.loc[picture.index])).sum())
+        total += len(again)
+    same_versions = record.versions == versions()
+    note = "" if same_versions else " (under other versions than the record's)"
+    verdict: Literal["holds", "FAILS"] = "holds" if different <= TOLERATED_MISMATCH * total else "FAILS"
+    claim = "clean predictions repeat" if image == "clean" else "adversarial predictions repeat"
+    return Finding(claim, verdict, f"{total - different} of {total} on {len(pictures)} stored images{note}")

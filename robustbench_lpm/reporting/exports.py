@@ -1,0 +1,140 @@
+"""Write the report's files: CSV for programs, Markdown and LaTeX for papers, SVG plots, and the HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from robustbench_lpm.records import RunRecord, write_atomically
+from robustbench_lpm.reporting import cells, escaping, page, plots, tables
+from robustbench_lpm.reporting.tables import Ranking
+
+RANKING_HEADER = ("Rank", "Model", "Clean, %", "Robust, %", "Strongest attack", "Notes")
+RUNS_HEADER = (
+    "Data", "Norm", "eps", "M", "Model", "Attack", "Images", "Clean, %", "Robust, %", "Majority, %", "Worst of K, %",
+    "Forwards", "Failed", "Record",
+)  # fmt: skip
+EXPLANATION = (
+    "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
+    "A model's rank follows its lowest robust accuracy over all attacks but controls. Where models met different "
+    "images, each image set has a ranking of its own."
+)
+
+
+def write_report(records: Sequence[RunRecord], out: Path) -> list[Path]:
+    """Write every export below `out`, each atomically; the paths written, HTML last."""
+    records = tables.in_order(records)
+    runs = tables.table(records)
+    ranked = tables.ranking(runs)
+    figures = plots.accuracy_plots(runs, ranked)
+    contents = {
+        "leaderboard.csv": to_csv(runs),
+        "leaderboard.md": to_markdown(runs, ranked),
+        "leaderboard.tex": to_latex(runs, ranked),
+        **{f"plots/{figure.name}.svg": figure.standalone for figure in figures},
+        "leaderboard.html": page.to_html(records, runs, ranked, figures),
+    }
+    for name, content in contents.items():
+        write_atomically(out / name, content.encode())
+    return [out / name for name in contents]
+
+
+def to_csv(runs: pd.DataFrame) -> str:
+    """The table of runs, numbers in full precision; text that looks like a formula is led by an apostrophe."""
+    safe = runs.copy()
+    for column in safe.columns:
+        if not pd.api.types.is_numeric_dtype(safe[column]):
+            safe[column] = [escaping.csv(value) for value in safe[column]]
+    return safe.to_csv(index=False, lineterminator="\n")
+
+
+def ranking_cells(ranking: Ranking) -> list[list[str]]:
+    """The rows of one ranking as text, under RANKING_HEADER."""
+    return [
+        [
+            cells.rank(row["rank"]),
+            cells.label(row["model"], row["model_variant"]),
+            cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"]),
+            cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"]),
+            row["strongest_attack"] or cells.MISSING,
+            row["notes"],
+        ]
+        for row in ranking.rows
+    ]
+
+
+def run_cells(runs: pd.DataFrame) -> list[list[str]]:
+    """The rows of the table of runs as text, under RUNS_HEADER."""
+    return [
+        [
+            f"{row['dataset']}, {cells.size(row['size'])}",
+            cells.norm(row["norm"]),
+            row["eps_text"],
+            str(row["mc"]),
+            cells.label(row["model"], row["model_variant"]),
+            cells.label(row["attack"], row["attack_variant"]),
+            str(row["images"]),
+            cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"]),
+            cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"]),
+            cells.percent(row["robust_majority"]) if row["stochastic"] else cells.MISSING,
+            cells.percent(row["robust_worst_of_k"]) if row["stochastic"] else cells.MISSING,
+            cells.count(row["forwards"]),
+            str(row["failed_examples"]),
+            row["record"][:12],
+        ]
+        for row in runs.to_dict("records")
+    ]
+
+
+def heading(ranking: Ranking) -> str:
+    """What a ranking ranks: data, size, norm, budget, M; the images when others at this budget met others."""
+    parts = [ranking.dataset, cells.size(ranking.size), f"{cells.norm(ranking.norm)} eps {ranking.eps_text}"]
+    parts.append(f"M = {ranking.mc}")
+    return ", ".join([*parts, f"image set {ranking.image_set}"] if ranking.several_sets else parts)
+
+
+def notes(runs: pd.DataFrame) -> list[str]:
+    """What a reader must know of the runs, such as an attack's known defects, each once."""
+    noted = runs[runs["notes"] != ""]
+    labels = [cells.label(*pair) for pair in zip(noted["attack"], noted["attack_variant"], strict=True)]
+    return sorted({f"{label}: {note}" for label, note in zip(labels, noted["notes"], strict=True)})
+
+
+def to_markdown(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
+    """The rankings and the runs as GitHub-flavoured Markdown."""
+    blocks = ["# Leaderboard", EXPLANATION]
+    for ranking in tables.split(ranked):
+        blocks += [f"## {escaping.markdown(heading(ranking))}"]
+        blocks += [_markdown_table(RANKING_HEADER, ranking_cells(ranking))]
+    blocks += ["## All runs", _markdown_table(RUNS_HEADER, run_cells(runs))]
+    if found := notes(runs):
+        blocks += ["## Notes", "\n".join(f"- {escaping.markdown(note)}" for note in found)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_table(header: Sequence[str], rows: Iterable[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *([escaping.markdown(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def to_latex(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
+    """The rankings and the runs as LaTeX tables, to be \\input into a document."""
+    blocks = ["% Needs \\usepackage{booktabs,longtable}.", "% " + escaping.latex(EXPLANATION)]
+    for ranking in tables.split(ranked):
+        caption = escaping.latex(heading(ranking))
+        body = _latex_rows(RANKING_HEADER, ranking_cells(ranking))
+        blocks.append(
+            f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\begin{{tabular}}{{rlrrll}}\n{body}"
+            "\\end{tabular}\n\\end{table}"
+        )
+    body = _latex_rows(RUNS_HEADER, run_cells(runs))
+    blocks.append(f"\\begin{{longtable}}{{lllrllrrrrrrrl}}\n\\caption{{All runs}}\\\\\n{body}\\end{{longtable}}")
+    blocks += [f"\\noindent {escaping.latex(note)}" for note in notes(runs)]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _latex_rows(header: Sequence[str], rows: Iterable[list[str]]) -> str:
+    line: Callable[[Iterable[str]], str] = lambda texts: " & ".join(map(escaping.latex, texts)) + " \\\\\n"  # noqa: E731
+    return f"\\toprule\n{line(header)}\\midrule\n{''.join(map(line, rows))}\\bottomrule\n"

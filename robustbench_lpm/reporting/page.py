@@ -1,0 +1,197 @@
+"""The leaderboard as one HTML file that needs nothing else and asks nothing of the network.
+
+Whatever comes from a card or record passes through jinja2's autoescape; the page's Content-Security-Policy lets no
+script run but the one that is hashed here.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from robustbench_lpm.budgets import format_eps
+from robustbench_lpm.records import RunRecord
+from robustbench_lpm.reporting import cells, pictures, tables
+from robustbench_lpm.reporting.escaping import plain
+from robustbench_lpm.reporting.plots import Figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEMPLATES = Path(__file__).parent / "templates"
+GALLERY_EXAMPLES = 8  # of three pictures each
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share with its interval, ready to be written and drawn."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+    @property
+    def text(self) -> str:
+        return cells.percent(self.value)
+
+    @property
+    def interval(self) -> str:
+        return cells.interval(self.low, self.high)
+
+    @property
+    def raw(self) -> str:
+        """The share in full precision, for sorting and for programs; empty when there is none."""
+        return "" if self.value is None else repr(self.value)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One line among a run's details."""
+
+    name: str
+    value: str
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """The rankings of one data set, size, norm and M, by eps."""
+
+    title: str
+    parts: list[tables.Ranking] = field(default_factory=list)
+
+
+def to_html(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame, figures: Sequence[Figure]) -> str:
+    """The page, for records in the order of `tables.in_order` and the tables and plots made from them."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    script = Markup((TEMPLATES / "leaderboard.js").read_text(encoding="utf-8"))
+    return environment.get_template("leaderboard.html.jinja").render(
+        cells=cells,
+        rate=_rate,
+        style=Markup((TEMPLATES / "leaderboard.css").read_text(encoding="utf-8")),
+        script=script,
+        script_sha256=b64encode(sha256(script.encode()).digest()).decode(),
+        summary=_summary(runs),
+        sections=_sections(ranked),
+        figures=[(figure, Markup(figure.inline)) for figure in figures],
+        runs=_rows(records, runs),
+        gallery=[_tile(record, example) for record, example in pictures.gallery(records, runs, GALLERY_EXAMPLES)],
+    )
+
+
+def _number(value: Any) -> float | None:
+    return None if cells.missing(value) else float(value)
+
+
+def _rate(row: dict[str, Any], name: str) -> Rate:
+    return Rate(*(_number(row[name + end]) for end in ("", "_low", "_high")))
+
+
+def _summary(runs: pd.DataFrame) -> str:
+    counts = {
+        "run": len(runs),
+        "model": len(runs[["model", "model_variant"]].drop_duplicates()),
+        "attack": runs["attack"].nunique(),
+        "data set": runs["dataset"].nunique(),
+    }
+    return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+
+
+def _sections(ranked: pd.DataFrame) -> list[Section]:
+    found: dict[tuple[str, ...], Section] = {}
+    for part in tables.split(ranked):
+        words = part.dataset, cells.size(part.size), cells.norm(part.norm), f"M = {part.mc}"
+        found.setdefault(words, Section(" · ".join(words))).parts.append(part)
+    return list(found.values())
+
+
+def _rows(records: Sequence[RunRecord], runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """The table of runs with the details behind each row; `anchor` is what a leaderboard cell links to."""
+    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in runs.to_dict("records")]
+    seen: set[str] = set()
+    for record, row in zip(records, rows, strict=True):
+        row["anchor"] = anchor(row["record"]) + ("-again" if row["record"] in seen else "")
+        seen.add(row["record"])
+        row["details"] = _details(record, row)
+        row["record_notes"] = [plain(note) for note in record.notes]
+        row["failures"] = [_failure(failure) for failure in record.failures]
+    return rows
+
+
+def anchor(record_id: str) -> str:
+    """The id of a run's row in the page."""
+    return f"run-{record_id[:16]}"
+
+
+def _details(record: RunRecord, row: dict[str, Any]) -> list[Field]:
+    configuration = record.configuration
+    dataset, evaluation = configuration["dataset"], configuration["evaluation"]
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
+    hardware = record.timing.get("hardware")
+    fields = [
+        Field("Reproduce", row["command"], code=True),
+        Field("Record", row["record"], code=True),
+        Field("Checkpoint sha256", str(configuration["model"].get("weights_sha256") or "no weights"), code=True),
+        Field("Data sha256", str(dataset.get("data_sha256", "")), code=True),
+        Field("Images", f"{row['images']} of {len(dataset['indices'])}, image set {row['image_set']}"),
+        Field(
+            "Seed and draws", f"seed {evaluation['seed']}, K = {row['draws']} grading draws, M = {row['mc']} averaged"
+        ),
+        Field("Gradient mode", row["gradient_mode"]),
+        Field("Target", row["target"]),
+        Field("Attack settings", _settings(configuration["attack"]["parameters"])),
+        Field("Mean cost per image", _cost(row)),
+        Field("Executed on", _settings(record.execution)),
+        Field("Hardware", _settings(hardware) if isinstance(hardware, dict) else ""),
+        Field("Versions", versions),
+    ]
+    return [Field(f.name, plain(f.value), f.code) for f in fields if f.value]
+
+
+def _settings(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in sorted(values.items()))
+
+
+def _cost(row: dict[str, Any]) -> str:
+    return ", ".join(f"{cells.count(row[name])} {name}" for name in ("forwards", "backwards", "glimpses"))
+
+
+def _failure(failure: dict[str, Any]) -> str:
+    """One failed block in one line: which examples, and whatever else was recorded of it."""
+    indices = failure.get("indices", [])
+    reason = _settings({key: value for key, value in failure.items() if key != "indices"})
+    return plain(f"{len(indices)} example(s), {_span(indices)}: {reason}")
+
+
+def _span(indices: Sequence[int]) -> str:
+    shown = ", ".join(map(str, indices[:8]))
+    return f"index {shown}{', …' if len(indices) > 8 else ''}"
+
+
+def _tile(record: RunRecord, example: pictures.Example) -> dict[str, Any]:
+    picture = example.picture
+    panels = (
+        ("original", picture.clean, f"predicted {example.clean.named(None)}"),
+        (f"perturbation × {example.factor}", example.amplified, ""),
+        ("adversarial", picture.adversarial, f"predicted {example.attacked.named(None)}"),
+    )
+    return {
+        "model": plain(record.model),
+        "attack": plain(record.attack),
+        "where": f"{plain(record.dataset)} image {picture.index}, true class {example.label}",
+        "budget": f"{cells.norm(record.norm)} eps {format_eps(record.eps)}",
+        "fooled": example.fooled,
+        "anchor": anchor(record.id),
+        "pixelated": max(picture.clean.shape[1:]) <= pictures.THUMBNAIL,
+        "panels": [(title, pictures.data_uri(image), caption) for title, image, caption in panels],
+    }

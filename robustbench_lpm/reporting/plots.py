@@ -1,0 +1,232 @@
+"""Draw accuracy against eps as SVG: same table, same bytes; text stays text, ink takes the colour of the page.
+
+A plot is drawn only where there are at least two points, the clean accuracy (eps = 0) being one of them; runs with
+failed examples are left out, for what failed could lie on either side.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from robustbench_lpm.hashing import sha256_of_value
+from robustbench_lpm.reporting import cells
+from robustbench_lpm.reporting.tables import CONTROL
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Readable on white and on near-black alike (contrast of at least 3 to 1 with both).
+COLOURS = ("#2f7fc1", "#d9722e", "#2a9a78", "#cf4a5b", "#8a6ac4", "#9c7a2c", "#cc5f9b", "#6b7f92")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+DASHES = ("", (4, 1.5), (1, 1.2), (5, 1.2, 1, 1.2))
+INK = "#010203"  # drawn by matplotlib, then replaced by currentColor, so that dark pages get light ink
+SCENE = ["dataset", "size", "norm", "mc", "image_set"]
+LINE, COLUMN = 46, 24  # characters that fit across a plot, and into half of it
+WORST = "lowest over all attacks"
+SVG = "http://www.w3.org/2000/svg"
+STYLE: Any = {
+    "svg.hashsalt": "lpmbench",
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a model may be called $\frac
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "legend.fontsize": 8.5,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(("xtick.labelcolor", "ytick.labelcolor"), INK),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One plot: where it belongs, what it shows, and its drawing."""
+
+    name: str  # of the file, and the prefix of every id inside the drawing
+    scene: str  # data, size, norm, M
+    attack: str
+    inline: str  # an <svg> element for an HTML page
+    standalone: str  # the same as a file of its own
+
+
+def accuracy_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
+    """One plot per data set, size, norm, M, image set and attack, the lowest over all attacks first."""
+    names = sorted({cells.label(*pair) for pair in zip(runs["model"], runs["model_variant"], strict=True)})
+    found = []
+    for scene, attack, points in _facets(runs, ranked):
+        curves = _curves(points)
+        if curves["eps"].nunique() >= 2:
+            found.append(_figure(scene, attack, curves, names))
+    return found
+
+
+def _facets(runs: pd.DataFrame, ranked: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], str, pd.DataFrame]]:
+    runs = runs[runs["failed_examples"] == 0]
+    sets = {key: group["image_set"].nunique() for key, group in runs.groupby(SCENE[:-1])}
+    for scene, group in runs.groupby(SCENE):
+        title = scene if sets[scene[:-1]] > 1 else (*scene[:-1], "")
+        group = group.assign(label=[cells.label(*a) for a in zip(group.attack, group.attack_variant, strict=True)])
+        if group.loc[group["knowledge"] != CONTROL, "label"].nunique() > 1:
+            at_scene = (ranked[SCENE] == list(scene)).all(axis=1)
+            yield title, WORST, ranked[at_scene & ranked["rank"].notna()]
+        for (control, attack), points in group.groupby([group["knowledge"] == CONTROL, "label"]):
+            yield title, f"{attack} (control)" if control else str(attack), points
+
+
+def _curves(points: pd.DataFrame) -> pd.DataFrame:
+    """Points to draw: of several runs at one eps the lowest, and the clean accuracy at eps = 0 where no run is."""
+    columns = ["series", "eps", "accuracy", "low", "high"]
+    series = [cells.label(*pair) for pair in zip(points["model"], points["model_variant"], strict=True)]
+    points = points.assign(series=series)
+    attacked = points.rename(columns={f"robust_accuracy{end}": f"accuracy{end}" for end in ("", "_low", "_high")})
+    clean = points.rename(columns={f"clean_accuracy{end}": f"accuracy{end}" for end in ("", "_low", "_high")})
+    both = pd.concat([attacked, clean.assign(eps=0.0)[lambda rows: ~rows["series"].isin(_at_zero(attacked))]])
+    both = both.rename(columns={"accuracy_low": "low", "accuracy_high": "high"})
+    both = both[columns].dropna(subset=["accuracy"]).sort_values(columns)
+    return both.drop_duplicates(["series", "eps"]).reset_index(drop=True)
+
+
+def _at_zero(attacked: pd.DataFrame) -> set[str]:
+    return set(attacked.loc[attacked["eps"] == 0, "series"])
+
+
+def _figure(scene: tuple[Any, ...], attack: str, curves: pd.DataFrame, names: list[str]) -> Figure:
+    dataset, size, norm, mc, images = scene
+    words = [dataset, cells.size(size), cells.norm(norm), f"M = {mc}", *([f"image set {images}"] if images else [])]
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{dataset} {size} {norm} mc{mc} {images} {attack}").strip("-")[:80]
+    name = f"{slug}-{sha256_of_value([*map(str, scene), attack])[:6]}"
+    drawing = _draw(curves, norm, attack, ", ".join(words), names)
+    root = _tidy(drawing, prefix=f"plot-{name}-", title=f"Accuracy against eps, {', '.join(words)}, {attack}")
+    inline = ElementTree.tostring(root, encoding="unicode")
+    root.set("xmlns", SVG)
+    standalone = ElementTree.tostring(root, encoding="unicode") + "\n"
+    return Figure(name, ", ".join(words), attack, inline, standalone)
+
+
+def _draw(curves: pd.DataFrame, norm: str, attack: str, scene: str, names: list[str]) -> bytes:
+    """The plot as matplotlib writes it."""
+    import matplotlib
+    import seaborn
+    from matplotlib.figure import Figure as Canvas
+
+    in_steps = norm == "linf"
+    unit = 255.0 if in_steps else 1.0
+    present = [name for name in names if name in set(curves["series"])]
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, same bytes
+        matplotlib.rcParams.update(STYLE)
+        warnings.simplefilter("ignore")  # glyphs missing here do not matter: the reader's fonts draw the text
+        columns = 2 if max(map(len, present)) <= COLUMN else 1
+        rows_of_names = -(-len(present) // columns)
+        canvas = Canvas(figsize=(4.9, 3.3 + 0.2 * rows_of_names), layout="constrained")
+        axes = canvas.subplots()
+        look: dict[str, dict[str, Any]] = {name: _look(names.index(name)) for name in present}
+        seaborn.lineplot(
+            curves.assign(eps=curves["eps"] * unit), x="eps", y="accuracy", hue="series", style="series",
+            hue_order=present, style_order=present, errorbar=None, legend=False, ax=axes, linewidth=1.6, markersize=5.5,
+            palette={name: style["colour"] for name, style in look.items()},
+            markers={name: style["marker"] for name, style in look.items()},
+            dashes={name: style["dashes"] for name, style in look.items()},
+            markeredgecolor="none",
+        )  # fmt: skip
+        for name, rows in curves.groupby("series"):
+            axes.vlines(
+                rows["eps"] * unit, rows["low"], rows["high"], color=look[str(name)]["colour"], alpha=0.45, lw=1.2
+            )
+        _dress(axes, f"eps ({cells.norm(norm)}), in 1/255" if in_steps else f"eps ({cells.norm(norm)})")
+        axes.set_title(f"{_short(scene)}\n{_short(attack)}", loc="left")
+        _legend(axes, look, columns)
+        buffer = BytesIO()
+        canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _look(position: int) -> dict[str, Any]:
+    """Colour, marker and dashes of a model, the same in every plot of a report."""
+    lap = position // len(COLOURS)
+    return {
+        "colour": COLOURS[position % len(COLOURS)],
+        "marker": MARKERS[(position + lap) % len(MARKERS)],
+        "dashes": DASHES[lap % len(DASHES)],
+    }
+
+
+def _short(text: str) -> str:
+    """Text that fits across a plot, its middle left out if need be."""
+    half = LINE // 2
+    return text if len(text) <= LINE else f"{text[: half - 1]}…{text[-half:]}"
+
+
+def _dress(axes: Axes, label: str) -> None:
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    axes.set(ylim=(-0.02, 1.02), xlabel=label, ylabel="accuracy")
+    axes.set_xlim(left=0)
+    axes.margins(x=0.03)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    for spine in axes.spines.values():
+        spine.set_alpha(0.4)
+    axes.tick_params(length=0)
+    for line in axes.lines:
+        line.set_clip_on(False)
+
+
+def _legend(axes: Axes, look: dict[str, dict[str, Any]], columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [
+        Line2D([], [], color=style["colour"], marker=style["marker"], markersize=5, markeredgecolor="none",
+               linestyle=(0, style["dashes"]) if style["dashes"] else "-")
+        for style in look.values()
+    ]  # fmt: skip
+    figure: Any = axes.figure
+    box = figure.legend(
+        lines,
+        map(str, range(len(lines))),
+        loc="outside lower left",
+        ncols=columns,
+        frameon=False,
+        handlelength=2.4,
+        borderpad=0,
+        borderaxespad=0.2,
+    )
+    for text, name in zip(box.get_texts(), look, strict=True):
+        text.set_text(_short(name))  # set afterwards: matplotlib leaves labels that begin with "_" out of legends
+
+
+def _tidy(drawing: bytes, prefix: str, title: str) -> ElementTree.Element:
+    """Matplotlib's SVG made fit for a page: ids of its own, no style sheet, no metadata, ink as currentColor."""
+    root = ElementTree.fromstring(drawing)
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        for key, value in list(element.attrib.items()):
+            del element.attrib[key]
+            element.set(key.rpartition("}")[2], _attribute(key.rpartition("}")[2], value, prefix))
+    for parent in list(root.iter()):
+        for child in [c for c in parent if c.tag in ("metadata", "style")]:
+            parent.remove(child)
+    viewbox = root.attrib["viewBox"]
+    root.attrib.clear()
+    root.attrib |= {"viewBox": viewbox, "role": "img", "stroke-linejoin": "round", "stroke-linecap": "butt"}
+    heading = ElementTree.Element("title")
+    heading.text = title
+    root.insert(0, heading)
+    return root
+
+
+def _attribute(name: str, value: str, prefix: str) -> str:
+    if name == "id":
+        return prefix + value
+    if name == "href":
+        return value.replace("#", f"#{prefix}", 1)
+    return value.replace("url(#", f"url(#{prefix}").replace(INK, "currentColor")

@@ -1,0 +1,131 @@
+"""Small records with outcomes that can be counted by hand, written to disk and read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from robustbench_lpm import records
+from robustbench_lpm.hashing import sha256_of_image
+from robustbench_lpm.records import Picture, RunRecord
+
+Make = Callable[..., RunRecord]
+EPS = 8 / 255
+CLASSES = 10
+
+
+def make_record(
+    model: str = "cnn",
+    attack: str = "pgd",
+    *,
+    robust: float | Sequence[Sequence[bool]] = 0.5,
+    clean: float = 0.9,
+    images: int = 40,
+    draws: int = 1,
+    eps: float = EPS,
+    knowledge: str = "white-box",
+    dataset: str = "digits",
+    size: str = "original",
+    norm: str = "linf",
+    mc: int = 1,
+    target: int | None = None,
+    target_share: float = 0.0,
+    failed: int = 0,
+    first_index: int = 0,
+    stored: int = 0,
+    shape: tuple[int, int, int] = (1, 8, 8),
+    seed: int = 0,
+    weights: str | None = "a" * 64,
+    data_sha256: str = "d" * 64,
+    parameters: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    timing: dict[str, Any] | None = None,
+) -> RunRecord:
+    """A record whose accuracies are exactly `robust` and `clean`; the label of image i is i mod 10.
+
+    `robust` may also be a table (images, draws) of what was right. The first draws of an image are the right ones.
+    """
+    indices = list(range(first_index, first_index + images))
+    images -= failed  # the last ones
+    labels = np.arange(first_index, first_index + images) % CLASSES
+    adversarial, clean_images = _pictures(images if stored else 0, stored, shape, eps, norm)
+    pictures = [Picture(indices[i], clean_images[i], adversarial[i]) for i in range(min(stored, images))]
+    wrong = labels + 1 if target is None else np.full(images, target)
+    rows = pd.DataFrame(
+        {
+            "index": indices[:images],
+            "input_sha256": [sha256_of_image(p.clean) for p in pictures] + ["f" * 64] * (images - len(pictures)),
+            "label": labels,
+            "target": -1 if target is None else target,
+            "clean_predictions": list(_predictions(labels, labels + 1, clean, draws)),
+            "predictions": list(_predictions(labels, wrong, robust, draws)),
+            "linf": [float(np.abs(p.adversarial - p.clean).max()) for p in pictures]
+            + [eps if norm == "linf" else 0.0] * (images - len(pictures)),
+            "l2": [float(np.linalg.norm((p.adversarial - p.clean).ravel())) for p in pictures]
+            + [eps] * (images - len(pictures)),
+            "forwards": np.arange(images) + 100,
+            "backwards": 7,
+            "glimpses": 30,
+        }
+    )
+    lists = ["clean_predictions", "predictions", "input_sha256"]
+    rows = rows.astype(dict.fromkeys(lists, object))  # pandas takes an empty list for a column of floats
+    return RunRecord(
+        configuration={
+            "model": {"name": model, "entry": "m:f", "parameters": {}, "labels": dataset, "weights_sha256": weights,
+                      "stochastic": draws > 1},
+            "attack": {"name": attack, "entry": f"a:{attack}", "knowledge": knowledge,
+                       "parameters": parameters or {"steps": 10}},
+            "dataset": {"name": dataset, "entry": "d:f", "size": size, "split": "test", "data_sha256": data_sha256,
+                        "indices": indices},
+            "threat": {"norm": norm, "eps": eps, "target": None if target is None else str(target)},
+            "evaluation": {"mc": mc, "draws": draws, "select_draws": 5, "gradient_mode": None, "seed": seed},
+        },
+        command=f"lpmbench attack --model '{model}' --attack '{attack}'",
+        execution={"device": "cpu", "threads": 2, "block": 10},
+        versions={"lpmbench": "0.1.0", "python": "3.11"},
+        outcomes=rows,
+        adversarials=records.group_pictures(pictures),
+        failures=[{"block": 3, "indices": indices[images:], "error": "OutOfMemory: <b>too big</b>"}] if failed else [],
+        notes=list(notes),
+        timing={"seconds": 12.5, "hardware": {"cpu": "some"}, "host": "h"} if timing is None else timing,
+    )  # fmt: skip
+
+
+def _predictions(labels: np.ndarray, wrong: np.ndarray, right: Any, draws: int) -> np.ndarray:
+    """(images, draws): right in the share, or the table, of cells asked for."""
+    table = np.asarray(right, dtype=bool) if np.ndim(right) == 2 else _first(len(labels), draws, float(right))
+    return np.where(table, labels[:, None], (wrong % CLASSES)[:, None]).astype(np.int32)
+
+
+def _first(images: int, draws: int, share: float) -> np.ndarray:
+    flat = np.zeros(images * draws, dtype=bool)
+    flat[: round(share * images * draws)] = True
+    return flat.reshape(draws, images).T
+
+
+def _pictures(
+    images: int, stored: int, shape: tuple[int, int, int], eps: float, norm: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adversarial and clean images: a ramp, and the same with a checkerboard at the edge of the ball."""
+    rng = np.random.default_rng(len(shape))
+    clean = rng.uniform(0.3, 0.7, (min(images, stored), *shape)).astype(np.float32)
+    step = np.float32(eps if norm == "linf" else eps / np.sqrt(np.prod(shape)))
+    board = np.where(np.indices(shape).sum(axis=0) % 2, step, -step).astype(np.float32)
+    return clean + board, clean
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Makes a record, writes it, and reads it back: what the report sees went through the checks."""
+
+    folder = tmp_path_factory.mktemp("runs")
+
+    def make_and_read(*args: Any, **kwargs: Any) -> RunRecord:
+        return records.read(records.write(make_record(*args, **kwargs), folder))
+
+    return make_and_read

@@ -1,0 +1,209 @@
+"""CSV, Markdown, LaTeX and HTML say the same, escape what is hostile, and come out the same each time."""
+
+from __future__ import annotations
+
+import csv
+import random
+import re
+from html.parser import HTMLParser
+from io import StringIO
+
+import matplotlib
+import pandas as pd
+import pytest
+
+from robustbench_lpm import reporting
+from robustbench_lpm.reporting import cells, escaping
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '" onmouseover="alert(1)" x="',
+    "'><img src=x onerror=alert(1)>",
+    "</style></svg><b>bold</b>",
+    "]]><!-- -->",
+    "{{ 7 * 7 }}{% raw %}",
+    "a|b`c`*d*_e_[f](g)",
+    "=HYPERLINK(1)",
+    "+1", "-1", "@sum",
+    "100% & #1 $x_1^2$ ~ {y} \\input{z}",
+    "$\\frac",
+    "_hidden",
+    "[bold]markup[/bold]",
+    "\x1b[31mred",
+    "two\nlines\tand tab",
+    "\u202eevil",
+    "\ud800",
+    "模型",
+    "x" * 100,
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a browser would find in the page: elements, attributes, and the text of each model's cell."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.attributes, self.models, self.svg_texts = [], [], [], []
+        self.rows, self._inside = {}, None
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append(tag)
+        self.attributes += attributes
+        found = dict(attributes)
+        if tag == "tbody" and "id" in found:
+            self.rows[found["id"]] = []
+        if tag == "td" and "data-value" in found and self.rows:
+            list(self.rows.values())[-1].append(found["data-value"])
+        if tag == "text" or (tag == "th" and found.get("class") == "model"):
+            self._inside = self.svg_texts if tag == "text" else self.models
+            self._inside.append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self._inside = None
+
+    def handle_endtag(self, tag):
+        if tag in ("text", "th", "span"):
+            self._inside = None
+
+    def handle_data(self, data):
+        if self._inside is not None:
+            self._inside[-1] += data
+
+
+def exports(records, out):
+    return {str(path.relative_to(out)): path.read_bytes() for path in reporting.write_report(records, out)}
+
+
+def matrix(make):
+    return [
+        make(model, attack, eps=eps / 255, robust=robust / eps, knowledge=knowledge, draws=draws, stored=2)
+        for model, robust, draws in (("cnn", 0.5, 1), ("ram", 0.75, 4))
+        for attack, knowledge in (("pgd", "white-box"), ("noise", "none"))
+        for eps in (1, 2, 4)
+    ]
+
+
+def test_files_are_written_html_last(make, tmp_path):
+    paths = reporting.write_report(matrix(make), tmp_path / "out")
+    names = [path.name for path in paths]
+    assert names[:3] == ["leaderboard.csv", "leaderboard.md", "leaderboard.tex"]
+    assert names[-1] == "leaderboard.html"
+    assert len([path for path in paths if path.suffix == ".svg"]) == 2
+    assert all(path.is_file() for path in paths)
+
+
+def test_csv_holds_the_table_in_full_precision(make, tmp_path):
+    records = matrix(make)
+    lines = list(csv.DictReader(StringIO(exports(records, tmp_path)["leaderboard.csv"].decode())))
+    table = reporting.table(records)
+    assert list(lines[0]) == list(table.columns)
+    for column in table.columns:
+        cells_of = [line[column] for line in lines]
+        if pd.api.types.is_float_dtype(table[column]):
+            assert [float(cell or "nan") for cell in cells_of] == pytest.approx(
+                list(table[column]), rel=1e-15, abs=0, nan_ok=True
+            )
+        else:
+            assert cells_of == ["" if pd.isna(value) else str(value) for value in table[column]]
+
+
+def test_all_formats_agree(make, tmp_path):
+    records = matrix(make)
+    files = {name: content.decode() for name, content in exports(records, tmp_path).items()}
+    page = Page(files["leaderboard.html"])
+    markdown = {line.split(" | ")[-1].strip(" |"): line for line in files["leaderboard.md"].splitlines()}
+    latex = {line.split(" & ")[-1].strip(" \\"): line for line in files["leaderboard.tex"].splitlines()}
+    for row in reporting.table(records).to_dict("records"):
+        short = row["record"][:12]
+        for rate in ("clean_accuracy", "robust_accuracy"):
+            text = cells.with_interval(row[rate], row[f"{rate}_low"], row[f"{rate}_high"])
+            assert escaping.markdown(text) in markdown[short]
+            assert escaping.latex(text) in latex[short]
+            assert repr(row[rate]) in page.rows[f"run-{row['record'][:16]}"]
+
+
+def test_rankings_agree(make, tmp_path):
+    records = matrix(make)
+    files = {name: content.decode() for name, content in exports(records, tmp_path).items()}
+    for row in reporting.leaderboard(records).to_dict("records"):
+        robust = cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"])
+        clean = cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"])
+        texts = [str(row["rank"]), row["model"], clean, robust, row["strongest_attack"]]
+        assert "| " + " | ".join(map(escaping.markdown, texts)) + " |" in files["leaderboard.md"]
+        assert " & ".join(map(escaping.latex, texts)) in files["leaderboard.tex"]
+        assert f'href="#run-{row["record"][:16]}">{cells.percent(row["robust_accuracy"])}<' in files["leaderboard.html"]
+
+
+def test_same_records_same_bytes(make, tmp_path):
+    records = matrix(make)
+    shuffled = random.Random(0).sample(records, len(records))
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
+        again = exports(shuffled, tmp_path / "b")
+    assert exports(records, tmp_path / "a") == again
+
+
+def test_a_report_without_records_says_so(tmp_path):
+    files = exports([], tmp_path)
+    assert b"There are no runs yet" in files["leaderboard.html"]
+
+
+@pytest.fixture(scope="module")
+def hostile_files(make, tmp_path_factory):
+    records = [
+        make(name, name, eps=eps / 255, notes=[name], dataset=name if name == HOSTILE[0] else "digits", stored=1)
+        for name in HOSTILE
+        for eps in (1, 2)
+    ]
+    return {name: content.decode() for name, content in exports(records, tmp_path_factory.mktemp("hostile")).items()}
+
+
+def test_hostile_names_stay_text_in_html(hostile_files):
+    page = Page(hostile_files["leaderboard.html"])
+    assert page.elements.count("script") == 1
+    assert not {"b", "iframe", "object", "embed", "foreignObject"} & set(page.elements)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    for name in HOSTILE:
+        assert escaping.plain(name) in page.models
+    images = [value for name, value in page.attributes if name == "src"]
+    assert all(value.startswith("data:image/png;base64,") for value in images)
+    assert "49" not in page.models
+
+
+def test_hostile_names_stay_text_in_plots(hostile_files):
+    page = Page(hostile_files["leaderboard.html"])
+    for name in HOSTILE[:-1]:
+        assert escaping.plain(name) in page.svg_texts
+    svgs = [content for name, content in hostile_files.items() if name.endswith(".svg")]
+    assert svgs
+    assert not any(re.search(r"<(script|img|b)\b", svg) for svg in svgs)
+
+
+def test_hostile_names_stay_in_their_markdown_cell(hostile_files):
+    lines = [line for line in hostile_files["leaderboard.md"].splitlines() if line.startswith("|")]
+    counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+    assert counts == {7, 15}  # the rankings, the runs
+    assert "<" not in hostile_files["leaderboard.md"]
+
+
+def test_hostile_names_are_no_commands_in_latex(hostile_files):
+    tex = hostile_files["leaderboard.tex"]
+    body = "\n".join(line for line in tex.splitlines() if not line.startswith("%"))
+    assert not re.search(r"\\(input|frac)", body)
+    assert not re.search(r"(?<!\\)[$#~^_%]", body)
+    assert re.sub(r"\\[{}]", "", body).count("{") == re.sub(r"\\[{}]", "", body).count("}")
+
+
+def test_no_cell_of_the_csv_is_a_formula(hostile_files):
+    lines = list(csv.DictReader(StringIO(hostile_files["leaderboard.csv"])))
+    for line in lines:
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in line.values())
+    assert "'=HYPERLINK(1)" in {line["model"] for line in lines}
+    assert not any("\x1b" in content for content in hostile_files.values())
+
+
+def test_known_defects_are_told_in_every_format(make, tmp_path):
+    files = exports([make(notes=["Known defect: probes the clean image only."])], tmp_path)
+    for name in ("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard.html"):
+        assert b"Known defect: probes the clean image only." in files[name], name

@@ -1,0 +1,68 @@
+"""Plots are drawn where there is something to draw, and can stand several to a page."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+
+import pandas as pd
+import pytest
+
+from robustbench_lpm import reporting
+from robustbench_lpm.reporting import plots
+
+
+def figures(*records):
+    runs = reporting.table(records)
+    return plots.accuracy_plots(runs, reporting.leaderboard(records))
+
+
+def test_the_clean_accuracy_is_the_point_at_zero(make):
+    curves = plots._curves(reporting.table([make(clean=0.9, robust=0.5), make(clean=0.9, robust=0.25, eps=16 / 255)]))
+    assert list(curves["eps"]) == pytest.approx([0, 8 / 255, 16 / 255])
+    assert list(curves["accuracy"]) == pytest.approx([0.9, 0.5, 0.25])
+
+
+def test_a_run_at_zero_stands_for_itself(make):
+    curves = plots._curves(reporting.table([make(eps=0.0, robust=0.8, clean=0.9)]))
+    assert list(curves["accuracy"]) == pytest.approx([0.8])
+
+
+def test_a_single_point_is_not_a_plot(make):
+    assert figures(make(eps=0.0)) == []
+
+
+def test_runs_with_failures_are_left_out(make):
+    assert figures(make(failed=3)) == []
+
+
+def test_one_plot_per_attack_and_one_for_the_lowest_of_them(make):
+    found = figures(make(attack="p"), make(attack="q"), make(attack="n", knowledge="none"))
+    assert [figure.attack for figure in found] == [plots.WORST, "p", "q", "n (control)"]
+
+
+def test_image_sets_are_not_joined_in_one_plot(make):
+    found = figures(make("a"), make("b", first_index=3))
+    assert len(found) == 2
+    assert all("image set" in figure.scene for figure in found)
+
+
+def test_drawings_are_sound_and_need_no_style_sheet(make):
+    for figure in figures(make("a"), make("b", attack="q"), *(make(f"m{i}") for i in range(10))):
+        root = ElementTree.fromstring(figure.standalone)
+        tags = {element.tag.rpartition("}")[2] for element in root.iter()}
+        assert not tags & {"style", "script", "image", "metadata"}
+        assert plots.INK not in figure.inline
+        assert "currentColor" in figure.inline
+        assert 'xmlns="http://www.w3.org/2000/svg"' in figure.standalone
+
+
+def test_a_model_keeps_its_look_from_plot_to_plot():
+    looks = [tuple(plots._look(i).values()) for i in range(32)]
+    assert len(set(looks)) == 32
+    assert plots._look(3) == plots._look(3)
+
+
+def test_empty_tables_make_no_plots():
+    empty = reporting.table([])
+    assert plots.accuracy_plots(empty, reporting.leaderboard([])) == []
+    assert isinstance(empty, pd.DataFrame)
