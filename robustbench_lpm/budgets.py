@@ -35,6 +35,6 @@ def parse_eps_list(text: str) -> list[float]:
 def format_eps(eps: float) -> str:
     """The way people write it: '2/255' when it is a whole number of 8-bit steps, else a short decimal."""
     steps = eps * 255
-    if eps > 0 and abs(steps - round(steps)) < 1e-9:
+    if round(steps) >= 1 and abs(steps - round(steps)) < 1e-9:
         return f"{round(steps)}/255"
     return f"{eps:.6g}"

@@ -29,6 +29,10 @@ FOLDERS: dict[Kind, str] = {
     "suite": "suites",
 }
 OWN_PACKAGE = "robustbench_lpm"
+# Where entries live. Elsewhere in the package are functions that read cards or trust code: no card may call those.
+ENTRY_ROOMS = tuple(
+    f"{OWN_PACKAGE}.{room}." for room in ("architectures", "attacks", "datasets", "training.objectives")
+)
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Parameters = dict[str, Any]
 
@@ -36,7 +40,7 @@ Parameters = dict[str, Any]
 class Table(BaseModel):
     """A TOML table that refuses keys it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)  # "10" is no number, and 1 is not true
 
 
 class Card(Table):
@@ -160,7 +164,8 @@ class Augmentation(Table):
 
     rotate: float = Field(default=0.0, ge=0, le=180)  # degrees, either way
     translate: float = Field(default=0.0, ge=0, le=1)  # share of the image's side, either way
-    scale: tuple[float, float] = (1.0, 1.0)  # smallest and largest magnification
+    # Smallest and largest magnification; TOML has no tuples, so a list must do.
+    scale: Annotated[tuple[float, float], Field(strict=False)] = (1.0, 1.0)
     shear: float = Field(default=0.0, ge=0, lt=90)  # degrees, either way
 
     @model_validator(mode="after")
@@ -339,7 +344,10 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
     module_name, colon, attribute = entry.partition(":")
     if not (module_name and colon and attribute):
         raise LpmbenchError(f"{path}: entry '{entry}' must look like 'module:function'.")
-    if module_name.split(".")[0] != OWN_PACKAGE:
+    own = module_name.split(".")[0] == OWN_PACKAGE
+    if own and not f"{module_name}.".startswith(ENTRY_ROOMS):
+        raise LpmbenchError(f"{path}: entry '{entry}' is no model, attack, data set or objective of lpmbench.")
+    if not own:
         if not trust:
             raise LpmbenchError(
                 f"{path}: entry '{entry}' is code from outside lpmbench; read it, then add --trust to run it."
@@ -351,10 +359,13 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
         module = importlib.import_module(module_name)
     except ImportError as error:
         raise LpmbenchError(f"{path}: entry '{entry}' cannot be imported: {error}.") from None
-    if not hasattr(module, attribute):
-        public = [name for name in vars(module) if not name.startswith("_")]
+    found = getattr(module, attribute, None)
+    # What a module of ours has imported is not its own to offer.
+    if not callable(found) or (own and getattr(found, "__module__", "") != module_name):
+        offered = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
+        public = [name for name, value in offered.items() if not own or value.__module__ == module_name]
         raise LpmbenchError(f"{path}: {unknown('entry', attribute, public)}")
-    return getattr(module, attribute)
+    return found
 
 
 def confined(card: Card, relative: str, folder: Path | None = None) -> Path:

@@ -33,9 +33,9 @@ def project(images: Tensor, originals: Tensor, norm: Norm, eps: float) -> Tensor
         return torch.clamp(images, originals - eps, originals + eps).clamp(0, 1)
     difference = images - originals
     lengths = difference.flatten(1).norm(dim=1)
-    # Images that are inside already keep their bits: their factor is exactly 1.
-    factor = torch.where(lengths > eps, eps / lengths.clamp_min(1e-30), torch.ones_like(lengths))
-    return (originals + difference * per_image(factor, images)).clamp(0, 1)
+    pulled_back = originals + difference * per_image(eps / lengths.clamp_min(1e-30), images)
+    # Images that are inside already keep their bits, which x0 + (x - x0) would not.
+    return torch.where(per_image(lengths > eps, images), pulled_back, images).clamp(0, 1)
 
 
 def steepest(gradients: Tensor, norm: Norm) -> Tensor:
@@ -45,8 +45,10 @@ def steepest(gradients: Tensor, norm: Norm) -> Tensor:
     """
     if norm == "linf":
         return gradients.sign()
-    lengths = gradients.flatten(1).norm(dim=1).clamp_min(1e-30)
-    return gradients / per_image(lengths, gradients)
+    # The squares of gradients of a saturated classifier, 1e-25 and less, underflow: scale them up before the norm.
+    largest = gradients.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradients.dtype).tiny)
+    scaled = gradients / per_image(largest, gradients)
+    return scaled / per_image(scaled.flatten(1).norm(dim=1).clamp_min(1), gradients)
 
 
 def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, generators: Sequence[torch.Generator]) -> Tensor:

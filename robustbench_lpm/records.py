@@ -217,6 +217,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write(record: RunRecord, out: Path) -> Path:
     """Write a record's folder below `out`; record.json comes last, so that a folder with one is whole."""
     folder = out / record.folder_name
+    (folder / RECORD).unlink(missing_ok=True)  # of an earlier run: it does not speak for the files that follow
     write_atomically(folder / OUTCOMES, outcomes_to_parquet(record.outcomes))
     artefacts = {OUTCOMES: sha256_of(folder / OUTCOMES)}
     if record.adversarials:
@@ -298,6 +299,8 @@ def read(folder: Path) -> RunRecord:
 def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
     import pandas as pd
 
+    if OUTCOMES not in content["artefacts"]:
+        raise LpmbenchError(f"{folder / RECORD}: artefacts do not list {OUTCOMES}; the file was altered.")
     for name, digest in content["artefacts"].items():
         if name not in (OUTCOMES, ADVERSARIALS) or not (folder / name).is_file():
             raise LpmbenchError(f"{folder}: artefact '{name}' is missing.")
@@ -342,7 +345,7 @@ def check(record: RunRecord) -> None:
     draws = evaluation["draws"] if record.stochastic else 1
     if record.predictions.shape[1] != draws or record.clean_predictions.shape[1] != draws:
         raise LpmbenchError(f"{where}: outcomes do not hold {draws} graded draw(s) per example.")
-    worst = float(outcomes[record.norm].max())
+    worst = float(outcomes[record.norm].to_numpy().max())  # pandas' own max would pass over NaN
     if not worst <= record.eps + DISTANCE_TOLERANCE:
         raise LpmbenchError(f"{where}: a perturbation of {record.norm} {worst:.6g} exceeds eps {record.eps:.6g}.")
     rows = outcomes.set_index("index")

@@ -9,10 +9,13 @@ import tempfile
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+from urllib.parse import urlsplit
 
 import torch
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from robustbench_lpm import cards
@@ -23,6 +26,8 @@ from robustbench_lpm.hashing import sha256_of
 
 # Keys under which training code wraps a state dict in a checkpoint.
 WRAPPERS = ("model_state_dict", "model_state", "state_dict", "model")
+# What an attack function gets beside its card's parameters.
+GIVEN_BY_THE_RUN = ("norm", "eps", "targets")
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,29 @@ def call(path: Path, entry: Callable[..., Any], given: Mapping[str, Any], requir
     if missing:
         raise LpmbenchError(f"{path}: parameter(s) {', '.join(missing)} missing from [parameters].")
     try:
-        return entry(**given)
+        return entry(**validated(path, entry, given))
     except (TypeError, ValueError) as error:
         raise LpmbenchError(f"{path}: {error}.") from error
+
+
+def validated(path: Path, entry: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a card as the types that their entry declares for them (`steps: PositiveInt`)."""
+    declared: Any = entry
+    try:
+        hints = get_type_hints(declared.__init__ if isinstance(entry, type) else declared, include_extras=True)
+    except (NameError, TypeError):  # code of a user's own may be annotated in ways that cannot be looked up
+        return dict(given)
+    found = dict(given)
+    for name in found.keys() & hints.keys():
+        try:
+            adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+            found[name] = adapter.validate_python(found[name])
+        except PydanticUserError:
+            continue
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise LpmbenchError(f"{path}: parameter '{name}' = {found[name]!r}: {reason}.") from None
+    return found
 
 
 def load_model(
@@ -117,7 +142,8 @@ def read_weights(card: ModelCard, weights: Weights) -> tuple[dict[str, Tensor], 
     if weights.torchvision is not None:
         from robustbench_lpm.architectures.torchvision_models import torchvision_weights
 
-        return torchvision_weights(weights.torchvision), weights.torchvision
+        path = torchvision_weights(weights.torchvision)
+        return read_checkpoint(path), sha256_of(path)
     assert weights.sha256 is not None  # the card's validation sees to it
     if weights.url is not None:
         path = _download(weights.url, weights.sha256)
@@ -128,7 +154,7 @@ def read_weights(card: ModelCard, weights: Weights) -> tuple[dict[str, Tensor], 
     digest = sha256_of(path)
     if digest != weights.sha256:
         raise LpmbenchError(f"{card.path}: weights.sha256 does not match {path.name} ({digest}); it was altered.")
-    return read_checkpoint(path, suffix=Path(weights.url or path.name).suffix), digest
+    return read_checkpoint(path, suffix=Path(urlsplit(weights.url).path if weights.url else path.name).suffix), digest
 
 
 def _package_folder(card: ModelCard, package: str) -> Path:
@@ -158,7 +184,7 @@ def _download(url: str, sha256: str) -> Path:
         if digest != sha256:
             raise LpmbenchError(f"{url} has sha256 {digest}, not the {sha256} of its card; nothing was kept.")
         part.replace(target)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         raise LpmbenchError(f"{url} could not be downloaded: {error}.") from None
     finally:
         part.unlink(missing_ok=True)
@@ -177,8 +203,9 @@ def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
         if suffix == ".safetensors":
             from safetensors.torch import load
 
-            return load(path.read_bytes())
-        content = torch.load(path, map_location="cpu", weights_only=True)
+            content: Any = load(path.read_bytes())
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds for damaged files
         reason = " ".join(str(error).split())[:200]
         raise LpmbenchError(f"{path} was refused: it does not load as tensors alone ({reason}).") from None
@@ -217,11 +244,17 @@ def load_attack(
     card = cards.attack(name)
     function = cards.resolve_entry(card, trust=trust)
     given = card.parameters | dict(parameters or {})
-    accepted = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    for parameter in given:
-        if parameter not in accepted:
-            raise LpmbenchError(f"{card.path}: {unknown('parameter', parameter, accepted)}")
-    return card, function, given
+    accepted = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for name in GIVEN_BY_THE_RUN:
+        if name in given:
+            raise LpmbenchError(f"{card.path}: '{name}' is set for each run, not as a parameter of the attack.")
+        accepted.pop(name, None)
+    for name in given:
+        if name not in accepted:
+            raise LpmbenchError(f"{card.path}: {unknown('parameter', name, accepted)}")
+    if missing := [name for name, p in accepted.items() if p.default is p.empty and name not in given]:
+        raise LpmbenchError(f"{card.path}: parameter(s) {', '.join(missing)} missing from [parameters].")
+    return card, function, validated(card.path, function, given)
 
 
 def load_images(card: DatasetCard, *, data: Path | None, split: str, trust: bool = False, **parameters: Any) -> Any:

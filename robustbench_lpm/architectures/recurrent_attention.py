@@ -119,4 +119,5 @@ class RecurrentAttention(nn.Module):
 
 def _clamp(mean: Tensor, *, straight_through: bool) -> Tensor:
     clamped = mean.clamp(-1, 1)
-    return mean + (clamped - mean).detach() if straight_through else clamped
+    # The difference is exactly 0 and carries the gradient: every mode computes the same logits, to the last bit.
+    return clamped.detach() + (mean - mean.detach()) if straight_through else clamped

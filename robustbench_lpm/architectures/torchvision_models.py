@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from http.client import HTTPException
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.hashing import sha256_of
 
 BASIC_LAYERS = {"resnet18": [2, 2, 2, 2], "resnet34": [3, 4, 6, 3]}
 
@@ -34,11 +39,13 @@ class NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
         self._width = width
         super().__init__(BasicBlock, layers, num_classes=classes)
         self.fc = nn.Linear(self._narrow(512), classes)
+        first = self._narrow(64)
+        self.bn1 = nn.BatchNorm2d(first)
         if stem == "small":  # He et al. 2016, section 4.2: images of 32 pixels keep their resolution at first
-            self.conv1 = nn.Conv2d(channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+            self.conv1 = nn.Conv2d(channels, first, kernel_size=3, stride=1, padding=1, bias=False)
             self.maxpool = nn.Identity()
         else:
-            self.conv1 = nn.Conv2d(channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+            self.conv1 = nn.Conv2d(channels, first, kernel_size=7, stride=2, padding=3, bias=False)
         for conv in (self.conv1, self.fc):
             nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
@@ -46,6 +53,8 @@ class NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
         return max(8, round(planes * self._width))
 
     def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        if planes == 64:  # the first stage; what enters it comes from the stem, which is narrowed alike
+            self.inplanes = self._narrow(64)
         return super()._make_layer(block, self._narrow(planes), *args, **kwargs)
 
 
@@ -63,27 +72,41 @@ def small_resnet(
     return NarrowResNet(BASIC_LAYERS[architecture], width=width, channels=channels, classes=classes, stem=stem)
 
 
-def torchvision_weights(name: str) -> dict[str, Tensor]:
-    """torchvision's own weights, e.g. "ResNet50_Weights.IMAGENET1K_V2"; downloaded and hash-checked when missing.
+def torchvision_weights(name: str) -> Path:
+    """The file with torchvision's own weights, e.g. "ResNet50_Weights.IMAGENET1K_V2", downloaded when it is missing.
 
-    Raises LpmbenchError for an unknown name, and when the download fails.
+    torchvision writes the start of the sha256 into the file's name; it is checked on every call, downloaded or not.
+    Raises LpmbenchError for an unknown name, a failed download and an altered file.
     """
+    url = _url(name)
+    path = _cached(url)
+    match = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    start_of_sha256 = match[1] if match else ""
     try:
-        weights = models.get_weight(name)
-    except (ValueError, KeyError, AttributeError):
-        raise LpmbenchError(f"torchvision has no weights called '{name}'.") from None
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), start_of_sha256, progress=False)
+    except (OSError, RuntimeError, HTTPException) as error:
         raise LpmbenchError(f"The weights {name} could not be downloaded: {error}.") from None
+    if not sha256_of(path).startswith(start_of_sha256):
+        raise LpmbenchError(f"{path} is not what torchvision calls {name}: it was altered or cut short; delete it.")
+    return path
 
 
 def torchvision_weights_cached(name: str) -> bool:
     """Whether those weights are on this computer already."""
     try:
-        url = str(models.get_weight(name).url)
-    except (ValueError, KeyError, AttributeError):
+        return _cached(_url(name)).is_file()
+    except LpmbenchError:  # an older torchvision does not know them: whoever asks for them is told
         return False
-    from pathlib import Path
 
-    return (Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]).is_file()
+
+def _url(name: str) -> str:
+    try:
+        return str(models.get_weight(name).url)
+    except (ValueError, KeyError, AttributeError):
+        raise LpmbenchError(f"torchvision has no weights called '{name}'.") from None
+
+
+def _cached(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from robustbench_lpm.attacks.contract import Cost, Oracle
@@ -21,9 +22,9 @@ def art_pgd(
     norm: Norm,
     eps: float,
     targets: Tensor | None = None,
-    steps: int = 40,
-    step_size: float | None = None,
-    restarts: int = 1,
+    steps: PositiveInt = 40,
+    step_size: PositiveFloat | None = None,
+    restarts: PositiveInt = 1,
 ) -> Tensor:
     """ART's projected gradient descent (cross-entropy, random start); parameters as in `pgd`."""
     if eps == 0:  # ART refuses a ball of radius zero

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.art_adapter import seed_of
@@ -20,8 +21,8 @@ def cleverhans_pgd(
     norm: Norm,
     eps: float,
     targets: Tensor | None = None,
-    steps: int = 40,
-    step_size: float | None = None,
+    steps: PositiveInt = 40,
+    step_size: PositiveFloat | None = None,
 ) -> Tensor:
     """cleverhans' projected gradient descent (cross-entropy, random start); parameters as in `pgd`."""
     from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
@@ -58,10 +59,10 @@ def cleverhans_spsa(
     norm: Norm,
     eps: float,
     targets: Tensor | None = None,
-    iterations: int = 40,
-    pairs: int = 64,
-    delta: float = 0.01,
-    learning_rate: float = 0.01,
+    iterations: PositiveInt = 40,
+    pairs: PositiveInt = 64,
+    delta: PositiveFloat = 0.01,
+    learning_rate: PositiveFloat = 0.01,
 ) -> Tensor:
     """cleverhans' SPSA as it stands, for comparison only: it evaluates 2x ± delta and forgets what it has found.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pydantic import PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Oracle
@@ -16,7 +17,7 @@ def noise(
     norm: Norm,
     eps: float,
     targets: Tensor | None = None,
-    tries: int = 1,
+    tries: PositiveInt = 1,
 ) -> Tensor:
     """A point drawn uniformly from the ball around each image; of several tries the strongest, on selection noise."""
     candidates = [uniform_in_ball(images, norm, eps, oracle.generators) for _ in range(tries)]

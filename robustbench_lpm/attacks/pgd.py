@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
-from robustbench_lpm.attacks.losses import objective, succeeded
+from robustbench_lpm.attacks.losses import Loss, objective, succeeded
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
 
 
@@ -18,8 +19,8 @@ def fgsm(
     norm: Norm,
     eps: float,
     targets: Tensor | None = None,
-    eot: int = 1,
-    loss: str = "cross-entropy",
+    eot: PositiveInt = 1,
+    loss: Loss = "cross-entropy",
 ) -> Tensor:
     """The fast gradient (sign) method: one step of length eps (Goodfellow et al. 2015, section 4).
 
@@ -44,11 +45,11 @@ def pgd(
     norm: Norm,
     eps: float,
     targets: Tensor | None = None,
-    steps: int = 40,
-    step_size: float | None = None,
-    restarts: int = 1,
-    eot: int = 1,
-    loss: str = "cross-entropy",
+    steps: PositiveInt = 40,
+    step_size: PositiveFloat | None = None,
+    restarts: PositiveInt = 1,
+    eot: PositiveInt = 1,
+    loss: Loss = "cross-entropy",
     random_start: bool = True,
     early_stop: bool = True,
 ) -> Tensor:

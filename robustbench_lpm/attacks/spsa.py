@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
@@ -21,10 +22,10 @@ def spsa(
     norm: Norm,
     eps: float,
     targets: Tensor | None = None,
-    iterations: int = 40,
-    pairs: int = 64,
-    delta: float = 0.01,
-    learning_rate: float = 0.01,
+    iterations: PositiveInt = 40,
+    pairs: PositiveInt = 64,
+    delta: PositiveFloat = 0.01,
+    learning_rate: PositiveFloat = 0.01,
     early_stop: bool = True,
 ) -> Tensor:
     """Minimise the margin by Adam on gradients estimated from antithetic pairs of queries.

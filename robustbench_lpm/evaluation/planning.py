@@ -136,9 +136,9 @@ def make_plan(
     if norm not in attack.norms:
         known = [known for known in NORMS if known in attack.norms]
         raise LpmbenchError(f"Attack '{attack.name}' works in {', '.join(known)}, not in '{norm}'.")
-    for name, value in {"mc": mc, "draws": draws, "select-draws": select_draws, "limit": limit or 1}.items():
-        if value < 1:
-            raise LpmbenchError(f"--{name} must be at least 1, not {value}.")
+    for name, value in {"mc": mc, "draws": draws, "select_draws": select_draws, "limit": limit}.items():
+        if value is not None and value < 1:
+            raise LpmbenchError(f"{name} must be at least 1, not {value}.")
     if not 0 <= eps < float("inf"):
         raise LpmbenchError(f"eps must be a finite number that is zero or more, not {eps}.")
     chosen = tuple(indices if indices is not None else range(min(limit or len(data), len(data))))
@@ -216,7 +216,8 @@ def _count_classes(classifier: Classifier, example: torch.Tensor) -> int:
 
 def _resolve_mode(model: LoadedModel, attack: Attack, mode: str | None) -> str | None:
     modes = model.classifier.gradient_modes
-    if not modes or attack.knowledge != "white-box":
+    cost = attack.cost()
+    if not modes or attack.knowledge != "white-box" or (cost is not None and cost.backwards == 0):
         return None
     if mode is None:
         return STRONGEST

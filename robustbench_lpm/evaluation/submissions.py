@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Oracle
+from robustbench_lpm.attacks.contract import Cost, Oracle
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.tasks import Attack, Data
 from robustbench_lpm.hashing import sha256_of_image, sha256_of_value
@@ -61,6 +61,11 @@ class Submission:
             reached = float(distance(found[None].double(), original[None].double(), norm))
             if reached > eps + DISTANCE_TOLERANCE:
                 raise LpmbenchError(f"Image {index} is at {norm} distance {reached:.6g}, beyond eps {eps:.6g}.")
+
+
+def submitted_cost(**_: object) -> Cost:
+    """Nothing is asked of the classifier."""
+    return Cost(0)
 
 
 def read_submission(folder: Path, source: Data, name: str = "submitted") -> Submission:

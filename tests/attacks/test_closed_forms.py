@@ -62,7 +62,9 @@ def test_gradient_attacks_reach_the_worst_margin(attack: str, norm: str) -> None
 @pytest.mark.parametrize("attack", ["fgsm", "pgd"])
 def test_targeted_attacks_reach_the_best_margin_of_the_target(attack: str, norm: str) -> None:
     weight, images, labels = linear_data(16)
-    model = Linear(weight, bias=centred(weight, -7.0))  # everything is class 1, and the target, class 0, is out of reach
+    model = Linear(
+        weight, bias=centred(weight, -7.0)
+    )  # everything is class 1, and the target, class 0, is out of reach
     record = robustbench_lpm.evaluate(
         model, attack, (images, labels + 1), eps=EPS[norm], norm=norm, target=0, save_adversarials=True
     )

@@ -1,0 +1,36 @@
+"""Small random affine maps of training images, from a keyed generator: the same key, the same maps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustbench_lpm.cards import Augmentation
+
+
+def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
+    """Each image (B, C, H, W) turned, sheared, scaled and moved at random, zeros coming in from outside."""
+    if settings == Augmentation():
+        return images  # resampling on the identity grid would still round
+    maps = random_maps(len(images), settings, generator).to(images)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def random_maps(count: int, settings: Augmentation, generator: torch.Generator) -> Tensor:
+    """Affine maps (count, 2, 3) from output to input coordinates, in [-1, 1]; drawn on the CPU for every device."""
+    share = torch.rand(count, 5, generator=generator, dtype=torch.float64)
+    signed = 2 * share - 1
+    turn = signed[:, 0] * math.radians(settings.rotate)
+    shear = signed[:, 1] * math.radians(settings.shear)
+    smallest, largest = settings.scale
+    shrink = 1 / (smallest + share[:, 2] * (largest - smallest))  # magnifying reads a smaller part of the input
+    rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], dim=1).reshape(-1, 2, 2)
+    one, zero = torch.ones_like(shear), torch.zeros_like(shear)
+    shearing = torch.stack([one, shear.tan(), zero, one], dim=1).reshape(-1, 2, 2)
+    linear = shrink[:, None, None] * (rotation @ shearing)
+    offset = signed[:, 3:, None] * 2 * settings.translate  # the image is 2 wide in these coordinates
+    return torch.cat([linear, offset], dim=2).float()

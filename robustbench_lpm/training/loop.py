@@ -1,0 +1,298 @@
+"""The training itself: epochs of steps, a validation after each, and everything on disk before the next begins."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from robustbench_lpm import cards, zoo
+from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.cards import ModelCard, RecipeCard, Trained
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.randomness import generator, isolated_globals, key
+from robustbench_lpm.training import checkpoints, model_cards
+from robustbench_lpm.training.augmentation import augment
+from robustbench_lpm.training.checkpoints import BEST, CARD, Journal, Row
+from robustbench_lpm.training.examples import InMemory, load_split, shuffled_batches
+from robustbench_lpm.training.objectives import Batch, Objective, Terms, bind
+from robustbench_lpm.training.optimisation import make_optimiser, make_schedule, rates
+from robustbench_lpm.training.plans import Plan, make_plan
+from robustbench_lpm.training.validation import final_accuracy, validate
+
+
+class Progress(Protocol):
+    """Who wants to know how far a training is."""
+
+    def on_batch(self, done: int, total: int) -> None:
+        """`done` of the `total` batches of this epoch are through."""
+
+    def on_epoch(self, epoch: int, epochs: int, row: Row) -> None:
+        """`epoch` of `epochs`, counted from 1, is on disk; row is its line of the log."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def on_batch(self, done: int, total: int) -> None: ...
+
+    def on_epoch(self, epoch: int, epochs: int, row: Row) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training ended with. `card` is the model card at `card_path`; it works as `--model CARD_PATH`."""
+
+    card: ModelCard
+    card_path: Path
+    weights: Path
+    accuracy: dict[str, float]
+    rows: list[Row]  # of the log
+    best_epoch: int
+    seconds: float
+
+
+class TrainingStep(nn.Module):
+    """Classifier and objective as one module, so that what wraps it (precision, many devices) sees whole steps."""
+
+    def __init__(self, classifier: Classifier, objective: Objective) -> None:
+        super().__init__()
+        self.classifier, self.objective = classifier, objective
+
+    def forward(self, images: Tensor, labels: Tensor, noise: Noise, generators: list[torch.Generator]) -> Terms:
+        """The terms of the objective."""
+        return self.objective(self.classifier, Batch(images, labels, noise, generators))
+
+
+def train(
+    model: str,
+    *,
+    recipe: RecipeCard | None = None,
+    dataset: str | None = None,
+    data: Path | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    out: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    command: str | None = None,
+    trust: bool = False,
+) -> TrainingResult:
+    """Train a model card's network from scratch and write it to the folder `out`, as a model card of its own.
+
+    Args:
+        model: a registered name, or the path of a card.
+        recipe: instead of the one that the model card names; dataset and epochs are laid over it.
+        data: the folder of the data set, for those that need one.
+        resume: go on after the last finished epoch in `out`, to the same bits as without the break.
+        device: "cpu", "cuda", "cuda:1", "mps". threads: of torch on the CPU; None leaves them as they are.
+        command: what the card shall say that made it; by default the equivalent call of `lpmbench train`.
+        trust: allow code from outside this package.
+
+    The best epoch on the validation split becomes the model; the test split is looked at once, at the end. A
+    KeyboardInterrupt, or a kill, leaves last.ckpt of the last finished epoch (at first, of none) whole.
+
+    Raises LpmbenchError when `out` holds a training and resume is not set, when it holds another training than the
+    one to be resumed, when cards do not fit together, and when the loss stops being finite.
+    """
+    plan = make_plan(model, recipe=recipe, dataset=dataset, epochs=epochs, seed=seed, command=command, trust=trust)
+    if not resume:
+        checkpoints.refuse_to_overwrite(out)
+    with _threads(threads):
+        training = Training(plan, data, out, make_fabric(device, plan.recipe.precision))
+        if resume:
+            training.restore()
+        else:
+            training.save()
+        training.run(progress or Silent())
+        return training.finish()
+
+
+class Training:
+    """One training under way: the network with its optimiser and schedule, and the journal of finished epochs."""
+
+    def __init__(self, plan: Plan, data: Path | None, out: Path, fabric: Fabric) -> None:
+        self.plan, self.data, self.out, self.fabric = plan, data, out, fabric
+        self.journal = Journal()
+        self.images = load_split(plan, data, "train")
+        self.validation = load_split(plan, data, "validation")
+        self.batches = -(-len(self.images) // plan.recipe.batch_size)
+        with isolated_globals(key(plan.seed, "initialise")):
+            self.network = zoo.build(plan.card, trust=plan.trust)
+        self._check_batches()
+        self.classifier = zoo.wrap(self.network, plan.card)
+        entry = cards.resolve(plan.recipe.objective, plan.recipe.path, trust=plan.trust)
+        self.objective = bind(entry, plan.recipe.parameters, plan.recipe.path)
+        self.optimiser = make_optimiser(self.network, plan.recipe)
+        self.schedule = make_schedule(self.optimiser, plan.recipe, plan.recipe.epochs * self.batches)
+        step = TrainingStep(self.classifier, self.objective)
+        self.step, self.stepper = fabric.setup(
+            step, self.optimiser
+        )  # on the device; self.optimiser stays the plain one
+
+    def _check_batches(self) -> None:
+        """Batch norm cannot normalise one vector; torch would say so in the middle of an epoch."""
+        smallest = len(self.images) // self.batches
+        if smallest < 2 and any(isinstance(module, nn.BatchNorm1d) for module in self.network.modules()):
+            raise LpmbenchError(
+                f"Recipe '{self.plan.recipe.name}': batch_size {self.plan.recipe.batch_size} makes a batch of one "
+                f"image, which the batch norms of '{self.plan.card.name}' cannot train on; choose 3 or more."
+            )
+
+    def save(self) -> None:
+        """Write last.ckpt."""
+        states = {
+            "model": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+        }
+        checkpoints.save_last(self.out, self.plan.identity(), self.journal, states)
+
+    def restore(self) -> None:
+        """Go back to what last.ckpt says. Raises LpmbenchError when it is not of this plan."""
+        self.journal, content = checkpoints.load_last(self.out, self.plan.identity())
+        self.network.load_state_dict(content["model"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.schedule.load_state_dict(content["schedule"])
+
+    def run(self, progress: Progress) -> None:
+        """Every epoch that is left."""
+        epochs = self.plan.recipe.epochs
+        for epoch in range(self.journal.epoch + 1, epochs + 1):
+            started = time.perf_counter()
+            trained = self._train_epoch(epoch, progress)
+            seed, device = self.plan.seed, self.fabric.device
+            validated = validate(self.classifier, self.objective, self.validation, seed, device)
+            _check_finite(validated["classification"], epoch, self.out)
+            seconds = time.perf_counter() - started
+            row = {"epoch": epoch} | _named("train", trained) | _named("validation", validated)
+            self._enter(epoch, row | rates(self.optimiser) | {"seconds": seconds})
+            progress.on_epoch(epoch, epochs, self.journal.rows[-1])
+
+    def _enter(self, epoch: int, row: Row) -> None:
+        """Put a finished epoch on disk; last.ckpt comes last, so that it never speaks of what is not there."""
+        journal = self.journal
+        rows = [*journal.rows, row]
+        best = epoch if not journal.best_epoch or _score(row) > _score(rows[journal.best_epoch - 1]) else 0
+        if best:
+            checkpoints.save_network(self.out / BEST, self.network)
+        checkpoints.save_log(self.out, rows)
+        self.journal = Journal(epoch, rows, best or journal.best_epoch, journal.seconds + row["seconds"])
+        self.save()
+
+    def _train_epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
+        """One pass over the training split; the terms of the objective, averaged over images."""
+        self.step.train()
+        totals: dict[str, float] = {}
+        batches = shuffled_batches(len(self.images), self.plan.recipe.batch_size, self.plan.seed, epoch)
+        for number, positions in enumerate(batches):
+            # Dropout and its like draw from the global generators: each step brings its own seed for them.
+            with isolated_globals(key(self.plan.seed, "step", epoch, number)):
+                terms = self._train_batch(epoch, number, positions)
+            for name, value in terms.items():
+                totals[name] = totals.get(name, 0.0) + float(value) * len(positions)
+            _check_finite(totals["loss"], epoch, self.out)
+            progress.on_batch(number + 1, len(batches))
+        return {name: total / len(self.images) for name, total in totals.items()}
+
+    def _train_batch(self, epoch: int, number: int, positions: list[int]) -> Terms:
+        """One step of the optimiser."""
+        recipe, seed = self.plan.recipe, self.plan.seed
+        images, labels = (self.fabric.to_device(tensor) for tensor in self.images.take(positions))
+        images = augment(images, recipe.augmentation, generator(seed, "augment", epoch, number))
+        # Keyed by example, not by batch: an example's noise does not depend on the company it keeps.
+        noise_keys = [generator(seed, "train", epoch, position) for position in positions]
+        own_keys = [generator(seed, "objective", epoch, position) for position in positions]
+        noise = self.classifier.sample_noise(len(positions), noise_keys)
+        terms: Terms = self.step(images, labels, noise, own_keys)
+        self.stepper.zero_grad()
+        self.fabric.backward(terms["loss"])
+        if recipe.gradient_clip is not None:
+            self.fabric.clip_gradients(self.step, self.stepper, max_norm=recipe.gradient_clip, error_if_nonfinite=False)
+        self.stepper.step()
+        self.schedule.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def finish(self) -> TrainingResult:
+        """Measure the best epoch and write its model card."""
+        started = time.perf_counter()
+        zoo.load_state(self.network, zoo.read_checkpoint(self.out / BEST), source=str(self.out / BEST))
+        accuracy = self._measure()
+        seconds = self.journal.seconds + time.perf_counter() - started
+        weights = self.out / model_cards.weights_file(self.plan.card)
+        checkpoints.save_network(weights, self.network)
+        trained = Trained(
+            recipe=self.plan.recipe.name,
+            seed=self.plan.seed,
+            epochs=self.plan.recipe.epochs,
+            dataset=self.plan.dataset.name,
+            command=self.plan.command,
+            accuracy=accuracy,
+            seconds=round(seconds, 1),
+            versions=model_cards.versions(),
+        )
+        card = model_cards.write_card(self.plan.card, weights, trained, self.out / CARD)
+        return TrainingResult(
+            card, self.out / CARD, weights, accuracy, self.journal.rows, self.journal.best_epoch, seconds
+        )
+
+    def _measure(self) -> dict[str, float]:
+        parts: dict[str, tuple[InMemory, Any]] = {
+            "validation": (self.validation, "validate"),
+            "test": (load_split(self.plan, self.data, "test"), "clean"),
+        }
+        found: dict[str, float] = {}
+        for part, (images, purpose) in parts.items():
+            shares = final_accuracy(self.classifier, images, self.plan.seed, purpose, self.fabric.device)
+            found |= {f"{part}{suffix}": share for suffix, share in shares.items()}
+        return found
+
+
+def make_fabric(device: str, precision: str) -> Fabric:
+    """lightning-fabric on one device. Raises LpmbenchError for a device that is not there."""
+    kind, _, number = device.partition(":")
+    try:
+        return Fabric(accelerator=kind, devices=[int(number)] if number else 1, precision=precision)  # type: ignore[arg-type]
+    except Exception as error:  # fabric and torch raise many kinds for a missing device
+        raise LpmbenchError(f"Device '{device}' cannot be used: {' '.join(str(error).split())[:200]}") from None
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _named(split: str, terms: dict[str, float]) -> Row:
+    return {f"{split}_{name}": value for name, value in terms.items()}
+
+
+def _score(row: Row) -> tuple[float, float]:
+    """What the best epoch has most of: accuracy at M = 1, which models are ranked by; of equals, the lower loss.
+
+    The averaged classifier would hide a bad policy, and is right about nearly every validation image long before the
+    single run is.
+    """
+    return row["validation_accuracy"], -row["validation_classification"]
+
+
+def _check_finite(loss: float, epoch: int, out: Path) -> None:
+    if not math.isfinite(loss):
+        raise LpmbenchError(
+            f"The loss is {loss} in epoch {epoch}; {out / checkpoints.LAST} holds the last good epoch. "
+            "Try a lower learning_rate or a gradient_clip in the recipe."
+        )

@@ -1,0 +1,157 @@
+"""What a recipe can minimise, named in its card by address.
+
+An objective is a function `(classifier, batch, **parameters) -> Terms`. Of its terms, scalars all, "loss" is minimised;
+"accuracy" (the share of right answers under the conditions that are trained for) and "classification" (their
+cross-entropy) choose the best epoch; every term is logged. It is called in training mode to train and in eval mode,
+without gradients, to validate.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributions import Normal
+
+from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
+from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
+
+Terms = dict[str, Tensor]
+Objective = Callable[..., Terms]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's examples and all of its randomness.
+
+    images: (B, C, H, W) in [0, 1]. labels: (B,). noise: of the classifier, one draw for each image, {} when it is
+    deterministic. generators: one for each image, for the objective's own choices.
+    """
+
+    images: Tensor
+    labels: Tensor
+    noise: Noise
+    generators: list[torch.Generator]
+
+
+def bind(entry: Callable[..., Any], parameters: Mapping[str, Any], path: Path) -> Objective:
+    """An objective with the parameters of the recipe at `path`. Raises LpmbenchError for one that it does not take."""
+    found = inspect.signature(entry).parameters.values()
+    accepted = {p.name: p.default is p.empty for p in found if p.kind is p.KEYWORD_ONLY}
+    for name in parameters:
+        if name not in accepted:
+            raise LpmbenchError(f"{path}: {unknown('parameter', name, accepted)}")
+    if missing := [name for name, required in accepted.items() if required and name not in parameters]:
+        raise LpmbenchError(f"{path}: parameter(s) {', '.join(missing)} missing from [parameters].")
+    return partial(entry, **parameters)
+
+
+def cross_entropy(classifier: Classifier, batch: Batch, *, label_smoothing: float = 0.0) -> Terms:
+    """The mean cross-entropy of the answers; smoothed labels as in Szegedy et al. 2016, section 7."""
+    logits = classifier(batch.images, batch.noise)
+    return {
+        "loss": F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing),
+        "classification": F.cross_entropy(logits, batch.labels).detach(),
+        "accuracy": _accuracy(logits, batch.labels),
+    }
+
+
+def adversarial(
+    classifier: Classifier,
+    batch: Batch,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float,
+    norm: Norm = "linf",
+) -> Terms:
+    """The mean cross-entropy on the worst images that PGD finds in the ball of eps (Madry et al. 2018, eq. 2.1).
+
+    "accuracy" is that on the attacked images, "clean_accuracy" that on the images as they are. Both, and the attack,
+    see the network in eval mode: attacks must not move the statistics of batch norms, nor meet dropout.
+    """
+    training = classifier.training
+    classifier.eval()
+    attacked = perturb(classifier, batch, norm=norm, eps=eps, steps=steps, step_size=step_size)
+    with torch.no_grad():
+        clean = _accuracy(classifier(batch.images, batch.noise), batch.labels)
+    classifier.train(training)
+    logits = classifier(attacked, batch.noise)
+    loss = F.cross_entropy(logits, batch.labels)
+    accuracy = _accuracy(logits, batch.labels)
+    return {"loss": loss, "classification": loss.detach(), "accuracy": accuracy, "clean_accuracy": clean}
+
+
+def perturb(classifier: Classifier, batch: Batch, *, norm: Norm, eps: float, steps: int, step_size: float) -> Tensor:
+    """PGD from a random point of the ball; images (B, C, H, W) within eps of the batch's and within [0, 1]."""
+    attacked = uniform_in_ball(batch.images, norm, eps, batch.generators)
+    for _ in range(steps):
+        with torch.enable_grad():
+            attacked = attacked.detach().requires_grad_()
+            loss = F.cross_entropy(classifier(attacked, batch.noise), batch.labels, reduction="sum")
+            (gradients,) = torch.autograd.grad(loss, attacked)
+        moved = attacked.detach() + step_size * steepest(gradients, norm)
+        attacked = project(moved, batch.images, norm, eps)
+    return attacked
+
+
+def reinforce(
+    classifier: Classifier,
+    batch: Batch,
+    *,
+    every_glimpse: bool = False,
+    policy_weight: float = 1.0,
+    baseline_weight: float = 1.0,
+) -> Terms:
+    """The loss of RAM and RAM-LPM: NLL + MSE(b, R) + mean over the batch of sum_t -log pi(l[t+1]; mu[t]) (R - b[t]).
+
+    Mnih et al. 2014, section 3; Kiritani and Ono 2020. R is 1 for a right answer after the last glimpse, else 0. Of T
+    glimpses, counted from 0, T-1 lead to another one: the baseline b[t] and the density of l[t+1] belong to mu[t].
+    Gradients reach the policy through the means alone; R - b[t] is a constant there.
+
+    Args:
+        every_glimpse: classify after every glimpse, not only after the last.
+        policy_weight, baseline_weight: of the two terms beside the NLL.
+    """
+    network = classifier.network
+    if not isinstance(network, RecurrentAttention):
+        raise LpmbenchError(f"The objective 'reinforce' trains glimpsing networks; {type(network).__name__} is none.")
+    if network.sigma == 0:
+        raise LpmbenchError("The objective 'reinforce' needs sigma > 0: a policy without noise has no density.")
+    trajectory = network.look(classifier.prepare(batch.images), batch.noise)
+    reward = (trajectory.logits[-1].argmax(1) == batch.labels).float()
+    answers = trajectory.logits if every_glimpse else trajectory.logits[-1:]
+    classification = F.cross_entropy(answers.flatten(0, 1), batch.labels.repeat(len(answers)))
+    baselines = trajectory.baselines[:-1]
+    policy = policy_loss(trajectory.means[:-1], trajectory.fixations[1:], network.sigma, reward - baselines)
+    baseline = (baselines - reward).square().sum() / max(1, baselines.numel())  # 0, not NaN, at a single glimpse
+    return {
+        "loss": classification + baseline_weight * baseline + policy_weight * policy,
+        "classification": F.cross_entropy(trajectory.logits[-1], batch.labels).detach(),
+        "baseline": baseline.detach(),
+        "policy": policy.detach(),
+        "accuracy": reward.mean(),
+    }
+
+
+def policy_loss(means: Tensor, fixations: Tensor, sigma: float, advantages: Tensor) -> Tensor:
+    """The mean over the batch of sum_t -log N(l; mu, sigma^2) A, whose gradient in mu is the REINFORCE estimate.
+
+    means, fixations: (T-1, B, 2), the second being what was drawn around the first. advantages: (T-1, B).
+    """
+    # Unchecked, so that a diverged network ends in a loss of NaN, which training reports in one line.
+    density = Normal(means, sigma, validate_args=False).log_prob(fixations.detach()).sum(2)
+    return -(density * advantages.detach()).sum(0).mean()
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) == labels).float().mean()

@@ -1,0 +1,82 @@
+"""What a training is going to do, decided before it starts. Two trainings with equal plans make equal networks."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_lpm import cards, zoo
+from robustbench_lpm.cards import DatasetCard, ModelCard, RecipeCard
+from robustbench_lpm.datasets.preprocessing import Size, parse_size
+from robustbench_lpm.errors import LpmbenchError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model card with its parameters resolved, a recipe with its overrides, a data set, a seed."""
+
+    card: ModelCard
+    recipe: RecipeCard
+    dataset: DatasetCard
+    seed: int
+    command: str
+    trust: bool = False
+
+    @property
+    def size(self) -> Size:
+        """What --size is for the images that are trained on."""
+        return parse_size(self.recipe.size or self.dataset.size)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the trained network; the words on the cards, and weights that a card has already, do not."""
+        model = self.card.identity()
+        del model["weights"]
+        recipe = self.recipe.model_dump(mode="json", exclude={"summary", "source"})
+        return {"model": model, "recipe": recipe, "dataset": self.dataset.identity(), "seed": self.seed}
+
+
+def make_plan(
+    model: str,
+    *,
+    recipe: RecipeCard | None,
+    dataset: str | None,
+    epochs: int | None,
+    seed: int,
+    command: str | None,
+    trust: bool,
+) -> Plan:
+    """Resolve cards and overrides. Raises LpmbenchError where they do not fit together."""
+    card = cards.model(model)
+    if recipe is None:
+        if card.recipe is None:
+            raise LpmbenchError(f"Model '{card.name}' names no recipe; choose one: {', '.join(cards.names('recipe'))}.")
+        recipe = cards.recipe(card.recipe)
+    if epochs is not None and epochs < 1:
+        raise LpmbenchError(f"A training needs at least one epoch, not {epochs}.")
+    changes: dict[str, Any] = {"dataset": dataset} if dataset is not None else {}
+    changes |= {"epochs": epochs} if epochs is not None else {}
+    resolved = _with(recipe, **changes)
+    data = cards.dataset(resolved.dataset)
+    if not zoo.fits(card, data):
+        raise LpmbenchError(
+            f"Model '{card.name}' (labels '{card.labels}', {card.input.channels} channel(s)) cannot be trained on "
+            f"'{data.name}' (labels '{data.labels}', {data.channels} channel(s))."
+        )
+    trained = _with(card, parameters=card.parameters | recipe.model_parameters)
+    return Plan(trained, resolved, data, seed, command or _command(model, recipe, changes, seed), trust)
+
+
+def _with(card: Any, **changes: Any) -> Any:
+    """A copy of a card that remembers its file, which addresses of code are looked up beside."""
+    copy = card.model_copy(update=changes)
+    copy._path = card.path
+    return copy
+
+
+def _command(model: str, recipe: RecipeCard, changes: dict[str, Any], seed: int) -> str:
+    words = ["lpmbench", "train", model, "--seed", str(seed)]
+    for option, value in changes.items():
+        if value != getattr(recipe, option):
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)

@@ -1,0 +1,128 @@
+"""Whatever is typed wrong ends with one clear line on stderr and a non-zero status, never with a traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from robustbench_lpm.cli import COMMANDS, run
+
+CASES: list[tuple[str, str]] = [
+    ("modles", "Did you mean 'models'?"),
+    ("attack --model cmn", "Did you mean 'cnn'?"),
+    ("attack --attack pdg", "Did you mean 'pgd'?"),
+    ("attack --dataset digit", "Did you mean 'digits'?"),
+    ("attack --model cnn --eps 2/0", "divides by zero"),
+    ("attack --model cnn --eps -0.1", "zero or more"),
+    ("attack --model cnn --eps ,", "empty"),
+    ("attack --model cnn --eps many", "not a number"),
+    ("attack --model cnn --norm l1", "l1"),
+    ("attack --model cnn --size huge", "Size 'huge'"),
+    ("attack --model cnn --limit 0", "--limit"),
+    ("attack --model cnn --limit ten", "ten"),
+    ("attack --model cnn --steps 0", "--steps"),
+    ("attack --model cnn --attack noise --steps 3", "takes no steps"),
+    ("attack --model cnn --set stepz=3", "Did you mean 'steps'?"),
+    ("attack --model cnn --set steps", "must look like"),
+    ("attack --model cnn --set loss=hinge --limit 2", "parameter 'loss' = 'hinge'"),
+    ("attack --model cnn --set steps=many --limit 2", "parameter 'steps' = 'many'"),
+    ("attack --model cnn --set steps=-1", "greater than 0"),
+    ("attack --model cnn --attack spsa --set delta=0", "greater than 0"),
+    ("attack --model cnn --target 10", "out of range"),
+    ("attack --model cnn --attack noise --target 1", "cannot aim"),
+    ("attack --model ramlpm --gradient-mode detach", "Did you mean 'detached'?"),
+    ("attack --model cnn --device cuda:99", "not available"),
+    ("attack --model cnn --device toaster", "not available"),
+    ("attack --model cnn --checkpoint nowhere.pt", "no checkpoint at nowhere.pt"),
+    ("attack --checkpoint nowhere.pt", "exactly one --model"),
+    ("attack --model ramlpm-imagenet --dataset panda", "no weights"),
+    ("attack --model cnn --dataset panda", "reads 1 channel"),
+    ("attack --model cnn --dataset mnist --data {tmp}", "MNIST"),
+    ("attack --model efficientnet-lite0 --dataset imagenet", "--data"),
+    ("attack --model efficientnet-lite0 --dataset imagenet --data {tmp}/none", "none"),
+    ("attack --model efficientnet-lite0 --dataset panda --label 1000", "1000"),
+    ("attack --model efficientnet-lite0 --dataset panda --image {tmp}/text.png --label 388", "text.png"),
+    ("attack --model efficientnet-lite0 --dataset panda --image {tmp}/gone.png --label 388", "gone.png"),
+    ("attack --model {tmp}/bad.toml", "bad.toml"),
+    ("train cmn", "Did you mean 'cnn'?"),
+    ("train efficientnet-lite0", "names no recipe"),
+    ("train cnn --epochs 0", "--epochs"),
+    ("train cnn --resume --out {tmp}/none", "none"),
+    ("run dmeo", "Did you mean 'demo'?"),
+    ("report --results {tmp}", "no records"),
+    ("publish {tmp}", "no records"),
+    ("verify {tmp}", "record.json"),
+    ("grade --adversarials {tmp}/none --model cnn --eps 0.1", "no PNG files"),
+    ("grade --adversarials {tmp} --model cnn", "--eps is missing"),
+    ("models show ramlmp", "Did you mean 'ramlpm'?"),
+    ("models list all", "lpmbench models show NAME"),
+    ("attack --modle cnn", "--model"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "bad.toml").write_text("name = 'x'\nentri = 'y'\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("line", "message"), CASES, ids=[line for line, _ in CASES])
+def test_one_clear_line(line: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = line.format(tmp=folder).split()
+    if words[0] == "attack":
+        words += ["--out", str(folder / "runs")]
+    status = run(words)
+    complaint = capsys.readouterr().err.strip()
+    assert status not in (0, 130)
+    assert message in complaint
+    assert len(complaint.splitlines()) == 1
+    assert complaint.startswith("lpmbench: ")
+    assert not list((folder / "runs").rglob("record.json"))
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_every_command_answers_to_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*([command] if command else []), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"Usage: lpmbench {command}".rstrip())
+    assert "--help" in shown
+
+
+def test_nan_logits_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "nan_model.py").write_text(
+        "import torch\n"
+        "class Nan(torch.nn.Module):\n"
+        "    def __init__(self, *, channels, classes):\n"
+        "        super().__init__()\n"
+        "        self.w = torch.nn.Parameter(torch.ones(classes) * float('nan'))\n"
+        "    def forward(self, x):\n"
+        "        return x.flatten(1).sum(1, keepdim=True) * self.w\n"
+    )
+    import torch
+
+    torch.save({"w": torch.full((10,), float("nan"))}, tmp_path / "w.pt")
+    (tmp_path / "nan.toml").write_text(
+        'name = "nan"\nsummary = "all logits are NaN"\nentry = "nan_model:Nan"\nlabels = "digits"\nclasses = 10\n'
+        "[input]\nchannels = 1\n"
+    )
+    card = str(tmp_path / "nan.toml")
+    words = ["attack", "--model", card, "--checkpoint", str(tmp_path / "w.pt"), "--limit", "2", "--out", str(tmp_path)]
+    assert run(words) != 0
+    assert "--trust" in capsys.readouterr().err
+    assert run([*words, "--trust"]) != 0
+    complaint = capsys.readouterr().err.strip()
+    assert "NaN logits" in complaint
+    assert len(complaint.splitlines()) == 1
+
+
+def test_a_truncated_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "cut.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    line = ["attack", "--model", "efficientnet-lite0", "--dataset", "panda", "--image", str(path), "--label", "388"]
+    assert run(line) != 0
+    assert "cut.png" in capsys.readouterr().err

@@ -1,0 +1,210 @@
+"""The commands of the README do what they say, from words to files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from robustbench_lpm import records
+from robustbench_lpm.cli import run
+from robustbench_lpm.evaluation.runner import PROGRESS
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def lpmbench(line: str) -> None:
+    assert run(line.split()) == 0
+
+
+@pytest.mark.parametrize("kind", ["models", "attacks", "datasets"])
+def test_listings(kind: str, capsys: Capture) -> None:
+    lpmbench(f"{kind} --json")
+    names = [row["name"] for row in json.loads(capsys.readouterr().out)]
+    lpmbench(kind)
+    table = capsys.readouterr().out
+    assert all(name in table for name in names)
+    lpmbench(f"{kind} show {names[0]}")
+    assert f'name = "{names[0]}"' in capsys.readouterr().out
+    lpmbench(f"{kind} show {names[0]} --json")
+    assert json.loads(capsys.readouterr().out)["name"] == names[0]
+
+
+def test_attack_report_verify_publish(tmp_path: Path, capsys: Capture) -> None:
+    lpmbench(
+        "attack --model ramlpm --model cnn --attack pgd --eps 2/255,0.1 --limit 20 --steps 2 --draws 5 --threads 1"
+    )
+    found = records.read_all(tmp_path / "runs")
+    assert {(r.model, round(r.eps, 4)) for r in found} == {
+        ("ramlpm", 0.0078),
+        ("ramlpm", 0.1),
+        ("cnn", 0.0078),
+        ("cnn", 0.1),
+    }
+    assert {r.predictions.shape for r in found} == {(20, 5), (20, 1)}
+    assert "up to" in capsys.readouterr().out
+
+    lpmbench("report")
+    table = pd.read_csv(tmp_path / "runs" / "leaderboard.csv")
+    assert len(table) == 4
+    for record in found:
+        (row,) = table[table["record"] == record.id].to_dict("records")
+        assert row["robust_accuracy"] == pytest.approx(record.robust_accuracy.value)
+    assert {p.name for p in (tmp_path / "runs").glob("leaderboard.*")} == {
+        f"leaderboard.{k}" for k in ("csv", "md", "tex", "html")
+    }
+
+    for record in found:
+        lpmbench(f"verify {record.path}")
+    assert "FAILS" not in capsys.readouterr().out
+    lpmbench(f"publish runs/{found[0].path.name if found[0].path else ''}")
+    (published,) = records.read_all(tmp_path / "results")
+    assert published.id == found[0].id
+    assert (tmp_path / "results" / "leaderboard.html").is_file()
+
+
+def test_the_same_command_again_runs_nothing(tmp_path: Path, capsys: Capture) -> None:
+    line = "attack --model cnn --attack fgsm --eps 0.1 --limit 5 --threads 1"
+    lpmbench(line)
+    (path,) = (tmp_path / "runs").rglob("record.json")
+    written = path.stat().st_mtime_ns
+    capsys.readouterr()
+    lpmbench(line)
+    assert "already run" in capsys.readouterr().out
+    assert path.stat().st_mtime_ns == written
+    lpmbench(f"{line} --force")
+    assert path.stat().st_mtime_ns != written
+
+
+def test_the_recorded_command_repeats_the_run(tmp_path: Path) -> None:
+    lpmbench(
+        "attack --model ramlpm --attack pgd --eps 0.07 --limit 4 --steps 2 --draws 3 --mc 2 --seed 5 --target random"
+    )
+    (record,) = records.read_all(tmp_path / "runs")
+    assert record.command.startswith("lpmbench attack ")
+    lpmbench(f"{record.command.removeprefix('lpmbench ')} --out again --threads 1")
+    (again,) = records.read_all(tmp_path / "again")
+    assert again.id == record.id
+    for name in (records.RECORD, records.OUTCOMES, records.ADVERSARIALS):
+        assert (tmp_path / "again" / again.folder_name / name).read_bytes() == (record.path or tmp_path).joinpath(
+            name
+        ).read_bytes()
+
+
+def test_the_panda_with_its_picture(tmp_path: Path, capsys: Capture) -> None:
+    lpmbench("attack --attack pgd --steps 5 --size 224 --dataset panda --threads 1")
+    shown = capsys.readouterr().out
+    assert "Skipping ramlpm-imagenet: no weights" in shown
+    (record,) = records.read_all(tmp_path / "runs")
+    assert record.model == "efficientnet-lite0"
+    assert record.clean_predictions.tolist() == [[388]]
+    assert record.robust_accuracy.value == 0
+    assert record.outcomes["linf"][0] <= 2 / 255 + 1e-6
+    (picture,) = (tmp_path / "runs").rglob("picture.png")
+    assert Image.open(picture).size[0] > 600
+
+
+def test_another_picture_and_label(tmp_path: Path) -> None:
+    Image.new("RGB", (300, 260), (120, 160, 90)).save(tmp_path / "green.png")
+    lpmbench("attack --attack noise --dataset panda --image green.png --label 7 --size original --threads 1")
+    (record,) = records.read_all(tmp_path / "runs")
+    assert record.labels.tolist() == [7]
+    assert record.pictures()[0].clean.shape == (3, 300, 300)  # padded to a square
+
+
+def test_grade_what_someone_else_made(tmp_path: Path) -> None:
+    lpmbench("attack --model cnn --attack fgsm --eps 0.1 --limit 12 --save-adversarials --threads 1")
+    (ours,) = records.read_all(tmp_path / "runs")
+    lpmbench(f"grade --adversarials {ours.path} --model resnet18 --eps 0.1 --name from-cnn --out graded --threads 1")
+    (graded,) = records.read_all(tmp_path / "graded")
+    assert (graded.model, graded.attack, len(graded.outcomes)) == ("resnet18", "from-cnn", 12)
+
+
+def test_train_resume_and_use(tmp_path: Path, capsys: Capture) -> None:
+    lpmbench("train cnn --epochs 1 --out small --threads 1")
+    assert run(["train", "cnn", "--epochs", "1", "--out", "small", "--threads", "1"]) != 0
+    assert "--resume" in capsys.readouterr().err
+    lpmbench("attack --model small/card.toml --attack fgsm --eps 0.01 --limit 5 --threads 1")
+    (record,) = records.read_all(tmp_path / "runs")
+    assert record.configuration["model"]["weights_sha256"]
+
+
+SUITE = """
+name = "tiny"
+summary = "two models, two attacks"
+[[part]]
+dataset = "digits"
+models = ["cnn", "ramlpm"]
+attacks = ["noise", "fgsm"]
+eps = ["0.05", "0.1"]
+limit = 6
+draws = 3
+mc = [1, 2]
+"""
+
+
+def test_run_a_suite(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    lpmbench("run tiny.toml --threads 1")
+    found = records.read_all(tmp_path / "runs" / "tiny")
+    assert len(found) == 2 * 2 * (1 + 2)
+    shown = capsys.readouterr().out
+    assert str(tmp_path / "runs" / "tiny" / "leaderboard.html") in shown
+    assert (tmp_path / "runs" / "tiny" / "leaderboard.html").is_file()
+
+
+def test_ctrl_c_leaves_nothing_half_written_and_the_command_goes_on(tmp_path: Path) -> None:
+    """A real process, a real signal; the run ends in the same bytes as one that was left alone."""
+    words = [
+        "attack",
+        "--model",
+        "ramlpm",
+        "--attack",
+        "pgd",
+        "--eps",
+        "0.1",
+        "--limit",
+        "192",
+        "--steps",
+        "2",
+        "--draws",
+        "4",
+        "--threads",
+        "1",
+    ]
+    command = [sys.executable, "-m", "robustbench_lpm", *words]
+    process = subprocess.Popen([*command, "--out", "broken"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not list(Path("broken").rglob("block-*.safetensors")):
+        assert process.poll() is None, "it ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert complaint.strip().startswith("lpmbench: Interrupted")
+    assert "Traceback" not in complaint
+    assert not list(Path("broken").rglob("record.json"))
+    assert list((Path("broken") / PROGRESS).rglob("block-*.safetensors"))
+    subprocess.run([*command, "--out", "broken"], check=True, capture_output=True)
+    subprocess.run([*command, "--out", "straight"], check=True, capture_output=True)
+    (resumed,), (straight,) = records.read_all(Path("broken")), records.read_all(Path("straight"))
+    for name in (records.RECORD, records.OUTCOMES, records.ADVERSARIALS):
+        assert (resumed.path or tmp_path).joinpath(name).read_bytes() == (straight.path or tmp_path).joinpath(
+            name
+        ).read_bytes()
+    leftovers = [path for path in Path("broken").rglob(".*") if path.is_file()]
+    assert not leftovers
