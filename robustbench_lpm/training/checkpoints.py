@@ -37,9 +37,10 @@ class Journal:
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """Raises LpmbenchError when a training lies in the folder already."""
-    if found := [name for name in (LAST, CARD, BEST, LOG) if (out / name).exists()]:
-        advice = "add --resume to go on with it, or choose another --out" if LAST in found else "choose another --out"
+    """Raises LpmbenchError when a training lies in the folder already; one without a finished epoch is no loss."""
+    if found := [name for name in (CARD, LOG, BEST) if (out / name).exists()]:
+        resumable = (out / LAST).exists()
+        advice = "add --resume to go on with it, or choose another --out" if resumable else "choose another --out"
         raise LpmbenchError(f"{out} already holds a training ({found[0]}); {advice}.")
 
 

@@ -1,0 +1,44 @@
+"""Tiny trainings: fifty digits, networks of a few thousand weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustbench_lpm import cards
+from robustbench_lpm.cards import RecipeCard
+from robustbench_lpm.training import TrainingResult, train
+
+CARDS = Path(__file__).parent / "cards"
+Trainer = Callable[..., TrainingResult]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_recipe(name: str, **changes: Any) -> RecipeCard:
+    """A recipe of the folder cards/, on its tiny data set."""
+    recipe = cards.recipe(str(CARDS / f"tiny-{name}.toml"))
+    return recipe.model_copy(update={"dataset": str(CARDS / "tiny-digits.toml")} | changes)
+
+
+@pytest.fixture
+def tiny_train() -> Trainer:
+    """train() for the cards of cards/, by the short names of model and recipe; `changes` are laid over the recipe."""
+
+    def run(
+        model: str, recipe: str, out: Path, changes: dict[str, Any] | None = None, **options: Any
+    ) -> TrainingResult:
+        card = str(CARDS / f"tiny-{model}.toml")
+        return train(card, recipe=tiny_recipe(recipe, **changes or {}), out=out, trust=True, **options)
+
+    return run

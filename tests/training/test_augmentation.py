@@ -1,0 +1,74 @@
+"""Affine maps of training images do what the recipe says, and the same at the same key."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from robustbench_lpm.cards import Augmentation
+from robustbench_lpm.randomness import generator
+from robustbench_lpm.training.augmentation import augment, random_maps
+
+IMAGES = torch.rand(6, 1, 8, 8, generator=generator("augmentation"))
+ALL = Augmentation(rotate=20, translate=0.1, scale=(0.8, 1.2), shear=10)
+
+
+def test_no_augmentation_changes_no_bit() -> None:
+    assert torch.equal(augment(IMAGES, Augmentation(), generator(0)), IMAGES)
+
+
+def test_the_smallest_augmentation_changes_almost_nothing() -> None:
+    tiny = Augmentation(rotate=1e-6, translate=1e-8, scale=(1.0, 1.0 + 1e-8), shear=1e-6)
+    assert torch.allclose(augment(IMAGES, tiny, generator(0)), IMAGES, atol=1e-5)
+
+
+def test_the_same_key_gives_the_same_maps_and_another_key_others() -> None:
+    first, again, other = (augment(IMAGES, ALL, generator("key", i)) for i in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_every_image_has_a_map_of_its_own() -> None:
+    maps = random_maps(50, ALL, generator(0))
+    assert len(torch.unique(maps.flatten(1), dim=0)) == 50
+
+
+def test_rotations_are_rotations_within_their_angle() -> None:
+    linear = random_maps(500, Augmentation(rotate=30), generator(0))[:, :, :2].double()
+    assert torch.allclose(linear @ linear.mT, torch.eye(2).double(), atol=1e-6)
+    angles = torch.rad2deg(torch.atan2(linear[:, 1, 0], linear[:, 0, 0]))
+    assert -30 <= float(angles.min()) < -28
+    assert 28 < float(angles.max()) <= 30
+
+
+def test_scales_magnify_within_their_range() -> None:
+    maps = random_maps(500, Augmentation(scale=(0.5, 2.0)), generator(0))
+    magnification = 1 / maps[:, 0, 0]
+    assert 0.5 <= float(magnification.min()) < 0.52
+    assert 1.98 < float(magnification.max()) <= 2.0
+    assert torch.equal(maps[:, 0, 0], maps[:, 1, 1])
+
+
+def test_translations_are_shares_of_the_side_along_both_axes() -> None:
+    offsets = random_maps(500, Augmentation(translate=0.25), generator(0))[:, :, 2]
+    for axis in (0, 1):  # the side is 2 wide in the grid's coordinates
+        assert -0.5 <= float(offsets[:, axis].min()) < -0.48
+        assert 0.48 < float(offsets[:, axis].max()) <= 0.5
+
+
+def test_shear_keeps_areas_and_stays_within_its_angle() -> None:
+    linear = random_maps(500, Augmentation(shear=45), generator(0))[:, :, :2]
+    assert torch.allclose(torch.linalg.det(linear), torch.ones(500), atol=1e-6)
+    assert float(linear[:, 0, 1].abs().max()) == pytest.approx(math.tan(math.pi / 4), abs=0.03)
+
+
+def test_a_magnified_image_shows_its_middle() -> None:
+    ramp = torch.linspace(-7 / 8, 7 / 8, 8).expand(1, 1, 8, 8)  # grows along x; twice as large it grows half as fast
+    assert torch.allclose(augment(ramp, Augmentation(scale=(2.0, 2.0)), generator(0)), ramp / 2, atol=1e-6)
+
+
+def test_scales_must_be_ordered() -> None:
+    with pytest.raises(ValueError, match="smallest, largest"):
+        Augmentation(scale=(1.2, 0.8))

@@ -1,0 +1,47 @@
+"""Every committed checkpoint loads, and is as accurate as its card says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from robustbench_lpm import cards, zoo
+from robustbench_lpm.cards import ModelCard
+from robustbench_lpm.training.examples import load_split
+from robustbench_lpm.training.plans import make_plan
+from robustbench_lpm.training.validation import final_accuracy
+
+LARGEST = 5_000_000  # bytes: a repository is cloned whole
+ROUNDING = 0.003  # another processor may round a logit across a boundary
+TRAINED = [name for name in cards.names("model") if cards.model(name).trained is not None]
+
+
+def test_there_are_trained_models() -> None:
+    assert {"cnn", "cnn-at", "resnet18", "ram", "ramlpm"} <= set(TRAINED)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_accuracy_is_the_one_on_the_card(name: str) -> None:
+    card = cards.model(name)
+    assert card.trained is not None
+    plan = make_plan(
+        name, recipe=None, dataset=card.trained.dataset, epochs=card.trained.epochs, seed=card.trained.seed,
+        command=None, trust=False,
+    )  # fmt: skip
+    test = load_split(plan, None, "test")
+    found = final_accuracy(zoo.load_model(name).classifier, test, card.trained.seed, "clean", torch.device("cpu"))
+    claimed = {key.removeprefix("test"): share for key, share in card.trained.accuracy.items() if "test" in key}
+    assert found == pytest.approx(claimed, abs=ROUNDING)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_the_card_says_how_it_was_made(name: str) -> None:
+    card: ModelCard = cards.model(name)
+    assert card.trained is not None
+    assert card.weights is not None
+    assert card.weights.file is not None
+    assert cards.confined(card, card.weights.file).stat().st_size < LARGEST
+    assert card.trained.recipe == card.recipe
+    assert card.trained.epochs == cards.recipe(card.trained.recipe).epochs
+    assert card.trained.command == f"lpmbench train {name} --seed {card.trained.seed}"
+    assert "torch" in card.trained.versions
