@@ -141,7 +141,8 @@ def attack_model(
 ) -> list[RunRecord]:
     """Attack one model at every budget; a run that lies finished in `out` is read instead."""
     from robustbench_lpm.cli.console import announce, attack_bar, result_line, say
-    from robustbench_lpm.evaluation.planning import estimate_seconds, make_plan
+    from robustbench_lpm.evaluation.estimates import estimate_seconds
+    from robustbench_lpm.evaluation.planning import make_plan
     from robustbench_lpm.evaluation.runner import finished_run, run
     from robustbench_lpm.evaluation.tasks import resolve_model
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import shlex
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +20,6 @@ from robustbench_lpm.zoo import LoadedModel
 
 STRONGEST = "strongest"
 STORED_PICTURES = 16
-PACKAGES = ("robustbench-lpm", "torch", "torchvision", "numpy", "adversarial-robustness-toolbox", "cleverhans")
 
 
 @dataclass(frozen=True)
@@ -243,17 +238,6 @@ def _resolve_target(target: str | int | None, attack: Attack, data: Data, classe
     return text
 
 
-def versions() -> dict[str, str]:
-    """What may change the bits of a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def execution(plan: Plan) -> dict[str, Any]:
     """How a run is computed; the same again, with the same versions, gives the same bits."""
     return {
@@ -262,59 +246,3 @@ def execution(plan: Plan) -> dict[str, Any]:
         "block_size": plan.chunk,
         "chunk": plan.chunk,
     }
-
-
-def hardware() -> dict[str, Any]:
-    """What the run ran on, for the reader of its seconds."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"processor": _processor(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - a virtual file
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def estimate_seconds(plan: Plan) -> float | None:
-    """About how long a run takes at most, from the time of a few passes; None if the attack's cost is unknown."""
-    cost = plan.cost()
-    if cost is None:
-        return None
-    batch = plan.data.read(plan.blocks[0])
-    shape = batch.images[0].shape
-    images = torch.stack([image for image in batch.images if image.shape == shape]).to(plan.device)
-    forward, backward = _time_passes(plan, images, with_backward=cost.backwards > 0)
-    total = len(plan.indices)
-    return total * ((cost.forwards + plan.grading_passes()) * forward + cost.backwards * backward)
-
-
-def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tuple[float, float]:
-    """Seconds per image of a forward and of a backward pass of the network, the faster of two tries."""
-    classifier, forward, backward = plan.model.classifier, [], []
-    if len(images) < plan.chunk and cost_is_batched(plan):
-        images = images.repeat(-(-plan.chunk // len(images)), 1, 1, 1)[: plan.chunk]
-    noise = classifier.sample_noise(len(images), generators(0, range(len(images)), "clean"))
-    noise = {source: values.to(images.device) for source, values in noise.items()}
-    for _ in range(2):
-        inputs = images.clone().requires_grad_(with_backward)
-        start = time.perf_counter()
-        with torch.set_grad_enabled(with_backward):
-            logits = classifier(inputs, noise)
-        forward.append(time.perf_counter() - start)
-        if with_backward:
-            start = time.perf_counter()
-            torch.autograd.grad(logits.sum(), inputs)
-            backward.append(time.perf_counter() - start)
-    return min(forward) / len(images), min(backward, default=0.0) / len(images)
-
-
-def cost_is_batched(plan: Plan) -> bool:
-    """Whether the attack queries many versions of one image at once, as those that use no gradients do."""
-    cost = plan.attack.cost()
-    return cost is not None and cost.forwards > 0 and cost.backwards == 0

@@ -16,8 +16,9 @@ from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.blocks import Arrays, BlockStore
 from robustbench_lpm.evaluation.grading import predict, within_budget
+from robustbench_lpm.evaluation.machine import hardware, versions
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
-from robustbench_lpm.evaluation.planning import STORED_PICTURES, Plan, execution, hardware, make_plan, versions
+from robustbench_lpm.evaluation.planning import STORED_PICTURES, Plan, execution, make_plan
 from robustbench_lpm.evaluation.tasks import Data, data_from_tensors, resolve_attack, resolve_data, resolve_model
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.norms import distance

@@ -13,7 +13,7 @@ from robustbench_lpm import records
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.grading import predict
-from robustbench_lpm.evaluation.planning import versions
+from robustbench_lpm.evaluation.machine import versions
 from robustbench_lpm.evaluation.tasks import resolve_model, with_hidden_randomness_exposed
 from robustbench_lpm.records import Picture, RunRecord
 from robustbench_lpm.zoo import LoadedModel

@@ -1,0 +1,49 @@
+"""How long a plan will take, told before it starts from the time of a few passes."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from robustbench_lpm.evaluation.planning import Plan
+from robustbench_lpm.randomness import generators
+
+
+def estimate_seconds(plan: Plan) -> float | None:
+    """About how long a run takes at most, from the time of a few passes; None if the attack's cost is unknown."""
+    cost = plan.cost()
+    if cost is None:
+        return None
+    batch = plan.data.read(plan.blocks[0])
+    shape = batch.images[0].shape
+    images = torch.stack([image for image in batch.images if image.shape == shape]).to(plan.device)
+    forward, backward = _time_passes(plan, images, with_backward=cost.backwards > 0)
+    total = len(plan.indices)
+    return total * ((cost.forwards + plan.grading_passes()) * forward + cost.backwards * backward)
+
+
+def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tuple[float, float]:
+    """Seconds per image of a forward and of a backward pass of the network, the faster of two tries."""
+    classifier, forward, backward = plan.model.classifier, [], []
+    if len(images) < plan.chunk and _asks_about_many_versions(plan):
+        images = images.repeat(-(-plan.chunk // len(images)), 1, 1, 1)[: plan.chunk]
+    noise = classifier.sample_noise(len(images), generators(0, range(len(images)), "clean"))
+    noise = {source: values.to(images.device) for source, values in noise.items()}
+    for _ in range(2):
+        inputs = images.clone().requires_grad_(with_backward)
+        start = time.perf_counter()
+        with torch.set_grad_enabled(with_backward):
+            logits = classifier(inputs, noise)
+        forward.append(time.perf_counter() - start)
+        if with_backward:
+            start = time.perf_counter()
+            torch.autograd.grad(logits.sum(), inputs)
+            backward.append(time.perf_counter() - start)
+    return min(forward) / len(images), min(backward, default=0.0) / len(images)
+
+
+def _asks_about_many_versions(plan: Plan) -> bool:
+    """Whether the attack queries many versions of one image at once, as those that use no gradients do."""
+    cost = plan.attack.cost()
+    return cost is not None and cost.forwards > 0 and cost.backwards == 0
