@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import os
+import shlex
 import tempfile
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ class LoadedModel:
     identity: dict[str, Any]  # decides its outputs; part of a run's configuration
     weights_sha256: str | None
     card: ModelCard | None = None
+    arguments: str = ""  # what names it on the command line
 
 
 def build(card: ModelCard, *, trust: bool = False, **overrides: Any) -> nn.Module:
@@ -94,17 +96,21 @@ def load_model(
     """
     card = cards.model(name)
     network = build(card, trust=trust, **overrides)
+    arguments = f"--model {shlex.quote(name)}" + (f" --checkpoint {shlex.quote(str(checkpoint))}" if checkpoint else "")
     if checkpoint is not None:
         state, digest = read_checkpoint(checkpoint), sha256_of(checkpoint)
     elif card.weights is not None:
         state, digest = read_weights(card, card.weights)
     else:
         raise LpmbenchError(f"Model '{card.name}' has no weights; {how_to_get_weights(card)}.")
+    if _is_reference(network, state):  # trained with the reference's choices, so it must run with them
+        overrides = network.reference_parameters | overrides  # type: ignore[operator]
+        network = build(card, trust=trust, **overrides)
     load_state(network, state, source=str(checkpoint or card.path))
     classifier = wrap(network, card).to(device).eval().requires_grad_(False)
     identity = card.identity() | {"weights_sha256": digest, "stochastic": classifier.stochastic}
     identity["parameters"] = identity["parameters"] | overrides
-    return LoadedModel(card.name, classifier, identity, digest, card)
+    return LoadedModel(card.name, classifier, identity, digest, card, arguments)
 
 
 def wrap(network: nn.Module, card: ModelCard) -> Classifier:
@@ -226,9 +232,14 @@ def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
     return dict(content)
 
 
+def _is_reference(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is in the names of the network's reference code rather than in its own."""
+    return bool(getattr(network, "is_reference_state", lambda _: False)(state))
+
+
 def load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
     """Load a state dict strictly; a network may translate one in names of its own reference code."""
-    if getattr(network, "is_reference_state", lambda _: False)(state):
+    if _is_reference(network, state):
         state = network.translate_reference_state(state)  # type: ignore[operator]
     try:
         network.load_state_dict(state, strict=True)

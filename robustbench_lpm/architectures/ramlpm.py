@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -152,6 +152,9 @@ class RamLpm(RecurrentAttention):
             baseline=F.relu(self.baseline(features.detach())).squeeze(1),
             state=_State(what, where),
         )
+
+    # What the original authors' checkpoints were trained with, where our default is another.
+    reference_parameters: ClassVar = {"padding": "reference", "where_pooling": "max"}
 
     @staticmethod
     def is_reference_state(state: Mapping[str, Tensor]) -> bool:

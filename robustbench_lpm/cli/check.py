@@ -20,10 +20,13 @@ from robustbench_lpm.errors import LpmbenchError
 
 @click.command()
 @click.argument("record", type=click.Path(path_type=Path))
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The weights, if they are not those of a card.")
+@click.option("--model", help="The path of the model's card, if the model is not a registered one.")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="The weights, if they are not those of the card.")
 @machine_options
 @trust_option
-def verify(record: Path, checkpoint: Path | None, device: str, threads: int | None, trust: bool) -> None:
+def verify(
+    record: Path, model: str | None, checkpoint: Path | None, device: str, threads: int | None, trust: bool
+) -> None:
     """Recompute the claims of RECORD (a run's folder) from what is stored beside it.
 
     Hashes, budgets and distances are checked, and the stored adversarial images are predicted again with the model of
@@ -33,7 +36,7 @@ def verify(record: Path, checkpoint: Path | None, device: str, threads: int | No
     from robustbench_lpm.cli.console import say
     from robustbench_lpm.evaluation.verification import verify as check
 
-    findings = check(record, checkpoint=checkpoint, device=device, trust=trust)
+    findings = check(record, model=model, checkpoint=checkpoint, device=device, trust=trust)
     for finding in findings:
         say(f"{finding.verdict:<12} {finding.claim}: {finding.evidence}")
     if failed := [finding for finding in findings if finding.verdict == "FAILS"]:

@@ -79,7 +79,6 @@ class Plan:
         """The command that repeats this run (DIR stands for where the data lie)."""
         threat, evaluation = self.configuration["threat"], self.configuration["evaluation"]
         options = {
-            "--model": self.model.name,
             "--attack": self.attack.name,
             "--dataset": self.data.name,
             "--size": self.data.identity["size"],
@@ -96,7 +95,8 @@ class Plan:
             options["--target"] = threat["target"]
         words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
         settings = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in sorted(self.attack.parameters.items())]
-        return " ".join(["lpmbench attack", *words, *settings]) + self.data.arguments
+        model = self.model.arguments or f"--model {shlex.quote(self.model.name)}"
+        return " ".join(["lpmbench attack", model, *words, *settings]) + self.data.arguments
 
 
 def eps_survives(eps: float) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,4 +195,4 @@ def with_hidden_randomness_exposed(model: LoadedModel, images: Tensor) -> Loaded
     plain = model.classifier
     classifier = Classifier(GloballyRandom(plain.network), working_size=plain.working_size)
     classifier.mean, classifier.std = plain.mean, plain.std
-    return LoadedModel(model.name, classifier, model.identity | {"stochastic": True}, model.weights_sha256, model.card)
+    return replace(model, classifier=classifier, identity=model.identity | {"stochastic": True})

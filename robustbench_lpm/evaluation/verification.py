@@ -31,8 +31,17 @@ class Finding:
     evidence: str
 
 
-def verify(folder: Path, *, checkpoint: Path | None = None, device: str = "cpu", trust: bool = False) -> list[Finding]:
+def verify(
+    folder: Path,
+    *,
+    model: str | None = None,
+    checkpoint: Path | None = None,
+    device: str = "cpu",
+    trust: bool = False,
+) -> list[Finding]:
     """Every claim of a record that can be checked without running the attack again.
+
+    model: the path of the model's card, where the name in the record is not a registered one.
 
     Raises LpmbenchError when the record cannot be read at all.
     """
@@ -52,10 +61,10 @@ def verify(folder: Path, *, checkpoint: Path | None = None, device: str = "cpu",
         Finding("blocks", *_failures(record)),
     ]
     try:
-        model = resolve_model(record.model, checkpoint=checkpoint, trust=trust, device=device)
+        loaded = resolve_model(model or record.model, checkpoint=checkpoint, trust=trust, device=device)
     except LpmbenchError as error:
         return [*findings, Finding("predictions repeat", "not checked", f"the model is not at hand: {error}")]
-    return [*findings, _same_weights(record, model), *_repeat(record, model, device)]
+    return [*findings, _same_weights(record, loaded), *_repeat(record, loaded, device)]
 
 
 def _failures(record: RunRecord) -> tuple[Literal["holds", "FAILS"], str]:

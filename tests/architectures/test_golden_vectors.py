@@ -20,6 +20,10 @@ EXPERIMENTS = ["sim2mnist", "imagenet"]
 TOLERANCE = 1e-9
 
 
+def golden_keys(experiment: str) -> dict[str, list[int]]:
+    return json.loads((DATA / f"ramlpm_{experiment}.keys.json").read_text())
+
+
 def golden_state(keys: Mapping[str, list[int]]) -> dict[str, Tensor]:
     """The weights of the golden vectors, given by formulas of a tensor's place and its element index."""
     state = {}
@@ -63,8 +67,7 @@ def golden_model(experiment: str, prefix: str = "") -> RamLpm:
     card = cards.model(f"ramlpm-{experiment}")
     parameters: dict[str, Any] = card.parameters | {"padding": "reference", "where_pooling": "max"}
     model = RamLpm(channels=card.input.channels, classes=card.classes, **parameters).double().eval()
-    keys = json.loads((DATA / f"ramlpm_{experiment}.keys.json").read_text())
-    model.load_state_dict(model.translate_reference_state(golden_state(keys)))
+    model.load_state_dict(model.translate_reference_state(golden_state(golden_keys(experiment))))
     return model
 
 

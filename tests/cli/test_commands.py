@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from robustbench_lpm import records
+from robustbench_lpm import cards, records
 from robustbench_lpm.cli import run
 from robustbench_lpm.evaluation.runner import PROGRESS
+from tests.architectures.test_golden_vectors import golden_keys, golden_state
 
 Capture = pytest.CaptureFixture[str]
 
@@ -208,3 +210,28 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_command_goes_on(tmp_path: Pa
         ).read_bytes()
     leftovers = [path for path in Path("broken").rglob(".*") if path.is_file()]
     assert not leftovers
+
+
+def test_a_checkpoint_of_the_authors_runs_with_their_padding_and_is_verified(tmp_path: Path, capsys: Capture) -> None:
+    state = {f"module.{name}": tensor.float() for name, tensor in golden_state(golden_keys("sim2mnist")).items()}
+    torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "best_model.ckpt")
+    attack = "--attack fgsm --dataset digits --size 96 --limit 2 --eps 0.01 --draws 3 --threads 1"
+    lpmbench(f"attack --model ramlpm-sim2mnist --checkpoint best_model.ckpt {attack}")
+    (record,) = records.read_all(tmp_path / "runs")
+    assert record.configuration["model"]["parameters"]["padding"] == "reference"
+    assert "--checkpoint best_model.ckpt" in record.command
+    lpmbench(f"verify {record.path} --checkpoint best_model.ckpt")
+    assert "6 of 6 on 2 stored images" in capsys.readouterr().out
+
+
+def test_verify_takes_the_card_of_an_unregistered_model(tmp_path: Path, capsys: Capture) -> None:
+    for file in ("cnn.toml", "cnn.safetensors"):
+        (tmp_path / file).write_bytes((cards.root() / "models" / file).read_bytes())
+    (tmp_path / "cnn.toml").write_text((tmp_path / "cnn.toml").read_text().replace('name = "cnn"', 'name = "mine"'))
+    lpmbench("attack --model ./cnn.toml --attack fgsm --eps 0.05 --limit 2 --threads 1")
+    (record,) = records.read_all(tmp_path / "runs")
+    assert record.command.startswith("lpmbench attack --model ./cnn.toml ")
+    lpmbench(f"verify {record.path}")
+    assert "not checked" in capsys.readouterr().out
+    lpmbench(f"verify {record.path} --model ./cnn.toml")
+    assert "not checked" not in capsys.readouterr().out
