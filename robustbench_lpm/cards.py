@@ -368,6 +368,11 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
     return found
 
 
+def is_foreign(card: ModelCard | AttackCard | DatasetCard) -> bool:
+    """Whether a card names code from outside this package, which runs only with --trust."""
+    return card.entry.split(":")[0].split(".")[0] != OWN_PACKAGE
+
+
 def confined(card: Card, relative: str, folder: Path | None = None) -> Path:
     """A file that a card names, beside the card (or in `folder`) and nowhere else."""
     base = (folder or card.path.parent).resolve()

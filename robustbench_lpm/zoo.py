@@ -78,7 +78,7 @@ def validated(path: Path, entry: Callable[..., Any], given: Mapping[str, Any]) -
     for name in found.keys() & hints.keys():
         try:
             adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
-            found[name] = adapter.validate_python(found[name])
+            found[name] = adapter.validate_python(found[name], strict=True)
         except PydanticUserError:
             continue
         except ValidationError as error:

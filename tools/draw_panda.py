@@ -170,8 +170,15 @@ def cast_shadow(painting: Painting, mask: Field, softness: float, drop: Point, s
 # -------------------------------------------------------------------------------------------------------- fur
 
 
-def fur_part(painting: Painting, outline: Sequence[Point], albedo: Field, coat: Coat, roundness: float,
-             bumps: Field | None = None, shadow: float = 0.45) -> None:
+def fur_part(
+    painting: Painting,
+    outline: Sequence[Point],
+    albedo: Field,
+    coat: Coat,
+    roundness: float,
+    bumps: Field | None = None,
+    shadow: float = 0.45,
+) -> None:
     """Paints one part of the animal: its shadow, its lit body and the hairs that grow on it."""
     mask = filled(outline)
     cast_shadow(painting, mask, 7, (2, 4), shadow)
@@ -208,8 +215,13 @@ def hair(x: float, y: float, angle: float, length: float, bend: float, width: fl
     mid = (x + 0.5 * length * math.cos(angle), y + 0.5 * length * math.sin(angle))
     tip = (mid[0] + 0.5 * length * math.cos(angle + bend), mid[1] + 0.5 * length * math.sin(angle + bend))
     nx, ny = -math.sin(angle) * width, math.cos(angle) * width
-    corners = [(x - nx, y - ny), (mid[0] - 0.7 * nx, mid[1] - 0.7 * ny), tip,
-               (mid[0] + 0.7 * nx, mid[1] + 0.7 * ny), (x + nx, y + ny)]
+    corners = [
+        (x - nx, y - ny),
+        (mid[0] - 0.7 * nx, mid[1] - 0.7 * ny),
+        tip,
+        (mid[0] + 0.7 * nx, mid[1] + 0.7 * ny),
+        (x + nx, y + ny),
+    ]
     return [(float(px) * SCALE, float(py) * SCALE) for px, py in corners]
 
 
@@ -307,8 +319,9 @@ def grass(painting: Painting, blades: int, band: Point, length: float, width: fl
     draw = ImageDraw.Draw(image, "RGBA")
     for y in np.sort(rng.uniform(*band, blades)):
         shade = rng.uniform(0.6, 1.25)
-        blade = hair(rng.uniform(0, WIDTH), y, rng.normal(-1.57, 0.4), length * rng.uniform(0.5, 1.3),
-                     rng.normal(0, 0.5), width)
+        blade = hair(
+            rng.uniform(0, WIDTH), y, rng.normal(-1.57, 0.4), length * rng.uniform(0.5, 1.3), rng.normal(0, 0.5), width
+        )
         draw.polygon(blade, fill=(int(104 * shade), int(130 * shade), int(52 * shade), 200))
     painting.canvas = from_image(image)
 
@@ -330,8 +343,22 @@ def mottling(rng: np.random.Generator, radius: float) -> Field:
 
 def body(painting: Painting) -> None:
     """The slouching trunk, cream below the black band of the shoulders."""
-    outline = closed_curve([(140, 158), (112, 190), (98, 240), (104, 300), (146, 340), (210, 347), (272, 340),
-                            (314, 300), (320, 240), (304, 190), (274, 158), (208, 148)])
+    outline = closed_curve(
+        [
+            (140, 158),
+            (112, 190),
+            (98, 240),
+            (104, 300),
+            (146, 340),
+            (210, 347),
+            (272, 340),
+            (314, 300),
+            (320, 240),
+            (304, 190),
+            (274, 158),
+            (208, 148),
+        ]
+    )
     darken(painting, spot((212, 340), (165, 20), softness=0.6), 0.6)
     band = smooth((226 + 5 * np.cos((XS - 208) / 18) + 4 * mottling(painting.rng, 5) - YS) / 14)
     lower = smooth((YS - 285) / 60)
@@ -342,10 +369,10 @@ def body(painting: Painting) -> None:
 
 def hind_legs(painting: Painting) -> None:
     """Both legs stretched towards the onlooker, soles up."""
-    left = closed_curve([(156, 280), (122, 270), (84, 280), (60, 302), (60, 332), (84, 349), (122, 347),
-                         (160, 334)])
-    right = closed_curve([(262, 284), (298, 272), (338, 282), (362, 304), (360, 334), (334, 349), (296, 347),
-                          (260, 336)])
+    left = closed_curve([(156, 280), (122, 270), (84, 280), (60, 302), (60, 332), (84, 349), (122, 347), (160, 334)])
+    right = closed_curve(
+        [(262, 284), (298, 272), (338, 282), (362, 304), (360, 334), (334, 349), (296, 347), (260, 336)]
+    )
     for outline, sole, way in ((left, (85.0, 314.0), -1.0), (right, (337.0, 315.0), 1.0)):
         coat = Coat(away_from(sole, sag=0.25), 6000, 9, contrast=0.22)
         fur_part(painting, outline, plain(BLACK), coat, roundness=19)
@@ -365,8 +392,21 @@ def foot_sole(painting: Painting, centre: Point, way: float) -> None:
 
 def left_arm(painting: Painting) -> None:
     """The arm on the onlooker's left, resting across the belly."""
-    outline = closed_curve([(146, 166), (114, 186), (98, 222), (104, 258), (134, 281), (168, 288), (192, 276),
-                            (194, 256), (174, 246), (162, 228), (170, 190)])
+    outline = closed_curve(
+        [
+            (146, 166),
+            (114, 186),
+            (98, 222),
+            (104, 258),
+            (134, 281),
+            (168, 288),
+            (192, 276),
+            (194, 256),
+            (174, 246),
+            (162, 228),
+            (170, 190),
+        ]
+    )
     coat = Coat(along(0.3, 1), 6200, 11, contrast=0.24)
     fur_part(painting, outline, plain(BLACK), coat, roundness=17)
     claws(painting, [(173, 285), (181, 281), (188, 276), (193, 269)], 0.95)
@@ -374,16 +414,29 @@ def left_arm(painting: Painting) -> None:
 
 def right_arm(painting: Painting) -> None:
     """The arm on the onlooker's right, bent up towards the mouth."""
-    outline = closed_curve([(272, 166), (302, 186), (318, 222), (314, 258), (288, 272), (260, 258),
-                            (238, 240), (234, 218), (244, 202), (258, 196)])
+    outline = closed_curve(
+        [
+            (272, 166),
+            (302, 186),
+            (318, 222),
+            (314, 258),
+            (288, 272),
+            (260, 258),
+            (238, 240),
+            (234, 218),
+            (244, 202),
+            (258, 196),
+        ]
+    )
     coat = Coat(along(-0.3, 0.9), 6200, 11, contrast=0.24)
     fur_part(painting, outline, plain(BLACK), coat, roundness=17)
 
 
 def right_paw(painting: Painting) -> None:
     """The paw that closes over the bamboo."""
-    outline = closed_curve([(246, 190), (264, 194), (272, 212), (266, 234), (248, 242), (232, 234),
-                            (226, 214), (232, 196)])
+    outline = closed_curve(
+        [(246, 190), (264, 194), (272, 212), (266, 234), (248, 242), (232, 234), (226, 214), (232, 196)]
+    )
     coat = Coat(away_from((268, 196), sag=0.2), 2600, 8, contrast=0.24)
     fur_part(painting, outline, plain(BLACK), coat, roundness=11, shadow=0.6)
     claws(painting, [(229, 222), (232, 230), (238, 237), (246, 241)], 2.3)
@@ -410,17 +463,35 @@ def face_spot(centre: Point, radii: Point, tilt: float = 0.0, softness: float = 
 
 def ears(painting: Painting) -> None:
     for x, way in ((133, -1.0), (283, 1.0)):
-        outline = closed_curve(tilted([(x - 24, 58), (x - 18, 38), (x, 30), (x + 18, 38), (x + 24, 58),
-                                       (x + 15, 84), (x - 15, 84)]))
+        outline = closed_curve(
+            tilted([(x - 24, 58), (x - 18, 38), (x, 30), (x + 18, 38), (x + 24, 58), (x + 15, 84), (x - 15, 84)])
+        )
         coat = Coat(away_from((x - way * 10, 80)), 3200, 9, contrast=0.25)
         fur_part(painting, outline, plain(BLACK), coat, roundness=10)
 
 
 def head(painting: Painting) -> None:
     """Broad cheeks, a flat brow and a short muzzle that stands out towards the onlooker."""
-    outline = closed_curve(tilted([(208, 42), (246, 47), (280, 68), (304, 106), (308, 146), (284, 178),
-                                   (248, 192), (208, 198), (168, 192), (132, 178), (108, 146), (112, 106),
-                                   (136, 68), (170, 47)]))
+    outline = closed_curve(
+        tilted(
+            [
+                (208, 42),
+                (246, 47),
+                (280, 68),
+                (304, 106),
+                (308, 146),
+                (284, 178),
+                (248, 192),
+                (208, 198),
+                (168, 192),
+                (132, 178),
+                (108, 146),
+                (112, 106),
+                (136, 68),
+                (170, 47),
+            ]
+        )
+    )
     centre, left_cheek, right_cheek = tilted([(208, 160), (138, 150), (278, 150)])
     bumps = dome(centre, (40, 33), 42) + dome((208, 90), (62, 36), 12)
     bumps += dome(left_cheek, (34, 34), 9) + dome(right_cheek, (34, 34), 9)
@@ -455,8 +526,9 @@ def eyes(painting: Painting) -> None:
 
 
 def nose_and_mouth(painting: Painting) -> None:
-    nose = closed_curve(tilted([(188, 146), (196, 139), (208, 137), (220, 139), (228, 146), (222, 154),
-                                (208, 161), (194, 154)]))
+    nose = closed_curve(
+        tilted([(188, 146), (196, 139), (208, 137), (220, 139), (228, 146), (222, 154), (208, 161), (194, 154)])
+    )
     mask = filled(nose)
     colour = lit(plain((0.12, 0.105, 0.10)), sunlight(10 * blurred(mask, 4)))
     painting.canvas = over(painting.canvas, colour, blurred(mask, 0.6))
@@ -499,14 +571,18 @@ def stalk(painting: Painting, start: Point, end: Point, half: float) -> None:
     """A cylinder with a ring where each joint is."""
     length = math.dist(start, end)
     ux, uy = (end[0] - start[0]) / length, (end[1] - start[1]) / length
-    outline = [(start[0] - uy * half, start[1] + ux * half), (end[0] - uy * half, end[1] + ux * half),
-               (end[0] + uy * half, end[1] - ux * half), (start[0] + uy * half, start[1] - ux * half)]
+    outline = [
+        (start[0] - uy * half, start[1] + ux * half),
+        (end[0] - uy * half, end[1] + ux * half),
+        (end[0] + uy * half, end[1] - ux * half),
+        (start[0] + uy * half, start[1] - ux * half),
+    ]
     mask = filled(outline)
     cast_shadow(painting, mask, 3, (1, 3), 0.6)
     across = ((XS - start[0]) * -uy + (YS - start[1]) * ux) / half
     down = (XS - start[0]) * ux + (YS - start[1]) * uy
     shade = np.clip(1.08 - 0.42 * (across + 0.4) ** 2, 0.3, 1.1)
-    joint = np.exp(-(((down - 32) % 44 - 22) / 1.3) ** 2)
+    joint = np.exp(-((((down - 32) % 44 - 22) / 1.3) ** 2))
     colour = over(plain((0.56, 0.68, 0.27)), (0.80, 0.82, 0.55), 0.8 * joint)
     painting.canvas = over(painting.canvas, colour * shade[..., None], blurred(mask, 0.3))
 
@@ -514,8 +590,14 @@ def stalk(painting: Painting, start: Point, end: Point, half: float) -> None:
 def bamboo_leaves(painting: Painting) -> None:
     """Leaves (root, direction in degrees, length) that fan out beyond the paw."""
     for root, direction, length in (
-        ((300, 238), -70, 70), ((302, 239), -36, 62), ((330, 254), -62, 64), ((304, 240), 92, 52),
-        ((334, 257), 66, 54), ((354, 267), -4, 58), ((355, 268), 26, 60), ((334, 256), -26, 66),
+        ((300, 238), -70, 70),
+        ((302, 239), -36, 62),
+        ((330, 254), -62, 64),
+        ((304, 240), 92, 52),
+        ((334, 257), 66, 54),
+        ((354, 267), -4, 58),
+        ((355, 268), 26, 60),
+        ((334, 256), -26, 66),
     ):
         leaf(painting, root, math.radians(direction), length)
 

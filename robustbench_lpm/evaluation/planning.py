@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from robustbench_lpm import cards
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.attacks.contract import Cost
-from robustbench_lpm.budgets import format_eps
+from robustbench_lpm.budgets import format_eps, parse_eps
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.evaluation.tasks import Attack, Data, with_hidden_randomness_exposed
 from robustbench_lpm.norms import NORMS, Norm
@@ -77,33 +78,34 @@ class Plan:
 
     def command(self) -> str:
         """The command that repeats this run (DIR stands for where the data lie)."""
-        threat, evaluation = self.configuration["threat"], self.configuration["evaluation"]
         options = {
-            "--attack": self.attack.name,
-            "--dataset": self.data.name,
             "--size": self.data.identity["size"],
             "--norm": self.norm,
-            "--eps": format_eps(self.eps) if eps_survives(self.eps) else repr(self.eps),
+            "--eps": format_eps(self.eps) if parse_eps(format_eps(self.eps)) == self.eps else repr(self.eps),
             "--limit": len(self.indices),
             "--seed": self.seed,
         }
         if self.classifier.stochastic:
             options |= {"--mc": self.mc, "--draws": self.draws}
-        if evaluation["gradient_mode"]:
-            options["--gradient-mode"] = evaluation["gradient_mode"]
-        if threat["target"] is not None:
-            options["--target"] = threat["target"]
+        if self.gradient_mode:
+            options["--gradient-mode"] = self.gradient_mode
+        if self.target is not None:
+            options["--target"] = self.target
+        if torch.device(self.device).type != "cpu":
+            options["--device"] = self.device
         words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
         settings = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in sorted(self.attack.parameters.items())]
-        model = self.model.arguments or f"--model {shlex.quote(self.model.name)}"
-        return " ".join(["lpmbench attack", model, *words, *settings]) + self.data.arguments
+        card = self.model.card
+        trusted = self.attack.foreign or self.data.foreign or (card is not None and cards.is_foreign(card))
+        return " ".join(["lpmbench attack", *self._subjects(), *words, *settings, *["--trust"] * trusted])
 
-
-def eps_survives(eps: float) -> bool:
-    """Whether the short spelling of a budget reads back as the same number."""
-    from robustbench_lpm.budgets import parse_eps
-
-    return parse_eps(format_eps(eps)) == eps
+    def _subjects(self) -> list[str]:
+        """Model, attack and data as they were named; what came from Python goes by its name alone."""
+        return [
+            self.model.arguments or f"--model {shlex.quote(self.model.name)}",
+            self.attack.arguments or f"--attack {shlex.quote(self.attack.name)}",
+            self.data.arguments or f"--dataset {shlex.quote(self.data.name)}",
+        ]
 
 
 def make_plan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,11 +37,13 @@ class Attack:
     norms: tuple[str, ...] = ("linf", "l2")
     targeted: bool = True
     known_defects: str = ""
+    arguments: str = ""  # what names it on the command line
+    foreign: bool = False  # whether its code is from outside this package
 
     def cost(self) -> Cost | None:
         """The most passes one image takes, where the attack's module says it (`NAME_cost` beside NAME)."""
-        module = importlib.import_module(self.function.__module__)
-        estimate = getattr(module, f"{self.function.__name__}_cost", None)
+        beside = getattr(self.function, "__globals__", {})
+        estimate = beside.get(f"{self.function.__name__}_cost") if beside else None
         return estimate(**self.parameters) if estimate else None
 
 
@@ -55,7 +57,8 @@ class Data:
     classes: tuple[str, ...]
     read: Callable[[Sequence[int]], Examples] = field(repr=False)
     fingerprint: Callable[[int], str] = field(repr=False)
-    arguments: str = ""  # what the command line needs beside the name
+    arguments: str = ""  # what names it on the command line
+    foreign: bool = False  # whether its code is from outside this package
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -89,12 +92,13 @@ def resolve_data(
     # Where the files lie does not decide what is in them: their hashes do.
     identity = card.identity() | {"size": str(parsed), "split": split}
     identity["parameters"] |= {"label": label} if label is not None else {}
-    arguments = "".join(
-        f" {flag} {value}" for flag, value in (("--image", image), ("--label", label)) if value is not None
-    )
+    options = {"--dataset": name, "--image": image, "--label": label}
+    arguments = " ".join(f"{flag} {shlex.quote(str(v))}" for flag, v in options.items() if v is not None)
     if data is not None:
-        arguments += " --data DIR"
-    return Data(card.name, identity, images.labels, images.classes, read, images.fingerprint, arguments)
+        arguments += " --data DIR"  # where the data lie differs from reader to reader
+    return Data(
+        card.name, identity, images.labels, images.classes, read, images.fingerprint, arguments, cards.is_foreign(card)
+    )
 
 
 def data_from_tensors(images: Tensor, labels: Tensor, name: str = "custom") -> Data:
@@ -138,10 +142,13 @@ def resolve_attack(
             tuple(card.norms),
             card.targeted,
             card.known_defects,
+            f"--attack {shlex.quote(attack)}",
+            cards.is_foreign(card),
         )
-    given, entry = dict(parameters or {}), f"{attack.__module__}:{attack.__qualname__}"
-    identity = {"name": attack.__name__, "entry": entry, "knowledge": "white-box", "parameters": given}
-    return Attack(attack.__name__, attack, given, identity, "white-box")
+    name = getattr(attack, "__name__", type(attack).__name__)
+    given, entry = dict(parameters or {}), f"{attack.__module__}:{getattr(attack, '__qualname__', name)}"
+    identity = {"name": name, "entry": entry, "knowledge": "white-box", "parameters": given}
+    return Attack(name, attack, given, identity, "white-box")
 
 
 def resolve_model(

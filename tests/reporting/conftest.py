@@ -55,6 +55,7 @@ def make_record(
     adversarial, clean_images = _pictures(images if stored else 0, stored, shape, eps, norm)
     pictures = [Picture(indices[i], clean_images[i], adversarial[i]) for i in range(min(stored, images))]
     wrong = labels + 1 if target is None else np.full(images, target)
+    moved = [p.adversarial.astype(np.float64) - p.clean.astype(np.float64) for p in pictures]
     rows = pd.DataFrame(
         {
             "index": indices[:images],
@@ -63,9 +64,9 @@ def make_record(
             "target": -1 if target is None else target,
             "clean_predictions": list(_predictions(labels, labels + 1, clean, draws)),
             "predictions": list(_predictions(labels, wrong, robust, draws)),
-            "linf": [float(np.abs(p.adversarial - p.clean).max()) for p in pictures]
+            "linf": [float(np.abs(difference).max()) for difference in moved]
             + [eps if norm == "linf" else 0.0] * (images - len(pictures)),
-            "l2": [float(np.linalg.norm((p.adversarial - p.clean).ravel())) for p in pictures]
+            "l2": [float(np.linalg.norm(difference.ravel())) for difference in moved]
             + [eps] * (images - len(pictures)),
             "forwards": np.arange(images) + 100,
             "backwards": 7,

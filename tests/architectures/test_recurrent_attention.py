@@ -1,0 +1,279 @@
+"""Glimpsing classifiers: all randomness is an argument, and gradients pass the fixations in the way asked for."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustbench_lpm.architectures.ram import Ram
+from robustbench_lpm.architectures.ramlpm import RamLpm
+from robustbench_lpm.architectures.recurrent_attention import GRADIENT_MODES, RecurrentAttention
+from robustbench_lpm.randomness import generators
+
+TOLERANCE = 1e-12
+Build = Callable[..., RecurrentAttention]
+
+
+def ramlpm(glimpses: int = 4, sigma: float = 0.1, head: str = "linear") -> RecurrentAttention:
+    return RamLpm(
+        channels=1, classes=3, height=6, width=12, r_min=0.05, r_max=1.0, what=[[4, 2, 2]], where=[[3, 2, 3]],
+        what_hidden=8, where_hidden=6, head=head, glimpses=glimpses, sigma=sigma,
+    )  # type: ignore[arg-type]  # fmt: skip
+
+
+def ram(glimpses: int = 4, sigma: float = 0.1) -> RecurrentAttention:
+    return Ram(channels=1, classes=3, patch=4, scales=2, features=8, hidden=8, glimpses=glimpses, sigma=sigma)
+
+
+def ramlpm_with_mlp(glimpses: int = 4, sigma: float = 0.1) -> RecurrentAttention:
+    return ramlpm(glimpses, sigma, head="mlp")
+
+
+BUILDERS = [ramlpm, ramlpm_with_mlp, ram]
+for_every_model = pytest.mark.parametrize("build", BUILDERS)
+
+
+def made(build: Build, **arguments: float) -> RecurrentAttention:
+    """A model with random weights, in float64 and eval mode, whose policy moves."""
+    torch.manual_seed(0)
+    model = build(**arguments).double().eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            torch.nn.init.normal_(buffer, std=0.1)
+    torch.nn.init.normal_(model.locator.weight, std=0.5)  # type: ignore[union-attr, arg-type]
+    return model
+
+
+def images(batch: int = 5, size: int = 20) -> Tensor:
+    return torch.rand(batch, 1, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def noise_for(model: RecurrentAttention, indices: range | list[int], **options: int) -> dict[str, Tensor]:
+    return model.sample_noise(len(indices), generators(0, indices, "grade"), **options)
+
+
+@for_every_model
+def test_outputs_are_decided_by_the_noise(build: Build) -> None:
+    model = made(build)
+    noise = noise_for(model, range(5))
+    first, second = model.look(images(), noise), model.look(images(), noise)
+    for part in ("logits", "means", "fixations", "baselines"):
+        assert torch.equal(getattr(first, part), getattr(second, part))
+    assert torch.equal(model(images(), noise), first.logits[-1])
+    other = noise_for(model, range(5, 10))
+    assert (model(images(), other) != first.logits[-1]).any(dim=1).all()
+
+
+@for_every_model
+@pytest.mark.parametrize("glimpses", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_shapes(build: Build, batch: int, glimpses: int) -> None:
+    model = made(build, glimpses=glimpses)
+    noise = noise_for(model, range(batch))
+    assert noise["first_fixation"].shape == (batch, 2)
+    assert noise["policy"].shape == (batch, glimpses - 1, 2)
+    for mode in GRADIENT_MODES:
+        found = model.look(images(batch), noise, gradient_mode=mode)
+        assert found.logits.shape == (glimpses, batch, 3)
+        assert found.means.shape == found.fixations.shape == (glimpses, batch, 2)
+        assert found.baselines.shape == (glimpses, batch)
+        assert torch.isfinite(found.logits).all()
+
+
+@for_every_model
+def test_fixations_follow_the_policy(build: Build) -> None:
+    model = made(build, sigma=0.3)
+    noise = noise_for(model, range(5))
+    found = model.look(images(), noise)
+    assert torch.equal(found.fixations[0], noise["first_fixation"].double())
+    assert torch.equal(found.fixations[1:], found.means[:-1] + 0.3 * noise["policy"].double().movedim(1, 0))
+    assert found.means.abs().max() <= 1
+
+
+@for_every_model
+def test_noise_belongs_to_the_example(build: Build) -> None:
+    """Splitting or reordering a batch changes nothing."""
+    model = made(build)
+    whole = noise_for(model, range(6))
+    order = [4, 0, 5, 2, 1, 3]
+    logits = model(images(6), whole)
+    for indices in ([0, 1], [5], order):
+        part = noise_for(model, indices)
+        assert all(torch.equal(part[source], whole[source][indices]) for source in whole)
+        assert (model(images(6)[indices], part) - logits[indices]).abs().max() < TOLERANCE
+
+
+@for_every_model
+def test_the_first_glimpses_do_not_depend_on_how_many_follow(build: Build) -> None:
+    model = made(build, glimpses=6)
+    long, short = noise_for(model, range(5)), noise_for(model, range(5), glimpses=3)
+    assert torch.equal(long["first_fixation"], short["first_fixation"])
+    assert torch.equal(long["policy"][:, :2], short["policy"])
+    far, near = model.look(images(), long), model.look(images(), short)
+    for part in ("logits", "means", "fixations", "baselines"):
+        assert len(getattr(near, part)) == 3
+        assert torch.equal(getattr(far, part)[:3], getattr(near, part))
+
+
+def test_noise_has_the_distribution_that_is_promised() -> None:
+    model = ramlpm(glimpses=3)
+    noise = noise_for(model, range(2000))
+    first, policy = noise["first_fixation"], noise["policy"]
+    assert first.abs().max() <= 0.25
+    assert abs(float(first.std()) - 0.25 / 3**0.5) < 0.005
+    assert abs(float(policy.std()) - 1) < 0.04
+    assert abs(float(policy.mean())) < 0.04
+
+
+@for_every_model
+def test_without_noise_a_model_draws_its_own(build: Build) -> None:
+    model = made(build)
+    state = torch.get_rng_state()
+    first, second = model(images()), model(images())
+    assert (first != second).any()
+    assert torch.equal(torch.get_rng_state(), state)
+    again = made(build)
+    assert torch.equal(again(images()), first)
+
+
+def gradient(model: RecurrentAttention, noise: dict[str, Tensor], mode: str, *, to: str) -> Tensor:
+    """The gradient of the last logits to the images, or to the weights of the locator, which only choose fixations."""
+    given = images().requires_grad_()
+    target = given if to == "images" else model.locator.weight
+    assert isinstance(target, Tensor)
+    logits = model(given, noise, gradient_mode=mode)
+    (found,) = torch.autograd.grad((logits * torch.arange(3.0)).sum(), target, allow_unused=True)
+    return found if found is not None else torch.zeros_like(target)
+
+
+@for_every_model
+def test_detached_fixations_get_exactly_no_gradient(build: Build) -> None:
+    model = made(build)
+    noise = noise_for(model, range(5))
+    assert gradient(model, noise, "detached", to="locator").abs().max() == 0
+    for mode in ("reparameterised", "straight-through"):
+        assert gradient(model, noise, mode, to="locator").abs().max() > 1e-6
+    assert gradient(model, noise, "detached", to="images").abs().max() > 1e-6
+
+
+@for_every_model
+def test_gradients_through_the_fixations_reach_the_images(build: Build) -> None:
+    model = made(build)
+    noise = noise_for(model, range(5))
+    blind, seeing = (gradient(model, noise, mode, to="images") for mode in ("detached", "reparameterised"))
+    assert (blind - seeing).abs().max() > 1e-6
+    assert torch.equal(gradient(made(build), noise, "detached", to="images"), blind)
+
+
+def test_a_reparameterised_gradient_is_that_of_finite_differences() -> None:
+    """The whole path, through the sampling grid; "detached" is not the derivative of what is computed."""
+    model = made(ramlpm, glimpses=3)
+    noise = noise_for(model, range(5))
+    direction = torch.randn(images().shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def value(step: float) -> float:
+        with torch.no_grad():
+            return float((model(images() + step * direction, noise) * torch.arange(3.0)).sum())
+
+    slope = (value(1e-7) - value(-1e-7)) / 2e-7
+    slopes = {mode: float((gradient(model, noise, mode, to="images") * direction).sum()) for mode in GRADIENT_MODES}
+    assert slopes["reparameterised"] == pytest.approx(slope, rel=1e-4)
+    assert slopes["detached"] != pytest.approx(slope, rel=1e-2)
+
+
+@for_every_model
+def test_straight_through_passes_a_saturated_clamp(build: Build) -> None:
+    model = made(build)
+    with torch.no_grad():
+        model.locator.bias.fill_(7.0)  # type: ignore[union-attr, operator]
+    noise = noise_for(model, range(5))
+    assert (model.look(images(), noise).means == 1).all()
+    assert gradient(model, noise, "reparameterised", to="locator").abs().max() == 0
+    assert gradient(model, noise, "straight-through", to="locator").abs().max() > 1e-6
+
+
+@for_every_model
+@pytest.mark.parametrize("bias", [0.0, 7.3, 1e9])
+def test_the_mode_changes_no_logit(build: Build, bias: float) -> None:
+    model = made(build).float()
+    with torch.no_grad():
+        model.locator.bias.fill_(bias)  # type: ignore[union-attr, operator]
+    noise = noise_for(model, range(5))
+    found = [model(images().float(), noise, gradient_mode=mode) for mode in GRADIENT_MODES]
+    assert all(torch.equal(logits, found[0]) for logits in found)
+
+
+@for_every_model
+def test_one_glimpse_has_no_fixation_to_pass(build: Build) -> None:
+    model = made(build, glimpses=1)
+    noise = noise_for(model, range(5))
+    gradients = [gradient(model, noise, mode, to="images") for mode in GRADIENT_MODES]
+    assert all(torch.equal(found, gradients[0]) for found in gradients)
+
+
+def deep(model: RecurrentAttention) -> RecurrentAttention:
+    return copy.deepcopy(model)
+
+
+def pickled(model: RecurrentAttention) -> RecurrentAttention:
+    return pickle.loads(pickle.dumps(model))
+
+
+@for_every_model
+@pytest.mark.parametrize("duplicate", [deep, pickled])
+@pytest.mark.parametrize("used", ["never", "plainly", "in inference mode"])
+def test_copies_do_the_same(
+    build: Build, duplicate: Callable[[RecurrentAttention], RecurrentAttention], used: str
+) -> None:
+    model = made(build)
+    noise = noise_for(model, range(5))
+    if used == "plainly":
+        model(images(), noise)
+    elif used == "in inference mode":
+        with torch.inference_mode():
+            model(images(), noise)
+    twin = duplicate(model)
+    assert torch.equal(twin(images(), noise), model(images(), noise))
+    assert gradient(twin, noise, "reparameterised", to="images").abs().max() > 0
+
+
+@for_every_model
+def test_the_parameter_groups_hold_every_parameter_once(build: Build) -> None:
+    model = made(build)
+    groups = model.parameter_groups()  # type: ignore[operator]
+    grouped = [id(parameter) for group in groups.values() for parameter in group]
+    assert sorted(grouped) == sorted(map(id, model.parameters()))
+    assert {id(model.locator.weight)} <= set(map(id, groups["where"]))
+    assert set(map(id, groups["baseline"])) == set(map(id, model.baseline.parameters()))
+
+
+@for_every_model
+def test_the_baseline_trains_nothing_else(build: Build) -> None:
+    model = made(build)
+    with torch.no_grad():
+        model.baseline.bias.fill_(1.0)  # type: ignore[union-attr, operator]
+    model.look(images(), noise_for(model, range(5))).baselines.sum().backward()
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert trained == {"baseline"}
+
+
+@pytest.mark.parametrize("arguments", [{"glimpses": 0}, {"sigma": -0.1}])
+@for_every_model
+def test_impossible_models(build: Build, arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="glimpses >= 1, sigma >= 0"):
+        build(**arguments)
+
+
+def test_mistakes_are_told() -> None:
+    model = made(ramlpm)
+    with pytest.raises(ValueError, match=r"gradient_mode must be one of detached, .*, not 'attached'"):
+        model(images(), noise_for(model, range(5)), gradient_mode="attached")
+    with pytest.raises(ValueError, match="5 examples need as many generators, not 4"):
+        model.sample_noise(5, generators(0, range(4), "grade"))
+    with pytest.raises(ValueError, match="head must be"):
+        ramlpm(head="cubic")

@@ -1,0 +1,38 @@
+"""The Python in the documentation runs as written, and the links of the documentation lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustbench_lpm import zoo
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
+
+
+def python_blocks(page: Path) -> str:
+    return "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+
+
+def test_the_tutorial_runs() -> None:
+    namespace: dict[str, Any] = {}
+    exec(compile(python_blocks(ROOT / "docs" / "tutorial.md"), "tutorial.md", "exec"), namespace)
+    assert namespace["record"].attack == "one_random_corner"
+    assert namespace["averaged"].mc == 5
+
+
+def test_the_three_lines_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:
+    code = python_blocks(ROOT / "README.md").replace("eps=0.1", "eps=0.1, limit=20")  # the digits, in seconds
+    exec(compile(code, "README.md", "exec"), {"model": zoo.load_model("cnn").classifier})
+    assert "Rate(value=" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
+    assert not missing

@@ -1,0 +1,181 @@
+"""Small truths of balls and boxes: what is inside stays, what is outside lands on the edge, steps have length one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustbench_lpm.norms import NORMS, Norm, distance, project, steepest, uniform_in_ball
+from robustbench_lpm.randomness import generators
+
+SHAPE = (6, 3, 5, 4)
+EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.3}
+TYPES = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+for_both_norms = pytest.mark.parametrize("norm", NORMS)
+in_both_precisions = pytest.mark.parametrize("dtype", TYPES)
+
+
+def noise(seed: int, dtype: torch.dtype, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def box(seed: int, dtype: torch.dtype) -> Tensor:
+    """Images with pixels all over [0, 1], some of them at its ends or tiny."""
+    images = (noise(seed, dtype) * 0.6 + 0.5).clamp(0, 1)
+    images[:, 0, 0] *= 1e-6
+    return images
+
+
+def away_from_the_box(seed: int, dtype: torch.dtype) -> Tensor:
+    return (noise(seed, dtype) * 0.02).clamp(-0.1, 0.1) + 0.5
+
+
+def scaled(offsets: Tensor, norm: Norm, length: float) -> Tensor:
+    return offsets / distance(offsets, torch.zeros_like(offsets), norm)[:, None, None, None] * length
+
+
+@for_both_norms
+@in_both_precisions
+def test_distance(norm: Norm, dtype: torch.dtype) -> None:
+    offsets = noise(0, dtype)
+    for i, found in enumerate(distance(offsets, torch.zeros_like(offsets), norm)):
+        values = offsets[i].flatten().tolist()
+        expected = max(map(abs, values)) if norm == "linf" else math.sqrt(sum(v * v for v in values))
+        assert float(found) == pytest.approx(expected, rel=TYPES[dtype])
+
+
+@for_both_norms
+@in_both_precisions
+@pytest.mark.parametrize("share", [0.0, 1e-5, 0.3, 0.99])
+def test_what_is_inside_keeps_its_bits(norm: Norm, dtype: torch.dtype, share: float) -> None:
+    originals = box(0, dtype)
+    images = (originals + scaled(noise(1, dtype), norm, share * EPS[norm])).clamp(0, 1)
+    assert torch.equal(project(images, originals, norm, EPS[norm]), images)
+
+
+@in_both_precisions
+def test_tiny_pixels_inside_keep_their_bits(dtype: torch.dtype) -> None:
+    """x0 + (x - x0) is not x where x is much smaller than x0."""
+    originals = torch.full((1, 1, 2, 2), 0.3, dtype=dtype)
+    images = torch.full((1, 1, 2, 2), 1e-9, dtype=dtype)
+    for norm in NORMS:
+        assert torch.equal(project(images, originals, norm, 1.0), images)
+
+
+@for_both_norms
+@in_both_precisions
+@pytest.mark.parametrize("factor", [1.01, 3.0, 1e4])
+def test_what_is_outside_lands_on_the_sphere(norm: Norm, dtype: torch.dtype, factor: float) -> None:
+    originals, eps = away_from_the_box(0, dtype), EPS[norm]
+    offsets = scaled(noise(1, dtype), norm, factor * eps)
+    found = project(originals + offsets, originals, norm, eps)
+    assert distance(found, originals, norm) == pytest.approx(eps, rel=0, abs=TYPES[dtype])
+    expected = offsets.clamp(-eps, eps) if norm == "linf" else offsets / factor
+    assert found - originals == pytest.approx(expected, rel=0, abs=TYPES[dtype])
+
+
+@for_both_norms
+@in_both_precisions
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_projections_keep_to_ball_and_box(norm: Norm, dtype: torch.dtype, scale: float) -> None:
+    originals = box(0, dtype)
+    found = project(originals + scale * noise(1, dtype), originals, norm, EPS[norm])
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert distance(found.double(), originals.double(), norm).max() <= EPS[norm] + TYPES[dtype]
+
+
+@for_both_norms
+@in_both_precisions
+def test_projecting_twice_is_projecting_once(norm: Norm, dtype: torch.dtype) -> None:
+    originals = box(0, dtype)
+    once = project(originals + noise(1, dtype), originals, norm, EPS[norm])
+    twice = project(once, originals, norm, EPS[norm])
+    # In l2 rounding may leave a point outside by an ulp, which the second projection takes off.
+    assert twice == pytest.approx(once, rel=0, abs=0.0 if norm == "linf" else TYPES[dtype])
+
+
+@for_both_norms
+def test_linf_projection_is_the_nearest_point_and_l2_stays_in_the_ball(norm: Norm) -> None:
+    """No random point of the intersection is nearer than the projection in linf, as the docstring claims."""
+    originals = box(0, torch.float64)
+    images = originals + 0.1 * noise(1, torch.float64)
+    found = project(images, originals, norm, EPS[norm])
+    others = [uniform_in_ball(originals, norm, EPS[norm], generators(0, range(6), "search", k)) for k in range(50)]
+    if norm == "linf":
+        assert all((distance(images, other, "l2") >= distance(images, found, "l2")).all() for other in others)
+    else:
+        assert all((distance(other, originals, "l2") <= EPS["l2"] + 1e-14).all() for other in others)
+
+
+@for_both_norms
+def test_a_ball_of_radius_zero_is_its_centre(norm: Norm) -> None:
+    originals = box(0, torch.float32)
+    assert torch.equal(project(originals + noise(1, torch.float32), originals, norm, 0.0), originals)
+    assert torch.equal(uniform_in_ball(originals, norm, 0.0, generators(0, range(6), "search")), originals)
+
+
+@for_both_norms
+@in_both_precisions
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-3, 1.0, 1e15])
+def test_steepest_directions_have_norm_one(norm: Norm, dtype: torch.dtype, scale: float) -> None:
+    gradients = scale * noise(0, dtype)
+    found = steepest(gradients, norm)
+    assert distance(found, torch.zeros_like(found), norm) == pytest.approx(1.0, rel=0, abs=TYPES[dtype])
+    # Of all directions of norm 1 it climbs fastest: its slope is the dual norm of the gradient.
+    slope = (found * (gradients / scale)).flatten(1).sum(1)
+    assert slope == pytest.approx((gradients / scale).flatten(1).norm(p=1 if norm == "linf" else 2, dim=1), rel=1e-5)
+
+
+@for_both_norms
+def test_no_gradient_no_step(norm: Norm) -> None:
+    gradients = noise(0, torch.float32)
+    gradients[2] = 0
+    gradients[3, :, 1:] = 0
+    found = steepest(gradients, norm)
+    assert torch.equal(found[2], torch.zeros_like(found[2]))
+    assert torch.equal(found[3, :, 1:], torch.zeros_like(found[3, :, 1:]))
+    assert found[3].abs().max() > 0
+
+
+@for_both_norms
+@in_both_precisions
+def test_random_points_lie_in_ball_and_box(norm: Norm, dtype: torch.dtype) -> None:
+    originals = box(0, dtype)
+    found = uniform_in_ball(originals, norm, EPS[norm], generators(0, range(6), "search"))
+    assert found.dtype is dtype
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert distance(found.double(), originals.double(), norm).max() <= EPS[norm] + 1e-7
+    assert distance(found, originals, norm).min() > 0
+
+
+@for_both_norms
+def test_random_points_are_keyed(norm: Norm) -> None:
+    """The same key gives the same point, however the batch is split; another key gives another."""
+    originals = box(0, torch.float32)
+    whole = uniform_in_ball(originals, norm, EPS[norm], generators(0, range(6), "search"))
+    parts = [
+        uniform_in_ball(originals[i : i + 2], norm, EPS[norm], generators(0, [i, i + 1], "search")) for i in (0, 2, 4)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    for other in (generators(1, range(6), "search"), generators(0, range(6), "search", 1)):
+        assert (uniform_in_ball(originals, norm, EPS[norm], other) != whole).flatten(1).any(1).all()
+
+
+@for_both_norms
+def test_random_points_fill_the_ball_evenly(norm: Norm) -> None:
+    """Of a uniform point in d dimensions (radius / eps)^d is uniform on [0, 1], and its direction has no preference."""
+    n, d = 4000, 4
+    originals = torch.full((n, 1, 2, 2), 0.5, dtype=torch.float64)
+    found = uniform_in_ball(originals, norm, EPS[norm], generators(0, range(n), "search")) - originals
+    volume = ((distance(found, torch.zeros_like(found), norm) / EPS[norm]) ** d).sort().values
+    ideal = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    assert (volume - ideal).abs().max() < 1.95 / math.sqrt(n)  # Kolmogorov and Smirnov, p = 0.001
+    # A coordinate has variance eps²/3 in the cube and eps²/(d + 2) in the ball.
+    deviation = EPS[norm] / math.sqrt((3 if norm == "linf" else d + 2) * n)
+    assert found.mean(0).abs().max() < 4 * deviation
