@@ -166,13 +166,21 @@ def finish(records: list[RunRecord], source: Data, out: Path) -> None:
     """The table of what was run, a picture of a single image, and what to do next."""
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import console, say, shown_path
-    from robustbench_lpm.records import write_atomically
 
     say("")
     reporting.terminal_table(records, console)
+    draw_single_images(records, source)
+    say(f"Records: {shown_path(out)}    Leaderboard: lpmbench report --results {shown_path(out)}")
+
+
+def draw_single_images(records: list[RunRecord], source: Data) -> None:
+    """For runs on one image a picture: original, amplified perturbation, adversarial image, and what was predicted."""
+    from robustbench_lpm import reporting
+    from robustbench_lpm.cli.console import say, shown_path
+    from robustbench_lpm.records import write_atomically
+
     for record in records:
         if len(record.outcomes) == 1 and record.path is not None and record.adversarials:
             path = record.path / "picture.png"
             write_atomically(path, reporting.attack_picture(record, 0, source.classes))
             say(f"Picture: {shown_path(path)}")
-    say(f"Records: {shown_path(out)}    Leaderboard: lpmbench report --results {shown_path(out)}")

@@ -107,7 +107,7 @@ def result_line(record: RunRecord) -> None:
 
 def say(text: str) -> None:
     """A line for the reader."""
-    console.print(text, soft_wrap=True)
+    console.print(text, soft_wrap=not console.is_terminal)  # a pipe or a file wraps nothing
 
 
 def shown_path(path: Path) -> str:

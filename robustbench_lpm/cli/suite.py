@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustbench_lpm import cards
-from robustbench_lpm.cli.attack import attack_model
+from robustbench_lpm.cli.attack import attack_model, draw_single_images
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
 
 if TYPE_CHECKING:
@@ -55,8 +55,9 @@ def run_suite(
     from robustbench_lpm.budgets import parse_eps
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
 
-    records = []
+    records: list[RunRecord] = []
     for part in suite.part:
+        done = len(records)
         source = resolve_data(part.dataset, size=part.size, data=data, trust=trust)
         budgets = [parse_eps(text) for text in part.eps]
         planning: dict[str, Any] = {
@@ -70,6 +71,7 @@ def run_suite(
                         model, chosen, source, budgets, out=out, force=force,
                         loading={"trust": trust, "device": device}, planning=planning | {"mc": mc},
                     )  # fmt: skip
+        draw_single_images(records[done:], source)
     return records
 
 
