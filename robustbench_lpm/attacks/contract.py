@@ -53,7 +53,10 @@ class Oracle(Protocol):
         """One generator for each image, for the attack's own choices (starts, directions)."""
 
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
-        """Fresh attack noise. With paired=True, 2·draws of which draw i and draw i + draws are the same."""
+        """Fresh attack noise. With paired=True, 2·draws of which draw i and draw i + draws are the same.
+
+        For a deterministic classifier the draws would all be alike: ask for one (see `stochastic`).
+        """
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
         """Logits (draws, B, K) of images (B, C, H, W), or of other images in each draw, (draws, B, C, H, W)."""

@@ -28,7 +28,8 @@ def fgsm(
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
         eot: draws of noise over which the gradient of a stochastic classifier is averaged.
     """
-    gradients, _ = gradient(oracle, images, labels, targets, oracle.noise(eot), loss)
+    noise = oracle.noise(eot if oracle.stochastic else 1)
+    gradients, _ = gradient(oracle, images, labels, targets, noise, loss)
     return project(images - eps * steepest(gradients, norm), images, norm, eps)
 
 
@@ -68,7 +69,8 @@ def pgd(
     ]
     length = 2.5 * eps / steps if step_size is None else step_size
     stop = early_stop and not oracle.stochastic
-    found = [_descend(oracle, images, s, labels, targets, norm, eps, steps, length, eot, loss, stop) for s in starts]
+    draws = eot if oracle.stochastic else 1
+    found = [_descend(oracle, images, s, labels, targets, norm, eps, steps, length, draws, loss, stop) for s in starts]
     return oracle.choose(found, labels, targets)
 
 
@@ -87,7 +89,7 @@ def _descend(
     eps: float,
     steps: int,
     step_size: float,
-    eot: int,
+    draws: int,
     loss: str,
     stop: bool,
 ) -> Tensor:
@@ -97,7 +99,7 @@ def _descend(
     for _ in range(steps):
         current, originals = result[active], images[active]
         target = targets[active] if targets is not None else None
-        gradients, logits = gradient(here, current, labels[active], target, here.noise(eot), loss)
+        gradients, logits = gradient(here, current, labels[active], target, here.noise(draws), loss)
         moved = project(current - step_size * steepest(gradients, norm), originals, norm, eps)
         standing = ~(succeeded(logits, labels[active], target).all(0) & stop)
         result[active[standing]] = moved[standing]

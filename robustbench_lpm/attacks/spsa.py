@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
 from robustbench_lpm.attacks.losses import margin, succeeded
-from robustbench_lpm.norms import Norm, project
+from robustbench_lpm.norms import Norm, per_image, project
 
 # Adam's constants (Kingma and Ba 2015), as the paper leaves them.
 BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8
@@ -32,7 +32,8 @@ def spsa(
 
     One iteration draws `pairs` Rademacher directions v for each image and queries at x + delta v and x - delta v; both
     ends of a pair share their noise, and every pair has noise of its own, so that the estimate averages over both.
-    Probes may leave the ball and the box; the iterate does not.
+    Probes may leave the ball and the box; the iterate does not. In l2 Adam's second moment is shared by all pixels of
+    an image: scaled pixel by pixel, steps turn towards the sign of the gradient, which is steepest in linf only.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
@@ -57,7 +58,7 @@ def spsa(
         target = targets[active] if targets is not None else None
         gradients = estimate(here, current, labels[active], target, pairs=pairs, delta=delta)
         mean[active] = BETA_1 * mean[active] + (1 - BETA_1) * gradients
-        square[active] = BETA_2 * square[active] + (1 - BETA_2) * gradients**2
+        square[active] = BETA_2 * square[active] + (1 - BETA_2) * _squares(gradients, norm)
         unbiased = mean[active] / (1 - BETA_1**iteration)
         scale = (square[active] / (1 - BETA_2**iteration)).sqrt() + ADAM_EPS
         result[active] = project(current - learning_rate * unbiased / scale, originals, norm, eps)
@@ -67,6 +68,12 @@ def spsa(
 def spsa_cost(*, iterations: int = 40, pairs: int = 64, **_: object) -> Cost:
     """Two queries for each pair, and one look at the iterate."""
     return Cost(iterations * (2 * pairs + 1))
+
+
+def _squares(gradients: Tensor, norm: Norm) -> Tensor:
+    if norm == "linf":
+        return gradients**2
+    return per_image((gradients**2).flatten(1).mean(1), gradients).expand_as(gradients)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from robustbench_lpm import cards
 from robustbench_lpm.cli.options import (
     budget_options,
     data_options,
@@ -78,13 +79,12 @@ def grade(
 
     The folder holds adversarials.npz (arrays `index` (N,) and `adversarial` (N, C, H, W) in [0, 1]),
     adversarials.safetensors as a run of ours leaves it, or 8-bit PNG files named by index: 17.png. An index counts in
-    the data set's pinned order, at the --size of the images. --eps is the one budget that they claim to keep.
+    the data set's pinned order, at the --size of the images. --eps is the budget that they claim to keep, by default
+    that of the data set's card. An image beyond it is an error: nothing is pulled back.
     """
     from robustbench_lpm.budgets import parse_eps
 
-    if eps is None:
-        raise LpmbenchError("--eps is missing: the budget that the images claim to keep.")
-    budget = parse_eps(eps)
+    budget = parse_eps(eps if eps is not None else cards.dataset(dataset).eps[rest["norm"]])
     prepare_machine(device, threads)
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import console, say, shown_path

@@ -45,5 +45,5 @@ def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tu
 
 def _asks_about_many_versions(plan: Plan) -> bool:
     """Whether the attack queries many versions of one image at once, as those that use no gradients do."""
-    cost = plan.attack.cost()
+    cost = plan.cost()
     return cost is not None and cost.forwards > 0 and cost.backwards == 0

@@ -64,7 +64,7 @@ class Plan:
 
     def cost(self) -> Cost | None:
         """The most passes of the network that attacking one image takes, or None if the attack does not say."""
-        once = self.attack.cost()
+        once = self.attack.cost(stochastic=self.classifier.stochastic)
         if once is None:
             return None
         modes = len(self.gradient_modes)
@@ -213,7 +213,7 @@ def _count_classes(classifier: Classifier, example: torch.Tensor) -> int:
 
 def _resolve_mode(model: LoadedModel, attack: Attack, mode: str | None) -> str | None:
     modes = model.classifier.gradient_modes
-    cost = attack.cost()
+    cost = attack.cost(stochastic=True)
     if not modes or attack.knowledge != "white-box" or (cost is not None and cost.backwards == 0):
         return None
     if mode is None:

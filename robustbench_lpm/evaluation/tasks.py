@@ -40,11 +40,13 @@ class Attack:
     arguments: str = ""  # what names it on the command line
     foreign: bool = False  # whether its code is from outside this package
 
-    def cost(self) -> Cost | None:
+    def cost(self, *, stochastic: bool) -> Cost | None:
         """The most passes one image takes, where the attack's module says it (`NAME_cost` beside NAME)."""
         beside = getattr(self.function, "__globals__", {})
         estimate = beside.get(f"{self.function.__name__}_cost") if beside else None
-        return estimate(**self.parameters) if estimate else None
+        # A deterministic classifier gives every draw the same gradient: one is asked for.
+        draws = {} if stochastic or "eot" not in self.parameters else {"eot": 1}
+        return estimate(**(self.parameters | draws)) if estimate else None
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def test_another_picture_and_label(tmp_path: Path) -> None:
 def test_grade_what_someone_else_made(tmp_path: Path) -> None:
     lpmbench("attack --model cnn --attack fgsm --eps 0.1 --limit 12 --save-adversarials --threads 1")
     (ours,) = records.read_all(tmp_path / "runs")
-    lpmbench(f"grade --adversarials {ours.path} --model resnet18 --eps 0.1 --name from-cnn --out graded --threads 1")
+    lpmbench(f"grade --adversarials {ours.path} --model resnet18 --name from-cnn --out graded --threads 1")
     (graded,) = records.read_all(tmp_path / "graded")
     assert (graded.model, graded.attack, len(graded.outcomes)) == ("resnet18", "from-cnn", 12)
 
