@@ -9,6 +9,14 @@ from difflib import get_close_matches
 class LpmbenchError(Exception):
     """What went wrong and what to type next, in one line. The command line prints it without a traceback."""
 
+    status = 1  # what the command line ends with
+
+
+class Interrupted(LpmbenchError):
+    """Ctrl-C, with what to type to go on."""
+
+    status = 130
+
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> LpmbenchError:
     """The error for a name that does not exist, with the nearest one that does."""

@@ -70,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
         result = cli.main(list(arguments), prog_name="lpmbench", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except LpmbenchError as error:
-        return _complain(str(error), 1)
+        return _complain(str(error), error.status)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else str(error))
         return 2

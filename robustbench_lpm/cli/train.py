@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import click
 
 from robustbench_lpm import cards
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.errors import Interrupted, LpmbenchError
 
 
 @click.command()
@@ -49,19 +50,31 @@ def train(
 
     folder = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{seed}"
     epochs = rest["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
+    command = _command(name, {"recipe": recipe_name, "seed": seed, "device": device} | rest)
     say(f"Training {card.name} for {epochs} epochs into {shown_path(folder)}; Ctrl-C keeps all finished epochs.")
     try:
         with epoch_bar(epochs) as (bars, task):
             result = training.train(
                 name, recipe=recipe, seed=seed, out=folder, device=device, threads=threads,
-                progress=_Watcher(bars, task), **rest,
+                progress=_Watcher(bars, task), command=command, **rest,
             )  # fmt: skip
     except KeyboardInterrupt:
-        again = f"lpmbench train {name} --seed {seed} --out {folder} --resume"
-        raise LpmbenchError(f"Interrupted; finished epochs are kept. Go on with: {again}") from None
+        again = f"{command} --out {shlex.quote(str(folder))} --resume"
+        raise Interrupted(f"Interrupted; finished epochs are kept. Go on with: {again}") from None
     shares = ", ".join(f"{key.replace('_', ' ')} {100 * value:.1f} %" for key, value in result.accuracy.items())
     say(f"Best epoch {result.best_epoch} of {epochs}, {duration(result.seconds)}: {shares}")
     say(f"Use it: lpmbench attack --model {shown_path(result.card_path)} --attack pgd")
+
+
+def _command(name: str, options: dict[str, Any]) -> str:
+    """The command that repeats a training, wherever it goes and wherever its data lie."""
+    shown = {key: value for key, value in options.items() if key not in ("resume", "trust") and value is not None}
+    if shown["device"] == "cpu":
+        del shown["device"]
+    if "data" in shown:
+        shown["data"] = "DIR"
+    words = [f"--{key} {shlex.quote(str(value))}" for key, value in shown.items()]
+    return " ".join(["lpmbench train", shlex.quote(name), *words, *["--trust"] * bool(options["trust"])])
 
 
 class _Watcher:

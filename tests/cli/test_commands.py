@@ -144,6 +144,23 @@ def test_train_resume_and_use(tmp_path: Path, capsys: Capture) -> None:
     assert record.configuration["model"]["weights_sha256"]
 
 
+def test_ctrl_c_in_a_training_says_how_to_go_on(tmp_path: Path) -> None:
+    words = ["train", "cnn", "--seed", "3", "--out", "mine", "--threads", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "robustbench_lpm", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not (Path("mine") / "log.csv").is_file() or len((Path("mine") / "log.csv").read_text().splitlines()) < 2:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "lpmbench train cnn --seed 3 --out mine --resume" in complaint
+    assert len(complaint.strip().splitlines()) == 1
+
+
 SUITE = """
 name = "tiny"
 summary = "two models, two attacks"
