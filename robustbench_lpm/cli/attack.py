@@ -86,14 +86,24 @@ def attack(
     if checkpoint is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one --model.")
     names = list(models) or fitting_models(dataset)
-    records = []
+    records: list[RunRecord] = []
+    refused: list[str] = []
     for name in names:
-        records += attack_model(
-            name, chosen, source, budgets, out=out, force=force,
-            loading={"checkpoint": checkpoint, "trust": trust, "device": device},
-            planning={"norm": norm, "device": device} | rest,
-        )  # fmt: skip
-    finish(records, source, out)
+        try:
+            records += attack_model(
+                name, chosen, source, budgets, out=out, force=force,
+                loading={"checkpoint": checkpoint, "trust": trust, "device": device},
+                planning={"norm": norm, "device": device} | rest,
+            )  # fmt: skip
+        except LpmbenchError as error:
+            if len(names) == 1:
+                raise
+            refused.append(name)  # the other models go on; the status at the end says that something is missing
+            click.echo(f"lpmbench: {name}: {error}", err=True)
+    if records:
+        finish(records, source, out)
+    if refused:
+        raise LpmbenchError(f"{len(refused)} of {len(names)} models could not be attacked: {', '.join(refused)}.")
 
 
 def with_steps(attack: Attack, steps: int | None) -> Attack:

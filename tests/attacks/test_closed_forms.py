@@ -35,8 +35,11 @@ def adversarials(record: RunRecord) -> Tensor:
 
 
 def tolerance_of(attack: str, norm: str) -> float:
-    """The share of the possible change that may be missing: PGD in l2 turns towards its direction step by step."""
-    return 1e-4 if attack == "fgsm" or norm == "linf" else 0.03
+    """The share of the possible change that may be missing.
+
+    PGD in l2 turns towards its direction step by step; SPSA stays uncertain of pixels with weights near zero.
+    """
+    return 1e-4 if attack == "fgsm" or (attack != "spsa" and norm == "linf") else 0.03
 
 
 def assert_reaches(found: Tensor, possible: Tensor, clean: Tensor, tolerance: float) -> None:
@@ -59,14 +62,21 @@ def test_gradient_attacks_reach_the_worst_margin(attack: str, norm: str) -> None
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("attack", ["fgsm", "pgd"])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "spsa"])
 def test_targeted_attacks_reach_the_best_margin_of_the_target(attack: str, norm: str) -> None:
     weight, images, labels = linear_data(16)
-    model = Linear(
-        weight, bias=centred(weight, -7.0)
-    )  # everything is class 1, and the target, class 0, is out of reach
+    # Everything is class 1, and the target, class 0, is out of reach.
+    model = Linear(weight, bias=centred(weight, -7.0))
+    parameters = {"iterations": 30, "pairs": 256} if attack == "spsa" else {}
     record = robustbench_lpm.evaluate(
-        model, attack, (images, labels + 1), eps=EPS[norm], norm=norm, target=0, save_adversarials=True
+        model,
+        attack,
+        (images, labels + 1),
+        eps=EPS[norm],
+        norm=norm,
+        target=0,
+        parameters=parameters,
+        save_adversarials=True,
     )
     best = model.margin(images) + EPS[norm] * weight.flatten().norm(p=DUAL[norm])
     assert_reaches(model.margin(adversarials(record)), best, model.margin(images), tolerance_of(attack, norm))

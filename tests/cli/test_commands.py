@@ -127,6 +127,25 @@ def test_another_picture_and_label(tmp_path: Path) -> None:
     assert record.pictures()[0].clean.shape == (3, 300, 300)  # padded to a square
 
 
+def test_a_model_that_cannot_run_does_not_stop_the_others(tmp_path: Path, capsys: Capture) -> None:
+    line = "attack --model ramlpm-imagenet --model efficientnet-lite0 --attack noise --dataset panda --threads 1"
+    assert run(line.split()) == 1
+    complaint = capsys.readouterr().err
+    assert "lpmbench: ramlpm-imagenet: Model 'ramlpm-imagenet' has no weights" in complaint
+    assert complaint.strip().endswith("1 of 2 models could not be attacked: ramlpm-imagenet.")
+    (record,) = records.read_all(tmp_path / "runs")
+    assert record.model == "efficientnet-lite0"
+
+
+def test_models_for_32_pixels_read_other_sizes(tmp_path: Path) -> None:
+    lpmbench(
+        "attack --model cnn --model resnet18 --model ram --model ramlpm --attack fgsm --size 28 --eps 0 --limit 40"
+    )
+    accuracy = {record.model: record.clean_accuracy.value for record in records.read_all(tmp_path / "runs")}
+    assert min(accuracy.values()) > 0.8
+    assert len(accuracy) == 4
+
+
 def test_grade_what_someone_else_made(tmp_path: Path) -> None:
     lpmbench("attack --model cnn --attack fgsm --eps 0.1 --limit 12 --save-adversarials --threads 1")
     (ours,) = records.read_all(tmp_path / "runs")
