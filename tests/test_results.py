@@ -9,6 +9,7 @@ import pytest
 from robustbench_lpm import cards, records, reporting
 
 RESULTS = Path(__file__).parent.parent / "results"
+DECISIONS = RESULTS.parent / "docs" / "decisions" / "records"
 FOLDERS = sorted(path.parent for path in RESULTS.rglob(records.RECORD))
 
 
@@ -34,3 +35,10 @@ def test_the_leaderboard_is_what_the_records_say(tmp_path: Path) -> None:
     for path in reporting.write_report(records.read_all(RESULTS), tmp_path):
         if path.suffix in (".csv", ".md", ".tex"):  # plots and the page carry the plotting library's version
             assert path.read_bytes() == (RESULTS / path.name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(path.parent for path in DECISIONS.rglob(records.RECORD)), ids=lambda f: f.name
+)
+def test_the_records_behind_decisions_are_whole(folder: Path) -> None:
+    assert not records.read(folder).failures
