@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 @data_options
 @budget_options
 @click.option("--steps", type=click.IntRange(1), help="Steps (or iterations) of the attack.")
+@click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient of a stochastic model.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any parameter of the attack's card.")
 @click.option("--target", help="A class to reach: its number or name, or 'random'.")
 @click.option("--gradient-mode", help="Of a glimpsing model; by default the strongest for each image.")
@@ -55,6 +56,7 @@ def attack(
     eps: str | None,
     norm: str,
     steps: int | None,
+    eot: int | None,
     settings: tuple[str, ...],
     device: str,
     threads: int | None,
@@ -80,7 +82,7 @@ def attack(
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
 
     chosen = resolve_attack(attack_name, parameters=read_settings(settings), trust=trust)
-    chosen = with_steps(chosen, steps)
+    chosen = with_budget(chosen, {"steps": steps, "eot": eot})
     prepare_machine(device, threads)
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
     if checkpoint is not None and len(models) != 1:
@@ -106,16 +108,22 @@ def attack(
         raise LpmbenchError(f"{len(refused)} of {len(names)} models could not be attacked: {', '.join(refused)}.")
 
 
-def with_steps(attack: Attack, steps: int | None) -> Attack:
-    """--steps as the parameter that the attack calls steps or iterations."""
+# What an option of the command line is called by attacks; the first name that an attack knows is taken.
+BUDGET_NAMES = {"steps": ("steps", "iterations"), "eot": ("eot",)}
+
+
+def with_budget(attack: Attack, options: dict[str, int | None]) -> Attack:
+    """An attack with --steps and --eot laid over its parameters. Raises LpmbenchError where it knows no such thing."""
     from dataclasses import replace
 
-    if steps is None:
-        return attack
-    name = next((name for name in ("steps", "iterations") if name in attack.parameters), None)
-    if name is None:
-        raise LpmbenchError(f"Attack '{attack.name}' takes no steps.")
-    parameters = attack.parameters | {name: steps}
+    parameters = dict(attack.parameters)
+    for option, value in options.items():
+        if value is None:
+            continue
+        name = next((name for name in BUDGET_NAMES[option] if name in parameters), None)
+        if name is None:
+            raise LpmbenchError(f"Attack '{attack.name}' takes no {option}.")
+        parameters[name] = value
     return replace(attack, parameters=parameters, identity=attack.identity | {"parameters": parameters})
 
 

@@ -12,6 +12,8 @@ from robustbench_lpm import cards
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 
+SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clean_accuracy")
+
 
 @click.command()
 @click.argument("name")
@@ -91,5 +93,5 @@ class _Watcher:
 
         self._epoch = epoch
         self._bars.update(self._task, completed=epoch)
-        numbers = {key: value for key, value in dict(row).items() if isinstance(value, float) and key != "seconds"}
-        say(f"epoch {epoch}/{epochs}  " + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
+        shown = {key: row[key] for key in SHOWN if key in row}  # log.csv holds all of them
+        say(f"epoch {epoch}/{epochs}  " + "  ".join(f"{key.replace('_', ' ')} {shown[key]:.4g}" for key in shown))

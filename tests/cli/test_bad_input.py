@@ -25,6 +25,8 @@ CASES: list[tuple[str, str]] = [
     ("attack --model cnn --limit ten", "ten"),
     ("attack --model cnn --steps 0", "--steps"),
     ("attack --model cnn --attack noise --steps 3", "takes no steps"),
+    ("attack --model cnn --attack spsa --eot 3", "takes no eot"),
+    ("attack --model cnn --eot 0", "--eot"),
     ("attack --model cnn --set stepz=3", "Did you mean 'steps'?"),
     ("attack --model cnn --set steps", "must look like"),
     ("attack --model cnn --set loss=hinge --limit 2", "parameter 'loss' = 'hinge'"),

@@ -137,6 +137,12 @@ def test_a_model_that_cannot_run_does_not_stop_the_others(tmp_path: Path, capsys
     assert record.model == "efficientnet-lite0"
 
 
+def test_eot_is_counted_for_stochastic_models_alone(tmp_path: Path) -> None:
+    lpmbench("attack --model cnn --model ramlpm --attack fgsm --eot 4 --gradient-mode detached --limit 2 --threads 1")
+    found = {record.model: record.outcomes["backwards"].tolist() for record in records.read_all(tmp_path / "runs")}
+    assert found == {"cnn": [1, 1], "ramlpm": [4, 4]}
+
+
 def test_models_for_32_pixels_read_other_sizes(tmp_path: Path) -> None:
     lpmbench(
         "attack --model cnn --model resnet18 --model ram --model ramlpm --attack fgsm --size 28 --eps 0 --limit 40"
