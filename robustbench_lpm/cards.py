@@ -154,6 +154,12 @@ class DatasetCard(Card):
     needs: str = ""  # what a user must bring; empty when the data come along
     parameters: Parameters = {}
 
+    def default_eps(self, norm: Literal["linf", "l2"]) -> str:
+        """The budget that is taken when none is given. Raises LpmbenchError when the card has none for the norm."""
+        if norm not in self.eps:
+            raise LpmbenchError(f"{self.path}: there is no default eps for '{norm}'; give one with --eps.")
+        return self.eps[norm]
+
     def identity(self) -> dict[str, Any]:
         """What decides the images and labels."""
         return self.model_dump(include={"name", "entry", "labels", "channels", "crop", "parameters"})
@@ -213,6 +219,13 @@ class SuiteCard(Card):
         draws: int = Field(default=20, ge=1)
         seed: int = 0
         parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's
+
+        @model_validator(mode="after")
+        def _parameters_belong_to_attacks(self) -> SuiteCard.Part:
+            for name in self.parameters:
+                if name not in self.attacks:
+                    raise ValueError(f"parameters are given for '{name}', which is not among the attacks")
+            return self
 
     part: list[Part] = Field(min_length=1)
 

@@ -281,5 +281,5 @@ def fits(card: ModelCard, dataset: DatasetCard) -> bool:
 
 
 def is_stochastic(card: ModelCard, *, trust: bool = False) -> bool:
-    """Whether a card's network takes noise, told from its class or, failing that, from a network built from it."""
+    """Whether a card's network takes noise, told from one built from it."""
     return hasattr(build(card, trust=trust), "sample_noise")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -54,7 +54,7 @@ def attack(
     attack_name: str,
     dataset: str,
     eps: str | None,
-    norm: str,
+    norm: Literal["linf", "l2"],
     steps: int | None,
     eot: int | None,
     settings: tuple[str, ...],
@@ -78,7 +78,7 @@ def attack(
     """
     from robustbench_lpm.budgets import parse_eps_list
 
-    budgets = parse_eps_list(eps if eps is not None else cards.dataset(dataset).eps[norm])  # type: ignore[index]
+    budgets = parse_eps_list(eps if eps is not None else cards.dataset(dataset).default_eps(norm))
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
 
     chosen = resolve_attack(attack_name, parameters=read_settings(settings), trust=trust)

@@ -84,7 +84,7 @@ def grade(
     """
     from robustbench_lpm.budgets import parse_eps
 
-    budget = parse_eps(eps if eps is not None else cards.dataset(dataset).eps[rest["norm"]])
+    budget = parse_eps(eps if eps is not None else cards.dataset(dataset).default_eps(rest["norm"]))
     prepare_machine(device, threads)
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import console, say, shown_path

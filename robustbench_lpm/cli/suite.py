@@ -64,9 +64,10 @@ def run_suite(
             "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,
         }  # fmt: skip
         for model in part.models:
+            runs = _runs_of(model, part.mc, trust=trust)
             for attack in part.attacks:
                 chosen = resolve_attack(attack, parameters=part.parameters.get(attack), trust=trust)
-                for mc in _runs_of(model, part.mc):
+                for mc in runs:
                     records += attack_model(
                         model, chosen, source, budgets, out=out, force=force,
                         loading={"trust": trust, "device": device}, planning=planning | {"mc": mc},
@@ -75,8 +76,8 @@ def run_suite(
     return records
 
 
-def _runs_of(model: str, runs: list[int]) -> list[int]:
+def _runs_of(model: str, runs: list[int], *, trust: bool) -> list[int]:
     """Monte-Carlo averages are for stochastic models; a deterministic one would be attacked twice for one result."""
     from robustbench_lpm import zoo
 
-    return runs if zoo.is_stochastic(cards.model(model)) else [1]
+    return runs if zoo.is_stochastic(cards.model(model), trust=trust) else [1]

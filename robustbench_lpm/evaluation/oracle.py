@@ -38,6 +38,7 @@ class ClassifierOracle:
         select_draws: draws of selection noise on which candidates are compared.
         gradient_mode: how gradients pass a glimpsing network's fixations; None for the network's own default.
         stream: part of the key of the attack's noise and choices, so that repeated attacks differ.
+        ledger: where the cost is written; a new one by default. Several attacks on one batch may share it.
         on_spent: told how many images went through the network, at every pass.
     """
 
@@ -54,6 +55,7 @@ class ClassifierOracle:
         select_draws: int = 10,
         gradient_mode: str | None = None,
         stream: str = "",
+        ledger: Ledger | None = None,
         on_spent: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.classifier, self.originals, self.mask = classifier, images, mask
@@ -62,7 +64,7 @@ class ClassifierOracle:
         self.select_draws = select_draws if classifier.stochastic else 1
         self.gradient_mode = gradient_mode
         self.on_spent = on_spent
-        self.ledger = Ledger.empty(len(images))
+        self.ledger = ledger if ledger is not None else Ledger.empty(len(images))
         self._rows = torch.arange(len(images))
         key = f"{seed}{stream}"  # runs in another gradient mode draw noise of their own
         self._noise_generators = generators(key, self.indices, "attack")

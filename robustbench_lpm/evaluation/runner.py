@@ -17,7 +17,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.blocks import Arrays, BlockStore
 from robustbench_lpm.evaluation.grading import predict, within_budget
 from robustbench_lpm.evaluation.machine import hardware, versions
-from robustbench_lpm.evaluation.oracle import ClassifierOracle
+from robustbench_lpm.evaluation.oracle import ClassifierOracle, Ledger
 from robustbench_lpm.evaluation.planning import STORED_PICTURES, Plan, execution, make_plan
 from robustbench_lpm.evaluation.tasks import Data, data_from_tensors, resolve_attack, resolve_data, resolve_model
 from robustbench_lpm.hashing import sha256_of_image
@@ -246,11 +246,11 @@ def _attack(
     targets: Tensor | None,
     mask: Tensor | None,
     progress: Progress,
-) -> tuple[Tensor, Any]:
-    """Attack one batch in every gradient mode of the plan; for each image the strongest result, and the ledger."""
-    candidates, oracle = [], None
-    for mode in plan.gradient_modes:
-        following = ClassifierOracle(
+) -> tuple[Tensor, Ledger]:
+    """Attack one batch in every gradient mode of the plan; for each image the strongest result, and what it cost."""
+    ledger = Ledger.empty(len(images))
+    oracles = [
+        ClassifierOracle(
             plan.classifier,
             images,
             indices,
@@ -261,16 +261,17 @@ def _attack(
             select_draws=plan.select_draws,
             gradient_mode=mode,
             stream=mode or "",
+            ledger=ledger,
             on_spent=progress.spent,
         )
-        if oracle is not None:
-            following.ledger = oracle.ledger
-        oracle = following
-        arguments = plan.attack.parameters | ({"targets": targets} if targets is not None else {})
+        for mode in plan.gradient_modes
+    ]
+    arguments = plan.attack.parameters | ({"targets": targets} if targets is not None else {})
+    candidates = []
+    for oracle in oracles:
         found = plan.attack.function(oracle, images.clone(), labels, norm=plan.norm, eps=plan.eps, **arguments)
         candidates.append(within_budget(found, images, plan.norm, plan.eps, mask))
-    assert oracle is not None  # a plan has at least one gradient mode
-    return oracle.choose(candidates, labels, targets), oracle.ledger
+    return oracles[0].choose(candidates, labels, targets), ledger
 
 
 def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:

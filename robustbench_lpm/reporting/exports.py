@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -136,5 +136,8 @@ def to_latex(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
 
 
 def _latex_rows(header: Sequence[str], rows: Iterable[list[str]]) -> str:
-    line: Callable[[Iterable[str]], str] = lambda texts: " & ".join(map(escaping.latex, texts)) + " \\\\\n"  # noqa: E731
-    return f"\\toprule\n{line(header)}\\midrule\n{''.join(map(line, rows))}\\bottomrule\n"
+    return f"\\toprule\n{_latex_row(header)}\\midrule\n{''.join(map(_latex_row, rows))}\\bottomrule\n"
+
+
+def _latex_row(texts: Iterable[str]) -> str:
+    return " & ".join(map(escaping.latex, texts)) + " \\\\\n"

@@ -54,6 +54,8 @@ CASES: list[tuple[str, str]] = [
     ("train cnn --epochs 0", "--epochs"),
     ("train cnn --resume --out {tmp}/none", "none"),
     ("run dmeo", "Did you mean 'demo'?"),
+    ("run {tmp}/suite.toml", "'pdg', which is not among the attacks"),
+    ("attack --model cnn --norm l2 --dataset {tmp}/data.toml", "no default eps for 'l2'"),
     ("report --results {tmp}", "no records"),
     ("publish {tmp}", "no records"),
     ("verify {tmp}", "record.json"),
@@ -69,6 +71,14 @@ CASES: list[tuple[str, str]] = [
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "bad.toml").write_text("name = 'x'\nentri = 'y'\n")
+    (tmp_path / "suite.toml").write_text(
+        'name = "s"\nsummary = "s"\n[[part]]\ndataset = "digits"\nmodels = ["cnn"]\nattacks = ["pgd"]\neps = ["0.1"]\n'
+        "[part.parameters.pdg]\nsteps = 3\n"
+    )
+    (tmp_path / "data.toml").write_text(
+        'name = "d"\nsummary = "d"\nentry = "robustbench_lpm.datasets.digits:digits"\nlabels = "digits"\nclasses = 10\n'
+        'channels = 1\n[eps]\nlinf = "0.1"\n'
+    )
     return tmp_path
 
 
