@@ -117,6 +117,9 @@ class ModelCard(Card):
     weights: Weights | None = None
     recipe: str | None = None  # what `lpmbench train NAME` runs
     hint: str = ""  # how to get weights, when there are none
+    control_of: str | None = (
+        None  # the model that this one is a control of: it tells what that one's numbers are due to
+    )
     trained: Trained | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -133,12 +136,14 @@ class AttackCard(Card):
     knowledge: Literal["white-box", "black-box", "none"]
     norms: list[Literal["linf", "l2"]]
     targeted: bool = False  # whether it can aim at a given class
+    applies_to: Literal["any", "glimpsing"] = "any"  # the models that it can attack
     parameters: Parameters = {}
     known_defects: str = ""
 
     def identity(self) -> dict[str, Any]:
         """What decides the images that this attack makes."""
-        return self.model_dump(include={"name", "entry", "knowledge", "parameters"})
+        identity = self.model_dump(include={"name", "entry", "knowledge", "parameters"})
+        return identity if self.applies_to == "any" else identity | {"applies_to": self.applies_to}
 
 
 class DatasetCard(Card):

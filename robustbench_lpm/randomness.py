@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 # "search" feeds the attack's own choices (random starts, directions); the others feed the model's noise.
-Purpose = Literal["attack", "search", "select", "grade", "clean", "validate"]
+# "frozen" is the one draw of a source that is switched off, in the attack and in the grading alike.
+Purpose = Literal["attack", "search", "select", "grade", "clean", "validate", "frozen"]
 
 
 def key(*parts: object) -> int:

@@ -286,7 +286,7 @@ def read(folder: Path) -> RunRecord:
     Raises LpmbenchError for a folder that is incomplete, altered, or written by a newer version.
     """
     folder = folder.parent if folder.name == RECORD else folder
-    content = _read_json(folder / RECORD)
+    content = read_json(folder / RECORD)
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise LpmbenchError(f"{folder / RECORD}: schema_version is {version}; this version reads {SCHEMA_VERSION}.")
@@ -323,7 +323,7 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
         adversarials=adversarials,
         failures=content["failures"],
         notes=content["notes"],
-        timing=_read_json(folder / TIMING) if (folder / TIMING).is_file() else {},
+        timing=read_json(folder / TIMING) if (folder / TIMING).is_file() else {},
         path=folder,
     )
     if record.id != content["id"]:
@@ -398,7 +398,8 @@ def publish(record: RunRecord, results: Path) -> Path:
     return target
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The one JSON object in a file. Raises LpmbenchError where there is none."""
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -282,4 +282,4 @@ def fits(card: ModelCard, dataset: DatasetCard) -> bool:
 
 def is_stochastic(card: ModelCard, *, trust: bool = False) -> bool:
     """Whether a card's network takes noise, told from one built from it."""
-    return hasattr(build(card, trust=trust), "sample_noise")
+    return wrap(build(card, trust=trust), card).stochastic

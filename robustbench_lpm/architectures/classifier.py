@@ -13,6 +13,7 @@ empty for a deterministic network.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import isolated_globals, key
+
+if TYPE_CHECKING:
+    from robustbench_lpm.architectures.recurrent_attention import Trajectory
 
 Noise = dict[str, Tensor]
 
@@ -29,7 +33,8 @@ class Classifier(nn.Module):
 
     Args:
         network: images, normalised, to logits (B, K). It is stochastic if it has `sample_noise(batch_size, generators)`
-            and then takes the noise as its second argument.
+            and then takes the noise as its second argument (and if its `stochastic`, where it has one, is true). It
+            glimpses if it has `look(images, noise, gradient_mode=...)`, which returns a `Trajectory`.
         mean, std: per channel; empty for none.
         working_size: side of the square the network wants; None for whatever comes. The resize is bilinear with
             antialiasing, and differentiable: epsilon counts pixels before it.
@@ -55,7 +60,12 @@ class Classifier(nn.Module):
     @property
     def stochastic(self) -> bool:
         """Whether two passes over one image may differ."""
-        return hasattr(self.network, "sample_noise")
+        return hasattr(self.network, "sample_noise") and bool(getattr(self.network, "stochastic", True))
+
+    @property
+    def glimpsing(self) -> bool:
+        """Whether the network looks in glimpses, at places of its own choice."""
+        return hasattr(self.network, "look")
 
     @property
     def gradient_modes(self) -> tuple[str, ...]:
@@ -83,8 +93,19 @@ class Classifier(nn.Module):
         prepared = self.prepare(images)
         if not self.stochastic:
             return self.network(prepared)
+        if gradient_mode == "score-function":
+            return self.scored(images, noise)[0]
         modes = {"gradient_mode": gradient_mode} if gradient_mode else {}
         return self.network(prepared, noise, **modes)
+
+    def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
+        """Everything that a glimpsing network does on the way to its logits, for each of the B · `passes` runs."""
+        return self.network.look(self.prepare(images), noise, gradient_mode=gradient_mode)  # type: ignore[operator]
+
+    def scored(self, images: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, K), and the log-density (B,) of the decisions taken on the way, for score-function gradients."""
+        trajectory = self.look(images, noise, gradient_mode="score-function")
+        return trajectory.logits[-1], trajectory.log_density(self.network.sigma)  # type: ignore[arg-type]
 
     def prepare(self, images: Tensor) -> Tensor:
         """What the network sees of images in [0, 1]."""
@@ -111,6 +132,10 @@ class MonteCarlo(Classifier):
         return self.classifier.stochastic
 
     @property
+    def glimpsing(self) -> bool:
+        return self.classifier.glimpsing
+
+    @property
     def gradient_modes(self) -> tuple[str, ...]:
         return self.classifier.gradient_modes
 
@@ -129,10 +154,20 @@ class MonteCarlo(Classifier):
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
         """Mean logits (B, K) over the M runs, which are folded into the batch."""
-        repeated = images.repeat_interleave(self.runs, dim=0)
-        folded = {source: values.flatten(0, 1) for source, values in noise.items()} if noise is not None else None
-        logits = self.classifier(repeated, folded, gradient_mode=gradient_mode)
+        logits = self.classifier(*self._folded(images, noise), gradient_mode=gradient_mode)
         return logits.unflatten(0, (len(images), self.runs)).mean(dim=1)
+
+    def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
+        return self.classifier.look(*self._folded(images, noise), gradient_mode=gradient_mode)
+
+    def scored(self, images: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        logits, density = self.classifier.scored(*self._folded(images, noise))
+        runs = (len(images), self.runs)
+        return logits.unflatten(0, runs).mean(dim=1), density.unflatten(0, runs).sum(dim=1)
+
+    def _folded(self, images: Tensor, noise: Noise | None) -> tuple[Tensor, Noise | None]:
+        folded = {source: values.flatten(0, 1) for source, values in noise.items()} if noise is not None else None
+        return images.repeat_interleave(self.runs, dim=0), folded
 
 
 class GloballyRandom(nn.Module):

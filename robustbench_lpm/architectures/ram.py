@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_lpm.architectures.recurrent_attention import Glance, RecurrentAttention
+from robustbench_lpm.architectures.recurrent_attention import Glance, Policy, RecurrentAttention
 from robustbench_lpm.architectures.retina import RectangularRetina
 
 
@@ -16,7 +16,7 @@ class Ram(RecurrentAttention):
         channels, classes: of the images and of the answer.
         patch, scales, extent: the retina (`RectangularRetina`); extent is the half-width of the smallest patch.
         features, hidden: units of the glimpse network's two branches and of the core.
-        glimpses, sigma (normalised units), first_fixation_spread: see `RecurrentAttention`.
+        glimpses, sigma (normalised units), first_fixation_spread, policy, random_spread: see `RecurrentAttention`.
     """
 
     def __init__(
@@ -32,9 +32,17 @@ class Ram(RecurrentAttention):
         glimpses: int = 6,
         sigma: float = 0.16,
         first_fixation_spread: float = 0.25,
+        policy: Policy = "learned",
+        random_spread: float = 0.5,
         align_corners: bool = False,
     ) -> None:
-        super().__init__(glimpses=glimpses, sigma=sigma, first_fixation_spread=first_fixation_spread)
+        super().__init__(
+            glimpses=glimpses,
+            sigma=sigma,
+            first_fixation_spread=first_fixation_spread,
+            policy=policy,
+            random_spread=random_spread,
+        )
         self.retina = RectangularRetina(patch, scales, extent, align_corners=align_corners)
         self.see = nn.Linear(channels * scales * patch**2, features)
         self.place = nn.Linear(2, features)

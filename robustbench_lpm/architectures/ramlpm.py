@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_lpm.architectures.recurrent_attention import Glance, RecurrentAttention
+from robustbench_lpm.architectures.recurrent_attention import Glance, Policy, RecurrentAttention
 from robustbench_lpm.architectures.retina import LogPolarPadding, LogPolarRetina, Padding
 
 Pooling = Literal["max", "average"]
@@ -83,7 +83,7 @@ class RamLpm(RecurrentAttention):
         what, where: the layers of the two CNNs, each [channels] or [channels, pool rows, pool columns].
         what_hidden, where_hidden: units of the two LSTM cells.
         head: "mlp" (Linear to 1024, ReLU, batch norm, Linear; SIM2MNIST) or "linear" (batch norm, Linear; ImageNet).
-        glimpses T, sigma (normalised units), first_fixation_spread: see `RecurrentAttention`.
+        glimpses T, sigma (normalised units), first_fixation_spread, policy, random_spread: see `RecurrentAttention`.
         padding: "polar" is exactly equivariant to rotation, "reference" repeats the original's pole padding.
         where_pooling: the original asks for average pooling in the where path and gets "max".
     """
@@ -105,13 +105,21 @@ class RamLpm(RecurrentAttention):
         glimpses: int,
         sigma: float = 0.16,
         first_fixation_spread: float = 0.25,
+        policy: Policy = "learned",
+        random_spread: float = 0.5,
         oversampling: int = 1,
         inner_rows: int = 0,
         padding: Padding = "polar",
         where_pooling: Pooling = "max",
         align_corners: bool = False,
     ) -> None:
-        super().__init__(glimpses=glimpses, sigma=sigma, first_fixation_spread=first_fixation_spread)
+        super().__init__(
+            glimpses=glimpses,
+            sigma=sigma,
+            first_fixation_spread=first_fixation_spread,
+            policy=policy,
+            random_spread=random_spread,
+        )
         self.retina = LogPolarRetina(
             height, width, r_min, r_max, oversampling=oversampling, inner_rows=inner_rows, align_corners=align_corners
         )

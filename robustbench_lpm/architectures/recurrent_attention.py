@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.randomness import generator
 
-GRADIENT_MODES = ("detached", "reparameterised", "straight-through")
+GRADIENT_MODES = ("detached", "reparameterised", "straight-through", "score-function")
+Policy = Literal["learned", "centre", "random"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Trajectory:
     means: Tensor  # (T, B, 2), mu[t], in [-1, 1]: where the policy wants to look after glimpse t
     fixations: Tensor  # (T, B, 2), l[t]: where glimpse t looked
     baselines: Tensor  # (T, B), the expected reward after glimpse t
+
+    def log_density(self, sigma: float) -> Tensor:
+        """Σ_t log N(l[t+1]; mu[t], sigma²) up to a constant, (B,): its gradient reaches the means alone."""
+        distance = self.fixations[1:].detach() - self.means[:-1]
+        return -distance.square().sum((0, 2)) / (2 * sigma**2)
 
 
 @dataclass(frozen=True)
@@ -42,19 +48,47 @@ class Glance:
 class RecurrentAttention(nn.Module):
     """Base of the classifiers that look T times; a subclass says what one glimpse does to its state.
 
-    `gradient_modes` are the ways in which a gradient may pass the fixations: "detached" (as trained: not at all),
-    "reparameterised" (through l = mu + sigma · noise, the retina's sampling grid and the clamp), "straight-through"
-    (the same, past the clamp as if it were not there).
+    Args:
+        glimpses T, sigma (of the policy, normalised units).
+        first_fixation_spread: half the side of the square in which the first glimpse looks.
+        policy: "learned"; or, as controls from the same weights, "centre" (every glimpse looks at the centre) and
+            "random" (every glimpse looks at a point drawn uniformly from [-random_spread, random_spread]²).
     """
 
-    gradient_modes = GRADIENT_MODES
-
-    def __init__(self, *, glimpses: int, sigma: float, first_fixation_spread: float = 0.25) -> None:
+    def __init__(
+        self,
+        *,
+        glimpses: int,
+        sigma: float,
+        first_fixation_spread: float = 0.25,
+        policy: Policy = "learned",
+        random_spread: float = 0.5,
+    ) -> None:
         super().__init__()
-        if glimpses < 1 or sigma < 0 or first_fixation_spread < 0:
-            raise ValueError("a glimpsing model needs glimpses >= 1, sigma >= 0 and first_fixation_spread >= 0")
+        if glimpses < 1 or sigma < 0 or first_fixation_spread < 0 or random_spread < 0:
+            raise ValueError("a glimpsing model needs glimpses >= 1, sigma >= 0 and spreads >= 0")
+        if policy not in ("learned", "centre", "random"):
+            raise ValueError(f"policy must be 'learned', 'centre' or 'random', not '{policy}'")
         self.glimpses, self.sigma, self.first_fixation_spread = glimpses, sigma, first_fixation_spread
+        self.policy, self.random_spread = policy, random_spread
         self._own_seed = 0
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two passes over one image may differ: not when every glimpse looks at the centre."""
+        return self.policy != "centre"
+
+    @property
+    def gradient_modes(self) -> tuple[str, ...]:
+        """The ways in which a gradient may pass the fixations, those that would make no difference left out.
+
+        "detached" (as trained: not at all), "reparameterised" (through l = mu + sigma · noise, the retina's sampling
+        grid and the clamp), "straight-through" (the same, past the clamp as if it were not there), "score-function"
+        (the likelihood-ratio estimate of Williams 1992, through the density of the fixations that were drawn).
+        """
+        if self.policy != "learned" or self.glimpses == 1:
+            return ("detached",)  # the image has no say in where the next glimpse looks
+        return GRADIENT_MODES if self.sigma > 0 else GRADIENT_MODES[:-1]
 
     def start(self, images: Tensor) -> Any:
         """The state before the first glimpse."""
@@ -91,26 +125,35 @@ class RecurrentAttention(nn.Module):
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
     ) -> Trajectory:
         """Take as many glimpses as the noise provides for; everything that happened on the way."""
-        if gradient_mode not in self.gradient_modes:
-            raise ValueError(f"gradient_mode must be one of {', '.join(self.gradient_modes)}, not '{gradient_mode}'")
+        if gradient_mode not in GRADIENT_MODES:
+            raise ValueError(f"gradient_mode must be one of {', '.join(GRADIENT_MODES)}, not '{gradient_mode}'")
         noise = noise if noise is not None else self._own_noise(len(images))
-        offsets = self.sigma * noise["policy"].to(images)
-        fixations = [noise["first_fixation"].to(images)]
+        noise = {source: values.to(images) for source, values in noise.items()}
+        through = gradient_mode in ("reparameterised", "straight-through")
+        fixations = [noise["first_fixation"] if self.policy != "centre" else torch.zeros_like(noise["first_fixation"])]
         state, glances, means = self.start(images), [], []
-        for t in range(offsets.shape[1] + 1):
+        for t in range(noise["policy"].shape[1] + 1):
             glance = self.glance(images, fixations[t], state)
             glances.append(glance)
             means.append(_clamp(glance.mean, straight_through=gradient_mode == "straight-through"))
             state = glance.state
-            if t < offsets.shape[1]:
-                following = means[t] + offsets[:, t]
-                fixations.append(following.detach() if gradient_mode == "detached" else following)
+            if t < noise["policy"].shape[1]:
+                following = self._next_fixation(means[t], noise["policy"][:, t])
+                fixations.append(following if through else following.detach())
         return Trajectory(
             logits=torch.stack([glance.logits for glance in glances]),
             means=torch.stack(means),
             fixations=torch.stack(fixations),
             baselines=torch.stack([glance.baseline for glance in glances]),
         )
+
+    def _next_fixation(self, mean: Tensor, noise: Tensor) -> Tensor:
+        """Where the next glimpse looks, (B, 2), from standard normal noise (B, 2)."""
+        if self.policy == "learned":
+            return mean + self.sigma * noise
+        if self.policy == "centre":
+            return torch.zeros_like(mean)
+        return self.random_spread * torch.erf(noise / 2**0.5)  # the normal's distribution function: uniform
 
     def _own_noise(self, batch_size: int) -> dict[str, Tensor]:
         self._own_seed += 1

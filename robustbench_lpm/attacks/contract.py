@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,14 +61,32 @@ class Oracle(Protocol):
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
         """Logits (draws, B, K) of images (B, C, H, W), or of other images in each draw, (draws, B, C, H, W)."""
 
+    def gradient(
+        self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient (B, C, H, W) of the expected loss at images (B, C, H, W), averaged over the draws of noise.
+
+        losses turns logits (draws, B, K) into losses (draws, B). Also returns those losses and logits, detached. How
+        the gradient passes a glimpsing network's fixations is the oracle's affair (its gradient mode).
+        """
+
+    def gaze(self, images: Tensor, noise: Draws) -> Tensor:
+        """Where a glimpsing classifier wants to look after each glimpse, (draws, B, T, 2) as (x, y) in [-1, 1].
+
+        Differentiable in the images; averaged over runs for a Monte-Carlo average. Raises LpmbenchError for a
+        classifier that does not glimpse.
+        """
+
     def rows(self, keep: Tensor) -> Oracle:
         """The oracle of some of the images: keep is a tensor of positions, or a mask (B,)."""
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest of the candidates (each (B, C, H, W)), judged on noise kept for selection."""
 
-    def view(self) -> nn.Module:
+    def view(self, draws: int = 1) -> nn.Module:
         """A module from images to logits for code that knows no noise: it draws fresh attack noise at every call.
 
-        It takes the whole batch, or, when the oracle belongs to one image, any number of versions of it.
+        It takes the whole batch in its order, or any number of versions of some of its images: each is recognised by
+        the original that it is nearest to. With several draws it answers with the logarithm of their mean
+        probabilities (for a deterministic classifier one is drawn).
         """

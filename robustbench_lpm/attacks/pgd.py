@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
+from robustbench_lpm.attacks.contract import Cost, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective, succeeded
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
 
@@ -29,7 +31,7 @@ def fgsm(
         eot: draws of noise over which the gradient of a stochastic classifier is averaged.
     """
     noise = oracle.noise(eot if oracle.stochastic else 1)
-    gradients, _ = gradient(oracle, images, labels, targets, noise, loss)
+    gradients, _, _ = oracle.gradient(images, noise, lambda logits: objective(loss, logits, labels, targets))
     return project(images - eps * steepest(gradients, norm), images, norm, eps)
 
 
@@ -99,7 +101,8 @@ def _descend(
     for _ in range(steps):
         current, originals = result[active], images[active]
         target = targets[active] if targets is not None else None
-        gradients, logits = gradient(here, current, labels[active], target, here.noise(draws), loss)
+        losses = partial(objective, loss, labels=labels[active], targets=target)
+        gradients, _, logits = here.gradient(current, here.noise(draws), losses)
         moved = project(current - step_size * steepest(gradients, norm), originals, norm, eps)
         standing = ~(succeeded(logits, labels[active], target).all(0) & stop)
         result[active[standing]] = moved[standing]
@@ -108,14 +111,3 @@ def _descend(
             if len(active) == 0:
                 break
     return result
-
-
-def gradient(
-    oracle: Oracle, images: Tensor, labels: Tensor, targets: Tensor | None, noise: Draws, loss: str
-) -> tuple[Tensor, Tensor]:
-    """The gradient (B, C, H, W) of the loss averaged over the draws of noise, and the logits (draws, B, K)."""
-    images = images.detach().requires_grad_()
-    logits = oracle(images, noise)
-    total = objective(loss, logits, labels, targets).mean(0).sum()
-    (gradients,) = torch.autograd.grad(total, images)
-    return gradients, logits.detach()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.noise_control import NoiseControl
 from robustbench_lpm.evaluation.oracle import check_logits
 from robustbench_lpm.norms import Norm, distance, project
 from robustbench_lpm.randomness import Purpose, generators
@@ -45,12 +46,13 @@ def predict(
     draws: int,
     chunk: int,
     classes: int | None = None,
+    noise_control: NoiseControl = NoiseControl(),  # noqa: B008 (immutable)
 ) -> Tensor:
     """Predicted labels (B, draws) of images (B, C, H, W) in full precision; draw k meets noise keyed by (purpose, k).
 
-    A deterministic classifier is asked once: (B, 1).
+    A deterministic classifier, or one whose noise is all frozen, is asked once: (B, 1).
     """
-    draws = draws if classifier.stochastic else 1
+    draws = draws if noise_control.leaves_noise(classifier) else 1
     step = max(1, chunk // classifier.passes)
     columns = []
     for draw in range(draws):
@@ -58,7 +60,9 @@ def predict(
         for start in range(0, len(images), step):
             part = slice(start, start + step)
             keyed = generators(seed, indices[part], purpose, draw)
-            noise = {k: v.to(images.device) for k, v in classifier.sample_noise(len(keyed), keyed).items()}
+            drawn = classifier.sample_noise(len(keyed), keyed)
+            drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices[part])
+            noise = {source: values.to(images.device) for source, values in drawn.items()}
             logits = classifier(images[part], noise)
             check_logits(logits, classes)
             predictions.append(logits.argmax(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks.contract import Draws
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.noise_control import NoiseControl
 from robustbench_lpm.randomness import generators
 
 
@@ -37,6 +39,7 @@ class ClassifierOracle:
         indices: the examples' indices in the data set: they key the noise.
         select_draws: draws of selection noise on which candidates are compared.
         gradient_mode: how gradients pass a glimpsing network's fixations; None for the network's own default.
+        noise_control: which sources of noise are fresh, replayed, frozen or averaged over in a gradient.
         stream: part of the key of the attack's noise and choices, so that repeated attacks differ.
         ledger: where the cost is written; a new one by default. Several attacks on one batch may share it.
         on_spent: told how many images went through the network, at every pass.
@@ -54,6 +57,7 @@ class ClassifierOracle:
         mask: Tensor | None = None,
         select_draws: int = 10,
         gradient_mode: str | None = None,
+        noise_control: NoiseControl = NoiseControl(),  # noqa: B008 (immutable)
         stream: str = "",
         ledger: Ledger | None = None,
         on_spent: Callable[[int], None] = lambda _: None,
@@ -61,18 +65,19 @@ class ClassifierOracle:
         self.classifier, self.originals, self.mask = classifier, images, mask
         self.indices, self.seed = list(indices), seed
         self.classes, self.chunk = classes, max(1, chunk // classifier.passes)
-        self.select_draws = select_draws if classifier.stochastic else 1
+        self.noise_control = noise_control
+        self.select_draws = select_draws if self.stochastic else 1
         self.gradient_mode = gradient_mode
         self.on_spent = on_spent
         self.ledger = ledger if ledger is not None else Ledger.empty(len(images))
         self._rows = torch.arange(len(images))
-        key = f"{seed}{stream}"  # runs in another gradient mode draw noise of their own
-        self._noise_generators = generators(key, self.indices, "attack")
-        self.generators = generators(key, self.indices, "search")
+        self._key = f"{seed}{stream}"  # runs in another gradient mode draw noise of their own
+        self._noise_generators = generators(self._key, self.indices, "attack")
+        self.generators = generators(self._key, self.indices, "search")
 
     @property
     def stochastic(self) -> bool:
-        return self.classifier.stochastic
+        return self.noise_control.leaves_noise(self.classifier)
 
     def rows(self, keep: Tensor) -> ClassifierOracle:
         """The oracle of some of the images; it goes on with their generators and writes into the same ledger."""
@@ -89,65 +94,116 @@ class ClassifierOracle:
         return part
 
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
-        """Fresh attack noise; see `Oracle.noise`."""
-        drawn = self._sample(self._noise_generators, draws)
+        """Attack noise; see `Oracle.noise`."""
+        drawn = self._on_device(
+            self.noise_control.attack_noise(
+                self.classifier, self._noise_generators, draws, seed=self.seed, key=self._key, indices=self.indices
+            )
+        )
         if paired:
             return Draws({source: torch.cat([v, v]) for source, v in drawn.items()}, 2 * draws)
         return Draws(drawn, draws)
 
-    def _sample(self, sources: Sequence[torch.Generator], draws: int) -> dict[str, Tensor]:
-        drawn = self.classifier.sample_noise(draws * len(sources), list(sources) * draws)
-        return {source: values.to(self.originals.device) for source, values in drawn.items()}
+    def _on_device(self, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {source: values.to(self.originals.device) for source, values in noise.items()}
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
         """Logits (draws, B, K); see `Oracle.__call__`. Raises LpmbenchError for NaN logits."""
-        batch = len(self.originals)
+
+        def answer(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor]:
+            return (self.classifier(pixels, values, gradient_mode=self.gradient_mode),)
+
+        (logits,) = self._in_chunks(answer, images, noise)
+        check_logits(logits.flatten(0, 1), self.classes)
+        return logits
+
+    def gradient(
+        self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of the expected loss, the losses and the logits; see `Oracle.gradient`.
+
+        In the mode "score-function" it is that of E[L] = mean over draws of L + (L - b) log p, L and b constants in the
+        second term: p is the density of the fixations that were drawn (Williams 1992), b the mean loss of the other
+        draws. Elsewhere the losses are differentiated as they are.
+        """
+        images = images.detach().requires_grad_()
+        if self.gradient_mode == "score-function":
+            logits, density = self._in_chunks(self.classifier.scored, images, noise)
+            found = losses(logits)
+            expected = found + advantages(found.detach()) * density
+        else:
+            logits = self(images, noise)
+            found = expected = losses(logits)
+        (gradients,) = torch.autograd.grad(expected.mean(0).sum(), images)
+        return gradients, found.detach(), logits.detach()
+
+    def gaze(self, images: Tensor, noise: Draws) -> Tensor:
+        """Where the policy wants to look after each glimpse; see `Oracle.gaze`."""
+        if not self.classifier.glimpsing:
+            raise LpmbenchError("This attack moves fixations; the model has none.")
+        runs = self.classifier.passes
+
+        def means(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor]:
+            trajectory = self.classifier.look(pixels, values, gradient_mode=self.gradient_mode or "detached")
+            per_image = trajectory.means.movedim(0, 1)  # (n · runs, T, 2)
+            return (per_image.unflatten(0, (-1, runs)).mean(1),)
+
+        return self._in_chunks(means, images, noise)[0]
+
+    def _in_chunks(
+        self, answer: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]], images: Tensor, noise: Draws
+    ) -> tuple[Tensor, ...]:
+        """What `answer` says of images and noise, piece by piece and counted: each (draws, B, ...)."""
         if self.mask is not None:
             images = torch.where(self.mask, images, self.originals)
         if images.dim() == self.originals.dim():
             images = images.expand(noise.count, *images.shape)
-        logits = self._in_chunks(images.flatten(0, 1), noise.values).unflatten(0, (noise.count, batch))
-        self._count(self.ledger.forwards, noise.count)
-        self.ledger.glimpses[self._rows] += noise.count * self.classifier.glimpses
-        if logits.requires_grad:
-            logits.register_hook(lambda _: self._count(self.ledger.backwards, noise.count))
-        return logits
-
-    def _in_chunks(self, images: Tensor, noise: dict[str, Tensor]) -> Tensor:
-        parts = []
+        images, parts = images.flatten(0, 1), []
         for start in range(0, len(images), self.chunk):
             part = slice(start, start + self.chunk)
-            values = {source: tensor[part] for source, tensor in noise.items()}
-            parts.append(self.classifier(images[part], values, gradient_mode=self.gradient_mode))
-        logits = torch.cat(parts)
-        check_logits(logits, self.classes)
-        return logits
+            parts.append(answer(images[part], {source: values[part] for source, values in noise.values.items()}))
+        answers = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        self._count(self.ledger.forwards, noise.count * self.classifier.passes)
+        self._count(self.ledger.glimpses, noise.count * self.classifier.glimpses, passes=False)
+        if answers[0].requires_grad:
+            answers[0].register_hook(lambda _: self._count(self.ledger.backwards, noise.count * self.classifier.passes))
+        return tuple(found.unflatten(0, (noise.count, len(self.originals))) for found in answers)
 
-    def _count(self, passes: Tensor, draws: int) -> None:
-        spent = draws * self.classifier.passes
-        passes[self._rows] += spent
-        self.on_spent(spent * len(self._rows))
+    def _count(self, ledger: Tensor, spent: int, *, passes: bool = True) -> None:
+        # A row may stand here several times (see `OracleView`): each time counts.
+        ledger.index_add_(0, self._rows, torch.full((len(self._rows),), spent))
+        if passes:
+            self.on_spent(spent * len(self._rows))
+
+    def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """For each image the strongest candidate; see `Oracle.choose`."""
+        return pick(candidates, self.strongest(candidates, labels, targets))
 
     @torch.no_grad()
-    def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """For each image the candidate that fools most selection draws; at a tie the one with the lowest mean margin.
+    def strongest(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """For each image, (B,), which candidate fools most selection draws; at a tie that with the lowest mean margin.
 
         All candidates meet the same selection noise, which no attack has seen.
         """
+        best = torch.zeros_like(labels)
         if len(candidates) == 1:
-            return candidates[0]
-        noise = Draws(self._sample(self._selection_generators(), self.select_draws), self.select_draws)
-        scores = [self._score(self(candidate, noise), labels, targets) for candidate in candidates]
-        best, best_score = candidates[0].clone(), scores[0]
-        for candidate, score in zip(candidates[1:], scores[1:], strict=True):
+            return best
+        noise = Draws(self._selection_noise(), self.select_draws)
+        best_score = self._score(self(candidates[0], noise), labels, targets)
+        for position, candidate in enumerate(candidates[1:], start=1):
+            score = self._score(self(candidate, noise), labels, targets)
             fewer = score[0] < best_score[0]
             better = fewer | ((score[0] == best_score[0]) & (score[1] < best_score[1]))
-            best[better] = candidate[better]
+            best[better] = position
             best_score = torch.where(better, score, best_score)
         return best
 
-    def _selection_generators(self) -> list[torch.Generator]:
-        return generators(self.seed, self.indices, "select")
+    def _selection_noise(self) -> dict[str, Tensor]:
+        sources = generators(self.seed, self.indices, "select")
+        drawn = self.classifier.sample_noise(self.select_draws * len(sources), sources * self.select_draws)
+        return self._on_device(
+            self.noise_control.freeze(self.classifier, drawn, self.select_draws, seed=self.seed, indices=self.indices)
+        )
 
     @staticmethod
     def _score(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
@@ -156,26 +212,46 @@ class ClassifierOracle:
         withstand = predictions == labels if targets is None else predictions != targets
         return torch.stack([withstand.to(logits.dtype).mean(0), objective("margin", logits, labels, targets).mean(0)])
 
-    def view(self) -> nn.Module:
+    def view(self, draws: int = 1) -> nn.Module:
         """A module from images to logits, for other libraries; see `Oracle.view`."""
-        return OracleView(self)
+        return OracleView(self, draws if self.stochastic else 1)
 
 
 class OracleView(nn.Module):
     """An oracle as other libraries expect a model: images (n, C, H, W) to logits (n, K), fresh noise at every call."""
 
-    def __init__(self, oracle: ClassifierOracle) -> None:
+    def __init__(self, oracle: ClassifierOracle, draws: int) -> None:
         super().__init__()
-        self._oracle = oracle
+        self._oracle, self._draws = oracle, draws
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of the whole batch, or of n versions of the only image."""
-        oracle, batch = self._oracle, len(self._oracle.originals)
-        if len(images) == batch:
-            return oracle(images, oracle.noise())[0]
-        if batch == 1:
-            return oracle(images[:, None], oracle.noise(len(images)))[:, 0]
-        raise ValueError(f"an attack on {batch} images asked about {len(images)}: it must take one image at a time")
+        """Logits of the whole batch in its order, or of n versions of some of its images."""
+        oracle = self._oracle
+        if len(images) != len(oracle.originals):
+            oracle = oracle.rows(self._recognised(images))
+        logits = oracle(images, oracle.noise(self._draws))
+        if self._draws == 1:
+            return logits[0]
+        # Another library knows one answer for each image: that of the expected prediction (Salman et al. 2019, eq. 7).
+        return logits.log_softmax(-1).logsumexp(0) - math.log(self._draws)
+
+    def _recognised(self, images: Tensor) -> Tensor:
+        """For each image the row of the original that it is nearest to, (n,): it started from there."""
+        originals = self._oracle.originals
+        if len(originals) == 1:
+            return torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        return torch.cdist(images.detach().flatten(1), originals.flatten(1)).argmin(1)
+
+
+def pick(candidates: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    """For each image, of candidates (B, C, H, W), the one whose position is in chosen (B,)."""
+    return torch.stack(list(candidates))[chosen, torch.arange(len(chosen), device=chosen.device)]
+
+
+def advantages(losses: Tensor) -> Tensor:
+    """Losses (draws, B) less the mean loss of the other draws (which adds no bias); those of a single draw as is."""
+    draws = len(losses)
+    return losses if draws == 1 else (losses - losses.mean(0)) * (draws / (draws - 1))
 
 
 def check_logits(logits: Tensor, classes: int | None) -> None:

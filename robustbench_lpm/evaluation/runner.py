@@ -216,7 +216,7 @@ def _run_batch(plan: Plan, batch: Batch, progress: Progress) -> tuple[dict[str, 
     if not (bool((images >= 0).all()) and bool((images <= 1).all())):
         raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
     targets = _targets(plan, batch.indices, labels)
-    grading = {"seed": plan.seed, "draws": plan.draws, "chunk": plan.chunk, "classes": plan.classes}
+    grading: dict[str, Any] = {"seed": plan.seed, "draws": plan.draws, "chunk": plan.chunk, "classes": plan.classes}
     before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
     found, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress)
     found = within_budget(found, images, plan.norm, plan.eps, mask)

@@ -124,8 +124,25 @@ def test_the_view_gives_fresh_noise_at_every_call() -> None:
     images = images_of(3)
     view = oracle_of(NoisyLinear(WEIGHT, sigma=1.0), images).view()
     assert not torch.equal(view(images), view(images))
-    with pytest.raises(ValueError, match="one image at a time"):
-        view(images[:2])
+
+
+def test_the_view_recognises_some_of_the_images() -> None:
+    images = images_of(3)
+    oracle = oracle_of(Linear(WEIGHT), images)
+    view = oracle.view()
+    asked = torch.cat([images[2:], images[:1] + 0.01, images[2:] - 0.01, images[:2]])
+    assert torch.equal(view(asked), Classifier(Linear(WEIGHT))(asked))
+    assert oracle.ledger.forwards.tolist() == [2, 1, 2]
+
+
+def test_the_view_averages_probabilities_over_draws() -> None:
+    images = images_of(2)
+    network = NoisyLinear(WEIGHT, sigma=3.0)
+    answers = oracle_of(network, images).view(draws=4)(images)
+    each = oracle_of(network, images)
+    expected = each(images, each.noise(4)).softmax(-1).mean(0).log()
+    torch.testing.assert_close(answers, expected)
+    assert each.ledger.forwards.tolist() == [4, 4]
 
 
 def test_nan_logits_are_an_error() -> None:

@@ -1,0 +1,108 @@
+"""Who controls a stochastic classifier's noise while it is attacked, source by source.
+
+Each source of randomness (RAM-LPM has two: "first_fixation" and "policy") is in one of four modes:
+
+    averaged   every draw of every query is new: a gradient over N draws averages over this source (EOT). The default.
+    fresh      new at every query, the same in all draws of that query: gradients do not average over it.
+    replayed   the same N draws at every query: the attack climbs one fixed sample average (common random numbers).
+    frozen     one draw for each image, the same in the attack, the selection and the grading: the source is switched
+               off, and what is graded is another, less random classifier.
+
+The first three change what the attack sees and nothing else. `frozen` shows whether an attack works at all before the
+noise is on (Carlini et al. 2019, arXiv 1902.06705, section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.randomness import generators
+
+AVERAGED, FRESH, REPLAYED, FROZEN = MODES = ("averaged", "fresh", "replayed", "frozen")
+
+
+@dataclass(frozen=True)
+class NoiseControl:
+    """The mode of each source that is not averaged, as sorted (source, mode) pairs."""
+
+    modes: tuple[tuple[str, str], ...] = ()
+
+    def sources(self, mode: str) -> set[str]:
+        """The sources in a mode (of those that are not averaged)."""
+        return {source for source, found in self.modes if found == mode}
+
+    def leaves_noise(self, classifier: Classifier) -> bool:
+        """Whether two passes over one image may still differ."""
+        if not classifier.stochastic:
+            return False
+        frozen = self.sources(FROZEN)
+        return not frozen or bool(sources_of(classifier) - frozen)
+
+    def attack_noise(
+        self,
+        classifier: Classifier,
+        sources: Sequence[torch.Generator],
+        draws: int,
+        *,
+        seed: int,
+        key: str,
+        indices: Sequence[int],
+    ) -> Noise:
+        """Noise of `draws` draws for B images, (draws · B, ...) for each source, one draw after the other.
+
+        sources: the B generators of the attack's running noise. key: of the attack's noise, from which it is replayed.
+        """
+        batch = len(indices)
+        noise = classifier.sample_noise(draws * batch, list(sources) * draws)
+        for source in self.sources(FRESH):
+            noise[source] = _repeated(noise[source][:batch], draws)
+        if replayed := self.sources(REPLAYED):
+            again = generators(key, indices, "attack", draw=-1)  # an address that the running noise never has
+            first = classifier.sample_noise(draws * batch, again * draws)
+            noise |= {source: first[source] for source in replayed}
+        return self.freeze(classifier, noise, draws, seed=seed, indices=indices)
+
+    def freeze(self, classifier: Classifier, noise: Noise, draws: int, *, seed: int, indices: Sequence[int]) -> Noise:
+        """Noise in which each frozen source has its one draw of each image in all draws."""
+        if frozen := self.sources(FROZEN):
+            still = classifier.sample_noise(len(indices), generators(seed, indices, "frozen"))
+            noise = noise | {source: _repeated(still[source], draws) for source in frozen}
+        return noise
+
+
+def _repeated(values: Tensor, draws: int) -> Tensor:
+    return values.repeat(draws, *[1] * (values.dim() - 1))
+
+
+def sources_of(classifier: Classifier) -> set[str]:
+    """The names of a classifier's sources of randomness."""
+    return set(classifier.sample_noise(1, generators(0, [0], "clean")))
+
+
+def parse_noise_control(settings: str | Iterable[str], classifier: Classifier) -> NoiseControl:
+    """Settings like "policy=frozen", or a mode alone for every source, in the order given, the last word counting.
+
+    Raises LpmbenchError for a mode or a source that does not exist.
+    """
+    known = sources_of(classifier)
+    found: dict[str, str] = {}
+    for setting in [settings] if isinstance(settings, str) else settings:
+        source, equals, mode = setting.partition("=")
+        if not equals:
+            source, mode = "", source
+        if mode not in MODES:
+            raise unknown("noise mode", mode, MODES)
+        if source and source not in known:
+            raise unknown("source of noise", source, known) if known else _nothing_to_control()
+        found |= dict.fromkeys([source] if source else known, mode)
+    return NoiseControl(tuple(sorted((source, mode) for source, mode in found.items() if mode != AVERAGED)))
+
+
+def _nothing_to_control() -> LpmbenchError:
+    return LpmbenchError("The model is deterministic: it has no source of noise to control.")
