@@ -11,13 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from robustbench_lpm.errors import LpmbenchError
+    from robustbench_lpm.evaluation.audit import audit
     from robustbench_lpm.evaluation.runner import evaluate
     from robustbench_lpm.records import RunRecord
 
 __version__ = "0.1.0"
-__all__ = ["LpmbenchError", "RunRecord", "__version__", "evaluate"]
+__all__ = ["LpmbenchError", "RunRecord", "__version__", "audit", "evaluate"]
 
-_HOMES = {"evaluate": "evaluation.runner", "RunRecord": "records", "LpmbenchError": "errors"}
+_HOMES = {
+    "audit": "evaluation.audit",
+    "evaluate": "evaluation.runner",
+    "RunRecord": "records",
+    "LpmbenchError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:

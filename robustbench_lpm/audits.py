@@ -8,6 +8,7 @@ two numbers and the 95 % interval of their difference; the verdict follows from 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,8 +26,8 @@ Verdict = Literal["pass", "fail", "undecided", "not applicable"]
 class Check:
     """One question about a result, and what was found.
 
-    judged and reference are the two numbers that are compared (shares in [0, 1], or cosines); low and high bound their
-    difference, judged - reference, at 95 %. They are None where the check does not apply.
+    judged and reference are the two numbers that are compared (shares in [0, 1], or cosines, as `unit` says); low and
+    high bound their difference, judged - reference, at 95 %. They are None where the check does not apply.
     """
 
     name: str  # e.g. "white-box vs black-box"
@@ -40,6 +41,7 @@ class Check:
     against: str = ""  # what the reference is, e.g. "square"
     note: str = ""
     records: tuple[str, ...] = ()  # ids of the records compared with
+    unit: Literal["share", "cosine"] = "share"
 
 
 @dataclass
@@ -68,9 +70,14 @@ def overall(checks: Sequence[Check]) -> Verdict:
     return "pass" if verdicts == {"pass"} else "undecided"
 
 
+def path_of(folder_name: str, folder: Path) -> Path:
+    """Where the audit of a record lies, by the name of the record's folder and the folder that holds both."""
+    return folder / AUDITS / f"{folder_name}.json"
+
+
 def write(audit: Audit, out: Path) -> Path:
     """Write an audit below `out`; its path."""
-    path = out / AUDITS / f"{audit.folder_name}.json"
+    path = path_of(audit.folder_name, out)
     content = {"schema_version": SCHEMA_VERSION, **asdict(audit)}
     write_atomically(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     return path
@@ -83,24 +90,62 @@ def read(path: Path) -> Audit:
         raise LpmbenchError(f"{path}: schema_version is {version}; this version reads {SCHEMA_VERSION}.")
     try:
         checks = [_check(entry) for entry in content.pop("checks")]
-        return Audit(checks=checks, **content)
+        audit = Audit(checks=checks, **content)
+        _texts(audit, "record", "folder_name", "model", "attack", "command")
     except (TypeError, KeyError, ValueError) as error:
-        raise LpmbenchError(f"{path} is not a valid audit: {error}.") from None
+        raise LpmbenchError(f"{path} is not a valid audit: {type(error).__name__}: {error}.") from None
+    if path.stem != audit.folder_name or not audit.folder_name.endswith(f"--{audit.record[:12]}"):
+        raise LpmbenchError(f"{path}: the name of the file is not that of the record it judges; the file was altered.")
+    return audit
 
 
 def _check(entry: dict[str, Any]) -> Check:
     check = Check(**entry | {"records": tuple(entry["records"])})
-    if check.verdict not in get_args(Verdict):
-        raise ValueError(f"verdict '{check.verdict}'")
-    for number in (check.judged, check.reference, check.low, check.high):
-        if number is not None and not isinstance(number, int | float):
+    _texts(check, "name", "question", "verdict", "against", "note", "unit")
+    for name, known in (("verdict", get_args(Verdict)), ("unit", ("share", "cosine"))):
+        if getattr(check, name) not in known:
+            raise ValueError(f"{name} '{getattr(check, name)}' is none of {', '.join(known)}")
+    if not all(isinstance(record, str) for record in check.records):
+        raise TypeError("records must be ids")
+    for number in (check.judged, check.reference, check.low, check.high, check.images):
+        if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
             raise TypeError(f"{number!r} is no number")
     return check
 
 
+def _texts(part: Audit | Check, *names: str) -> None:
+    """Raises TypeError where one of these fields of an audit is not text."""
+    for name in names:
+        if not isinstance(value := getattr(part, name), str):
+            raise TypeError(f"{name} is {value!r}, not text")
+
+
 def read_for(records: Sequence[RunRecord]) -> dict[str, Audit]:
-    """The audits that lie beside records, by the id of the record that they judge."""
+    """The audits that lie beside records, by the id of the record that they judge.
+
+    Where two folders hold an audit of one record, the worse verdict stands. Raises LpmbenchError for a broken audit.
+    """
     folders = sorted({record.path.parent / AUDITS for record in records if record.path is not None})
     ids = {record.id for record in records}
     found = [read(path) for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))]
+    found.sort(key=lambda audit: ("pass", "undecided", "fail").index(audit.verdict))
     return {audit.record: audit for audit in found if audit.record in ids}
+
+
+def publish(record: RunRecord, results: Path) -> Path | None:
+    """Copy the audit that lies beside a record into the published results; its path there, or None where there is none.
+
+    An audit that was published earlier goes: it judged the record that this one has replaced. Raises LpmbenchError for
+    an audit that is broken or judges another record.
+    """
+    if record.path is None:
+        raise LpmbenchError("Only a record that was written can be published.")
+    source, target = path_of(record.path.name, record.path.parent), path_of(record.path.name, results / "records")
+    if not source.is_file():
+        target.unlink(missing_ok=True)
+        return None
+    if read(source).record != record.id:
+        raise LpmbenchError(f"{source} judges another record than {record.path}.")
+    if source.resolve() != target.resolve():
+        write_atomically(target, source.read_bytes())
+    return target

@@ -130,15 +130,26 @@ class ModelCard(Card):
 
 
 class AttackCard(Card):
-    """A named configuration of an attack."""
+    """A named configuration of an attack: its code, or the attacks of which it is the worst case."""
 
-    entry: str
+    entry: str = ""
+    members: list[str] = []  # for each image the strongest of these attacks, chosen on noise of its own
     knowledge: Literal["white-box", "black-box", "none"]
     norms: list[Literal["linf", "l2"]]
     targeted: bool = False  # whether it can aim at a given class
     applies_to: Literal["any", "glimpsing"] = "any"  # the models that it can attack
+    # For an attack that is made on other models and carried over: their names, or "registered" for all that fit.
+    surrogates: list[str] | Literal["registered"] | None = None
     parameters: Parameters = {}
     known_defects: str = ""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> AttackCard:
+        if bool(self.entry) == bool(self.members):
+            raise ValueError("give entry, or members for a worst case over other attacks")
+        if self.members and (self.parameters or self.surrogates):
+            raise ValueError("a worst case has no parameters and no surrogates; its members have")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What decides the images that this attack makes."""
@@ -223,16 +234,24 @@ class SuiteCard(Card):
         mc: list[int] = [1]
         draws: int = Field(default=20, ge=1)
         seed: int = 0
+        save_adversarials: bool = False  # of every example, not only of the first 16
+        noise: list[str] = []  # e.g. "policy=frozen"; see robustbench_lpm.evaluation.noise_control
+        gradient_mode: str | None = None
         parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's
 
         @model_validator(mode="after")
         def _parameters_belong_to_attacks(self) -> SuiteCard.Part:
             for name in self.parameters:
-                if name not in self.attacks:
+                if name not in self.attacks and not any(name in _members(attack) for attack in self.attacks):
                     raise ValueError(f"parameters are given for '{name}', which is not among the attacks")
             return self
 
     part: list[Part] = Field(min_length=1)
+
+
+def _members(name: str) -> list[str]:
+    """The attacks whose worst case a registered attack is; none for what is not registered."""
+    return attack(name).members if name in names("attack") else []
 
 
 CardT = TypeVar("CardT", bound=Card)
@@ -388,7 +407,7 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
 
 def is_foreign(card: ModelCard | AttackCard | DatasetCard) -> bool:
     """Whether a card names code from outside this package, which runs only with --trust."""
-    return card.entry.split(":")[0].split(".")[0] != OWN_PACKAGE
+    return bool(card.entry) and card.entry.split(":")[0].split(".")[0] != OWN_PACKAGE
 
 
 def confined(card: Card, relative: str, folder: Path | None = None) -> Path:

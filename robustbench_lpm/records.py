@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,8 @@ from robustbench_lpm.hashing import sha256_of, sha256_of_image, sha256_of_value
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)  # version 1 did not say which candidate was chosen for each example
 RECORD, OUTCOMES, ADVERSARIALS, TIMING = (
     "record.json",
     "outcomes.parquet",
@@ -47,6 +49,7 @@ REPEATED_TOLERANCE = 1e-9
 COLUMNS = (
     "index", "input_sha256", "label", "target", "clean_predictions", "predictions",
     "linf", "l2", "forwards", "backwards", "glimpses",
+    "choice",  # the candidate chosen: a gradient mode, a member of a worst case; "" where there was but one
 )  # fmt: skip
 
 
@@ -167,6 +170,14 @@ class RunRecord:
             return None
         return statistics.rate((self.predictions == targets[:, None]).mean(axis=1))
 
+    @property
+    def choices(self) -> dict[str, int]:
+        """How many examples each candidate was chosen for, the most frequent first; empty where nothing was chosen."""
+        if "choice" not in self.outcomes:
+            return {}
+        counts = Counter(str(name) for name in self.outcomes["choice"] if name)
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
     def pictures(self) -> list[Picture]:
         """The stored images, in the order of the outcomes."""
         found = []
@@ -268,12 +279,19 @@ def outcomes_to_parquet(outcomes: pd.DataFrame) -> bytes:
             ("forwards", pa.int64()),
             ("backwards", pa.int64()),
             ("glimpses", pa.int64()),
+            ("choice", pa.string()),
         ]
     )
+    outcomes = _with_choice(outcomes)
     table = pa.Table.from_pandas(outcomes[list(COLUMNS)], schema=schema, preserve_index=False)
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _with_choice(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """Outcomes in which nothing is said of a choice say that there was none."""
+    return outcomes if "choice" in outcomes else outcomes.assign(choice="")
 
 
 def _pretty(content: dict[str, Any]) -> bytes:
@@ -288,8 +306,9 @@ def read(folder: Path) -> RunRecord:
     folder = folder.parent if folder.name == RECORD else folder
     content = read_json(folder / RECORD)
     version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise LpmbenchError(f"{folder / RECORD}: schema_version is {version}; this version reads {SCHEMA_VERSION}.")
+    if version not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise LpmbenchError(f"{folder / RECORD}: schema_version is {version}; this version reads {known}.")
     try:
         return _parse(content, folder)
     except LpmbenchError:
@@ -309,6 +328,8 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
         if sha256_of(folder / name) != digest:
             raise LpmbenchError(f"{folder / name}: sha256 differs from the one in {RECORD}; the file was altered.")
     outcomes = pd.read_parquet(folder / OUTCOMES)
+    if content["schema_version"] == 1:
+        outcomes = _with_choice(outcomes)
     adversarials: dict[str, NDArray[Any]] = {}
     if ADVERSARIALS in content["artefacts"]:
         from safetensors.numpy import load
@@ -338,6 +359,8 @@ def check(record: RunRecord) -> None:
     outcomes, evaluation = record.outcomes, record.configuration["evaluation"]
     if missing := set(COLUMNS) - set(outcomes.columns):
         raise LpmbenchError(f"{where}: outcomes lack the column(s) {', '.join(sorted(missing))}.")
+    if not all(isinstance(choice, str) for choice in outcomes["choice"]):
+        raise LpmbenchError(f"{where}: the column choice must hold text.")
     failed = {index for failure in record.failures for index in failure["indices"]}
     expected = [index for index in record.configuration["dataset"]["indices"] if index not in failed]
     if outcomes["index"].to_list() != expected:

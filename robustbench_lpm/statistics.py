@@ -43,6 +43,21 @@ def rate(per_image: NDArray[np.floating] | NDArray[np.bool_]) -> Rate:
     return Rate(value, n, low, high)
 
 
+def paired_interval(differences: NDArray[np.floating], confidence: float = 0.95) -> tuple[float, float]:
+    """An interval for the mean of paired differences, one in [-1, 1] per image, n >= 1.
+
+    The adjusted Wald interval of Agresti and Min (2005, Statistics in Medicine 24, 729-740), which adds half an
+    observation to each cell of the paired 2 x 2 table; here in a form that takes shares of draws as well as zeros and
+    ones. Without the added observations, pairs that never differ would give an interval of width 0 even from a few
+    images; with them, 195 such pairs are needed to bound the difference by one point.
+    """
+    n = len(differences) + 2
+    mean = float(np.sum(differences)) / n
+    variance = (float(np.sum(np.square(differences))) + 1) / n - mean**2
+    half = float(normal.ppf(0.5 + confidence / 2)) * np.sqrt(variance / n)
+    return max(-1.0, float(mean - half)), min(1.0, float(mean + half))
+
+
 def mean_draw(correct: NDArray[np.bool_]) -> Rate:
     """Mean over draws and images of `correct` (images, draws): the ranking statistic."""
     return rate(correct.mean(axis=1))

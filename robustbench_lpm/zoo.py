@@ -28,7 +28,7 @@ from robustbench_lpm.hashing import sha256_of
 # Keys under which training code wraps a state dict in a checkpoint.
 WRAPPERS = ("model_state_dict", "model_state", "state_dict", "model")
 # What an attack function gets beside its card's parameters.
-GIVEN_BY_THE_RUN = ("norm", "eps", "targets")
+GIVEN_BY_THE_RUN = ("norm", "eps", "targets", "surrogates")
 
 
 @dataclass(frozen=True)
@@ -278,8 +278,3 @@ def load_images(card: DatasetCard, *, data: Path | None, split: str, trust: bool
 def fits(card: ModelCard, dataset: DatasetCard) -> bool:
     """Whether a model answers in the labels of a data set and reads its number of channels."""
     return card.labels == dataset.labels and card.input.channels == dataset.channels
-
-
-def is_stochastic(card: ModelCard, *, trust: bool = False) -> bool:
-    """Whether a card's network takes noise, told from one built from it."""
-    return wrap(build(card, trust=trust), card).stochastic

@@ -69,6 +69,18 @@ class Fair(nn.Module):
         return torch.stack([sign + tilt, -sign - tilt], dim=1)
 
 
+class FairGlimpsing(Fair):
+    """The same, with two ways in which gradients may pass decisions of its own (it makes none): both are attacked."""
+
+    gradient_modes = ("detached", "reparameterised")
+
+    def forward(
+        self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
+    ) -> Tensor:
+        assert gradient_mode in self.gradient_modes
+        return super().forward(images, noise)
+
+
 def _coin(content: bytes, key: int) -> float:
     digest = hashlib.blake2b(content, digest_size=8, key=key.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") / 2**64

@@ -149,7 +149,7 @@ def one_draw_more(outcomes: pd.DataFrame) -> pd.DataFrame:
     return outcomes.assign(predictions=[np.append(p, p[:1]) for p in outcomes["predictions"]])
 
 
-def with_first(column: str, value: float) -> Callable[[pd.DataFrame], pd.DataFrame]:
+def with_first(column: str, value: float | None) -> Callable[[pd.DataFrame], pd.DataFrame]:
     return lambda outcomes: outcomes.assign(**{column: [value, *outcomes[column][1:]]})
 
 
@@ -188,7 +188,11 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no JSON": (lambda f: (f / RECORD).write_text("{"), "cannot be read as JSON"),
     "no object": (lambda f: (f / RECORD).write_text("[]"), "must hold one JSON object"),
     "no configuration": (in_record(lambda c: c.pop("configuration")), "is not a valid record: KeyError"),
-    "newer schema": (in_record(lambda c: c.update(schema_version=2)), "schema_version is 2; this version reads 1"),
+    "newer schema": (
+        in_record(lambda c: c.update(schema_version=3)),
+        "schema_version is 3; this version reads 1 and 2",
+    ),
+    "older schema": (in_record(lambda c: c.update(schema_version=0)), "schema_version is 0"),
     "no schema": (in_record(lambda c: c.pop("schema_version")), "schema_version is None"),
     # A forger who mends the hashes is found out where the parts contradict each other.
     "rows left out": (in_outcomes(lambda o: o.iloc[1:], hide=True), "not one row for each example"),
@@ -199,6 +203,8 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], str]] = {
         "not one row for each example",
     ),
     "a column left out": (in_outcomes(lambda o: o.drop(columns="forwards"), hide=True), "lack the column(s) forwards"),
+    "the choices left out": (in_outcomes(lambda o: o.drop(columns="choice"), hide=True), "lack the column(s) choice"),
+    "a choice that is no text": (in_outcomes(with_first("choice", None), hide=True), "choice must hold text"),
     "a draw more": (in_outcomes(one_draw_more, hide=True), "graded draw(s) per example"),
     "beyond the budget": (in_outcomes(with_first("linf", 0.06), hide=True), "linf 0.06 exceeds eps 0.05"),
     "a distance that is no number": (in_outcomes(with_first("linf", np.nan), hide=True), "exceeds eps"),
@@ -316,6 +322,38 @@ def test_failed_examples_have_no_rows(original: RunRecord, tmp_path: Path) -> No
     )
     folder = records.write(rest, tmp_path)
     assert len(records.read(folder).outcomes) == N - 16
+
+
+def with_choices(record: RunRecord, names: list[str]) -> RunRecord:
+    return replace(record, outcomes=record.outcomes.assign(choice=names))
+
+
+def test_choices_are_counted(original: RunRecord, tmp_path: Path) -> None:
+    chosen = with_choices(original, ["detached"] * 8 + ["score"] * 8 + ["reparameterised"] * 8)
+    chosen.outcomes.loc[0, "choice"] = "score"
+    found = records.read(records.write(chosen, tmp_path))
+    assert list(found.choices.items()) == [("score", 9), ("reparameterised", 8), ("detached", 7)]
+    assert with_choices(original, [""] * N).choices == {}
+
+
+def test_outcomes_that_say_nothing_of_a_choice_are_written_as_without_one(original: RunRecord, tmp_path: Path) -> None:
+    silent = replace(original, outcomes=original.outcomes.drop(columns="choice", errors="ignore"))
+    assert silent.choices == {}
+    found = records.read(records.write(silent, tmp_path))
+    assert found.outcomes["choice"].to_list() == [""] * N
+    assert found.choices == {}
+
+
+def test_a_record_of_the_first_version_is_read(copy: Path, original: RunRecord) -> None:
+    in_outcomes(lambda outcomes: outcomes.drop(columns="choice"), hide=True)(copy)
+    altered_json(copy, lambda c: c.update(schema_version=1))
+    found = records.read(copy)
+    assert found.choices == {}
+    assert found.id == original.id
+    assert found.robust_accuracy == original.robust_accuracy
+    flip_last_byte(copy / OUTCOMES)
+    with pytest.raises(LpmbenchError, match="sha256 differs"):
+        records.read(copy)
 
 
 def test_all_records_below_a_folder(originals: dict[bool, RunRecord], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class Cnn(nn.Module):
     """Four 3x3 convolutions with two max-poolings and two linear layers, in the manner of Carlini and Wagner (2017).
 
-    Images (B, channels, size, size), size a multiple of 4, to logits (B, classes).
+    Images (B, channels, size, size), size at least 4, to logits (B, classes). The poolings round down, as torch's do.
     """
 
     def __init__(

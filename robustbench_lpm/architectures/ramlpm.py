@@ -5,21 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.recurrent_attention import Glance, Policy, RecurrentAttention
-from robustbench_lpm.architectures.retina import LogPolarPadding, LogPolarRetina, Padding
+from robustbench_lpm.architectures.retina import CartesianRetina, LogPolarPadding, LogPolarRetina
 
 Pooling = Literal["max", "average"]
+Padding = Literal["polar", "reference", "zeros"]
+RetinaKind = Literal["log-polar", "rectangular"]
 Layer = Sequence[int]  # [channels], or [channels, pool rows, pool columns]
 
 
-class LogPolarBlock(nn.Module):
-    """Log-polar padding, convolution, pooling, ReLU, batch norm, in the order of the original."""
+class GlimpseBlock(nn.Module):
+    """Padding, convolution, pooling, ReLU, batch norm, in the order of the original.
+
+    padding: "polar" and "reference" as in `LogPolarPadding`; "zeros" for a glimpse that is no log-polar map.
+    """
 
     def __init__(
         self, inputs: int, layer: Layer, *, kernel: int = 3, padding: Padding = "polar", pooling: Pooling = "max"
@@ -28,7 +33,7 @@ class LogPolarBlock(nn.Module):
         outputs, *pool = layer
         self.pool = (pool[0], pool[1]) if pool else (1, 1)
         self.pooling = pooling
-        self.padding = LogPolarPadding((kernel, kernel), padding)
+        self.padding = _padding(kernel, padding)
         self.conv = nn.Conv2d(inputs, outputs, kernel)
         self.norm = nn.BatchNorm2d(outputs, momentum=0.01)
 
@@ -40,8 +45,8 @@ class LogPolarBlock(nn.Module):
         return self.norm(F.relu(maps))
 
 
-class LogPolarCnn(nn.Module):
-    """A chain of log-polar blocks that ends in flat features."""
+class GlimpseCnn(nn.Module):
+    """A chain of blocks that ends in flat features."""
 
     def __init__(
         self, channels: int, layers: Sequence[Layer], *, padding: Padding = "polar", pooling: Pooling = "max"
@@ -50,10 +55,7 @@ class LogPolarCnn(nn.Module):
         inputs = [channels, *[layer[0] for layer in layers[:-1]]]
         self.layers = layers
         self.blocks = nn.Sequential(
-            *[
-                LogPolarBlock(n, layer, padding=padding, pooling=pooling)
-                for n, layer in zip(inputs, layers, strict=True)
-            ]
+            *[GlimpseBlock(n, layer, padding=padding, pooling=pooling) for n, layer in zip(inputs, layers, strict=True)]
         )
 
     def features(self, height: int, width: int) -> int:
@@ -79,12 +81,15 @@ class RamLpm(RecurrentAttention):
 
     Args:
         channels, classes: of the images and of the answer.
-        height, width, r_min, r_max, oversampling, inner_rows, align_corners: the retina (`LogPolarRetina`).
+        retina: "log-polar"; or, as a control, "rectangular": height x width samples spread evenly over
+            [-r_max, r_max]² (`CartesianRetina`), which has neither r_min nor inner_rows and needs padding "zeros".
+        height, width, r_min, r_max, oversampling, inner_rows, align_corners: of the retina (`LogPolarRetina`).
         what, where: the layers of the two CNNs, each [channels] or [channels, pool rows, pool columns].
         what_hidden, where_hidden: units of the two LSTM cells.
         head: "mlp" (Linear to 1024, ReLU, batch norm, Linear; SIM2MNIST) or "linear" (batch norm, Linear; ImageNet).
         glimpses T, sigma (normalised units), first_fixation_spread, policy, random_spread: see `RecurrentAttention`.
-        padding: "polar" is exactly equivariant to rotation, "reference" repeats the original's pole padding.
+        padding: "polar" is exactly equivariant to rotation, "reference" repeats the original's pole padding, "zeros"
+            puts darkness around the glimpse.
         where_pooling: the original asks for average pooling in the where path and gets "max".
     """
 
@@ -95,7 +100,7 @@ class RamLpm(RecurrentAttention):
         classes: int,
         height: int,
         width: int,
-        r_min: float,
+        r_min: float | None = None,
         r_max: float,
         what: Sequence[Layer],
         where: Sequence[Layer],
@@ -109,6 +114,7 @@ class RamLpm(RecurrentAttention):
         random_spread: float = 0.5,
         oversampling: int = 1,
         inner_rows: int = 0,
+        retina: RetinaKind = "log-polar",
         padding: Padding = "polar",
         where_pooling: Pooling = "max",
         align_corners: bool = False,
@@ -120,11 +126,15 @@ class RamLpm(RecurrentAttention):
             policy=policy,
             random_spread=random_spread,
         )
-        self.retina = LogPolarRetina(
-            height, width, r_min, r_max, oversampling=oversampling, inner_rows=inner_rows, align_corners=align_corners
-        )
-        self.what_cnn = LogPolarCnn(channels, what, padding=padding)
-        self.where_cnn = LogPolarCnn(channels, where, padding=padding, pooling=where_pooling)
+        sampling: dict[str, Any] = {"oversampling": oversampling, "align_corners": align_corners}
+        self.retina: LogPolarRetina | CartesianRetina
+        if retina == "log-polar":
+            self.retina = _log_polar(height, width, r_min, r_max, inner_rows=inner_rows, **sampling)
+        else:
+            _check_rectangular(retina, r_min, inner_rows, padding)
+            self.retina = CartesianRetina(height, width, r_max, **sampling)
+        self.what_cnn = GlimpseCnn(channels, what, padding=padding)
+        self.where_cnn = GlimpseCnn(channels, where, padding=padding, pooling=where_pooling)
         rows = self.retina.height
         self.what_rnn = nn.LSTMCell(self.what_cnn.features(rows, width) + 2, what_hidden)
         self.where_rnn = nn.LSTMCell(self.where_cnn.features(rows, width) + 2, where_hidden)
@@ -205,6 +215,29 @@ def _translate_chain(state: Mapping[str, Tensor], old: str, new: str) -> dict[st
     places = sorted({int(match[1]) for match in found.values() if match})
     block = {place: f"{i // 2}.{('conv', 'norm')[i % 2]}" for i, place in enumerate(places)}
     return {f"{new}{block[int(m[1])]}.{m[2]}": state[name] for name, m in found.items() if m}
+
+
+def _padding(kernel: int, padding: Padding) -> nn.Module:
+    """A module that pads maps so that a convolution of that kernel keeps their size."""
+    if padding != "zeros":
+        return LogPolarPadding((kernel, kernel), padding)
+    before, after = kernel // 2, (kernel - 1) // 2
+    return nn.ZeroPad2d((before, after, before, after))
+
+
+def _log_polar(height: int, width: int, r_min: float | None, r_max: float, **options: Any) -> LogPolarRetina:
+    if r_min is None:
+        raise ValueError("a log-polar retina needs an r_min")
+    return LogPolarRetina(height, width, r_min, r_max, **options)
+
+
+def _check_rectangular(retina: str, r_min: float | None, inner_rows: int, padding: str) -> None:
+    if retina != "rectangular":
+        raise ValueError(f"retina must be 'log-polar' or 'rectangular', not '{retina}'")
+    if r_min is not None or inner_rows:
+        raise ValueError("a rectangular retina has neither r_min nor inner_rows")
+    if padding != "zeros":
+        raise ValueError(f"padding '{padding}' is for log-polar maps; a rectangular retina needs 'zeros'")
 
 
 def _head(kind: str, hidden: int, classes: int) -> nn.Sequential:

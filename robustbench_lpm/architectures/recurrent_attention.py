@@ -127,7 +127,7 @@ class RecurrentAttention(nn.Module):
         """Take as many glimpses as the noise provides for; everything that happened on the way."""
         if gradient_mode not in GRADIENT_MODES:
             raise ValueError(f"gradient_mode must be one of {', '.join(GRADIENT_MODES)}, not '{gradient_mode}'")
-        noise = noise if noise is not None else self._own_noise(len(images))
+        noise = noise or self._own_noise(len(images))  # of a policy without noise none is given, and none matters
         noise = {source: values.to(images) for source, values in noise.items()}
         through = gradient_mode in ("reparameterised", "straight-through")
         fixations = [noise["first_fixation"] if self.policy != "centre" else torch.zeros_like(noise["first_fixation"])]

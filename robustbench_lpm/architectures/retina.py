@@ -106,13 +106,8 @@ class RectangularRetina(Retina):
 
     def points(self) -> list[Tensor]:
         """One pattern for each scale, (patch·2^s, patch·2^s, 2), at the centres of its cells."""
-        return [self._square(self.patch * 2**scale, self.extent * 2**scale) for scale in range(self.scales)]
-
-    @staticmethod
-    def _square(cells: int, half_width: float) -> Tensor:
-        centres = half_width * ((2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1)
-        y, x = torch.meshgrid(centres, centres, indexing="ij")
-        return torch.stack([x, y], dim=-1)
+        sides = [self.patch * 2**scale for scale in range(self.scales)]
+        return [_cells(side, side, self.extent * 2**scale) for scale, side in enumerate(sides)]
 
     def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
         """Glimpses (B, C·scales, patch, patch) of images (B, C, *, *) at fixations (B, 2)."""
@@ -120,7 +115,42 @@ class RectangularRetina(Retina):
         return torch.cat([F.avg_pool2d(s, 2**i) if i else s for i, s in enumerate(samples)], dim=1)
 
 
-Padding = Literal["polar", "reference"]
+class CartesianRetina(Retina):
+    """One rectangle of evenly spaced samples: what a log-polar retina of as many samples is compared with.
+
+    The glimpse (B, C, height, width) covers [-extent, extent]² around the fixation, in normalised units, with its
+    samples at the centres of height x width cells. `oversampling` u samples u x u points for each cell and averages
+    them. There is no axis around which anything turns: what a model gains from the log-polar map, it lacks here.
+    """
+
+    def __init__(
+        self, height: int, width: int, extent: float, *, oversampling: int = 1, align_corners: bool = False
+    ) -> None:
+        super().__init__(align_corners)
+        if height < 1 or width < 1 or oversampling < 1 or extent <= 0:
+            raise ValueError("a rectangular retina needs at least one row, one column and an extent > 0")
+        self.height, self.width, self.extent, self.oversampling = height, width, extent, oversampling
+
+    def points(self) -> list[Tensor]:
+        """One pattern (u·height, u·width, 2) at the centres of its cells."""
+        return [_cells(self.oversampling * self.height, self.oversampling * self.width, self.extent)]
+
+    def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
+        """Glimpses (B, C, height, width) of images (B, C, *, *) at fixations (B, 2)."""
+        samples = self.sample(images, fixations, self.patterns(images)[0])
+        return F.avg_pool2d(samples, self.oversampling) if self.oversampling > 1 else samples
+
+
+def _cells(rows: int, columns: int, half_width: float) -> Tensor:
+    """The centres of rows x columns cells that fill [-half_width, half_width]², (rows, columns, 2), in float64."""
+    vertical, horizontal = (
+        half_width * ((2 * torch.arange(cells, dtype=torch.float64) + 1) / cells - 1) for cells in (rows, columns)
+    )
+    y, x = torch.meshgrid(vertical, horizontal, indexing="ij")
+    return torch.stack([x, y], dim=-1)
+
+
+PolarPadding = Literal["polar", "reference"]
 
 
 class LogPolarPadding(nn.Module):
@@ -131,7 +161,7 @@ class LogPolarPadding(nn.Module):
     code, which wraps first and swaps the halves of the wrapped row, so that its half-turn is off by half the wrap.
     """
 
-    def __init__(self, kernel: tuple[int, int], padding: Padding = "polar") -> None:
+    def __init__(self, kernel: tuple[int, int], padding: PolarPadding = "polar") -> None:
         super().__init__()
         if padding not in ("polar", "reference"):
             raise ValueError(f"padding must be 'polar' or 'reference', not '{padding}'")

@@ -25,8 +25,12 @@ def art_pgd(
     steps: PositiveInt = 40,
     step_size: PositiveFloat | None = None,
     restarts: PositiveInt = 1,
+    eot: PositiveInt = 1,
 ) -> Tensor:
-    """ART's projected gradient descent (cross-entropy, random start); parameters as in `pgd`."""
+    """ART's projected gradient descent (cross-entropy, random start); parameters as in `pgd`.
+
+    eot: draws of noise over whose mean probabilities a stochastic classifier's cross-entropy is taken.
+    """
     if eps == 0:  # ART refuses a ball of radius zero
         return images.clone()
     with isolated_globals(seed_of(oracle)):
@@ -35,7 +39,7 @@ def art_pgd(
 
         logging.getLogger("art").setLevel(logging.ERROR)
         classifier = PyTorchClassifier(
-            model=oracle.view(),
+            model=oracle.view(eot),
             loss=nn.CrossEntropyLoss(),
             input_shape=tuple(images.shape[1:]),
             nb_classes=oracle.classes,
@@ -58,9 +62,9 @@ def art_pgd(
     return torch.from_numpy(found).to(images)
 
 
-def art_pgd_cost(*, steps: int = 40, restarts: int = 1, **_: object) -> Cost:
-    """A pass each way for every step, and two predictions of ART's own for every restart."""
-    return Cost((steps + 2) * restarts, steps * restarts)
+def art_pgd_cost(*, steps: int = 40, restarts: int = 1, eot: int = 1, **_: object) -> Cost:
+    """A pass each way for every step and draw, and two predictions of ART's own for every restart."""
+    return Cost((steps + 2) * restarts * eot, steps * restarts * eot)
 
 
 def seed_of(oracle: Oracle) -> int:

@@ -23,15 +23,19 @@ def cleverhans_pgd(
     targets: Tensor | None = None,
     steps: PositiveInt = 40,
     step_size: PositiveFloat | None = None,
+    eot: PositiveInt = 1,
 ) -> Tensor:
-    """cleverhans' projected gradient descent (cross-entropy, random start); parameters as in `pgd`."""
+    """cleverhans' projected gradient descent (cross-entropy, random start); parameters as in `pgd`.
+
+    eot: draws of noise over whose mean probabilities a stochastic classifier's cross-entropy is taken.
+    """
     from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
 
     if eps == 0:
         return images.clone()
     with isolated_globals(seed_of(oracle)):
         return projected_gradient_descent(
-            oracle.view(),
+            oracle.view(eot),
             images,
             eps,
             min(eps, 2.5 * eps / steps if step_size is None else step_size),  # it refuses steps longer than eps
@@ -46,9 +50,9 @@ def cleverhans_pgd(
         ).detach()
 
 
-def cleverhans_pgd_cost(*, steps: int = 40, **_: object) -> Cost:
-    """A pass each way for every step."""
-    return Cost(steps, steps)
+def cleverhans_pgd_cost(*, steps: int = 40, eot: int = 1, **_: object) -> Cost:
+    """A pass each way for every step and draw."""
+    return Cost(steps * eot, steps * eot)
 
 
 def cleverhans_spsa(

@@ -8,28 +8,72 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Loss = Literal["cross-entropy", "margin"]
+from robustbench_lpm.errors import LpmbenchError
+
+Loss = Literal["cross-entropy", "margin", "dlr"]
+
+TINY = 1e-12  # the denominator of a ratio of logits that are all alike
+
+
+class TooFewClasses(LpmbenchError, ValueError):
+    """A loss that compares more classes than the model has."""
 
 
 def objective(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """The attacker's loss (N, B), lower is better for the attack, of logits (N, B, K) and labels (B,)."""
+    """The attacker's loss (N, B), lower is better for the attack, of logits (N, B, K) and labels (B,).
+
+    Raises ValueError for a loss that does not exist, and TooFewClasses for "dlr" (a ValueError too).
+    """
     if loss == "margin":
         return margin(logits, labels) if targets is None else -margin(logits, targets)
     if loss == "cross-entropy":
         return -cross_entropy(logits, labels) if targets is None else cross_entropy(logits, targets)
-    raise ValueError(f"loss must be 'cross-entropy' or 'margin', not '{loss}'")
+    if loss == "dlr":
+        return logits_ratio(logits, labels) if targets is None else targeted_logits_ratio(logits, labels, targets)
+    raise ValueError(f"loss must be 'cross-entropy', 'margin' or 'dlr', not '{loss}'")
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """z_y - max_{j != y} z_j, (N, B): negative exactly where the label is beaten (Carlini and Wagner 2017)."""
     index = labels.expand(logits.shape[:-1])[..., None]
     others = logits.scatter(-1, index, -torch.inf).amax(-1)
-    return logits.gather(-1, index).squeeze(-1) - others
+    return _logits_of(logits, labels) - others
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log softmax(z)_y, (N, B)."""
     return F.cross_entropy(logits.movedim(-1, 1), labels.expand(logits.shape[:-1]), reduction="none")
+
+
+def logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
+    """(z_y - max_{j != y} z_j) / (z_1st - z_3rd), (N, B): less the DLR loss of Croce and Hein 2020, equation 6.
+
+    Invariant to shifts and scalings of the logits. Raises TooFewClasses with fewer than 3 classes.
+    """
+    ranked = _ranked(logits, 3)
+    return margin(logits, labels) / (ranked[..., 0] - ranked[..., 2]).clamp_min(TINY)
+
+
+def targeted_logits_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2), (N, B): less the targeted DLR loss of Croce and Hein 2020, eq. 7.
+
+    Raises TooFewClasses with fewer than 4 classes.
+    """
+    ranked = _ranked(logits, 4)
+    lead = _logits_of(logits, labels) - _logits_of(logits, targets)
+    return lead / (ranked[..., 0] - ranked[..., 2:4].mean(-1)).clamp_min(TINY)
+
+
+def _ranked(logits: Tensor, needed: int) -> Tensor:
+    """The largest logits (N, B, needed), falling."""
+    if logits.shape[-1] < needed:
+        aimed = " with a target" if needed == 4 else ""
+        raise TooFewClasses(f"The loss 'dlr'{aimed} needs {needed} classes or more; the model has {logits.shape[-1]}.")
+    return logits.topk(needed).values
+
+
+def _logits_of(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(-1, classes.expand(logits.shape[:-1])[..., None]).squeeze(-1)
 
 
 def succeeded(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:

@@ -19,6 +19,8 @@ COMMANDS = {
     "datasets": ("catalogue", "The registered data sets."),
     "train": ("train", "Train a model from its recipe: lpmbench train ramlpm."),
     "attack": ("attack", "Attack one model, or all that fit a data set, and record what happens."),
+    "glimpses": ("glimpses", "What each glimpse of a model contributes, clean and under attack."),
+    "audit": ("audit", "Judge a model's results: is it robust, or were the attacks blind?"),
     "run": ("suite", "Run a matrix of models and attacks from a suite card."),
     "report": ("report", "Make the leaderboard from records: CSV, Markdown, LaTeX, HTML."),
     "publish": ("report", "Copy a finished run into the published results."),

@@ -13,6 +13,7 @@ from robustbench_lpm.cli.options import (
     data_options,
     grading_options,
     machine_options,
+    noise_options,
     prepare_machine,
     read_settings,
     trust_option,
@@ -20,8 +21,10 @@ from robustbench_lpm.cli.options import (
 from robustbench_lpm.errors import LpmbenchError
 
 if TYPE_CHECKING:
+    from robustbench_lpm.evaluation.planning import Plan
     from robustbench_lpm.evaluation.tasks import Attack, Data
     from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.zoo import LoadedModel
 
 
 @click.command()
@@ -37,9 +40,16 @@ if TYPE_CHECKING:
 @budget_options
 @click.option("--steps", type=click.IntRange(1), help="Steps (or iterations) of the attack.")
 @click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient of a stochastic model.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any parameter of the attack's card.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Any parameter of the attack's card; of a worst case, MEMBER.NAME=VALUE.",
+)
 @click.option("--target", help="A class to reach: its number or name, or 'random'.")
-@click.option("--gradient-mode", help="Of a glimpsing model; by default the strongest for each image.")
+@click.option("--surrogate", "surrogates", multiple=True, help="For transfer: a model it is made on, instead of all.")
+@noise_options
 @grading_options
 @machine_options
 @click.option(
@@ -59,6 +69,7 @@ def attack(
     eot: int | None,
     settings: tuple[str, ...],
     device: str,
+    surrogates: tuple[str, ...],
     threads: int | None,
     out: Path,
     force: bool,
@@ -75,13 +86,16 @@ def attack(
     lpmbench attack --model ramlpm --attack pgd --eps 1/255,2/255,0.1 --limit 200
     lpmbench attack --attack spsa --size 224 --dataset panda
     lpmbench attack --dataset panda --image photo.jpg --label 388 --attack pgd --target random
+    lpmbench attack --model ramlpm --attack apgd-margin --eot 20 --noise first_fixation=frozen
+    lpmbench attack --model ramlpm --attack worst-case --set apgd-margin.steps=100
     """
     from robustbench_lpm.budgets import parse_eps_list
 
     budgets = parse_eps_list(eps if eps is not None else cards.dataset(dataset).default_eps(norm))
-    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
+    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 
-    chosen = resolve_attack(attack_name, parameters=read_settings(settings), trust=trust)
+    parameters, of_members = split_settings(read_settings(settings))
+    chosen = resolve_attack(attack_name, parameters=parameters, settings=of_members, trust=trust)
     chosen = with_budget(chosen, {"steps": steps, "eot": eot})
     prepare_machine(device, threads)
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
@@ -93,9 +107,9 @@ def attack(
     for name in names:
         try:
             records += attack_model(
-                name, chosen, source, budgets, out=out, force=force,
-                loading={"checkpoint": checkpoint, "trust": trust, "device": device},
-                planning={"norm": norm, "device": device} | rest,
+                resolve_model(name, checkpoint=checkpoint, trust=trust, device=device), chosen, source, budgets,
+                out=out, force=force,
+                planning={"norm": norm, "device": device, "surrogates": surrogates or None} | rest,
             )  # fmt: skip
         except LpmbenchError as error:
             if len(names) == 1:
@@ -108,34 +122,53 @@ def attack(
         raise LpmbenchError(f"{len(refused)} of {len(names)} models could not be attacked: {', '.join(refused)}.")
 
 
-# What an option of the command line is called by attacks; the first name that an attack knows is taken.
+# What an option of the command line is called by attacks.
 BUDGET_NAMES = {"steps": ("steps", "iterations"), "eot": ("eot",)}
 
 
-def with_budget(attack: Attack, options: dict[str, int | None]) -> Attack:
-    """An attack with --steps and --eot laid over its parameters. Raises LpmbenchError where it knows no such thing."""
-    from dataclasses import replace
+def with_budget(attack: Attack, options: dict[str, int | None], *, strict: bool = True) -> Attack:
+    """An attack with --steps and --eot laid over its parameters; of a worst case, over those of its members.
 
-    parameters = dict(attack.parameters)
+    Raises LpmbenchError where nothing knows such a parameter.
+    """
+    from robustbench_lpm.evaluation.tasks import with_parameters
+
+    changes: dict[str, int] = {}
+    parts = attack.members or (attack,)
     for option, value in options.items():
         if value is None:
             continue
-        name = next((name for name in BUDGET_NAMES[option] if name in parameters), None)
-        if name is None:
+        names = BUDGET_NAMES[option]
+        if strict and not any(name in part.parameters for part in parts for name in names):
             raise LpmbenchError(f"Attack '{attack.name}' takes no {option}.")
-        parameters[name] = value
-    return replace(attack, parameters=parameters, identity=attack.identity | {"parameters": parameters})
+        changes |= dict.fromkeys(names, value)
+    if attack.members:
+        return with_parameters(attack, changes)
+    return with_parameters(attack, {name: value for name, value in changes.items() if name in attack.parameters})
+
+
+def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Parameters of an attack, and those of a worst case's members, by member ("apgd-ce.steps")."""
+    own: dict[str, Any] = {}
+    of_members: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        member, dot, parameter = name.partition(".")
+        if dot:
+            of_members.setdefault(member, {})[parameter] = value
+        else:
+            own[name] = value
+    return own, of_members
 
 
 def fitting_models(dataset: str) -> list[str]:
-    """The registered models that answer in the labels of a data set and have weights; the others are told, with why."""
+    """The registered models that fit a data set and have weights, without controls; others are told, with why."""
     from robustbench_lpm import zoo
     from robustbench_lpm.cli.console import say
 
     card = cards.dataset(dataset)
     found = []
     for model in map(cards.model, cards.names("model")):
-        if not zoo.fits(model, card):
+        if not zoo.fits(model, card) or model.control_of is not None:  # controls run when they are named
             continue
         if reason := zoo.weights_missing(model):
             say(f"Skipping {model.name}: {reason}.")
@@ -147,37 +180,38 @@ def fitting_models(dataset: str) -> list[str]:
 
 
 def attack_model(
-    name: str,
+    model: LoadedModel,
     attack: Attack,
     source: Data,
     budgets: list[float],
     *,
     out: Path,
     force: bool,
-    loading: dict[str, Any],
     planning: dict[str, Any],
 ) -> list[RunRecord]:
     """Attack one model at every budget; a run that lies finished in `out` is read instead."""
+    from robustbench_lpm.evaluation.planning import make_plan
+
+    plans = [make_plan(model, attack, source, eps=eps, **planning) for eps in budgets]
+    return [record for plan in plans for record in run_plan(plan, out, force=force)]
+
+
+def run_plan(plan: Plan, out: Path, *, force: bool = False) -> list[RunRecord]:
+    """Run one plan, or read what lies finished in `out`, telling what happens; members of a worst case come first."""
     from robustbench_lpm.cli.console import announce, attack_bar, result_line, say
     from robustbench_lpm.evaluation.estimates import estimate_seconds
-    from robustbench_lpm.evaluation.planning import make_plan
     from robustbench_lpm.evaluation.runner import finished_run, run
-    from robustbench_lpm.evaluation.tasks import resolve_model
 
-    model = resolve_model(name, **loading)
-    records = []
-    for eps in budgets:
-        plan = make_plan(model, attack, source, eps=eps, **planning)
-        record = None if force else finished_run(plan, out)
-        announce(plan, None if record else estimate_seconds(plan))
-        if record is None:
-            with attack_bar(plan) as progress:
-                record = run(plan, out, progress)
-        else:
-            say("  already run (--force runs it again)")
-        result_line(record)
-        records.append(record)
-    return records
+    members = [record for member in plan.members for record in run_plan(member, out, force=force)]
+    record = None if force else finished_run(plan, out)
+    announce(plan, None if record else estimate_seconds(plan))
+    if record is None:
+        with attack_bar(plan) as progress:
+            record = run(plan, out, progress)
+    else:
+        say("  already run (--force runs it again)")
+    result_line(record)
+    return [*members, record]
 
 
 def finish(records: list[RunRecord], source: Data, out: Path) -> None:

@@ -47,6 +47,13 @@ grading_options = together(
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
+noise_options = together(
+    click.option("--noise", multiple=True, metavar="[SOURCE=]MODE",
+                 help="A stochastic model's noise, of one source or of all: averaged (new in every draw, the default), "
+                      "fresh (new at every query), replayed (the same at every query), frozen (switched off)."),
+    click.option("--gradient-mode", help="Of a glimpsing model; by default the strongest for each image."),
+)  # fmt: skip
+
 machine_options = together(
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
     click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default as many as it likes."),

@@ -35,13 +35,15 @@ def report(results: Path, out: Path | None) -> None:
 def publish(runs: tuple[Path, ...], results: Path) -> None:
     """Copy finished runs (their folders, or folders of them) into the published results and renew the leaderboard.
 
-    Each is checked first; a run with failed blocks is refused.
+    Each is checked first; a run with failed blocks is refused. The audit of a run, where there is one, goes with it.
     """
-    from robustbench_lpm import records, reporting
+    from robustbench_lpm import audits, records, reporting
     from robustbench_lpm.cli.console import say, shown_path
 
     found = [record for run in runs for record in records.read_all(run)]
     for record in found:
         say(f"Published {shown_path(records.publish(record, results))}")
+        if audit := audits.publish(record, results):
+            say(f"Published {shown_path(audit)}")
     for path in reporting.write_report(records.read_all(results), results):
         say(f"Renewed {shown_path(path)}")

@@ -53,7 +53,7 @@ def run_suite(
 ) -> list[RunRecord]:
     """Every cell of a suite, in the order of its card."""
     from robustbench_lpm.budgets import parse_eps
-    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
+    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 
     records: list[RunRecord] = []
     for part in suite.part:
@@ -62,22 +62,26 @@ def run_suite(
         budgets = [parse_eps(text) for text in part.eps]
         planning: dict[str, Any] = {
             "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,
+            "save_adversarials": part.save_adversarials,
         }  # fmt: skip
         for model in part.models:
-            runs = _runs_of(model, part.mc, trust=trust)
+            loaded = resolve_model(model, trust=trust, device=device)
+            classifier = loaded.classifier
+            # What only stochastic or glimpsing models have is asked of them alone: one part may hold all models.
+            runs = part.mc if classifier.stochastic else [1]
+            own = {
+                "noise": part.noise if classifier.stochastic else [],
+                "gradient_mode": part.gradient_mode if classifier.gradient_modes else None,
+            }
             for attack in part.attacks:
-                chosen = resolve_attack(attack, parameters=part.parameters.get(attack), trust=trust)
+                chosen = resolve_attack(
+                    attack, parameters=part.parameters.get(attack), settings=part.parameters, trust=trust
+                )
+                if not chosen.applies(classifier):
+                    continue
                 for mc in runs:
                     records += attack_model(
-                        model, chosen, source, budgets, out=out, force=force,
-                        loading={"trust": trust, "device": device}, planning=planning | {"mc": mc},
-                    )  # fmt: skip
+                        loaded, chosen, source, budgets, out=out, force=force, planning=planning | own | {"mc": mc}
+                    )
         draw_single_images(records[done:], source)
     return records
-
-
-def _runs_of(model: str, runs: list[int], *, trust: bool) -> list[int]:
-    """Monte-Carlo averages are for stochastic models; a deterministic one would be attacked twice for one result."""
-    from robustbench_lpm import zoo
-
-    return runs if zoo.is_stochastic(cards.model(model), trust=trust) else [1]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from robustbench_lpm import cards
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
 from robustbench_lpm.errors import LpmbenchError, unknown
-from robustbench_lpm.evaluation.tasks import Attack, Data, with_hidden_randomness_exposed
+from robustbench_lpm.evaluation.noise_control import NoiseControl, parse_noise_control
+from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_surrogates, with_hidden_randomness_exposed
+from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS, Norm
 from robustbench_lpm.randomness import generators
 from robustbench_lpm.zoo import LoadedModel
@@ -37,6 +40,7 @@ class Plan:
     draws: int
     select_draws: int
     gradient_mode: str | None
+    noise_control: NoiseControl
     target: str | None
     seed: int
     classes: int
@@ -44,6 +48,20 @@ class Plan:
     chunk: int
     save_adversarials: bool
     configuration: dict[str, Any]
+    requested_draws: int = 20  # of a stochastic classifier; `draws` is 1 where its noise is all frozen
+    requested_selection: int = 10
+    surrogates: tuple[LoadedModel, ...] = ()  # the models that the attack is made on, if it is carried over
+    members: tuple[Plan, ...] = ()  # of a worst case: the runs among which it chooses
+
+    @property
+    def id(self) -> str:
+        """What names the run: the sha256 of the configuration."""
+        return sha256_of_value(self.configuration)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two passes of the classifier, as it is graded, may differ."""
+        return self.noise_control.leaves_noise(self.classifier)
 
     @property
     def classifier(self) -> Classifier:
@@ -53,9 +71,16 @@ class Plan:
     @property
     def gradient_modes(self) -> tuple[str | None, ...]:
         """The modes to attack in, one after the other; the strongest result is chosen for each image."""
-        if self.gradient_mode == STRONGEST:
+        if self.gradient_mode == STRONGEST and not self.members:
             return self.model.classifier.gradient_modes
         return (self.gradient_mode,)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """What the strongest image of an example is chosen among: members of a worst case, or gradient modes."""
+        if self.members:
+            return tuple(member.attack.name for member in self.members)
+        return tuple(mode or "" for mode in self.gradient_modes)
 
     @property
     def blocks(self) -> list[tuple[int, ...]]:
@@ -64,17 +89,18 @@ class Plan:
 
     def cost(self) -> Cost | None:
         """The most passes of the network that attacking one image takes, or None if the attack does not say."""
-        once = self.attack.cost(stochastic=self.classifier.stochastic)
+        once = self.attack.cost(stochastic=self.stochastic)
         if once is None:
             return None
         modes = len(self.gradient_modes)
-        choosing = modes * self.select_draws if modes > 1 else 0
+        candidates = len(self.surrogates) or len(self.candidates)
+        choosing = candidates * self.select_draws if candidates > 1 else 0
         passes = self.classifier.passes
         return Cost((once.forwards * modes + choosing) * passes, once.backwards * modes * passes)
 
     def grading_passes(self) -> int:
         """Passes that grading one image takes, before and after the attack."""
-        return 2 * (self.draws if self.classifier.stochastic else 1) * self.classifier.passes
+        return 2 * self.draws * self.classifier.passes
 
     def command(self) -> str:
         """The command that repeats this run (DIR stands for where the data lie)."""
@@ -87,14 +113,16 @@ class Plan:
         }
         if self.classifier.stochastic:
             options |= {"--mc": self.mc, "--draws": self.draws}
-        if self.gradient_mode:
+        if self.gradient_mode and self.gradient_mode != STRONGEST:
             options["--gradient-mode"] = self.gradient_mode
         if self.target is not None:
             options["--target"] = self.target
         if torch.device(self.device).type != "cpu":
             options["--device"] = self.device
         words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
-        settings = [f"--set {shlex.quote(f'{k}={v}')}" for k, v in sorted(self.attack.parameters.items())]
+        words += [f"--noise {shlex.quote(f'{source}={mode}')}" for source, mode in self.noise_control.modes]
+        words += [f"--surrogate {shlex.quote(surrogate.name)}" for surrogate in self.surrogates]
+        settings = [f"--set {shlex.quote(f'{name}={value}')}" for name, value in _settings(self.attack)]
         card = self.model.card
         trusted = self.attack.foreign or self.data.foreign or (card is not None and cards.is_foreign(card))
         return " ".join(["lpmbench attack", *self._subjects(), *words, *settings, *["--trust"] * trusted])
@@ -106,6 +134,14 @@ class Plan:
             self.attack.arguments or f"--attack {shlex.quote(self.attack.name)}",
             self.data.arguments or f"--dataset {shlex.quote(self.data.name)}",
         ]
+
+
+def _settings(attack: Attack) -> list[tuple[str, Any]]:
+    """An attack's parameters as --set takes them; of a worst case, those in which members differ from their cards."""
+    if not attack.members:
+        return sorted(attack.parameters.items())
+    differing: dict[str, dict[str, Any]] = attack.parameters.get("settings", {})
+    return [(f"{member}.{name}", value) for member, given in differing.items() for name, value in given.items()]
 
 
 def make_plan(
@@ -121,6 +157,8 @@ def make_plan(
     draws: int = 20,
     select_draws: int = 10,
     gradient_mode: str | None = None,
+    noise: str | Iterable[str] = (),
+    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None,
     target: str | int | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -129,7 +167,13 @@ def make_plan(
     """Check what was asked for and resolve it. Raises LpmbenchError for what cannot be run.
 
     gradient_mode: None is the strongest of the model's modes for a white-box attack.
+    noise: who controls which source of it, see `noise_control`. surrogates: instead of those of the attack's card.
     """
+    given = {
+        "eps": eps, "norm": norm, "limit": limit, "indices": indices, "mc": mc, "draws": draws,
+        "select_draws": select_draws, "gradient_mode": gradient_mode, "noise": noise, "surrogates": surrogates,
+        "target": target, "seed": seed, "device": device,
+    }  # fmt: skip
     if norm not in attack.norms:
         known = [known for known in NORMS if known in attack.norms]
         raise LpmbenchError(f"Attack '{attack.name}' works in {', '.join(known)}, not in '{norm}'.")
@@ -156,22 +200,34 @@ def make_plan(
     labels = data.labels[list(chosen)]
     if labels.min() < 0 or labels.max() >= classes:
         raise LpmbenchError(f"Label {labels.max()} is out of range: model '{model.name}' knows {classes} classes.")
+    if not attack.applies(model.classifier):
+        raise LpmbenchError(f"Attack '{attack.name}' moves fixations; model '{model.name}' has none.")
     stochastic = model.classifier.stochastic
+    control = parse_noise_control(noise, model.classifier)
+    random = control.leaves_noise(model.classifier)
     mode = _resolve_mode(model, attack, gradient_mode)
+    carried = _resolve_surrogates(model, attack, data, surrogates, device)
+    members = tuple(
+        make_plan(model, member, data, save_adversarials=True, **given)  # type: ignore[arg-type]
+        for member in attack.members
+        if member.applies(model.classifier) and (target is None or member.targeted)
+    )
     aim = _resolve_target(target, attack, data, classes)
     configuration = {
         "model": model.identity | {"stochastic": stochastic},
-        "attack": attack.identity,
+        "attack": attack.identity | _sources_of_images(carried, members),
         "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
         "threat": {"norm": norm, "eps": eps, "target": aim},
         "evaluation": {
             "mc": mc if stochastic else 1,
-            "draws": draws if stochastic else 1,
-            "select_draws": select_draws if stochastic else 1,
+            "draws": draws if random else 1,
+            "select_draws": select_draws if random else 1,
             "gradient_mode": mode,
             "seed": seed,
         },
     }
+    if control.modes:
+        configuration["evaluation"]["noise"] = [list(pair) for pair in control.modes]
     return Plan(
         model=model,
         attack=attack,
@@ -180,9 +236,10 @@ def make_plan(
         norm="linf" if norm == "linf" else "l2",
         eps=eps,
         mc=mc if stochastic else 1,
-        draws=draws if stochastic else 1,
-        select_draws=select_draws if stochastic else 1,
+        draws=draws if random else 1,
+        select_draws=select_draws if random else 1,
         gradient_mode=mode,
+        noise_control=control,
         target=aim,
         seed=seed,
         classes=classes,
@@ -190,7 +247,49 @@ def make_plan(
         chunk=default_chunk(*example.shape[-2:]),
         save_adversarials=save_adversarials,
         configuration=configuration,
+        requested_draws=draws,
+        requested_selection=select_draws,
+        surrogates=carried,
+        members=members,
     )
+
+
+def vary(plan: Plan, **changes: Any) -> Plan:
+    """The same plan but for some of the arguments of `make_plan`."""
+    given: dict[str, Any] = {
+        "model": plan.model, "attack": plan.attack, "data": plan.data, "eps": plan.eps, "norm": plan.norm,
+        "indices": plan.indices, "mc": plan.mc, "draws": plan.requested_draws, "select_draws": plan.requested_selection,
+        "gradient_mode": plan.gradient_mode, "noise": [f"{source}={mode}" for source, mode in plan.noise_control.modes],
+        "target": plan.target, "seed": plan.seed, "device": plan.device, "save_adversarials": plan.save_adversarials,
+    } | changes  # fmt: skip
+    if not given["attack"].members and given["attack"].knowledge != "white-box":
+        given["gradient_mode"] = None
+    return make_plan(**given)
+
+
+def _resolve_surrogates(
+    model: LoadedModel,
+    attack: Attack,
+    data: Data,
+    given: Sequence[str | nn.Module | LoadedModel] | None,
+    device: str,
+) -> tuple[LoadedModel, ...]:
+    """The models that the attack is made on; none for one that is made on the model itself."""
+    if attack.surrogates is None:
+        if given is not None and not attack.members:
+            raise LpmbenchError(f"Attack '{attack.name}' is made on the model itself; it takes no surrogates.")
+        return ()
+    return resolve_surrogates(given if given is not None else attack.surrogates, model, data, device)
+
+
+def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan]) -> dict[str, Any]:
+    """What decides an attack's images beside its parameters: other models' weights, or other runs."""
+    found: dict[str, Any] = {}
+    if surrogates:
+        found["surrogates"] = {surrogate.name: surrogate.weights_sha256 for surrogate in surrogates}
+    if members:
+        found["members"] = {member.attack.name: member.id for member in members}
+    return found
 
 
 def default_chunk(height: int, width: int) -> int:
@@ -213,6 +312,8 @@ def _count_classes(classifier: Classifier, example: torch.Tensor) -> int:
 
 def _resolve_mode(model: LoadedModel, attack: Attack, mode: str | None) -> str | None:
     modes = model.classifier.gradient_modes
+    if attack.members and modes:  # each member takes it or leaves it
+        return mode
     cost = attack.cost(stochastic=True)
     if not modes or attack.knowledge != "white-box" or (cost is not None and cost.backwards == 0):
         return None

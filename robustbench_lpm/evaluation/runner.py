@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.blocks import Arrays, BlockStore
 from robustbench_lpm.evaluation.grading import predict, within_budget
 from robustbench_lpm.evaluation.machine import hardware, versions
-from robustbench_lpm.evaluation.oracle import ClassifierOracle, Ledger
+from robustbench_lpm.evaluation.oracle import ClassifierOracle, Ledger, pick
 from robustbench_lpm.evaluation.planning import STORED_PICTURES, Plan, execution, make_plan
-from robustbench_lpm.evaluation.tasks import Data, data_from_tensors, resolve_attack, resolve_data, resolve_model
+from robustbench_lpm.evaluation.tasks import (
+    Attack,
+    Data,
+    data_from_tensors,
+    resolve_attack,
+    resolve_data,
+    resolve_model,
+)
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.norms import distance
 from robustbench_lpm.randomness import generator
@@ -27,6 +37,7 @@ from robustbench_lpm.records import Picture, RunRecord, group_pictures, read, wr
 from robustbench_lpm.zoo import LoadedModel
 
 PROGRESS = ".partial"
+COSTS = ("forwards", "backwards", "glimpses")
 
 
 class Progress(Protocol):
@@ -49,7 +60,7 @@ class Silent:
 
 def evaluate(
     model: str | nn.Module | LoadedModel,
-    attack: str | Callable[..., Tensor],
+    attack: str | Callable[..., Tensor] | Attack,
     dataset: str | tuple[Tensor, Tensor] | Data = "digits",
     *,
     eps: float,
@@ -60,6 +71,8 @@ def evaluate(
     mc: int = 1,
     draws: int = 20,
     gradient_mode: str | None = None,
+    noise: str | Iterable[str] = (),
+    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None,
     target: str | int | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -74,13 +87,17 @@ def evaluate(
         model: a registered name, a path to a card, or any module from images (B, C, H, W) in [0, 1] to logits (B, K).
             It is evaluated in eval mode and left as it was. A stochastic module offers `sample_noise`; one that draws
             from torch's global generator is found out and seeded.
-        attack: a registered name, a path to a card, or a function with the signature of `attacks.pgd.pgd`.
+        attack: a registered name, a path to a card, or a function with the signature of `attacks.pgd.pgd`. The name
+            "worst-case" takes, for each image, the strongest of the attacks on its card.
         dataset: a registered name, a path to a card, or a pair (images, labels).
         eps, norm: the budget in pixel values; "linf" or "l2".
         limit: the first so many examples of the pinned order.
         mc: attack and grade the average of so many Monte-Carlo runs of a stochastic model.
         draws: held-out draws of noise on which a stochastic model is graded.
         gradient_mode: of a glimpsing model; None takes, for each image, the strongest of all it knows.
+        noise: who controls a stochastic model's noise while it is attacked: "frozen", "replayed", "fresh" or
+            "averaged" (the default) for all sources, or a list like ["policy=frozen", "first_fixation=replayed"].
+        surrogates: for the attack "transfer", the models that it is made on instead of all registered ones that fit.
         parameters: laid over those of the attack's card, e.g. {"steps": 100}.
         out: where to write the record; None writes nothing.
 
@@ -90,27 +107,36 @@ def evaluate(
     Raises:
         LpmbenchError: for anything that cannot be run as asked.
     """
+    options: dict[str, Any] = {
+        "eps": eps, "norm": norm, "size": size, "data": data, "limit": limit, "mc": mc, "draws": draws,
+        "gradient_mode": gradient_mode, "noise": noise, "surrogates": surrogates, "target": target, "seed": seed,
+        "device": device, "parameters": parameters, "save_adversarials": save_adversarials, "trust": trust,
+    }  # fmt: skip
+    with left_as_it_was(model):
+        return run(prepare(model, attack, dataset, **options), Path(out) if out is not None else None)
+
+
+def prepare(
+    model: str | nn.Module | LoadedModel,
+    attack: str | Callable[..., Tensor] | Attack,
+    dataset: str | tuple[Tensor, Tensor] | Data,
+    *,
+    size: str | None = None,
+    data: Path | str | None = None,
+    device: str = "cpu",
+    parameters: dict[str, Any] | None = None,
+    trust: bool = False,
+    **options: Any,
+) -> Plan:
+    """The plan of what `evaluate` is asked for; options are those of `make_plan`."""
     if isinstance(dataset, str):
         source = resolve_data(dataset, size=size, data=Path(data) if data else None, trust=trust)
     else:
         source = dataset if isinstance(dataset, Data) else data_from_tensors(*dataset)
-    with left_as_it_was(model):
-        plan = make_plan(
-            resolve_model(model, trust=trust, device=device),
-            resolve_attack(attack, parameters=parameters, trust=trust),
-            source,
-            eps=eps,
-            norm=norm,
-            limit=limit,
-            mc=mc,
-            draws=draws,
-            gradient_mode=gradient_mode,
-            target=target,
-            seed=seed,
-            device=device,
-            save_adversarials=save_adversarials,
-        )
-        return run(plan, Path(out) if out is not None else None)
+    loaded = resolve_model(model, trust=trust, device=device)
+    return make_plan(
+        loaded, resolve_attack(attack, parameters=parameters, trust=trust), source, device=device, **options
+    )
 
 
 @contextmanager
@@ -134,9 +160,11 @@ def left_as_it_was(model: object) -> Iterator[None]:
 def run(plan: Plan, out: Path | None = None, progress: Progress | None = None) -> RunRecord:
     """Run a plan block by block; with `out`, finished blocks survive an interruption, and the record is written.
 
-    The record is the same, byte by byte, however often the run was interrupted.
+    The record is the same, byte by byte, however often the run was interrupted. Members of a worst case run first,
+    each with a record of its own; those that lie finished in `out` are read instead.
     """
     watcher = progress or Silent()
+    made = _made_by_members(plan, out, watcher)
     record = _empty_record(plan)
     store = BlockStore(out / PROGRESS / record.folder_name if out is not None else None)
     store.open({"id": record.id, "execution": record.execution, "versions": record.versions, "stored": _stored(plan)})
@@ -145,19 +173,41 @@ def run(plan: Plan, out: Path | None = None, progress: Progress | None = None) -
         arrays = store.load(number)
         if arrays is None:
             start = time.perf_counter()
-            arrays = run_block(plan, indices, watcher, first_position=done)
+            arrays = run_block(plan, indices, watcher, first_position=done, made=made)
             arrays["seconds"] = np.array(time.perf_counter() - start)
             store.save(number, arrays)
         parts.append(arrays)
         done, seconds = done + len(indices), seconds + float(arrays["seconds"])
         watcher.finished(done)
-    record.outcomes = _outcomes(parts)
+    record.outcomes = _outcomes(parts, plan.candidates)
     record.adversarials = group_pictures(_pictures(parts))
     record.timing = {"seconds": seconds, "hardware": hardware()}
     if out is not None:
         write(record, out)
     store.close()
     return record
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a member of a worst case has made, by the index of the example."""
+
+    images: dict[int, NDArray[np.float32]]  # (C, H, W) each
+    spent: dict[int, tuple[int, ...]]  # forwards, backwards, glimpses
+
+
+def _made_by_members(plan: Plan, out: Path | None, progress: Progress) -> dict[str, Made]:
+    """What the members of a worst case have made, by name; run now where no finished record lies in `out`."""
+    made = {}
+    for member in plan.members:
+        record = finished_run(member, out) if out is not None else None
+        record = record or run(member, out, progress)
+        costs = record.outcomes[["index", *COSTS]].to_numpy()
+        made[member.attack.name] = Made(
+            images={picture.index: picture.adversarial for picture in record.pictures()},
+            spent={int(index): tuple(map(int, spent)) for index, *spent in costs},
+        )
+    return made
 
 
 def finished_run(plan: Plan, out: Path) -> RunRecord | None:
@@ -190,35 +240,53 @@ def _empty_record(plan: Plan) -> RunRecord:
     )
 
 
-def run_block(plan: Plan, indices: Sequence[int], progress: Progress, *, first_position: int = 0) -> Arrays:
-    """Attack and grade some examples; arrays of what happened to each, in order, and the pictures to keep."""
+def run_block(
+    plan: Plan,
+    indices: Sequence[int],
+    progress: Progress,
+    *,
+    first_position: int = 0,
+    made: Mapping[str, Made] | None = None,
+) -> Arrays:
+    """Attack and grade some examples; arrays of what happened to each, in order, and the pictures to keep.
+
+    made: of a worst case, by its members.
+    """
     examples = plan.data.read(indices)
     rows: dict[str, list[Any]] = {}
     order: list[int] = []
     pictures: list[Picture] = []
     for batch in batches_by_shape(examples):
-        result, found = _run_batch(plan, batch, progress)
+        result, attacked = _run_batch(plan, batch, progress, made or {})
         for name, values in result.items():
             rows.setdefault(name, []).extend(values)
         order += batch.positions
         for row, position in enumerate(batch.positions):
             if first_position + position < _stored(plan):
-                clean, adversarial = batch.images[row].numpy(), found[row].cpu().numpy()
+                clean, adversarial = batch.images[row].numpy(), attacked[row].cpu().numpy()
                 pictures.append(Picture(batch.indices[row], clean, adversarial))
     sorting = np.argsort(order)
     arrays = {name: np.asarray(values)[sorting] for name, values in rows.items()}
     return arrays | {f"picture.{name}": array for name, array in group_pictures(pictures).items()}
 
 
-def _run_batch(plan: Plan, batch: Batch, progress: Progress) -> tuple[dict[str, list[Any]], Tensor]:
+def _run_batch(
+    plan: Plan, batch: Batch, progress: Progress, made: Mapping[str, Made]
+) -> tuple[dict[str, list[Any]], Tensor]:
     images, labels = batch.images.to(plan.device), batch.labels.to(plan.device)
     mask = batch.masks.to(plan.device) if batch.masks is not None else None
     if not (bool((images >= 0).all()) and bool((images <= 1).all())):
         raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
     targets = _targets(plan, batch.indices, labels)
-    grading: dict[str, Any] = {"seed": plan.seed, "draws": plan.draws, "chunk": plan.chunk, "classes": plan.classes}
+    grading: dict[str, Any] = {
+        "seed": plan.seed,
+        "draws": plan.draws,
+        "chunk": plan.chunk,
+        "classes": plan.classes,
+        "noise_control": plan.noise_control,
+    }
     before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
-    found, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress)
+    found, choice, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress, made)
     found = within_budget(found, images, plan.norm, plan.eps, mask)
     after = predict(plan.classifier, found, batch.indices, purpose="grade", **grading)
     progress.spent(len(images) * plan.grading_passes())
@@ -235,6 +303,7 @@ def _run_batch(plan: Plan, batch: Batch, progress: Progress) -> tuple[dict[str, 
         "forwards": ledger.forwards.tolist(),
         "backwards": ledger.backwards.tolist(),
         "glimpses": ledger.glimpses.tolist(),
+        "choice": choice.tolist(),
     }, found
 
 
@@ -246,12 +315,25 @@ def _attack(
     targets: Tensor | None,
     mask: Tensor | None,
     progress: Progress,
-) -> tuple[Tensor, Ledger]:
-    """Attack one batch in every gradient mode of the plan; for each image the strongest result, and what it cost."""
+    made: Mapping[str, Made],
+) -> tuple[Tensor, Tensor, Ledger]:
+    """Attack one batch: for each image the strongest candidate, its position in `plan.candidates`, and the cost.
+
+    Candidates are what the attack finds in each gradient mode of the plan; of a worst case, what its members made,
+    whose cost counts too.
+    """
     ledger = Ledger.empty(len(images))
-    oracles = [
-        ClassifierOracle(
-            plan.classifier,
+    candidates = []
+    for member in made.values():
+        pixels = np.stack([member.images[index] for index in indices])
+        candidates.append(torch.from_numpy(pixels).to(images))
+        spent = torch.tensor([member.spent[index] for index in indices])
+        for column, total in enumerate((ledger.forwards, ledger.backwards, ledger.glimpses)):
+            total += spent[:, column]
+
+    def oracle_of(classifier: Classifier, **options: Any) -> ClassifierOracle:
+        return ClassifierOracle(
+            classifier,
             images,
             indices,
             seed=plan.seed,
@@ -259,19 +341,28 @@ def _attack(
             chunk=plan.chunk,
             mask=mask,
             select_draws=plan.select_draws,
+            on_spent=progress.spent,
+            **options,
+        )
+
+    arguments = plan.attack.parameters | ({"targets": targets} if targets is not None else {})
+    if plan.surrogates:
+        arguments["surrogates"] = [
+            oracle_of(surrogate.classifier, stream=f"on {surrogate.name}") for surrogate in plan.surrogates
+        ]
+    for mode in plan.gradient_modes:
+        oracle = oracle_of(
+            plan.classifier,
             gradient_mode=mode,
+            noise_control=plan.noise_control,
             stream=mode or "",
             ledger=ledger,
-            on_spent=progress.spent,
         )
-        for mode in plan.gradient_modes
-    ]
-    arguments = plan.attack.parameters | ({"targets": targets} if targets is not None else {})
-    candidates = []
-    for oracle in oracles:
-        found = plan.attack.function(oracle, images.clone(), labels, norm=plan.norm, eps=plan.eps, **arguments)
-        candidates.append(within_budget(found, images, plan.norm, plan.eps, mask))
-    return oracles[0].choose(candidates, labels, targets), ledger
+        if plan.attack.function is not None:
+            found = plan.attack.function(oracle, images.clone(), labels, norm=plan.norm, eps=plan.eps, **arguments)
+            candidates.append(within_budget(found, images, plan.norm, plan.eps, mask))
+    choice = oracle.strongest(candidates, labels, targets)
+    return pick(candidates, choice), choice, ledger
 
 
 def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:
@@ -287,12 +378,13 @@ def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | Non
     return torch.where(aimed == labels, (aimed + 1) % plan.classes, aimed)
 
 
-def _outcomes(parts: list[Arrays]) -> Any:
+def _outcomes(parts: list[Arrays], candidates: Sequence[str]) -> Any:
     import pandas as pd
 
     names = [name for name in parts[0] if not name.startswith("picture.") and name != "seconds"]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
     columns["input_sha256"] = np.array([bytes(row).hex() for row in columns["input_sha256"]])
+    columns["choice"] = np.array(candidates if len(candidates) > 1 else [""], dtype=object)[columns["choice"]]
     listed = {name: list(values) if values.ndim > 1 else values for name, values in columns.items()}
     return pd.DataFrame(listed)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,25 @@ from torch import Tensor, nn
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom
 from robustbench_lpm.attacks.contract import Cost
+from robustbench_lpm.cards import AttackCard
 from robustbench_lpm.datasets.examples import Examples, read_examples
 from robustbench_lpm.datasets.preprocessing import parse_size
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_image, sha256_of_value
+from robustbench_lpm.norms import NORMS
 from robustbench_lpm.randomness import isolated_globals
 from robustbench_lpm.zoo import LoadedModel
 
 
+DRAWS = {"eot", "draws", "votes"}  # what attacks call the draws of noise that they average over or let vote
+
+
 @dataclass(frozen=True)
 class Attack:
-    """An attack function with its parameters."""
+    """An attack function with its parameters, or the worst case over several attacks."""
 
     name: str
-    function: Callable[..., Tensor]
+    function: Callable[..., Tensor] | None  # None for a worst case
     parameters: dict[str, Any]
     identity: dict[str, Any]
     knowledge: str
@@ -39,13 +45,23 @@ class Attack:
     known_defects: str = ""
     arguments: str = ""  # what names it on the command line
     foreign: bool = False  # whether its code is from outside this package
+    applies_to: str = "any"
+    members: tuple[Attack, ...] = ()  # of a worst case
+    surrogates: tuple[str, ...] | str | None = None  # the models that it is made on, for one that is carried over
+
+    def applies(self, classifier: Classifier) -> bool:
+        """Whether it can attack this classifier."""
+        return self.applies_to == "any" or classifier.glimpsing
 
     def cost(self, *, stochastic: bool) -> Cost | None:
         """The most passes one image takes, where the attack's module says it (`NAME_cost` beside NAME)."""
-        beside = getattr(self.function, "__globals__", {})
-        estimate = beside.get(f"{self.function.__name__}_cost") if beside else None
-        # A deterministic classifier gives every draw the same gradient: one is asked for.
-        draws = {} if stochastic or "eot" not in self.parameters else {"eot": 1}
+        if self.function is None:
+            return Cost(0)  # its members have run before; what the choice costs, the plan knows
+        function = inspect.unwrap(self.function)  # under a decorator such as torch.no_grad
+        beside = getattr(function, "__globals__", {})
+        estimate = beside.get(f"{function.__name__}_cost") if beside else None
+        # A deterministic classifier gives every draw the same answer: one is asked for.
+        draws = {} if stochastic else dict.fromkeys(DRAWS & self.parameters.keys(), 1)
         return estimate(**(self.parameters | draws)) if estimate else None
 
 
@@ -130,10 +146,22 @@ def data_from_tensors(images: Tensor, labels: Tensor, name: str = "custom") -> D
 
 
 def resolve_attack(
-    attack: str | Callable[..., Tensor], *, parameters: dict[str, Any] | None = None, trust: bool = False
+    attack: str | Callable[..., Tensor] | Attack,
+    *,
+    parameters: dict[str, Any] | None = None,
+    settings: Mapping[str, dict[str, Any]] | None = None,
+    trust: bool = False,
 ) -> Attack:
-    """A registered attack, one from a card file, or a function of one's own (taken as white-box)."""
+    """A registered attack, one from a card file, or a function of one's own (taken as white-box).
+
+    parameters are laid over those of its card; settings, by name, over those of a worst case's members.
+    """
+    if isinstance(attack, Attack):
+        return attack
     if isinstance(attack, str):
+        card = cards.attack(attack)
+        if card.members:
+            return _worst_case(card, attack, settings or {}, parameters or {}, trust)
         card, function, given = zoo.load_attack(attack, trust=trust, parameters=parameters)
         return Attack(
             card.name,
@@ -146,11 +174,83 @@ def resolve_attack(
             card.known_defects,
             f"--attack {shlex.quote(attack)}",
             cards.is_foreign(card),
+            card.applies_to,
+            surrogates=tuple(card.surrogates) if isinstance(card.surrogates, list) else card.surrogates,
         )
     name = getattr(attack, "__name__", type(attack).__name__)
     given, entry = dict(parameters or {}), f"{attack.__module__}:{getattr(attack, '__qualname__', name)}"
     identity = {"name": name, "entry": entry, "knowledge": "white-box", "parameters": given}
     return Attack(name, attack, given, identity, "white-box")
+
+
+def _worst_case(
+    card: AttackCard, named: str, settings: Mapping[str, dict[str, Any]], parameters: dict[str, Any], trust: bool
+) -> Attack:
+    """The worst case over the members of a card; its parameters say which they are, and how they differ from theirs."""
+    if parameters:
+        raise LpmbenchError(f"{card.path}: a worst case has no parameter '{next(iter(parameters))}'; its members do.")
+    members = tuple(resolve_attack(name, parameters=settings.get(name), trust=trust) for name in card.members)
+    return worst_case_over(members, card.name, f"--attack {shlex.quote(named)}")
+
+
+def worst_case_over(members: Sequence[Attack], name: str = "worst-case", arguments: str = "") -> Attack:
+    """For each image the strongest of some attacks, as an attack of its own."""
+    differing = {member.name: changed for member in members if (changed := _changed(member))}
+    parameters: dict[str, Any] = {"attacks": [member.name for member in members]}
+    parameters |= {"settings": differing} if differing else {}
+    return Attack(
+        name,
+        None,
+        parameters,
+        {"name": name, "entry": "worst case", "knowledge": "white-box", "parameters": parameters},
+        "white-box",
+        tuple(norm for norm in NORMS if all(norm in member.norms for member in members)),
+        any(member.targeted for member in members),
+        "; ".join(member.known_defects for member in members if member.known_defects),
+        arguments,
+        any(member.foreign for member in members),
+        members=tuple(members),
+    )
+
+
+def _changed(attack: Attack) -> dict[str, Any]:
+    """The parameters in which an attack differs from the registered card of its name."""
+    registered = cards.attack(attack.name).parameters if attack.name in cards.names("attack") else {}
+    return {name: value for name, value in attack.parameters.items() if registered.get(name) != value}
+
+
+def with_parameters(attack: Attack, changes: Mapping[str, Any]) -> Attack:
+    """The same attack with some of its parameters changed; of a worst case, all members that know them."""
+    if attack.members:
+        changed = [with_parameters(m, {k: v for k, v in changes.items() if k in m.parameters}) for m in attack.members]
+        return worst_case_over(changed, attack.name, attack.arguments)
+    parameters = attack.parameters | dict(changes)
+    return replace(attack, parameters=parameters, identity=attack.identity | {"parameters": parameters})
+
+
+def resolve_surrogates(
+    wanted: Sequence[str | nn.Module | LoadedModel] | str, target: LoadedModel, data: Data, device: str
+) -> tuple[LoadedModel, ...]:
+    """The models that an attack on `target` is made on.
+
+    "registered" stands for every registered model that answers in the data set's labels and has weights at hand, but
+    for those that share the target's weights (they would be no black box) and for controls of other models.
+    """
+    if wanted != "registered":
+        return tuple(resolve_model(model, device=device) for model in wanted)
+    found = []
+    for card in map(cards.model, cards.names("model")):
+        others_control = card.control_of is not None and card.control_of != target.name
+        if card.labels != data.identity.get("labels") or card.input.channels != data.identity.get("channels"):
+            continue
+        if others_control or zoo.weights_missing(card) is not None:
+            continue
+        model = zoo.load_model(card.name, device=device)
+        if model.weights_sha256 != target.weights_sha256:
+            found.append(model)
+    if not found:
+        raise LpmbenchError(f"No registered model fits '{data.name}' as a surrogate; name one with --surrogate.")
+    return tuple(found)
 
 
 def resolve_model(

@@ -1,14 +1,16 @@
 """From records to what people read: tables, rankings, plots, one HTML page. No torch, and nothing is ever run again.
 
-The functions here are the façade; what they need (pandas, matplotlib, jinja2) is imported when they are called.
+The functions here are the façade; what they need (pandas, matplotlib, jinja2) is imported when they are called. Audits,
+where a function takes them, go by the id of the record that they judge; None reads those that lie beside the records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robustbench_lpm.audits import Audit, read_for
 from robustbench_lpm.records import RunRecord
 
 if TYPE_CHECKING:
@@ -18,35 +20,43 @@ if TYPE_CHECKING:
 __all__ = ["attack_picture", "leaderboard", "table", "terminal_table", "write_report"]
 
 
-def write_report(records: Sequence[RunRecord], out: Path) -> list[Path]:
+Audits = Mapping[str, Audit] | None
+
+
+def write_report(records: Sequence[RunRecord], out: Path, audits: Audits = None) -> list[Path]:
     """Write leaderboard.csv, .md, .tex, plots/*.svg and leaderboard.html below `out`; their paths, HTML last.
 
-    The same records give the same bytes, in whatever order they come. Raises OSError.
+    The same records and audits give the same bytes, in whatever order they come. Raises OSError, and LpmbenchError for
+    a broken audit.
     """
     from robustbench_lpm.reporting import exports
 
-    return exports.write_report(records, out)
+    return exports.write_report(records, out, _found(records, audits))
 
 
-def table(records: Sequence[RunRecord]) -> pd.DataFrame:
+def table(records: Sequence[RunRecord], audits: Audits = None) -> pd.DataFrame:
     """One row per record; shares in [0, 1], intervals empty below 20 images. Columns: `tables.COLUMNS`."""
     from robustbench_lpm.reporting import tables
 
-    return tables.table(records)
+    return tables.table(records, _found(records, audits))
 
 
-def leaderboard(records: Sequence[RunRecord]) -> pd.DataFrame:
+def leaderboard(records: Sequence[RunRecord], audits: Audits = None) -> pd.DataFrame:
     """One row per model and budget, ranked by its lowest robust accuracy. Columns: `tables.RANKING_COLUMNS`."""
     from robustbench_lpm.reporting import tables
 
-    return tables.ranking(tables.table(records))
+    return tables.ranking(tables.table(records, _found(records, audits)))
 
 
-def terminal_table(records: Sequence[RunRecord], console: Console | None = None) -> None:
+def terminal_table(records: Sequence[RunRecord], console: Console | None = None, audits: Audits = None) -> None:
     """Print a compact table of runs to the terminal, or to the console given."""
     from robustbench_lpm.reporting import terminal
 
-    terminal.terminal_table(records, console)
+    terminal.terminal_table(records, console, _found(records, audits))
+
+
+def _found(records: Sequence[RunRecord], audits: Audits) -> Mapping[str, Audit]:
+    return read_for(records) if audits is None else audits
 
 
 def attack_picture(record: RunRecord, position: int = 0, class_names: Sequence[str] | None = None) -> bytes:

@@ -6,6 +6,13 @@ import math
 from typing import Any
 
 MISSING = "–"
+VERDICTS = {
+    "pass": "passed",
+    "fail": "failed",
+    "undecided": "undecided",
+    "not applicable": "not applicable",
+    "": "not audited",
+}
 
 
 def missing(value: Any) -> bool:
@@ -64,3 +71,8 @@ def size(name: str) -> str:
 def label(name: str, variant: str) -> str:
     """A model or attack, told apart from others of its name."""
     return f"{name} ({variant})" if variant else name
+
+
+def verdict(name: str) -> str:
+    """What an audit, or one of its checks, came to, in a word or two."""
+    return VERDICTS.get(name, name)

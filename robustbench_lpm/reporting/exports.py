@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from robustbench_lpm.audits import Audit
 from robustbench_lpm.records import RunRecord, write_atomically
 from robustbench_lpm.reporting import cells, escaping, page, plots, tables
 from robustbench_lpm.reporting.tables import Ranking
 
-RANKING_HEADER = ("Rank", "Model", "Clean, %", "Robust, %", "Strongest attack", "Notes")
+RANKING_HEADER = ("Rank", "Model", "Clean, %", "Robust, %", "Strongest attack", "Audit", "Notes")
 RUNS_HEADER = (
     "Data", "Norm", "eps", "M", "Model", "Attack", "Images", "Clean, %", "Robust, %", "Majority, %", "Worst of K, %",
     "Forwards", "Failed", "Record",
@@ -19,14 +20,14 @@ RUNS_HEADER = (
 EXPLANATION = (
     "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
     "A model's rank follows its lowest robust accuracy over all attacks but controls. Where models met different "
-    "images, each image set has a ranking of its own."
+    "images, each image set has a ranking of its own. A result that fails its audit has no rank."
 )
 
 
-def write_report(records: Sequence[RunRecord], out: Path) -> list[Path]:
+def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, Audit] | None = None) -> list[Path]:
     """Write every export below `out`, each atomically; the paths written, HTML last."""
-    records = tables.in_order(records)
-    runs = tables.table(records)
+    records, audits = tables.in_order(records), audits or {}
+    runs = tables.table(records, audits)
     ranked = tables.ranking(runs)
     figures = plots.accuracy_plots(runs, ranked)
     contents = {
@@ -34,7 +35,7 @@ def write_report(records: Sequence[RunRecord], out: Path) -> list[Path]:
         "leaderboard.md": to_markdown(runs, ranked),
         "leaderboard.tex": to_latex(runs, ranked),
         **{f"plots/{figure.name}.svg": figure.standalone for figure in figures},
-        "leaderboard.html": page.to_html(records, runs, ranked, figures),
+        "leaderboard.html": page.to_html(records, runs, ranked, figures, audits),
     }
     for name, content in contents.items():
         write_atomically(out / name, content.encode())
@@ -59,6 +60,7 @@ def ranking_cells(ranking: Ranking) -> list[list[str]]:
             cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"]),
             cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"]),
             row["strongest_attack"] or cells.MISSING,
+            cells.verdict(row["verdict"]),
             row["notes"],
         ]
         for row in ranking.rows
@@ -126,7 +128,7 @@ def to_latex(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
         caption = escaping.latex(heading(ranking))
         body = _latex_rows(RANKING_HEADER, ranking_cells(ranking))
         blocks.append(
-            f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\begin{{tabular}}{{rlrrll}}\n{body}"
+            f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\begin{{tabular}}{{rlrrlll}}\n{body}"
             "\\end{tabular}\n\\end{table}"
         )
     body = _latex_rows(RUNS_HEADER, run_cells(runs))

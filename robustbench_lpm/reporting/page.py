@@ -7,7 +7,7 @@ script run but the one that is hashed here.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from robustbench_lpm.audits import Audit, Check
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.records import RunRecord
-from robustbench_lpm.reporting import cells, pictures, tables
+from robustbench_lpm.reporting import cells, evidence, pictures, tables, variants
 from robustbench_lpm.reporting.escaping import plain
 from robustbench_lpm.reporting.plots import Figure
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 GALLERY_EXAMPLES = 8  # of three pictures each
+MARKS = {"pass": "✓", "fail": "✕", "undecided": "?"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,43 @@ class Field:
 
 
 @dataclass(frozen=True)
+class Verdict:
+    """What an audit came to, ready to be written as a badge and sorted by: failures first, what is not audited last."""
+
+    name: str
+
+    @property
+    def text(self) -> str:
+        return " ".join(part for part in (MARKS.get(self.name, ""), cells.verdict(self.name)) if part)
+
+    @property
+    def raw(self) -> str:
+        order = ("fail", "undecided", "pass")
+        return str(order.index(self.name)) if self.name in order else ""
+
+    @property
+    def style(self) -> str:
+        """The class of the badge."""
+        return {"pass": "good", "fail": "bad", "undecided": "open"}.get(self.name, "muted")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check of an audit, ready to be written; `runs` are (anchor, short id) of the runs compared with."""
+
+    name: str
+    question: str
+    verdict: Verdict
+    judged: str
+    reference: str
+    difference: str
+    images: str
+    against: str
+    note: str
+    runs: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Section:
     """The rankings of one data set, size, norm and M, by eps."""
 
@@ -68,7 +107,13 @@ class Section:
     parts: list[tables.Ranking] = field(default_factory=list)
 
 
-def to_html(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame, figures: Sequence[Figure]) -> str:
+def to_html(
+    records: Sequence[RunRecord],
+    runs: pd.DataFrame,
+    ranked: pd.DataFrame,
+    figures: Sequence[Figure],
+    audits: Mapping[str, Audit],
+) -> str:
     """The page, for records in the order of `tables.in_order` and the tables and plots made from them."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
@@ -78,13 +123,14 @@ def to_html(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFra
     return environment.get_template("leaderboard.html.jinja").render(
         cells=cells,
         rate=_rate,
+        verdict=Verdict,
         style=Markup((TEMPLATES / "leaderboard.css").read_text(encoding="utf-8")),
         script=script,
         script_sha256=b64encode(sha256(script.encode()).digest()).decode(),
         summary=_summary(runs),
         sections=_sections(ranked),
         figures=[(figure, Markup(figure.inline)) for figure in figures],
-        runs=_rows(records, runs),
+        runs=_rows(records, runs, audits),
         gallery=[_tile(record, example) for record, example in pictures.gallery(records, runs, GALLERY_EXAMPLES)],
     )
 
@@ -115,8 +161,9 @@ def _sections(ranked: pd.DataFrame) -> list[Section]:
     return list(found.values())
 
 
-def _rows(records: Sequence[RunRecord], runs: pd.DataFrame) -> list[dict[str, Any]]:
+def _rows(records: Sequence[RunRecord], runs: pd.DataFrame, audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
     """The table of runs with the details behind each row; `anchor` is what a leaderboard cell links to."""
+    known = {record.id for record in records}
     rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in runs.to_dict("records")]
     seen: set[str] = set()
     for record, row in zip(records, rows, strict=True):
@@ -125,7 +172,29 @@ def _rows(records: Sequence[RunRecord], runs: pd.DataFrame) -> list[dict[str, An
         row["details"] = _details(record, row)
         row["record_notes"] = [plain(note) for note in record.notes]
         row["failures"] = [_failure(failure) for failure in record.failures]
+        row["findings"] = _findings(audits[record.id], known) if record.id in audits else []
+        row["audit_command"] = plain(audits[record.id].command) if record.id in audits else ""
     return rows
+
+
+def _findings(audit: Audit, known: set[str]) -> list[Finding]:
+    """The checks of an audit, in its order; runs that are not in the page are named without a link to them."""
+    return [_finding(check, known) for check in audit.checks]
+
+
+def _finding(check: Check, known: set[str]) -> Finding:
+    return Finding(
+        name=plain(check.name),
+        question=plain(check.question),
+        verdict=Verdict(check.verdict),
+        judged=evidence.number(check, check.judged),
+        reference=evidence.number(check, check.reference),
+        difference=evidence.difference(check),
+        images=cells.count(check.images) if check.images else cells.MISSING,
+        against=plain(check.against),
+        note=plain(check.note),
+        runs=[(anchor(record) if record in known else "", plain(record)[:8]) for record in check.records],
+    )
 
 
 def anchor(record_id: str) -> str:
@@ -148,6 +217,8 @@ def _details(record: RunRecord, row: dict[str, Any]) -> list[Field]:
             "Seed and draws", f"seed {evaluation['seed']}, K = {row['draws']} grading draws, M = {row['mc']} averaged"
         ),
         Field("Gradient mode", row["gradient_mode"]),
+        Field("Strongest attack" if row["members"] else "Strongest gradient mode", _chosen(record, row)),
+        Field("Noise control", variants.noise_text(variants.noise_modes(record))),
         Field("Target", row["target"]),
         Field("Attack settings", _settings(configuration["attack"]["parameters"])),
         Field("Mean cost per image", _cost(row)),
@@ -156,6 +227,11 @@ def _details(record: RunRecord, row: dict[str, Any]) -> list[Field]:
         Field("Versions", versions),
     ]
     return [Field(f.name, plain(f.value), f.code) for f in fields if f.value]
+
+
+def _chosen(record: RunRecord, row: dict[str, Any]) -> str:
+    """What was chosen for how many images, such as "detached 60, reparameterised 4 (images)"."""
+    return f"{row['chosen']} (images)" if record.choices else ""
 
 
 def _settings(values: dict[str, Any]) -> str:

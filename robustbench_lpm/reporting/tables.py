@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from robustbench_lpm.audits import Audit
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.records import RunRecord
-from robustbench_lpm.reporting.cells import label
+from robustbench_lpm.reporting import evidence, variants
+from robustbench_lpm.reporting.cells import label, missing
 from robustbench_lpm.reporting.escaping import plain
 from robustbench_lpm.statistics import Rate
 
@@ -23,11 +24,14 @@ COLUMNS = (
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set",
     "model", "model_variant",  # variants tell apart what shares a name; empty otherwise
     "attack", "attack_variant", "knowledge", "target", "gradient_mode",
+    "applies_to", "members",  # the models an attack is for; of a worst case what it chooses among, as JSON
     "stochastic", "draws", "images",
     "clean_accuracy", "clean_accuracy_low", "clean_accuracy_high",
     "robust_accuracy", "robust_accuracy_low", "robust_accuracy_high",
     "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses",  # means per example
+    "chosen",  # what was chosen for how many examples: gradient modes, members of a worst case
+    "verdict", "failed_checks", "audit",  # of the audit of the run, "" where there is none; and what speaks against it
     "seconds", "failed_examples", "notes", "record", "command",
 )  # fmt: skip
 RATES = (
@@ -36,12 +40,14 @@ RATES = (
 )  # fmt: skip
 RANKING_COLUMNS = (
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set", "images", "rank", "model", "model_variant",
-    *RATES, "strongest_attack", "attacks", "image_sets", "notes", "record",
+    *RATES, "strongest_attack", "attacks", "members", "chosen", "verdict", "audit", "image_sets", "notes", "record",
 )  # fmt: skip
 BUDGET = ["dataset", "size", "norm", "eps", "mc"]
 CONTROL = "none"  # the knowledge of an attack that is a control, like random noise
-# What decides which images a run attacks, beside the name and the size of the data set.
-IMAGE_KEYS = ("split", "data_sha256", "indices", "channels", "crop", "parameters")
+WORST_CASE = "worst-case"
+MODEL = ["model", "model_variant"]
+# Of several runs that leave the same accuracy the one that holds up best decides; what was judged goes first.
+VERDICTS = ("pass", "undecided", "fail", "")
 NUMBERS = (
     "eps", *RATES, "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses", "seconds",
@@ -80,18 +86,15 @@ def failed_examples(record: RunRecord) -> int:
     return len(record.configuration["dataset"]["indices"]) - len(record.outcomes)
 
 
-def image_set(record: RunRecord) -> str:
-    """A short name for the images that a run attacked: equal names, equal images."""
-    dataset = record.configuration["dataset"]
-    return sha256_of_value([dataset["name"], dataset["size"], *(dataset.get(key) for key in IMAGE_KEYS)])[:8]
+def table(records: Sequence[RunRecord], audits: Mapping[str, Audit] | None = None) -> pd.DataFrame:
+    """One row per record, with the columns of COLUMNS; shares in [0, 1], absent numbers NaN.
 
-
-def table(records: Sequence[RunRecord]) -> pd.DataFrame:
-    """One row per record, with the columns of COLUMNS; shares in [0, 1], absent numbers NaN."""
-    records = in_order(records)
-    models, attacks = _model_variants(records), _attack_variants(records)
+    audits: those there are, by the id of the record that they judge.
+    """
+    records, audits = in_order(records), audits or {}
+    models, attacks = variants.of_models(records), variants.of_attacks(records)
     rows = [
-        _row(record) | {"model_variant": model, "attack_variant": attack}
+        _row(record) | _judgement(audits.get(record.id)) | {"model_variant": model, "attack_variant": attack}
         for record, model, attack in zip(records, models, attacks, strict=True)
     ]
     runs = pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(NUMBERS, "float64"))
@@ -103,6 +106,7 @@ def table(records: Sequence[RunRecord]) -> pd.DataFrame:
 
 def _row(record: RunRecord) -> dict[str, Any]:
     evaluation, threat = record.configuration["evaluation"], record.configuration["threat"]
+    attack = record.configuration["attack"]
     return {
         "dataset": plain(record.dataset),
         "size": plain(record.size),
@@ -110,12 +114,15 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "eps": record.eps,
         "eps_text": format_eps(record.eps),
         "mc": record.mc,
-        "image_set": image_set(record),
+        "image_set": variants.image_set(record),
         "model": plain(record.model),
         "attack": plain(record.attack),
-        "knowledge": plain(record.configuration["attack"]["knowledge"]),
+        "knowledge": plain(attack["knowledge"]),
         "target": plain("" if threat.get("target") is None else threat["target"]),
         "gradient_mode": plain(evaluation.get("gradient_mode") or ""),
+        "applies_to": plain(attack.get("applies_to", "any")),
+        "members": _members(attack),
+        "chosen": chosen(record),
         "stochastic": record.stochastic,
         "draws": int(evaluation["draws"]) if record.stochastic else 1,
         "images": len(record.outcomes),
@@ -125,6 +132,29 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "notes": plain("; ".join(record.notes)),
         "record": record.id,
         "command": plain(record.command),
+    }
+
+
+def _members(attack: dict[str, Any]) -> str:
+    """The names among which a worst case chooses, as a JSON list; empty for any other attack."""
+    if attack["name"] != WORST_CASE and not attack.get("members"):
+        return ""
+    names = attack.get("members") or attack["parameters"].get("attacks") or []
+    return json.dumps([plain(name) for name in names], ensure_ascii=False)
+
+
+def chosen(record: RunRecord) -> str:
+    """What was chosen for how many examples, such as "detached 60, reparameterised 4"."""
+    return ", ".join(f"{plain(name)} {count}" for name, count in record.choices.items())
+
+
+def _judgement(audit: Audit | None) -> dict[str, str]:
+    """What an audit says of a run, in the columns of the table."""
+    failed = evidence.failures(audit) if audit else []
+    return {
+        "verdict": audit.verdict if audit else "",
+        "failed_checks": ", ".join(plain(check.name) for check in failed),
+        "audit": "; ".join(evidence.comparison(check) for check in failed),
     }
 
 
@@ -146,100 +176,88 @@ def _rate(name: str, rate: Rate) -> dict[str, float | None]:
     return {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
 
 
-def _model_variants(records: Sequence[RunRecord]) -> list[str]:
-    """For each record, what tells its model from others of that name: two checkpoints are two models."""
-    models = [record.configuration["model"] for record in records]
-    identities: dict[str, set[str]] = defaultdict(set)
-    weights: dict[str, set[str]] = defaultdict(set)
-    for model in models:
-        identities[model["name"]].add(sha256_of_value(model))
-        weights[model["name"]].add(str(model.get("weights_sha256")))
-    variants = []
-    for model in models:
-        name = model["name"]
-        if len(identities[name]) == 1:
-            variants.append("")
-        elif len(identities[name]) == len(weights[name]) and model.get("weights_sha256"):
-            variants.append(f"weights {plain(model['weights_sha256'])[:8]}")
-        else:
-            variants.append(f"model {sha256_of_value(model)[:8]}")
-    return variants
-
-
-def _attack_variants(records: Sequence[RunRecord]) -> list[str]:
-    """For each record, what tells its attack from others of that name at the same budget and images."""
-    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for record in records:
-        settings[_attack_key(record)].append(_attack_settings(record))
-    return [_difference(_attack_settings(record), settings[_attack_key(record)]) for record in records]
-
-
-def _attack_key(record: RunRecord) -> tuple[Any, ...]:
-    return record.dataset, record.size, record.norm, record.eps, record.mc, image_set(record), record.attack
-
-
-def _attack_settings(record: RunRecord) -> dict[str, Any]:
-    attack = record.configuration["attack"]
-    settings = {key: value for key, value in attack.items() if key not in ("name", "parameters")}
-    return settings | attack["parameters"] | {"target": record.configuration["threat"].get("target")}
-
-
-def _difference(mine: dict[str, Any], all_of_them: list[dict[str, Any]]) -> str:
-    """The settings in which one attack differs from its namesakes, e.g. "steps=10"."""
-    keys = sorted({key for other in all_of_them for key in other})
-    differing = [key for key in keys if any(other.get(key) != mine.get(key) for other in all_of_them)]
-    text = ", ".join(f"{key}={json.dumps(mine[key])}" for key in differing if mine.get(key) is not None)
-    if differing and (not text or len(text) > 60):
-        text = f"settings {sha256_of_value(mine)[:8]}"
-    return plain(text)
-
-
 def ranking(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per model and budget, from the rows of `table`: ranked by the lowest robust accuracy (mean-draw) over
     the attacks that are not controls, models compared only on the same images and under the same attacks.
 
-    A model with failed examples, or that met fewer attacks than its neighbours, has no rank; `notes` says why.
-    `image_sets` counts the sets of images that were met at this budget; ranks hold within one `image_set`.
+    A model with failed examples, with a result that its audit speaks against, or that met fewer attacks than its
+    neighbours, has no rank; `notes` says why. `image_sets` counts the sets of images that were met at this budget;
+    ranks hold within one `image_set`.
     """
     rows: list[dict[str, Any]] = []
+    glimpsing = _glimpsing(runs)
     for _, budget in runs.groupby(BUDGET, sort=True):
         sets = sorted(budget.groupby("image_set"), key=lambda item: (-int(item[1]["images"].max()), str(item[0])))
         for _, group in sets:
-            rows += [row | {"image_sets": len(sets)} for row in _ranked(group)]
+            rows += [row | {"image_sets": len(sets)} for row in _ranked(group, glimpsing)]
     ranked = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
     return ranked.astype({"rank": "Int64"} | dict.fromkeys(("eps", *RATES), "float64"))
 
 
-def _ranked(group: pd.DataFrame) -> list[dict[str, Any]]:
+def _glimpsing(runs: pd.DataFrame) -> set[tuple[str, str]]:
+    """The models (name, variant) that look through glimpses: any of their runs shows it."""
+    seen = runs[(runs["glimpses"] > 0) | (runs["gradient_mode"] != "")]
+    return set(zip(*(seen[column] for column in MODEL), strict=True))
+
+
+def _ranked(group: pd.DataFrame, glimpsing: set[tuple[str, str]]) -> list[dict[str, Any]]:
     """The rows of one budget and image set, best first, those without a rank last."""
-    met = _attack_labels(group[group["knowledge"] != CONTROL])
-    rows = [_standing(mine, met) for _, mine in group.groupby(["model", "model_variant"], sort=True)]
+    scored = group[group["knowledge"] != CONTROL]
+    rows = []
+    for name, mine in group.groupby(MODEL, sort=True):
+        expected = scored if name in glimpsing else scored[scored["applies_to"] != "glimpsing"]
+        rows.append(_standing(mine, expected))
     scores = [round(row["robust_accuracy"], 12) for row in rows if row["rank"]]
     for row in rows:
         row["rank"] = 1 + sum(s > round(row["robust_accuracy"], 12) for s in scores) if row["rank"] else None
     return sorted(rows, key=lambda r: (r["rank"] is None, r["rank"] or 0, r["model"], r["model_variant"]))
 
 
-def _standing(mine: pd.DataFrame, met: set[str]) -> dict[str, Any]:
-    """One model's row; `rank` says only whether it may have one."""
+def _standing(mine: pd.DataFrame, expected: pd.DataFrame) -> dict[str, Any]:
+    """One model's row; `rank` says only whether it may have one. expected: all runs whose attacks it should meet."""
     scored = mine[mine["knowledge"] != CONTROL]
-    obstacles = _obstacles(scored, met)
-    shown = scored if len(scored) else mine
-    lowest = shown.sort_values(["robust_accuracy", "attack", "attack_variant", "record"], na_position="last").iloc[0]
-    equal = shown[np.isclose(shown["robust_accuracy"], lowest["robust_accuracy"], rtol=0, atol=1e-12)]
-    row = {column: lowest[column] for column in RANKING_COLUMNS if column in lowest.index}
+    equal = _lowest(scored if len(scored) else mine)
+    row = {column: equal.iloc[0][column] for column in RANKING_COLUMNS if column in equal.columns}
     if not len(scored):  # surviving a control says nothing, so nothing is shown for it
         row |= dict.fromkeys(("robust_accuracy", "robust_accuracy_low", "robust_accuracy_high"), float("nan"))
+        row |= dict.fromkeys(("verdict", "audit", "members", "chosen"), "")
+    judged = _judged(equal, scored)
+    row |= {"verdict": judged["verdict"], "audit": judged["audit"]} if judged is not None else {}
+    obstacles = _obstacles(scored, expected)
+    if judged is not None and judged["verdict"] == "fail":
+        obstacles.append(f"audit failed: {judged['failed_checks']}")
     return row | {
         "rank": not obstacles,
-        "strongest_attack": ", ".join(sorted(_attack_labels(equal))) if len(scored) else "",
+        "strongest_attack": "" if missing(row["robust_accuracy"]) else ", ".join(sorted(_attack_labels(equal))),
         "attacks": len(_attack_labels(scored)),
         "notes": "; ".join(obstacles),
     }
 
 
-def _obstacles(scored: pd.DataFrame, met: set[str]) -> list[str]:
-    """Why a model cannot be ranked."""
+def _lowest(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that leave the lowest accuracy, the one that decides first."""
+    ordered = runs.assign(merit=runs["verdict"].map(VERDICTS.index)).sort_values(
+        ["merit", "attack", "attack_variant", "record"]
+    )
+    lowest = ordered["robust_accuracy"].min()
+    equal = ordered[np.isclose(ordered["robust_accuracy"], lowest, rtol=0, atol=1e-12)]
+    return (equal if len(equal) else ordered).drop(columns="merit")
+
+
+def _judged(equal: pd.DataFrame, scored: pd.DataFrame) -> pd.Series[Any] | None:
+    """The run whose audit speaks for a model: the deciding one, or its worst case, which was compared with the others.
+
+    Without the second, any run more than was audited, a few tenths of a point lower by luck, would hide the verdict.
+    """
+    if not len(scored):
+        return None
+    if not equal.iloc[0]["verdict"]:
+        equal = _lowest(scored[(scored["members"] != "") & (scored["verdict"] != "")])
+    return equal.iloc[0] if len(equal) and equal.iloc[0]["verdict"] else None
+
+
+def _obstacles(scored: pd.DataFrame, expected: pd.DataFrame) -> list[str]:
+    """Why a model cannot be ranked, its audit apart."""
     if not len(scored):
         return ["met no attack, only controls"]
     found = []
@@ -247,9 +265,34 @@ def _obstacles(scored: pd.DataFrame, met: set[str]) -> list[str]:
         found.append(f"{failed} example(s) failed")
     elif scored["robust_accuracy"].isna().any():
         found.append("a run without images")
-    if absent := met - _attack_labels(scored):
+    if absent := _absent(scored, expected):
         found.append(f"fewer attacks: did not meet {', '.join(sorted(absent))}")
     return found
+
+
+def _absent(scored: pd.DataFrame, expected: pd.DataFrame) -> set[str]:
+    """The attacks that a model should have met and did not.
+
+    Where models share a worst case, it and its members are what they are compared under: what one of them met beyond
+    (an audit tries an attack at other settings, too) counts against it, and is not asked of the others.
+    """
+    shared = _shared_worst_cases(expected)
+    met = _attack_labels(scored)
+    if not shared or not shared <= met:
+        return (shared or _attack_labels(expected)) - met
+    members = _member_names(expected[expected["members"] != ""])
+    return (members & set(expected["attack"])) - set(scored["attack"]) - _member_names(scored)
+
+
+def _shared_worst_cases(runs: pd.DataFrame) -> set[str]:
+    """The worst cases that all models met that met one."""
+    worst = runs[runs["members"] != ""]
+    labels = [_attack_labels(mine) for _, mine in worst.groupby(MODEL)]
+    return set.intersection(*labels) if labels else set()
+
+
+def _member_names(runs: pd.DataFrame) -> set[str]:
+    return {name for members in runs["members"] if members for name in json.loads(members)}
 
 
 def _attack_labels(runs: pd.DataFrame) -> set[str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm.architectures.ramlpm import LogPolarBlock, LogPolarCnn, Pooling
+from robustbench_lpm.architectures.ramlpm import GlimpseBlock, GlimpseCnn, Pooling
 from robustbench_lpm.architectures.retina import LogPolarPadding
 
 TOLERANCE = 1e-12
@@ -63,7 +63,7 @@ def test_padding_by_hand() -> None:
 @pytest.mark.parametrize("shift", [1, 2, 5, 12, 23])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_without_pooling_any_roll_of_the_glimpse_rolls_the_features(kernel: int, shift: int) -> None:
-    network = settled(nn.Sequential(*[LogPolarBlock(n, [4], kernel=kernel) for n in (2, 4, 4)]))
+    network = settled(nn.Sequential(*[GlimpseBlock(n, [4], kernel=kernel) for n in (2, 4, 4)]))
     rolled = network(maps().roll(shift, dims=-1))
     assert difference(rolled, network(maps()).roll(shift, dims=-1)).max() < TOLERANCE
     assert difference(rolled, network(maps())).max() > 0.1
@@ -83,8 +83,8 @@ POOLED: list[tuple[list[list[int]], int]] = [
 def test_with_pooling_rolls_by_the_total_stride_roll_the_features(
     layers: list[list[int]], stride: int, pooling: Pooling
 ) -> None:
-    network = settled(LogPolarCnn(2, layers, pooling=pooling))
-    assert isinstance(network, LogPolarCnn)
+    network = settled(GlimpseCnn(2, layers, pooling=pooling))
+    assert isinstance(network, GlimpseCnn)
     plain = network.blocks(maps())
     for steps in (1, W // stride - 1):
         rolled = network.blocks(maps().roll(steps * stride, dims=-1))
@@ -97,7 +97,7 @@ def test_with_pooling_rolls_by_the_total_stride_roll_the_features(
 
 @pytest.mark.parametrize("shift", [1, 7, 12])
 def test_the_padding_of_the_reference_breaks_it_in_row_0_only(shift: int) -> None:
-    network = settled(LogPolarBlock(2, [4], padding="reference"))
+    network = settled(GlimpseBlock(2, [4], padding="reference"))
     rows = difference(network(maps().roll(shift, dims=-1)), network(maps()).roll(shift, dims=-1))
     assert rows[0] > 0.1
     assert rows[1:].max() < TOLERANCE
@@ -105,8 +105,8 @@ def test_the_padding_of_the_reference_breaks_it_in_row_0_only(shift: int) -> Non
 
 def test_the_paddings_differ_in_row_0_only() -> None:
     torch.manual_seed(0)
-    polar = settled(LogPolarBlock(2, [4], padding="polar"))
-    reference = settled(LogPolarBlock(2, [4], padding="reference"))
+    polar = settled(GlimpseBlock(2, [4], padding="polar"))
+    reference = settled(GlimpseBlock(2, [4], padding="reference"))
     reference.load_state_dict(polar.state_dict())
     rows = difference(polar(maps()), reference(maps()))
     assert rows[0] > 0.1
@@ -119,3 +119,23 @@ def test_what_cannot_be_padded() -> None:
     with pytest.raises(ValueError, match="even number of angles, not 23"):
         LogPolarPadding((3, 3))(maps(width=23))
     assert LogPolarPadding((1, 3))(maps(width=23)).shape[-1] == 25  # no pole, no half-turn
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 5])
+def test_zeros_around_a_map_keep_its_size(kernel: int) -> None:
+    block = settled(GlimpseBlock(2, [4], kernel=kernel, padding="zeros"))
+    assert isinstance(block, GlimpseBlock)
+    padded = block.padding(maps())
+    assert padded.shape == (3, 2, H + kernel - 1, W + kernel - 1)
+    assert float(padded.sum()) == pytest.approx(float(maps().sum()))
+    assert block(maps()).shape == (3, 4, H, W)
+
+
+def test_with_zeros_around_it_a_map_is_a_picture() -> None:
+    """Equal to torch's own zero padding; neither angles nor a pole are left."""
+    block = settled(GlimpseBlock(2, [4], padding="zeros"))
+    assert isinstance(block, GlimpseBlock)
+    own = torch.nn.functional.conv2d(maps(), block.conv.weight, block.conv.bias, padding=1)
+    torch.testing.assert_close(block.conv(block.padding(maps())), own, rtol=0, atol=TOLERANCE)
+    assert difference(block(maps().roll(1, dims=-1)), block(maps()).roll(1, dims=-1)).min() > 1e-3
+    assert block(maps(width=23)).shape[-1] == 23

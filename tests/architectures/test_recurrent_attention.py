@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from robustbench_lpm import cards, zoo
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.architectures.ram import Ram
 from robustbench_lpm.architectures.ramlpm import RamLpm
-from robustbench_lpm.architectures.recurrent_attention import GRADIENT_MODES, RecurrentAttention
+from robustbench_lpm.architectures.recurrent_attention import GRADIENT_MODES, Glance, Policy, RecurrentAttention
+from robustbench_lpm.evaluation.oracle import ClassifierOracle
 from robustbench_lpm.randomness import generators
 
 TOLERANCE = 1e-12
 Build = Callable[..., RecurrentAttention]
 
 
-def ramlpm(glimpses: int = 4, sigma: float = 0.1, head: str = "linear") -> RecurrentAttention:
-    return RamLpm(
-        channels=1, classes=3, height=6, width=12, r_min=0.05, r_max=1.0, what=[[4, 2, 2]], where=[[3, 2, 3]],
-        what_hidden=8, where_hidden=6, head=head, glimpses=glimpses, sigma=sigma,
-    )  # type: ignore[arg-type]  # fmt: skip
+def ramlpm(glimpses: int = 4, sigma: float = 0.1, **changes: Any) -> RecurrentAttention:
+    given: dict[str, Any] = {
+        "channels": 1, "classes": 3, "height": 6, "width": 12, "r_min": 0.05, "r_max": 1.0, "what": [[4, 2, 2]],
+        "where": [[3, 2, 3]], "what_hidden": 8, "where_hidden": 6, "head": "linear",
+    }  # fmt: skip
+    return RamLpm(**(given | {"glimpses": glimpses, "sigma": sigma} | changes))
 
 
-def ram(glimpses: int = 4, sigma: float = 0.1) -> RecurrentAttention:
-    return Ram(channels=1, classes=3, patch=4, scales=2, features=8, hidden=8, glimpses=glimpses, sigma=sigma)
+def ram(glimpses: int = 4, sigma: float = 0.1, policy: Policy = "learned") -> RecurrentAttention:
+    return Ram(
+        channels=1, classes=3, patch=4, scales=2, features=8, hidden=8, glimpses=glimpses, sigma=sigma, policy=policy
+    )
 
 
-def ramlpm_with_mlp(glimpses: int = 4, sigma: float = 0.1) -> RecurrentAttention:
-    return ramlpm(glimpses, sigma, head="mlp")
+def ramlpm_with_mlp(glimpses: int = 4, sigma: float = 0.1, **changes: Any) -> RecurrentAttention:
+    return ramlpm(glimpses, sigma, head="mlp", **changes)
 
 
-BUILDERS = [ramlpm, ramlpm_with_mlp, ram]
+def rectangular(glimpses: int = 4, sigma: float = 0.1, **changes: Any) -> RecurrentAttention:
+    return ramlpm(glimpses, sigma, **({"retina": "rectangular", "r_min": None, "padding": "zeros"} | changes))
+
+
+BUILDERS = [ramlpm, ramlpm_with_mlp, rectangular, ram]
 for_every_model = pytest.mark.parametrize("build", BUILDERS)
 
 
-def made(build: Build, **arguments: float) -> RecurrentAttention:
+def made(build: Build, **arguments: Any) -> RecurrentAttention:
     """A model with random weights, in float64 and eval mode, whose policy moves."""
     torch.manual_seed(0)
     model = build(**arguments).double().eval()
@@ -275,5 +288,156 @@ def test_mistakes_are_told() -> None:
         model(images(), noise_for(model, range(5)), gradient_mode="attached")
     with pytest.raises(ValueError, match="5 examples need as many generators, not 4"):
         model.sample_noise(5, generators(0, range(4), "grade"))
-    with pytest.raises(ValueError, match="head must be"):
-        ramlpm(head="cubic")
+    for changes, complaint in [
+        ({"head": "cubic"}, "head must be"),
+        ({"r_min": None}, "a log-polar retina needs an r_min"),
+        ({"retina": "square"}, "retina must be 'log-polar' or 'rectangular', not 'square'"),
+        ({"retina": "rectangular"}, "neither r_min nor inner_rows"),
+        ({"retina": "rectangular", "r_min": None, "inner_rows": 2}, "neither r_min nor inner_rows"),
+        ({"retina": "rectangular", "r_min": None}, "padding 'polar' is for log-polar maps"),
+        ({"policy": "central"}, "policy must be"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            ramlpm(**changes)  # type: ignore[arg-type]
+
+
+# The controls: the same weights, with another way to choose fixations.
+
+
+@for_every_model
+def test_a_gaze_at_the_centre_is_deterministic(build: Build) -> None:
+    model = made(build, policy="centre")
+    classifier = Classifier(model)
+    assert not classifier.stochastic
+    assert not MonteCarlo(classifier, 3).stochastic
+    assert classifier.sample_noise(5, generators(0, range(5), "grade")) == {}
+    assert torch.equal(classifier(images()), classifier(images()))
+    seen = [model.look(images(), noise_for(model, indices)) for indices in (range(5), range(5, 10))]
+    assert torch.equal(seen[0].logits, seen[1].logits)
+    assert torch.equal(classifier(images()), seen[0].logits[-1])
+    assert (seen[0].fixations == 0).all()
+    assert seen[0].means.abs().max() > 0  # the policy still has its wishes, but nobody follows them
+    assert model.gradient_modes == ("detached",)
+
+
+@for_every_model
+def test_a_random_gaze_asks_no_image(build: Build) -> None:
+    model = made(build, policy="random", glimpses=6)
+    noise = noise_for(model, range(400))
+    one, other = images(1).expand(400, -1, -1, -1), 1 - images(1).expand(400, -1, -1, -1)
+    first, second = model.look(one, noise), model.look(other, noise)
+    assert torch.equal(first.fixations, second.fixations)
+    assert (first.logits != second.logits).any()
+    assert torch.equal(first.fixations[0], noise["first_fixation"].double())
+    assert (model.stochastic, model.gradient_modes) == (True, ("detached",))
+
+
+def test_a_random_gaze_is_uniform_on_its_square() -> None:
+    model = made(ram, policy="random", glimpses=11)
+    spread = model.random_spread
+    drawn = model.look(images(1).expand(500, -1, -1, -1), noise_for(model, range(500))).fixations[1:].flatten()
+    n = len(drawn)
+    assert drawn.abs().max() < spread
+    assert abs(float(drawn.mean())) < 4 * spread / math.sqrt(3 * n)
+    # u² of a uniform u on [-s, s] has mean s²/3 and variance 4 s⁴/45.
+    assert abs(float(drawn.square().mean()) - spread**2 / 3) < 4 * spread**2 * math.sqrt(4 / (45 * n))
+    quarters = torch.histc(drawn, bins=4, min=-spread, max=spread) / n
+    assert (quarters - 0.25).abs().max() < 4 * math.sqrt(0.25 * 0.75 / n)
+
+
+@for_every_model
+def test_without_the_policy_s_noise_the_gaze_goes_where_the_policy_wants(build: Build) -> None:
+    model = made(build, sigma=0.0)
+    noise = noise_for(model, range(5))
+    found = model.look(images(), noise)
+    assert torch.equal(found.fixations[1:], found.means[:-1])
+    assert torch.equal(found.fixations[0], noise["first_fixation"].double())
+    assert (model.stochastic, model.gradient_modes) == (True, GRADIENT_MODES[:-1])  # the first fixation is random still
+    for mode in model.gradient_modes:
+        assert torch.isfinite(gradient(model, noise, mode, to="images")).all()
+    quiet = noise | {"policy": torch.zeros_like(noise["policy"])}
+    loud = made(build, sigma=0.1)
+    assert torch.equal(loud(images(), quiet), model(images(), noise))
+
+
+CONTROLS = [(base, kind) for base in ("ramlpm", "ram") for kind in ("centre", "random", "quiet")]
+
+
+@pytest.mark.parametrize(("base", "kind"), CONTROLS)
+def test_the_controls_on_cards_are_the_model_but_for_one_thing(base: str, kind: str) -> None:
+    card, original = cards.model(f"{base}-{kind}"), cards.model(base)
+    changed = {"policy": kind, "random_spread": 0.5} if kind == "random" else {"policy": kind}
+    changed = {"sigma": 0.0} if kind == "quiet" else changed
+    assert card.parameters == original.parameters | changed
+    assert (card.control_of, card.weights, card.input) == (base, original.weights, original.input)
+    assert (card.entry, card.trained, card.recipe) == (original.entry, None, None)
+
+
+def test_the_rectangular_control_has_as_many_samples_and_parameters() -> None:
+    networks = {name: zoo.build(cards.model(name)) for name in ("ramlpm", "ramlpm-rectangular")}
+    shapes = {name: {n: p.shape for n, p in network.state_dict().items()} for name, network in networks.items()}
+    assert shapes["ramlpm"] == shapes["ramlpm-rectangular"]
+    samples = {name: network.retina.height * network.retina.width for name, network in networks.items()}
+    assert samples == {"ramlpm": 288, "ramlpm-rectangular": 288}
+
+
+# The score function.
+
+
+def test_the_log_density_is_that_of_a_normal_distribution() -> None:
+    """Its gradient to mu[t] is (l[t+1] - mu[t]) / sigma²; the last mean and the fixations themselves get none."""
+    found = made(ramlpm, sigma=0.3).look(images(), noise_for(made(ramlpm), range(5)))
+    means, fixations = found.means.detach().requires_grad_(), found.fixations.detach().requires_grad_()
+    density = dataclasses.replace(found, means=means, fixations=fixations).log_density(0.3)
+    expected = torch.distributions.Normal(means[:-1], 0.3).log_prob(fixations[1:]).sum((0, 2))
+    constant = 3 * 2 * math.log(0.3 * math.sqrt(2 * math.pi))
+    torch.testing.assert_close(density, expected + constant)
+    to_means, to_fixations = torch.autograd.grad(density.sum(), [means, fixations], allow_unused=True)
+    torch.testing.assert_close(to_means[:-1], ((fixations[1:] - means[:-1]) / 0.3**2).detach())
+    assert (to_means[-1] == 0).all()
+    assert to_fixations is None
+
+
+class Analytic(RecurrentAttention):
+    """Two glimpses. The policy is mu = (slope · mean pixel, 0), the answer z_0 = l_x² + mean pixel at the last glimpse.
+
+    The expected z_0 is mu_x² + sigma² + m, m the mean pixel: its derivative to m is 2 slope² m + 1, of which the
+    second term alone does not pass the fixation.
+    """
+
+    def __init__(self, slope: float, sigma: float) -> None:
+        super().__init__(glimpses=2, sigma=sigma)
+        self.slope = slope
+
+    def start(self, images: Tensor) -> None:
+        return None
+
+    def glance(self, images: Tensor, fixations: Tensor, state: None) -> Glance:
+        pixel = images.flatten(1).mean(1)
+        answer = fixations[:, 0].square() + pixel
+        mean = torch.stack([self.slope * pixel, torch.zeros_like(pixel)], dim=1)
+        return Glance(torch.stack([answer, torch.zeros_like(answer)], dim=1), mean, torch.zeros_like(pixel), None)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+@pytest.mark.parametrize("draws", [1, 8])
+def test_the_score_function_gives_the_gradient_of_the_expected_loss(draws: int, runs: int) -> None:
+    """Many copies of one image are as many independent estimates; "detached" misses what passes the fixation."""
+    slope, pixel, copies = 1.5, 0.4, 4000
+    classifier = Classifier(Analytic(slope, sigma=0.2))
+    given = torch.full((copies, 1, 2, 2), pixel, dtype=torch.float64)
+    slopes: dict[str, Tensor] = {}
+    for mode in ("score-function", "reparameterised", "detached"):
+        oracle = ClassifierOracle(
+            classifier if runs == 1 else MonteCarlo(classifier, runs), given, range(copies),
+            seed=0, classes=2, chunk=10_000, gradient_mode=mode,
+        )  # fmt: skip
+        gradients, losses, logits = oracle.gradient(given, oracle.noise(draws), lambda logits: logits[..., 0])
+        assert losses.shape == logits.shape[:-1] == (draws, copies)
+        slopes[mode] = gradients.flatten(1).sum(1)  # the derivative to m
+    true = 2 * slope**2 * pixel + 1
+    for mode in ("score-function", "reparameterised"):
+        error = float(slopes[mode].std()) / math.sqrt(copies)
+        assert abs(float(slopes[mode].mean()) - true) < 4 * error, mode
+        assert error < 0.1 * (true - 1)  # far too small to confuse it with the detached one
+    torch.testing.assert_close(slopes["detached"], torch.ones(copies, dtype=torch.float64))

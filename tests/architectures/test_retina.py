@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_lpm.architectures.retina import LogPolarRetina, RectangularRetina
+from robustbench_lpm.architectures.retina import CartesianRetina, LogPolarRetina, RectangularRetina, Retina
 
 TOLERANCE = 1e-12
 H, W = 10, 24
@@ -143,13 +143,15 @@ def test_beyond_the_image_lies_darkness(align_corners: bool) -> None:
 
 
 @either_convention
-@pytest.mark.parametrize("retina_class", ["log-polar", "rectangular"])
-def test_moving_image_and_fixation_together_changes_nothing(retina_class: str, align_corners: bool) -> None:
-    retina = (
-        LogPolarRetina(H, W, 0.05, 0.5, align_corners=align_corners)
-        if retina_class == "log-polar"
-        else RectangularRetina(8, 2, 0.2, align_corners=align_corners)
-    )
+@pytest.mark.parametrize(("retina_class", "arguments"), [
+    (LogPolarRetina, (H, W, 0.05, 0.5)),
+    (RectangularRetina, (8, 2, 0.2)),
+    (CartesianRetina, (8, 9, 0.5)),
+])  # fmt: skip
+def test_moving_image_and_fixation_together_changes_nothing(
+    retina_class: Callable[..., Retina], arguments: tuple[float, ...], align_corners: bool
+) -> None:
+    retina = retina_class(*arguments, align_corners=align_corners)
     size, down, right = 48, 3, -5
     images = torch.zeros(1, 1, size, size, dtype=torch.float64)
     images[:, :, 12:36, 12:36] = random(1, 1, 24, 24)
@@ -162,8 +164,9 @@ def test_moving_image_and_fixation_together_changes_nothing(retina_class: str, a
     LogPolarRetina(H, W, 0.05, 1.0),
     LogPolarRetina(H, W, 0.05, 1.0, oversampling=2, inner_rows=2, align_corners=True),
     RectangularRetina(6, 3, 0.3),
-], ids=["log-polar", "log-polar, oversampled", "rectangular"])  # fmt: skip
-def test_the_gradient_is_the_adjoint(retina: LogPolarRetina | RectangularRetina) -> None:
+    CartesianRetina(5, 7, 1.0, oversampling=2),
+], ids=["log-polar", "log-polar, oversampled", "rectangular", "Cartesian"])  # fmt: skip
+def test_the_gradient_is_the_adjoint(retina: Retina) -> None:
     fixations = random(2, 2) - 0.5
     somewhere = random(2, 3, 20, 20, seed=1).requires_grad_()
     glimpse = retina(somewhere, fixations)
@@ -252,3 +255,34 @@ def test_a_rectangular_retina_on_a_ramp(align_corners: bool) -> None:
         centres = 0.1 * 2**scale * torch.tensor([-0.75, -0.25, 0.25, 0.75], dtype=torch.float64)
         assert_close(glimpse[scale, 0], (0.2 + centres).expand(4, 4))
         assert_close(glimpse[scale, 1], (-0.1 + centres)[:, None].expand(4, 4))
+
+
+@either_convention
+@pytest.mark.parametrize("u", [1, 3])
+def test_a_cartesian_retina_on_a_ramp(u: int, align_corners: bool) -> None:
+    """Every sample returns the coordinates of its cell's centre; rows and columns may differ in number."""
+    retina = CartesianRetina(4, 5, 0.5, oversampling=u, align_corners=align_corners)
+    x, y = coordinates(64, align_corners)
+    glimpse = retina(torch.stack([x, y])[None], at(0.2, -0.1))[0]
+    columns = torch.tensor([-0.4, -0.2, 0.0, 0.2, 0.4], dtype=torch.float64)
+    rows = torch.tensor([-0.375, -0.125, 0.125, 0.375], dtype=torch.float64)
+    assert_close(glimpse[0], (0.2 + columns).expand(4, 5))
+    assert_close(glimpse[1], (-0.1 + rows)[:, None].expand(4, 5))
+
+
+def test_a_cartesian_retina_of_the_size_of_the_image_returns_it() -> None:
+    images = random(2, 3, 9, 7)
+    assert_close(CartesianRetina(9, 7, 1.0)(images, at(0.0, 0.0, batch=2)), images)
+
+
+@either_convention
+def test_a_cartesian_retina_on_a_constant(align_corners: bool) -> None:
+    retina = CartesianRetina(6, 5, 0.5, oversampling=2, align_corners=align_corners)
+    glimpse = retina(torch.full((1, 2, 40, 40), 0.3, dtype=torch.float64), at(0.1, -0.2))
+    assert_close(glimpse, torch.full((1, 2, 6, 5), 0.3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("arguments", [(0, 5, 1.0), (5, 0, 1.0), (5, 5, 0.0)])
+def test_impossible_cartesian_retinas(arguments: tuple[int, int, float]) -> None:
+    with pytest.raises(ValueError, match="a rectangular retina needs"):
+        CartesianRetina(*arguments)

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from robustbench_lpm import records
+from robustbench_lpm.audits import Audit, Check, Verdict
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.records import Picture, RunRecord
 
@@ -44,6 +45,11 @@ def make_record(
     parameters: dict[str, Any] | None = None,
     notes: Sequence[str] = (),
     timing: dict[str, Any] | None = None,
+    glimpses: int = 30,
+    gradient_mode: str | None = None,
+    noise: Sequence[tuple[str, str]] = (),
+    choice: Sequence[str] | None = None,
+    attack_identity: dict[str, Any] | None = None,
 ) -> RunRecord:
     """A record whose accuracies are exactly `robust` and `clean`; the label of image i is i mod 10.
 
@@ -70,9 +76,11 @@ def make_record(
             + [eps] * (images - len(pictures)),
             "forwards": np.arange(images) + 100,
             "backwards": 7,
-            "glimpses": 30,
+            "glimpses": glimpses,
         }
     )
+    if choice is not None:
+        rows["choice"] = list(choice)
     lists = ["clean_predictions", "predictions", "input_sha256"]
     rows = rows.astype(dict.fromkeys(lists, object))  # pandas takes an empty list for a column of floats
     return RunRecord(
@@ -80,11 +88,12 @@ def make_record(
             "model": {"name": model, "entry": "m:f", "parameters": {}, "labels": dataset, "weights_sha256": weights,
                       "stochastic": draws > 1},
             "attack": {"name": attack, "entry": f"a:{attack}", "knowledge": knowledge,
-                       "parameters": parameters or {"steps": 10}},
+                       "parameters": parameters or {"steps": 10}, **(attack_identity or {})},
             "dataset": {"name": dataset, "entry": "d:f", "size": size, "split": "test", "data_sha256": data_sha256,
                         "indices": indices},
             "threat": {"norm": norm, "eps": eps, "target": None if target is None else str(target)},
-            "evaluation": {"mc": mc, "draws": draws, "select_draws": 5, "gradient_mode": None, "seed": seed},
+            "evaluation": {"mc": mc, "draws": draws, "select_draws": 5, "gradient_mode": gradient_mode, "seed": seed,
+                           **({"noise": [list(pair) for pair in noise]} if noise else {})},
         },
         command=f"lpmbench attack --model '{model}' --attack '{attack}'",
         execution={"device": "cpu", "threads": 2, "block": 10},
@@ -95,6 +104,19 @@ def make_record(
         notes=list(notes),
         timing={"seconds": 12.5, "hardware": {"cpu": "some"}, "host": "h"} if timing is None else timing,
     )  # fmt: skip
+
+
+def make_audit(record: RunRecord, *checks: Check, **changes: Any) -> Audit:
+    """An audit of a record, with these checks."""
+    told: dict[str, Any] = {"model": record.model, "attack": record.attack, "command": f"lpmbench audit {record.model}"}
+    return Audit(record=record.id, folder_name=record.folder_name, checks=list(checks), **told | changes)
+
+
+def check(verdict: Verdict = "pass", name: str = "white-box vs black-box", **changes: Any) -> Check:
+    """A check in which 62.0 % were compared with 40.1 %."""
+    told: dict[str, Any] = {"question": "Is the white-box attack at least as strong?", "against": "square"}
+    numbers = {"judged": 0.62, "reference": 0.401, "low": 0.141, "high": 0.297, "images": 64}
+    return Check(name=name, verdict=verdict, **told | numbers | changes)
 
 
 def _predictions(labels: np.ndarray, wrong: np.ndarray, right: Any, draws: int) -> np.ndarray:

@@ -14,6 +14,7 @@ import pytest
 
 from robustbench_lpm import reporting
 from robustbench_lpm.reporting import cells, escaping
+from tests.reporting.conftest import check, make_audit
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -130,10 +131,24 @@ def test_rankings_agree(make, tmp_path):
     for row in reporting.leaderboard(records).to_dict("records"):
         robust = cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"])
         clean = cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"])
-        texts = [str(row["rank"]), row["model"], clean, robust, row["strongest_attack"]]
+        texts = [str(row["rank"]), row["model"], clean, robust, row["strongest_attack"], "not audited"]
         assert "| " + " | ".join(map(escaping.markdown, texts)) + " |" in files["leaderboard.md"]
         assert " & ".join(map(escaping.latex, texts)) in files["leaderboard.tex"]
         assert f'href="#run-{row["record"][:16]}">{cells.percent(row["robust_accuracy"])}<' in files["leaderboard.html"]
+
+
+def test_verdicts_are_told_in_every_format(make, tmp_path):
+    records = [make("good", robust=0.5), make("bad", robust=0.7), make("open", robust=0.6), make("none", robust=0.4)]
+    verdicts = ("pass", "fail", "undecided")
+    audits = {r.id: make_audit(r, check(v)) for r, v in zip(records, verdicts, strict=False)}
+    files = {path.name: path.read_text() for path in reporting.write_report(records, tmp_path, audits)}
+    for model, word in (("good", "passed"), ("bad", "failed"), ("open", "undecided"), ("none", "not audited")):
+        for name in ("leaderboard.md", "leaderboard.tex"):
+            assert [line for line in files[name].splitlines() if model in line and word in line], (name, model)
+    assert "audit failed: white-box vs black-box" in files["leaderboard.md"]
+    lines = {line["model"]: line for line in csv.DictReader(StringIO(files["leaderboard.csv"]))}
+    assert [lines[model]["verdict"] for model in ("good", "bad", "open", "none")] == [*verdicts, ""]
+    assert lines["bad"]["audit"] == "white-box vs black-box: 62.0 % against 40.1 %, difference [14.1, 29.7]"
 
 
 def test_same_records_same_bytes(make, tmp_path):
@@ -152,11 +167,17 @@ def test_a_report_without_records_says_so(tmp_path):
 @pytest.fixture(scope="module")
 def hostile_files(make, tmp_path_factory):
     records = [
-        make(name, name, eps=eps / 255, notes=[name], dataset=name if name == HOSTILE[0] else "digits", stored=1)
+        make(name, name, eps=eps / 255, notes=[name], dataset=name if name == HOSTILE[0] else "digits", stored=1,
+             choice=[escaping.plain(name)] * 40, attack_identity={"members": {name: name}})
         for name in HOSTILE
         for eps in (1, 2)
-    ]
-    return {name: content.decode() for name, content in exports(records, tmp_path_factory.mktemp("hostile")).items()}
+    ]  # fmt: skip
+    audits = {}
+    for record, name in zip(records[::2], HOSTILE, strict=True):
+        hostile = check("fail", name, question=name, against=name, note=name, records=(name,))
+        audits[record.id] = make_audit(record, hostile, command=name)
+    out = tmp_path_factory.mktemp("hostile")
+    return {str(path.relative_to(out)): path.read_text() for path in reporting.write_report(records, out, audits)}
 
 
 def test_hostile_names_stay_text_in_html(hostile_files):
@@ -183,7 +204,7 @@ def test_hostile_names_stay_text_in_plots(hostile_files):
 def test_hostile_names_stay_in_their_markdown_cell(hostile_files):
     lines = [line for line in hostile_files["leaderboard.md"].splitlines() if line.startswith("|")]
     counts = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
-    assert counts == {7, 15}  # the rankings, the runs
+    assert counts == {8, 15}  # the rankings, the runs
     assert "<" not in hostile_files["leaderboard.md"]
 
 

@@ -9,12 +9,13 @@ from hashlib import sha256
 import pytest
 
 from robustbench_lpm import reporting
+from tests.reporting.conftest import check, make_audit
 
 
 @pytest.fixture
 def render(tmp_path):
-    def rendered(*records):
-        return reporting.write_report(records, tmp_path / "out")[-1].read_text(encoding="utf-8")
+    def rendered(*records, audits=None):
+        return reporting.write_report(records, tmp_path / "out", audits)[-1].read_text(encoding="utf-8")
 
     return rendered
 
@@ -86,3 +87,56 @@ def test_the_gallery_stays_small(make, render):
 def test_an_interval_is_drawn_as_a_whisker_only_where_there_is_one(make, render):
     assert 'class="whisker"' in render(make(images=20))
     assert 'class="whisker"' not in render(make(images=19))
+
+
+VERDICTS = {"pass": "✓ passed", "fail": "✕ failed", "undecided": "? undecided", "": "not audited"}
+
+
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_a_verdict_is_a_word_in_the_ranking_and_among_the_runs(make, render, verdict):
+    record = make()
+    html = render(record, audits={record.id: make_audit(record, check(verdict))} if verdict else {})
+    cells = re.findall(r'<td class="audit" data-value="(\d?)"><span class="badge (\w+)">([^<]*)</span></td>', html)
+    assert [text for _, _, text in cells] == [VERDICTS[verdict]] * 2
+    assert {order for order, _, _ in cells} == {{"fail": "0", "undecided": "1", "pass": "2", "": ""}[verdict]}
+    assert ("audit failed: white-box vs black-box" in html) == (verdict == "fail")
+
+
+def test_all_checks_stand_among_the_details(make, render):
+    record, other = make(), make("other")
+    checks = [
+        check("fail", records=(other.id, "9" * 64), note="64 images only"),
+        check("not applicable", "eps = 1", judged=None, reference=None, low=None, high=None, images=0, against=""),
+        check("pass", "direction", unit="cosine", judged=-0.5, reference=0.25, low=-0.8, high=-0.7),
+    ]
+    html = render(record, other, audits={record.id: make_audit(record, *checks)})
+    table = re.search(r'<table class="findings">.*?</table>', html, re.DOTALL).group()
+    for text in ("Is the white-box attack at least as strong?", "62.0 %", "40.1 %", "+21.9 [14.1, 29.7]", "square",
+                 "64 images only", "not applicable", "-0.50", "0.25", "-0.75 [-0.80, -0.70]"):  # fmt: skip
+        assert text in table, text
+    assert f'<a class="code" href="#run-{other.id[:16]}">{other.id[:8]}</a>' in table
+    assert '<span class="code">99999999</span>' in table  # not in this page: no link that leads nowhere
+    assert "lpmbench audit cnn" in html
+    assert 'class="findings"' not in render(record, audits={})
+
+
+def test_the_text_of_a_check_stays_text(make, render):
+    record, evil = make(), "<script>alert(1)</script>"
+    audit = make_audit(record, check("fail", evil, question=evil, against=evil, note=evil, records=(evil,)))
+    html = render(record, audits={record.id: audit})
+    assert html.count("<script") == 1
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5  # the four of the check, and why there is no rank
+
+
+def test_details_say_what_was_chosen_and_who_controlled_the_noise(make, render):
+    html = render(
+        make("ram", choice=["detached"] * 30 + ["reparameterised"] * 10, noise=[("policy", "replayed")]),
+        make("cnn", "worst-case", choice=["pgd"] * 25 + ["spsa"] * 15, parameters={"attacks": ["pgd", "spsa"]}),
+    )
+    assert "<dt>Strongest gradient mode</dt><dd>detached 30, reparameterised 10 (images)</dd>" in html
+    assert "<dt>Strongest attack</dt><dd>pgd 25, spsa 15 (images)</dd>" in html
+    assert "<dt>Noise control</dt><dd>policy replayed</dd>" in html
+    assert html.count('<span class="chosen">worst case: pgd 25, spsa 15</span>') == 1  # in the ranking
+    plain = render(make())
+    assert "Noise control" not in plain
+    assert "<dt>Strongest" not in plain

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robustbench_lpm import reporting
+from robustbench_lpm import audits, records, reporting
 from robustbench_lpm.statistics import wilson
+from tests.reporting.conftest import check, make_audit, make_record
 
 RATES = ("clean_accuracy", "robust_accuracy")
 
@@ -66,7 +67,8 @@ def test_a_run_without_a_usable_timing_has_no_seconds(make, timing):
 def test_numbers_are_numbers(make):
     table = reporting.table([make(), make("other", images=5, timing={})])
     text = {"dataset", "size", "norm", "eps_text", "image_set", "model", "model_variant", "attack", "attack_variant",
-            "knowledge", "target", "gradient_mode", "notes", "record", "command"}  # fmt: skip
+            "knowledge", "target", "gradient_mode", "applies_to", "members", "chosen", "verdict", "failed_checks",
+            "audit", "notes", "record", "command"}  # fmt: skip
     for column in table.columns:
         assert pd.api.types.is_numeric_dtype(table[column]) == (column not in text), column
 
@@ -178,3 +180,189 @@ def test_the_rank_stands_beside_the_run_that_decides_it(make):
     table = reporting.table(records).set_index("attack")
     assert pd.isna(table.loc["pgd", "rank"])
     assert table.loc["spsa", "rank"] == 1
+
+
+def audited(record, verdict, **changes):
+    return {record.id: make_audit(record, check(verdict, **changes))}
+
+
+def row_of(records, model, audits=None):
+    return reporting.leaderboard(records, audits).set_index("model").loc[model]
+
+
+def test_a_result_that_fails_its_audit_has_no_rank(make):
+    a, b = make("a", robust=0.75), make("b", robust=0.25)
+    row = row_of([a, b], "a", audited(a, "fail"))
+    assert pd.isna(row["rank"])
+    assert row["notes"] == "audit failed: white-box vs black-box"
+    assert row["audit"] == "white-box vs black-box: 62.0 % against 40.1 %, difference [14.1, 29.7]"
+    assert row_of([a, b], "b", audited(a, "fail"))["rank"] == 1
+    table = reporting.table([a, b], audited(a, "fail")).set_index("model")
+    assert list(table["verdict"]) == ["fail", ""]
+    assert pd.isna(table.loc["a", "rank"])
+
+
+@pytest.mark.parametrize("verdict", ["pass", "undecided", None])
+def test_any_other_result_keeps_its_rank_and_says_its_verdict(make, verdict):
+    a, b = make("a", robust=0.75), make("b", robust=0.25)
+    row = row_of([a, b], "a", audited(a, verdict) if verdict else {})
+    assert (row["rank"], row["verdict"], row["audit"], row["notes"]) == (1, verdict or "", "", "")
+
+
+def test_the_evidence_of_a_cosine_is_no_percentage(make):
+    a = make("a")
+    row = row_of([a], "a", audited(a, "fail", name="direction", unit="cosine"))
+    assert row["audit"] == "direction: 0.62 against 0.40, difference [0.14, 0.30]"
+
+
+def test_audits_are_read_from_beside_the_records(make, tmp_path):
+    a = records.read(records.write(make_record("a"), tmp_path))
+    audits.write(make_audit(a, check("fail")), tmp_path)
+    assert row_of([a], "a")["verdict"] == reporting.table([a])["verdict"][0] == "fail"
+    assert row_of([a], "a", {})["verdict"] == ""  # none given is none
+
+
+def test_the_audit_of_the_run_that_decides_counts(make):
+    weak, strong = make("a", "pgd", robust=0.75), make("a", "spsa", robust=0.25)
+    assert row_of([weak, strong], "a", audited(weak, "fail"))["rank"] == 1
+    assert pd.isna(row_of([weak, strong], "a", audited(strong, "fail"))["rank"])
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        (("fail", "pass"), "pass"),
+        (("fail", "undecided"), "undecided"),
+        (("undecided", "pass"), "pass"),
+        (("fail", None), "fail"),  # a run that nobody judged lifts no verdict
+        (("pass", None), "pass"),
+        ((None, None), ""),
+    ],
+)
+def test_of_equal_runs_the_one_that_holds_up_best_decides(make, verdicts, expected):
+    runs = [make("a", "pgd", robust=0.5), make("a", "spsa", robust=0.5)]
+    for order in (runs, runs[::-1]):
+        given = {}
+        for run, verdict in zip(order, verdicts, strict=True):
+            given |= audited(run, verdict) if verdict else {}
+        row = row_of(runs, "a", given)
+        assert row["verdict"] == expected
+        assert pd.isna(row["rank"]) == (expected == "fail")
+        assert not given or row["record"] in given
+
+
+def worst_case(make, model, robust=0.5, attacks=("pgd", "spsa"), **changes):
+    """The worst case over some attacks; its members are runs of this model."""
+    members = {name: f"{model} {name}" for name in attacks}
+    return make(
+        model, "worst-case", robust=robust, parameters={"attacks": list(attacks)},
+        attack_identity={"members": members}, **changes
+    )  # fmt: skip
+
+
+def test_models_with_the_same_worst_case_are_not_asked_for_more(make):
+    records = [
+        make("a", "pgd", robust=0.6), make("a", "spsa", robust=0.7), worst_case(make, "a", 0.5),
+        make("b", "pgd", robust=0.4), make("b", "spsa", robust=0.4), worst_case(make, "b", 0.3),
+        make("a", "pgd", robust=0.6, parameters={"steps": 20}), make("a", "square", robust=0.6),  # an audit's probes
+        make("a", "pgd", robust=0.6, gradient_mode="detached"),
+    ]  # fmt: skip
+    assert standing(records) == {"a": 1, "b": 2}
+    assert set(reporting.table(records).query("attack == 'worst-case'")["attack_variant"]) == {""}
+
+
+def test_what_a_model_met_beyond_the_worst_case_counts_against_it(make):
+    records = [worst_case(make, "a", 0.5), worst_case(make, "b", 0.4), make("a", "square", robust=0.1)]
+    assert standing(records) == {"b": 1, "a": 2}
+    assert row_of(records, "a")["strongest_attack"] == "square"
+
+
+def test_a_model_without_the_worst_case_of_the_others_has_no_rank(make):
+    records = [worst_case(make, "a"), make("a", "pgd"), make("b", "pgd", robust=0.9), worst_case(make, "c", 0.4)]
+    assert standing(records) == {"a": 1, "c": 2, "b": None}
+    assert row_of(records, "b")["notes"] == "fewer attacks: did not meet worst-case"
+
+
+def test_a_member_that_a_worst_case_lacks_is_missed(make):
+    records = [
+        worst_case(make, "a"), make("a", "pgd"), make("a", "spsa"),
+        make("b", "worst-case", parameters={"attacks": ["pgd", "spsa"]}, attack_identity={"members": {"pgd": "x"}}),
+    ]  # fmt: skip
+    assert standing(records) == {"a": 1, "b": None}
+    assert row_of(records, "b")["notes"] == "fewer attacks: did not meet spsa"
+
+
+def test_worst_cases_over_other_attacks_are_other_attacks(make):
+    records = [worst_case(make, "a", attacks=("pgd",)), worst_case(make, "b", attacks=("pgd", "spsa"))]
+    assert standing(records) == {"a": None, "b": None}
+
+
+def test_the_audit_of_the_worst_case_speaks_for_a_lower_run_without_one(make):
+    worst, probe = worst_case(make, "a", 0.5), make("a", "pgd", robust=0.475, parameters={"steps": 80})
+    assert row_of([worst, probe], "a", audited(worst, "pass"))["verdict"] == "pass"
+    row = row_of([worst, probe], "a", audited(worst, "fail"))
+    assert (row["verdict"], row["robust_accuracy"]) == ("fail", pytest.approx(0.475))
+    assert pd.isna(row["rank"])
+
+
+def test_what_was_chosen_for_how_many_images_is_told(make):
+    record = worst_case(make, "a", choice=["spsa"] * 10 + ["pgd"] * 30)
+    assert row_of([record], "a")["chosen"] == "pgd 30, spsa 10"
+
+
+FIXATIONS = {"attack": "fixation", "attack_identity": {"applies_to": "glimpsing"}}
+
+
+def test_an_attack_on_fixations_is_not_asked_of_a_model_without(make):
+    records = [
+        make("ram", "pgd", robust=0.5), make("ram", robust=0.4, **FIXATIONS),
+        make("cnn", "pgd", robust=0.6, glimpses=0),
+        make("blind", "pgd", robust=0.7, glimpses=0, gradient_mode="strongest"),
+    ]  # fmt: skip
+    assert standing(records) == {"cnn": 1, "ram": 2, "blind": None}
+    assert row_of(records, "blind")["notes"] == "fewer attacks: did not meet fixation"
+
+
+def test_one_look_through_glimpses_makes_a_glimpsing_model(make):
+    records = [
+        make("ram", "pgd"), make("ram", **FIXATIONS),
+        make("other", "pgd", glimpses=0), make("other", "noise", knowledge="none", eps=4 / 255),
+    ]  # fmt: skip
+    assert standing(records, eps=8 / 255) == {"ram": 1, "other": None}
+
+
+def test_gradient_modes_tell_attacks_apart(make):
+    records = [
+        make("ram", gradient_mode="strongest", robust=0.4), make("ram", gradient_mode="detached", robust=0.8),
+        make("cnn", gradient_mode=None),
+    ]  # fmt: skip
+    table = reporting.table(records)
+    found = set(zip(table["model"], table["attack_variant"], strict=True))
+    assert found == {("ram", ""), ("ram", "detached gradients"), ("cnn", "")}
+    assert standing([records[0], records[2]]) == {"cnn": 1, "ram": 2}  # None is what a model without modes has
+
+
+def test_the_noise_of_an_attack_tells_it_apart(make):
+    records = [make("ram"), make("ram", noise=[("policy", "replayed"), ("first_fixation", "fresh")])]
+    table = reporting.table(records)
+    assert set(table["attack_variant"]) == {"", "noise: first_fixation fresh; policy replayed"}
+    assert set(table["model_variant"]) == {""}
+
+
+def test_a_model_with_its_noise_frozen_is_another_model(make):
+    frozen = make("ram", noise=[("policy", "frozen"), ("first_fixation", "frozen")], robust=0.9)
+    table = reporting.table([make("ram", robust=0.5), frozen]).set_index("record")
+    assert table.loc[frozen.id, "model_variant"] == "first_fixation, policy frozen"
+    assert set(table["attack_variant"]) == {""}
+    ranked = reporting.leaderboard([make("ram", robust=0.5), frozen])
+    assert list(ranked["model_variant"]) == ["first_fixation, policy frozen", ""]
+    two = [make("ram", weights="1" * 64), make("ram", weights="2" * 64, noise=[("policy", "frozen")])]
+    assert set(reporting.table(two)["model_variant"]) == {"weights 11111111", "weights 22222222, policy frozen"}
+
+
+def test_other_models_that_an_attack_is_made_on_are_no_other_attack(make):
+    records = [
+        make(name, "transfer", attack_identity={"surrogates": {"x": digest * 64}}) for name, digest in ("a1", "b2")
+    ]
+    assert standing(records) == {"a": 1, "b": 1}
+    assert set(reporting.table(records)["attack_variant"]) == {""}

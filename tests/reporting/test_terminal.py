@@ -9,11 +9,12 @@ from io import StringIO
 from rich.console import Console
 
 from robustbench_lpm import reporting
+from tests.reporting.conftest import check, make_audit
 
 
-def printed(*records, width=100):
+def printed(*records, width=100, audits=None):
     console = Console(file=StringIO(), width=width)
-    reporting.terminal_table(records, console)
+    reporting.terminal_table(records, console, audits)
     return console.file.getvalue()
 
 
@@ -28,6 +29,14 @@ def test_columns_appear_when_needed(make):
     text = printed(make(failed=4, mc=10))
     assert "Failed" in text
     assert " M " in text
+
+
+def test_verdicts_have_a_column_only_where_there_are_any(make):
+    a, b = make("a"), make("b")
+    assert "Audit" not in printed(a, b)
+    text = printed(a, b, audits={a.id: make_audit(a, check("fail"))})
+    assert "Audit" in text
+    assert [line.split()[-1] for line in text.strip().splitlines()[1:]] == ["failed", "–"]
 
 
 def test_names_are_neither_markup_nor_control_codes(make):

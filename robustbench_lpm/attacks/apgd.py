@@ -1,0 +1,177 @@
+"""Auto-PGD: projected gradient descent that sets its own step size (Croce and Hein 2020, arXiv 2003.01690)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.losses import Loss, objective, succeeded
+from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
+
+# Section 3.1: the share of a step that is new (the rest is momentum), and where the step size is looked at.
+ALPHA = 0.75
+FIRST_PERIOD, SHORTER_BY, SHORTEST_PERIOD = 0.22, 0.03, 0.06
+
+
+def apgd(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    steps: PositiveInt = 100,
+    restarts: PositiveInt = 1,
+    eot: PositiveInt = 5,
+    loss: Loss = "cross-entropy",
+    rho: PositiveFloat = 0.75,
+    early_stop: bool = True,
+) -> Tensor:
+    """Auto-PGD (algorithm 1) from random points of the ball.
+
+    Of every run two results are compared on selection noise: the iterate of lowest loss, which with a stochastic
+    classifier owes something to luck, and the last one. With a deterministic classifier an image that falls keeps the
+    iterate it fell to.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
+        steps: gradients of one run.
+        restarts: independent starts.
+        eot: draws of noise over which a stochastic classifier's loss and gradient are averaged.
+        rho: the step size is halved when fewer than this share of the steps since the last look were improvements.
+        early_stop: leave an image alone once it has fallen. Only where that is final: with a deterministic classifier.
+    """
+    draws = eot if oracle.stochastic else 1
+    stop = early_stop and not oracle.stochastic
+    found: list[Tensor] = []
+    for _ in range(restarts):
+        start = uniform_in_ball(images, norm, eps, oracle.generators)
+        found += _descend(oracle, images, start, labels, targets, norm, eps, steps, draws, loss, rho, stop)
+    return oracle.choose(found, labels, targets)
+
+
+def apgd_cost(*, steps: int = 100, restarts: int = 1, eot: int = 5, **_: object) -> Cost:
+    """A pass each way for every step, draw and restart."""
+    return Cost(steps * restarts * eot, steps * restarts * eot)
+
+
+def checkpoints(steps: int) -> list[int]:
+    """The iterations at which the step size is looked at: periods of 0.22 steps and then ever shorter ones."""
+    shares = [0.0, FIRST_PERIOD]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - SHORTER_BY, SHORTEST_PERIOD))
+    # Rounded first, for 0.41 · 100 must not become 42.
+    return sorted({math.ceil(round(share * steps, 9)) for share in shares[1:-1]})
+
+
+@dataclass
+class _Memory:
+    """What a run remembers of each of the b images that still stand; `keep` drops some of them."""
+
+    current: Tensor  # x_k, (b, C, H, W)
+    previous: Tensor  # x_{k-1}
+    best: Tensor  # x_max, the iterate of lowest loss
+    best_gradient: Tensor  # of the loss there
+    best_loss: Tensor  # (b,)
+    last_loss: Tensor  # (b,), of x_{k-1}
+    step_size: Tensor  # (b,)
+    improvements: Tensor  # (b,), steps that lowered the loss since the last checkpoint
+    halved: Tensor  # (b,), whether the step size was halved at the last checkpoint
+    best_then: Tensor  # (b,), the lowest loss at the last checkpoint
+
+    @classmethod
+    def at(cls, start: Tensor, step_size: float) -> _Memory:
+        worst = torch.full((len(start),), torch.inf, device=start.device)
+        zero = torch.zeros_like(start)
+        # `halved` starts as true: at the first checkpoint there is no earlier one without progress.
+        return cls(
+            current=start.clone(),
+            previous=start.clone(),
+            best=start.clone(),
+            best_gradient=zero,
+            best_loss=worst,
+            last_loss=worst.clone(),
+            step_size=torch.full_like(worst, step_size),
+            improvements=torch.zeros_like(worst),
+            halved=torch.ones_like(worst, dtype=torch.bool),
+            best_then=worst.clone(),
+        )
+
+    def keep(self, rows: Tensor) -> _Memory:
+        return _Memory(**{name: values[rows] for name, values in vars(self).items()})
+
+    def note(self, gradients: Tensor, losses: Tensor) -> None:
+        """Take in the loss and its gradient at the current iterate."""
+        self.improvements += losses < self.last_loss
+        self.last_loss = losses
+        better = losses < self.best_loss
+        self.best[better], self.best_gradient[better] = self.current[better], gradients[better]
+        self.best_loss = torch.where(better, losses, self.best_loss)
+
+    def look(self, period: int, rho: float) -> Tensor:
+        """Halve the step size of images that make no progress (conditions 1 and 2); which they are, (b,)."""
+        halve = (self.improvements < rho * period) | (~self.halved & (self.best_then <= self.best_loss))
+        self.step_size = torch.where(halve, self.step_size / 2, self.step_size)
+        self.halved, self.best_then = halve, self.best_loss.clone()
+        self.improvements = torch.zeros_like(self.improvements)
+        return halve
+
+    def move(self, gradients: Tensor, originals: Tensor, norm: Norm, eps: float, alpha: float) -> None:
+        """A gradient step with momentum (equation 3)."""
+        length = per_image(self.step_size, self.current)
+        target = project(self.current - length * steepest(gradients, norm), originals, norm, eps)
+        moved = self.current + alpha * (target - self.current) + (1 - alpha) * (self.current - self.previous)
+        self.previous, self.current = self.current, project(moved, originals, norm, eps)
+
+
+def _descend(
+    oracle: Oracle,
+    images: Tensor,
+    start: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    norm: Norm,
+    eps: float,
+    steps: int,
+    draws: int,
+    loss: str,
+    rho: float,
+    stop: bool,
+) -> list[Tensor]:
+    """One run from one start: the iterates of lowest loss, and the last ones (or those that images fell to)."""
+    best, last = start.clone(), start.clone()
+    fallen = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    active, here, memory = torch.arange(len(images), device=images.device), oracle, _Memory.at(start, 2 * eps)
+    checkpoint, periods = 0, checkpoints(steps)
+    for step in range(steps):
+        target = targets[active] if targets is not None else None
+        losses = partial(objective, loss, labels=labels[active], targets=target)
+        gradients, found, logits = here.gradient(memory.current, here.noise(draws), losses)
+        memory.note(gradients, found.mean(0))
+        best[active] = memory.best
+        if not oracle.stochastic:
+            fallen[active] |= succeeded(logits, labels[active], target)[0]
+        standing = ~(fallen[active] & stop)
+        if not standing.all():
+            active, here, memory, gradients = (
+                active[standing],
+                here.rows(standing),
+                memory.keep(standing),
+                gradients[standing],
+            )
+            if len(active) == 0:
+                break
+        if step in periods:
+            stuck = memory.look(step - checkpoint, rho)
+            memory.current[stuck], gradients[stuck] = memory.best[stuck], memory.best_gradient[stuck]
+            checkpoint = step
+        memory.move(gradients, images[active], norm, eps, ALPHA if step else 1.0)
+        last[active] = torch.where(per_image(fallen[active], memory.current), last[active], memory.current)
+    return [best, last]

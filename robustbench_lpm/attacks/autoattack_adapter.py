@@ -1,0 +1,195 @@
+"""AutoAttack (Croce and Hein 2020, arXiv 2003.01690), as the package pyautoattack has it, behind our contract.
+
+Its own driver is biased against stochastic classifiers: every stage skips what a single pass got wrong, keeps the first
+lucky flip, and returns the clean image where one more pass was right. Here its stages attack every image, each yields a
+candidate for each, and the strongest is chosen on selection noise. The one shortcut left is exact: an image that has
+fallen, to a deterministic classifier, does not go to the next stage.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
+from pyautoattack.fab_pt import FABAttack_PT
+from pyautoattack.square import SquareAttack
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from robustbench_lpm.attacks.art_adapter import seed_of
+from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.losses import succeeded
+from robustbench_lpm.norms import Norm, project
+from robustbench_lpm.randomness import isolated_globals
+
+TARGETS = 9  # classes that the targeted stages aim at, one after the other; all others if there are fewer
+SILENT = logging.Logger("pyautoattack", logging.CRITICAL + 1)
+# From a module, images and labels to candidates; the last is the one to go on with.
+Stage = Callable[[nn.Module, Tensor, Tensor], list[Tensor]]
+
+
+def autoattack_standard(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    steps: PositiveInt = 100,
+    queries: PositiveInt = 5000,
+) -> Tensor:
+    """The standard version: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square.
+
+    The targeted stages aim at the 9 likeliest other classes, or at all K - 1. With three classes or fewer the targeted
+    DLR does not exist and its stage is left out; so is Square in l2 on images of less than 5 pixels.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels: (B,).
+        steps: of APGD and FAB. queries: of Square.
+    """
+    stages = [_apgd("ce", norm, eps, steps)]
+    ranks = range(min(TARGETS, oracle.classes - 1))
+    if oracle.classes > 3:
+        stages += [_targeted_apgd(rank, norm, eps, steps) for rank in ranks]
+    stages += [_targeted_fab(rank, norm, eps, steps) for rank in ranks]
+    if norm == "linf" or min(images.shape[-2:]) >= 5:
+        stages.append(_square(norm, eps, queries))
+    return _strongest(oracle, images, labels, stages, norm, eps)
+
+
+def autoattack_standard_cost(*, steps: int = 100, queries: int = 5000, **_: object) -> Cost:
+    """With nine targets; APGD looks at its start too, a target costs a look, and so does what each stage found."""
+    apgd = Cost(steps + 1, steps + 1)
+    forwards = apgd.forwards + TARGETS * (1 + apgd.forwards) + TARGETS * (1 + 2 * steps) + (queries + 1)
+    looks = 2 + 2 * TARGETS
+    return Cost(forwards + looks, apgd.backwards * (1 + TARGETS) + TARGETS * steps)
+
+
+def autoattack_rand(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    steps: PositiveInt = 100,
+    eot: PositiveInt = 20,
+) -> Tensor:
+    """The version for randomised classifiers: APGD on cross-entropy and on DLR, gradients averaged over draws.
+
+    With two classes the DLR does not exist and its stage is left out.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels: (B,).
+        eot: draws of noise over which a gradient is averaged; a deterministic classifier is asked once.
+    """
+    draws = eot if oracle.stochastic else 1
+    losses = ["ce", "dlr"] if oracle.classes > 2 else ["ce"]
+    return _strongest(oracle, images, labels, [_apgd(loss, norm, eps, steps, draws) for loss in losses], norm, eps)
+
+
+def autoattack_rand_cost(*, steps: int = 100, eot: int = 20, **_: object) -> Cost:
+    """Two runs, each of which looks at its start too; a look at what a stage found, if the classifier has no noise."""
+    passes = 2 * (steps + 1) * eot
+    return Cost(passes + 2, passes)
+
+
+@torch.no_grad()  # the stages switch gradients on where they take them
+def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stage], norm: Norm, eps: float) -> Tensor:
+    """Run the stages; for each image the strongest of all candidates."""
+    if eps == 0:  # nothing to search, and divisions by the radius
+        return images.clone()
+    labels = labels.long()  # the package fails on other integers
+    latest, found = images.clone(), []
+    here, active = oracle, torch.arange(len(images), device=images.device)
+    with isolated_globals(seed_of(oracle)):
+        for stage in stages:
+            originals = images[active]
+            for candidate in stage(here.view(), originals.clone(), labels[active]):
+                # Where a stage failed (FAB finds no boundary, or divides by a gradient of zero) what there was stays.
+                finite, moved = candidate.isfinite().flatten(1).all(1), (candidate != originals).flatten(1).any(1)
+                usable = finite & moved
+                latest[active[usable]] = project(candidate[usable], originals[usable], norm, eps)
+                found.append(latest.clone())
+            if not oracle.stochastic:
+                standing = ~succeeded(here(latest[active], here.noise()), labels[active])[0]
+                active, here = active[standing], here.rows(standing)
+                if len(active) == 0:
+                    break
+    return oracle.choose(found, labels)
+
+
+def _apgd(loss: str, norm: Norm, eps: float, steps: int, draws: int = 1) -> Stage:
+    def stage(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+        attack = APGDAttack(model, n_iter=steps, norm=_name(norm), eps=eps, loss=loss, eot_iter=draws, logger=SILENT)
+        return _run_apgd(attack, images, labels)
+
+    return stage
+
+
+def _targeted_apgd(rank: int, norm: Norm, eps: float, steps: int) -> Stage:
+    def stage(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+        attack = APGDAttack_targeted(model, n_iter=steps, norm=_name(norm), eps=eps, logger=SILENT)
+        attack.y_target = _rivals(model(images), labels)[:, rank + 1]
+        return _run_apgd(attack, images, labels)
+
+    return stage
+
+
+def _run_apgd(attack: Any, images: Tensor, labels: Tensor) -> list[Tensor]:
+    """The iterates that flipped, those of highest loss standing in for the others; and all of highest loss."""
+    attack.init_hyperparam(images)
+    best, right, _, flipped = attack.attack_single_run(images, labels)
+    right = right.bool().reshape(-1, *[1] * (images.dim() - 1))
+    return [best, torch.where(right, best, flipped)]
+
+
+def _targeted_fab(rank: int, norm: Norm, eps: float, steps: int) -> Stage:
+    def stage(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+        attack = _EveryImage(model, labels, norm=_name(norm), n_iter=steps, eps=eps, device=images.device)
+        attack.target_class = rank + 2  # counted from the largest logit, the label's, which is 1
+        return [attack.attack_single_run(images, labels, is_targeted=True)]
+
+    return stage
+
+
+class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no types
+    """FAB, but it attacks every image, and no other class than the label comes first when it ranks targets."""
+
+    def __init__(self, model: nn.Module, labels: Tensor, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._labels, self._predictions = labels, self._label_then_predictions()
+
+    def _predict_fn(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.predict(x)
+        return logits.scatter(1, self._labels[:, None], torch.inf)
+
+    def _get_predicted_label(self, x: Tensor) -> Tensor:
+        return next(self._predictions)(x)
+
+    def _label_then_predictions(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        # It asks first which images are right, to attack only those.
+        yield lambda _: self._labels
+        while True:
+            yield lambda x: self.predict(x).argmax(1)
+
+
+def _square(norm: Norm, eps: float, queries: int) -> Stage:
+    def stage(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+        attack = SquareAttack(model, norm=_name(norm), n_queries=queries, eps=eps, resc_schedule=False)
+        attack.init_hyperparam(images)
+        return [attack.attack_single_run(images, labels)[1]]
+
+    return stage
+
+
+def _rivals(logits: Tensor, labels: Tensor) -> Tensor:
+    """The classes of each image by falling logits (B, K), the label first."""
+    return logits.scatter(1, labels[:, None], torch.inf).argsort(1, descending=True)
+
+
+def _name(norm: Norm) -> str:
+    return "Linf" if norm == "linf" else "L2"

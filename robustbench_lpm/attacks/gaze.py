@@ -1,0 +1,81 @@
+"""An attack on where a glimpsing classifier looks: it pushes the fixations off the object and never sees a logit."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
+
+
+def gaze(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    steps: PositiveInt = 20,
+    step_size: PositiveFloat | None = None,
+    restarts: PositiveInt = 1,
+    eot: PositiveInt = 5,
+) -> Tensor:
+    """Maximise the distance of the fixation means mu_t from the object's centre c: the mean of ||mu_t - c||², by PGD.
+
+    The mean is taken over glimpses and over draws of noise. Labels serve only to choose among restarts.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
+        step_size: length of a step in the norm; by default 2.5 eps / steps.
+        restarts: independent random starts; the strongest result is chosen for each image on selection noise.
+        eot: draws of noise over which a gradient is averaged.
+
+    Raises:
+        LpmbenchError: for a classifier that does not glimpse.
+    """
+    length = 2.5 * eps / steps if step_size is None else step_size
+    draws, centres = eot if oracle.stochastic else 1, centre_of(images)
+    found = []
+    for _ in range(restarts):
+        current = uniform_in_ball(images, norm, eps, oracle.generators)
+        for _ in range(steps):
+            gradients = _away(oracle, current, centres, draws)
+            current = project(current + length * steepest(gradients, norm), images, norm, eps)
+        found.append(current)
+    return oracle.choose(found, labels, targets)
+
+
+def gaze_cost(*, steps: int = 20, restarts: int = 1, eot: int = 5, **_: object) -> Cost:
+    """A pass each way for every step, draw and restart."""
+    return Cost(steps * restarts * eot, steps * restarts * eot)
+
+
+def centre_of(images: Tensor) -> Tensor:
+    """The centre of the object in each image, (B, 2) as (x, y) in [-1, 1], x right and y down.
+
+    It is the centroid of contrast: each pixel weighs |x - median(x)|, the median that of its channel in this image,
+    averaged over channels. The middle of an image without contrast.
+    """
+    background = images.flatten(2).median(2).values[..., None, None]
+    weights = (images - background).abs().mean(1)
+    total = weights.sum((1, 2)).clamp_min(torch.finfo(images.dtype).tiny)
+    x = (weights.sum(1) * _places(images.shape[-1]).to(images)).sum(1) / total
+    y = (weights.sum(2) * _places(images.shape[-2]).to(images)).sum(1) / total
+    return torch.stack([x, y], dim=1)
+
+
+def _places(pixels: int) -> Tensor:
+    """The middles of so many pixels between -1 and 1."""
+    return (2 * torch.arange(pixels) + 1) / pixels - 1
+
+
+def _away(oracle: Oracle, current: Tensor, centres: Tensor, draws: int) -> Tensor:
+    """The gradient (B, C, H, W) of the mean squared distance from the centres."""
+    current = current.detach().requires_grad_()
+    means = oracle.gaze(current, oracle.noise(draws))  # (draws, B, T, 2)
+    distances = (means - centres[:, None]).square().sum(-1).mean((0, 2))
+    (gradients,) = torch.autograd.grad(distances.sum(), current)
+    return gradients

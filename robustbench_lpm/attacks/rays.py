@@ -1,0 +1,152 @@
+"""RayS: a search along rays that needs predicted labels only (Chen and Gu 2020, arXiv 2006.12792)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
+from robustbench_lpm.attacks.losses import succeeded
+from robustbench_lpm.norms import Norm, per_image
+
+
+@torch.no_grad()
+def rays(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    queries: PositiveInt = 1000,
+    votes: PositiveInt = 5,
+    tolerance: PositiveFloat = 1e-3,
+) -> Tensor:
+    """Find, among the directions of signs, the one along which an image falls nearest (algorithms 1 to 3).
+
+    Halves, quarters, ... of the direction are flipped in turn. A flip is tried at the best radius so far, one decision,
+    and only if that fools the classifier its own radius is bisected. Until some direction fools it at all, random ones
+    are tried after the first, at the radius that spans the box.
+
+    A stochastic classifier's decision is a vote: a point counts as adversarial when it fools every one of some draws. A
+    majority will not do: an image that most draws take for something else as it is would have a radius of zero, and
+    nothing to search by. The same draws vote on all points (common random numbers): the search takes a radius for
+    good, so fresh draws would let one lucky vote make it smaller than it is, and nothing would count as adversarial
+    there ever after. With a deterministic classifier (asked once) an image is left alone once its radius is within eps.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
+        queries: decisions on each image.
+        votes: draws of noise that vote on a decision about a stochastic classifier.
+        tolerance: radii are bisected to this precision, in units of pixel values.
+
+    Returns:
+        The point at a distance of eps along the best direction (nearer where a deterministic classifier is known to
+        fall before), clipped to the box.
+    """
+    scale = 1.0 if norm == "linf" else images[0].numel() ** -0.5  # signs times this have norm 1
+    search, noise = _Search.of(images, 1 / scale), oracle.noise(votes if oracle.stochastic else 1)
+    active = torch.arange(len(images), device=images.device)
+    for _ in range(queries):
+        if not oracle.stochastic:
+            active = (search.radius > eps).nonzero()[:, 0]
+        if len(active) == 0:
+            break
+        state = search.rows(active)
+        here = oracle if oracle.stochastic else oracle.rows(active)
+        directions = state.proposals([oracle.generators[row] for row in active.tolist()])
+        lengths = per_image(state.asked_at() * scale, images)
+        points = (images[active] + lengths * directions.reshape(-1, *images.shape[1:])).clamp(0, 1)
+        fooled = _decide(here, points, labels[active], targets[active] if targets is not None else None, noise)
+        state.learn(directions, fooled, tolerance / scale)
+        search.put(active, state)
+    radius = torch.full_like(search.radius, eps) if oracle.stochastic else search.radius.clamp(max=eps)
+    best = search.best.reshape(images.shape)
+    return (images + per_image(radius * scale, images) * best).clamp(0, 1)
+
+
+def rays_cost(*, queries: int = 1000, votes: int = 5, **_: object) -> Cost:
+    """Every decision on every vote; a deterministic classifier is asked once for each decision."""
+    return Cost(queries * votes)
+
+
+def _decide(oracle: Oracle, points: Tensor, labels: Tensor, targets: Tensor | None, noise: Draws) -> Tensor:
+    """Whether all draws are fooled, (b,)."""
+    return succeeded(oracle(points, noise), labels, targets).all(0)
+
+
+@dataclass
+class _Search:
+    """Where the search of each image stands. Radii are in the norm."""
+
+    best: Tensor  # the best direction so far, signs (b, n)
+    radius: Tensor  # (b,), at which it fools the classifier; infinite before any direction does
+    farthest: Tensor  # (b,), a radius that spans the box
+    level: Tensor  # (b,), the direction is flipped in 2^level blocks
+    block: Tensor  # (b,), the one whose turn it is; -1, none, until the first direction has its radius
+    bisecting: Tensor  # (b,), whether the radius of the best direction is being bisected; else a flip is tried
+    low: Tensor  # (b,), a radius at which the direction under bisection fools nobody
+    fresh: Tensor  # (b,), whether nothing was tried yet
+
+    @classmethod
+    def of(cls, images: Tensor, farthest: float) -> _Search:
+        zeros = torch.zeros(len(images), device=images.device)
+        return cls(
+            best=torch.ones_like(images).flatten(1),
+            radius=torch.full_like(zeros, torch.inf),
+            farthest=torch.full_like(zeros, farthest),
+            level=zeros.long() + 1,
+            block=zeros.long() - 1,
+            bisecting=zeros.bool(),
+            low=zeros.clone(),
+            fresh=~zeros.bool(),
+        )
+
+    def rows(self, keep: Tensor) -> _Search:
+        return _Search(**{name: values[keep] for name, values in vars(self).items()})
+
+    def put(self, rows: Tensor, part: _Search) -> None:
+        for name, values in vars(self).items():
+            values[rows] = getattr(part, name)
+
+    def asked_at(self) -> Tensor:
+        """The radii of the next decisions, (b,)."""
+        return torch.where(self.bisecting, (self.low + self.radius) / 2, self.radius.minimum(self.farthest))
+
+    def proposals(self, generators: list[torch.Generator]) -> Tensor:
+        """The directions of the next decisions, (b, n)."""
+        numbers = self.best.shape[1]
+        size = (-(-numbers // 2 ** self.level.clamp(max=62))).clamp_min(1)
+        places = torch.arange(numbers, device=self.best.device) // size[:, None]
+        flipped = torch.where(places == self.block[:, None], -self.best, self.best)
+        directions = torch.where((self.bisecting | self.fresh)[:, None], self.best, flipped)
+        for row in (~self.fresh & self.radius.isinf()).nonzero()[:, 0].tolist():
+            signs = torch.randint(2, (numbers,), generator=generators[row]) * 2 - 1
+            directions[row] = signs.to(directions)
+        return directions
+
+    def learn(self, directions: Tensor, fooled: Tensor, tolerance: float) -> None:
+        """Take in the answers (b,) to the last proposals."""
+        asked, found = self.asked_at(), fooled & ~self.bisecting
+        tried = ~self.bisecting & ~fooled & self.radius.isfinite()
+        self.best[found] = directions[found]
+        self.low = torch.where(found, 0.0, torch.where(self.bisecting & ~fooled, asked, self.low))
+        self.radius = torch.where(fooled, asked, self.radius)
+        finished = self.bisecting & (self.radius - self.low < tolerance)
+        self.bisecting = (self.bisecting | found) & ~finished
+        self._next_block(tried | finished)
+        self.fresh = torch.zeros_like(self.fresh)
+
+    def _next_block(self, done: Tensor) -> None:
+        self.block = self.block + done.long()
+        numbers = self.best.shape[1]
+        over = self.block * self._block_size() >= numbers
+        self.level = torch.where(over & (2**self.level < numbers), self.level + 1, self.level)
+        self.block = torch.where(over, 0, self.block)
+
+    def _block_size(self) -> Tensor:
+        return (self.best.shape[1] + 2**self.level - 1) // 2**self.level

@@ -1,0 +1,176 @@
+"""The Square Attack: random search with square-shaped updates (Andriushchenko et al. 2020, arXiv 1912.00049)."""
+
+from __future__ import annotations
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor
+
+from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.losses import objective
+from robustbench_lpm.norms import Norm, per_image, project
+
+# Section 4.1 of the paper: the share p of pixels that change is halved at these queries of 10,000.
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+TILES = 5  # the l2 attack starts from a grid of so many tiles by so many
+
+
+@torch.no_grad()
+def square(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    queries: PositiveInt = 1000,
+    draws: PositiveInt = 1,
+    p_init: PositiveFloat = 0.8,
+) -> Tensor:
+    """Change a square at a random place, and keep the change if the margin falls (algorithm 1).
+
+    With a deterministic classifier a change costs one query, and an image that has fallen is left alone. With a
+    stochastic one the changed and the present image meet the same fresh noise (common random numbers), so that no lucky
+    draw is kept; a change then costs two queries.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
+        queries: the budget of each image, including one for the start with a deterministic classifier.
+        draws: draws of noise over which a stochastic classifier's answer to a query is averaged.
+        p_init: share of the pixels that the first squares cover; the paper's schedule is scaled to the budget.
+    """
+    result = _start(images, norm, eps, oracle.generators)
+    changes = queries // 2 if oracle.stochastic else queries - 1
+    choices = _choices(changes, images, oracle.generators)
+    here, active = oracle, torch.arange(len(images), device=images.device)
+    known = torch.full((len(images),), torch.inf, device=images.device)
+    if not oracle.stochastic:
+        known = objective("margin", oracle(result, oracle.noise()), labels, targets)[0]
+    for number in range(changes):
+        standing = known >= 0
+        if not standing.all():
+            active, here, known = active[standing], here.rows(standing), known[standing]
+        if len(active) == 0:
+            break
+        present, originals = result[active], images[active]
+        target = targets[active] if targets is not None else None
+        side = side_at(number, changes, p_init, images.shape[-2:], norm)
+        moved = _change(present, originals, choices[number, active], side, norm, eps)
+        if oracle.stochastic:
+            better = _beats(here, moved, present, labels[active], target, draws)
+        else:
+            found = objective("margin", here(moved, here.noise()), labels[active], target)[0]
+            better, known = found < known, torch.minimum(found, known)
+        result[active[better]] = moved[better]
+    return result
+
+
+def square_cost(*, queries: int = 1000, draws: int = 1, **_: object) -> Cost:
+    """Every query on every draw; a deterministic classifier is asked once for each query."""
+    return Cost(queries * draws)
+
+
+def side_at(number: int, changes: int, p_init: float, shape: torch.Size, norm: Norm) -> int:
+    """The side in pixels of the square of a change, of images of a shape (H, W) (section 4.1 of the paper)."""
+    place = number * 10_000 / max(changes, 1)
+    share = p_init / 2 ** sum(place > halving for halving in HALVINGS)
+    side = round((share * shape[0] * shape[1]) ** 0.5)
+    # In l2 a square needs two halves and a centre.
+    side = max(side, 1) if norm == "linf" else max(side, 3) // 2 * 2 + 1
+    return min(side, *shape)
+
+
+def _beats(
+    oracle: Oracle, moved: Tensor, present: Tensor, labels: Tensor, targets: Tensor | None, draws: int
+) -> Tensor:
+    """Whether changed images have a smaller mean margin than the present ones, on the same noise: (b,)."""
+    both = torch.cat([moved.expand(draws, *moved.shape), present.expand(draws, *present.shape)])
+    margins = objective("margin", oracle(both, oracle.noise(draws, paired=True)), labels, targets)
+    of_moved, of_present = margins.chunk(2)
+    return of_moved.mean(0) < of_present.mean(0)
+
+
+def _choices(changes: int, images: Tensor, generators: list[torch.Generator]) -> Tensor:
+    """Uniform numbers (changes, B, 5 + C): two places (row, column), a flip, and a sign for each channel."""
+    numbers = [torch.rand(changes, 5 + images.shape[1], generator=g) for g in generators]
+    return torch.stack(numbers, dim=1).to(images.device)
+
+
+def _start(images: Tensor, norm: Norm, eps: float, generators: list[torch.Generator]) -> Tensor:
+    """Vertical stripes of ± eps in linf; in l2 a grid of tiles of the shape that the squares have later."""
+    channels, height, width = images.shape[1:]
+    if norm == "linf":
+        stripes = torch.stack([_signs(torch.rand(channels, 1, width, generator=g)) for g in generators])
+        return project(images + eps * stripes.to(images), images, norm, eps)
+    side = max(1, min(height, width) // TILES)
+    grid = (height // side, width // side)
+    signs = torch.stack([_signs(torch.rand(channels, *grid, generator=g)) for g in generators])
+    flips = torch.stack([torch.rand(1, *grid, generator=g) < 0.5 for g in generators])
+    tile = _tile(side)
+    tiles = signs[..., None, None] * torch.where(flips[..., None, None], tile.T, tile)  # (B, C, rows, columns, h, h)
+    offsets = torch.zeros(images.shape)
+    offsets[..., : grid[0] * side, : grid[1] * side] = tiles.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    offsets /= per_image(offsets.flatten(1).norm(dim=1), offsets)
+    return project(images + eps * offsets.to(images), images, norm, eps)
+
+
+def _change(present: Tensor, originals: Tensor, choices: Tensor, side: int, norm: Norm, eps: float) -> Tensor:
+    """The images after one change each, by choices (b, 5 + C)."""
+    places, flips, signs = choices[:, :4], choices[:, 4] < 0.5, _signs(choices[:, 5:])[..., None, None]
+    free = torch.tensor([*present.shape[-2:]] * 2, device=present.device) - side + 1
+    rows, columns, other_rows, other_columns = (places * free).long().unbind(1)
+    window = _window(rows, columns, side, present)
+    if norm == "linf":  # algorithm 2: all of the square goes to the same side of the ball
+        return project(torch.where(window, originals + eps * signs, present), originals, norm, eps)
+    other = _window(other_rows, other_columns, side, present)
+    tile = _tile(side).to(present)
+    shape = signs * torch.where(per_image(flips, present), tile.T, tile)  # (b, C, h, h)
+    return _change_l2(present, originals, window, other, shape, eps)
+
+
+def _change_l2(present: Tensor, originals: Tensor, window: Tensor, other: Tensor, shape: Tensor, eps: float) -> Tensor:
+    """Algorithm 3: what one window gives up, and what is left of the budget, goes into the other, channel by channel.
+
+    window, other: masks (b, 1, H, W). shape: what is added in the first, (b, C, h, h), of norm 1 in each channel.
+    """
+    offsets = present - originals
+    inside = window.expand_as(offsets)
+    old = offsets[inside].reshape(shape.shape)
+    unused = (eps**2 - offsets.square().sum((1, 2, 3), keepdim=True)).clamp_min(0)
+    given_up = (offsets.square() * (window | other)).sum((2, 3), keepdim=True)
+    available = (given_up + unused / offsets.shape[1]).sqrt()
+    new = shape + old / _size(old)
+    offsets = offsets.masked_fill(other, 0)
+    offsets[inside] = (new / _size(new) * available).flatten()
+    return project(originals + offsets, originals, "l2", eps)
+
+
+def _size(channels: Tensor) -> Tensor:
+    return channels.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def _signs(numbers: Tensor) -> Tensor:
+    return torch.where(numbers < 0.5, -1.0, 1.0)
+
+
+def _window(rows: Tensor, columns: Tensor, side: int, images: Tensor) -> Tensor:
+    """Masks (b, 1, H, W) of squares whose upper left corners are at rows, columns (b,)."""
+    ys = torch.arange(images.shape[-2], device=images.device)[None, :, None] - rows[:, None, None]
+    xs = torch.arange(images.shape[-1], device=images.device)[None, None, :] - columns[:, None, None]
+    return ((ys >= 0) & (ys < side) & (xs >= 0) & (xs < side))[:, None]
+
+
+def _tile(side: int) -> Tensor:
+    """Two pyramids of opposite sign side by side, (h, h), of norm 1 (equation 2 of the paper and the text below it)."""
+    tile = torch.cat([_pyramid(side, side // 2), -_pyramid(side, side - side // 2)], dim=1)
+    return tile / tile.norm()
+
+
+def _pyramid(long: int, short: int) -> Tensor:
+    """At a distance of d from the middle, Σ_k 1 / (n + 1 - k)² over k = 0 .. n - d, n = long // 2: (long, short)."""
+    down = (torch.arange(long) - long // 2).abs()[:, None]
+    right = (torch.arange(short) - short // 2).abs()[None, :]
+    terms = torch.arange(1, long // 2 + 2, dtype=torch.float32) ** -2
+    outer = terms.flip(0).cumsum(0).flip(0)  # outer[d]: the terms from 1 / (d + 1)² on
+    return outer[torch.maximum(down, right)]

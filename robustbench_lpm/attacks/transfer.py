@@ -1,0 +1,72 @@
+"""A transfer attack: made on other models and carried over (Dong et al. 2018, arXiv 1710.06081)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor
+
+from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.losses import Loss, objective
+from robustbench_lpm.norms import Norm, per_image, project, steepest
+
+
+def transfer(
+    oracle: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    surrogates: Sequence[Oracle],
+    norm: Norm,
+    eps: float,
+    targets: Tensor | None = None,
+    steps: PositiveInt = 20,
+    eot: PositiveInt = 5,
+    loss: Loss = "margin",
+    momentum: NonNegativeFloat = 1.0,
+) -> Tensor:
+    """The momentum iterative method on every surrogate; the strongest result is chosen for each image.
+
+    Nothing but that choice, on selection noise, is asked of the classifier under attack.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
+        surrogates: oracles of other classifiers for the same batch; the run gives them.
+        steps: of length eps / steps, from the image itself.
+        eot: draws of noise over which a stochastic surrogate's gradient is averaged.
+        momentum: the decay factor mu of the paper's equation 6.
+    """
+    found = [_momentum_iterative(s, images, labels, targets, norm, eps, steps, eot, loss, momentum) for s in surrogates]
+    return oracle.choose(found, labels, targets)
+
+
+def transfer_cost(**_: object) -> Cost:
+    """Nothing: the passes go to the surrogates. The choice among them, whose number the run knows, is not counted."""
+    return Cost(0)
+
+
+def _momentum_iterative(
+    surrogate: Oracle,
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    norm: Norm,
+    eps: float,
+    steps: int,
+    eot: int,
+    loss: str,
+    momentum: float,
+) -> Tensor:
+    """MI-FGSM (algorithm 1), descending on the attacker's loss."""
+    found, velocity = images.clone(), torch.zeros_like(images)
+    losses = partial(objective, loss, labels=labels, targets=targets)
+    for _ in range(steps):
+        noise = surrogate.noise(eot if surrogate.stochastic else 1)
+        gradients, _, _ = surrogate.gradient(found, noise, losses)
+        size = gradients.flatten(1).abs().mean(1).clamp_min(torch.finfo(gradients.dtype).tiny)
+        velocity = momentum * velocity + gradients / per_image(size, gradients)
+        found = project(found - eps / steps * steepest(velocity, norm), images, norm, eps)
+    return found

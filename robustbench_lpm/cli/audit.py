@@ -1,0 +1,176 @@
+"""lpmbench audit: do a model's results say how robust it is, or only that the attacks were blind?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from robustbench_lpm import cards
+from robustbench_lpm.cli.attack import run_plan, split_settings, with_budget
+from robustbench_lpm.cli.options import (
+    budget_options,
+    data_options,
+    grading_options,
+    machine_options,
+    noise_options,
+    prepare_machine,
+    read_settings,
+    trust_option,
+)
+from robustbench_lpm.errors import LpmbenchError
+
+if TYPE_CHECKING:
+    from robustbench_lpm.audits import Audit
+    from robustbench_lpm.evaluation.planning import Plan
+    from robustbench_lpm.records import RunRecord
+
+IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
+
+
+@click.command()
+@click.argument("model")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card.")
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    help="A result to judge; may be given again. Default: worst-case, and every attack among its members.",
+)
+@click.option(
+    "--black-box",
+    "black_box",
+    multiple=True,
+    default=("square", "transfer"),
+    show_default=True,
+    help="The attacks without gradients that a white-box result is compared with; may be given again.",
+)
+@data_options
+@budget_options
+@click.option("--steps", type=click.IntRange(1), help="Steps (or iterations, or queries) of the attacks.")
+@click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient of a stochastic model.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="[ATTACK.]NAME=VALUE", help="A parameter of the attacks, or of one."
+)
+@noise_options
+@grading_options
+@machine_options
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where records go."
+)
+@trust_option
+def audit(
+    model: str,
+    checkpoint: Path | None,
+    attacks: tuple[str, ...],
+    black_box: tuple[str, ...],
+    dataset: str,
+    eps: str | None,
+    norm: Literal["linf", "l2"],
+    steps: int | None,
+    eot: int | None,
+    settings: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    out: Path,
+    trust: bool,
+    data: Path | None,
+    size: str | None,
+    image: Path | None,
+    label: int | None,
+    limit: int | None,
+    **rest: Any,
+) -> None:
+    """Judge the results of MODEL: is it robust, or were the attacks blind?
+
+    Each result, an attack or the worst case over several, is compared, example by example, with what must not be
+    stronger: one step, random noise, attacks without gradients, twice the steps, draws and restarts, a larger eps,
+    frozen noise. A check fails when the 95 % interval of the paired difference lies above one point, passes when it
+    lies below, and is undecided otherwise: more images decide it. The verdicts are written beside the records;
+    `report` shows them, and a result that fails gets no rank. Runs that lie finished in --out are not repeated.
+
+    \b
+    lpmbench audit cnn --dataset digits --eps 0.1
+    lpmbench audit ramlpm --attack worst-case --eps 0.1 --eot 20
+    lpmbench audit mymodel.toml --trust --attack pgd --set pgd.steps=100
+    """
+    from robustbench_lpm.budgets import parse_eps_list
+
+    budgets = parse_eps_list(eps if eps is not None else cards.dataset(dataset).default_eps(norm))
+    if any(budget == 0 for budget in budgets):
+        raise LpmbenchError("An audit needs an eps above 0: without a budget there is nothing to judge.")
+    parameters, of_attacks = split_settings(read_settings(settings))
+    names = list(attacks) or ["worst-case", *cards.attack("worst-case").members]
+    prepare_machine(device, threads)
+    from robustbench_lpm import audits
+    from robustbench_lpm.cli.console import say, shown_path
+    from robustbench_lpm.evaluation.audit import judge
+    from robustbench_lpm.evaluation.planning import make_plan
+    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
+
+    source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
+    loaded = resolve_model(model, checkpoint=checkpoint, trust=trust, device=device)
+    others = [resolve_attack(name, parameters=of_attacks.get(name), trust=trust) for name in black_box]
+    obtain = _Obtain(out)
+    found: list[Audit] = []
+    for name in names:
+        attack = resolve_attack(
+            name, parameters={**parameters, **of_attacks.get(name, {})}, settings=of_attacks, trust=trust
+        )
+        attack = with_budget(attack, {"steps": steps, "eot": eot}, strict=bool(attacks))
+        if not attack.applies(loaded.classifier) or attack.knowledge == "none":
+            continue
+        for budget in budgets:
+            plan = make_plan(
+                loaded, attack, source, eps=budget, norm=norm, device=device, limit=limit or IMAGES, **rest
+            )
+            result = judge(plan, obtain, black_box=others)
+            path = audits.write(result, out)
+            _print(result, plan)
+            say(f"Audit: {shown_path(path)}\n")
+            found.append(result)
+    if failed := [result for result in found if result.verdict == "fail"]:
+        said = ", ".join(f"{result.attack}" for result in failed)
+        say(
+            f"{len(failed)} of {len(found)} results fail their audit ({said}): they do not say how robust the model is."
+        )
+
+
+class _Obtain:
+    """Runs plans, or reads what lies finished; what has been obtained once in this audit is not announced again."""
+
+    def __init__(self, out: Path) -> None:
+        self._out, self._records = out, dict[str, "RunRecord"]()
+
+    def __call__(self, plan: Plan) -> RunRecord:
+        if plan.id not in self._records:
+            *members, record = run_plan(plan, self._out)
+            self._records |= {member.id: member for member in members} | {plan.id: record}
+        return self._records[plan.id]
+
+
+def _print(result: Audit, plan: Plan) -> None:
+    """The checks of one result as a table, the verdict below."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from robustbench_lpm.budgets import format_eps
+    from robustbench_lpm.cli.console import say
+    from robustbench_lpm.reporting import evidence
+
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has room
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in ("Check", "Against", "Verdict", "Judged", "Reference", "Difference, 95 %"):
+        grid.add_column(heading, justify="right" if heading in ("Judged", "Reference") else "left")
+    for check in result.checks:
+        numbers = evidence.number(check, check.judged), evidence.number(check, check.reference)
+        applies = check.judged is not None
+        grid.add_row(
+            check.name, check.against, check.verdict, *numbers, evidence.difference(check) if applies else check.note
+        )
+    console.print(grid)
+    where = f"{result.model} under {result.attack}, {plan.norm} {format_eps(plan.eps)}, {len(plan.indices)} images"
+    say(f"Verdict on {where}: {result.verdict.upper()}")

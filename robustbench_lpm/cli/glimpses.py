@@ -1,0 +1,330 @@
+"""lpmbench glimpses: what each glimpse of a model that looks in glimpses contributes, clean and under attack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from robustbench_lpm import cards
+from robustbench_lpm.cli.attack import with_budget
+from robustbench_lpm.cli.options import (
+    budget_options,
+    data_options,
+    machine_options,
+    prepare_machine,
+    read_settings,
+    trust_option,
+)
+from robustbench_lpm.errors import LpmbenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from robustbench_lpm.evaluation.glimpses import Looks
+    from robustbench_lpm.evaluation.planning import Plan
+    from robustbench_lpm.evaluation.tasks import Attack, Data
+    from robustbench_lpm.records import RunRecord
+
+
+@click.command()
+@click.argument("model")
+@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card.")
+@click.option("--attack", "attack_name", default="pgd", show_default=True, help="An attack, or the path of its card.")
+@data_options
+@budget_options
+@click.option("--steps", type=click.IntRange(1), help="Steps (or iterations) of the attack.")
+@click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any parameter of the attack's card.")
+@click.option("--target", help="A class to reach: its number or name, or 'random'.")
+@click.option("--gradient-mode", help="By default the strongest for each image.")
+@click.option(
+    "--mc",
+    default="1,2,3",
+    show_default=True,
+    help="Values of M, the runs whose mean logits decide; 1 is always among them.",
+)
+@click.option(
+    "--draws", type=click.IntRange(1), default=20, show_default=True, help="Held-out draws K, of M runs each."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--no-adaptive", is_flag=True, help="Leave out the attacks on the model of fewer glimpses (T - 1 of them)."
+)
+@click.option(
+    "--pictures", type=click.IntRange(0), default=3, show_default=True, help="Images whose scanpaths are drawn."
+)
+@machine_options
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where everything goes; default: runs/glimpses/MODEL-DATASET-ATTACK-...",
+)
+@click.option("--force", is_flag=True, help="Run again what has been run.")
+@trust_option
+def glimpses(
+    model: str,
+    checkpoint: Path | None,
+    attack_name: str,
+    dataset: str,
+    eps: str | None,
+    norm: Literal["linf", "l2"],
+    steps: int | None,
+    eot: int | None,
+    settings: tuple[str, ...],
+    device: str,
+    threads: int | None,
+    mc: str,
+    no_adaptive: bool,
+    pictures: int,
+    out: Path | None,
+    force: bool,
+    trust: bool,
+    data: Path | None,
+    size: str | None,
+    image: Path | None,
+    label: int | None,
+    **rest: Any,
+) -> None:
+    """What each glimpse of MODEL contributes, clean and under attack.
+
+    Accuracy after 1, 2, ... glimpses; what averaging M runs brings at the same number of glimpses; how far the attack
+    moves the fixations; and pictures of where the model looks. The attack runs against all T glimpses, and anew
+    against the same weights at each smaller number of glimpses, so that no classifier is spared an attack of its own.
+
+    \b
+    lpmbench glimpses ramlpm --limit 32 --steps 10
+    lpmbench glimpses ram --attack pgd --eps 0.1 --limit 100 --mc 1,2,3,6 --no-adaptive
+    lpmbench glimpses ramlpm-imagenet --checkpoint best.safetensors --dataset panda --size 224
+    """
+    runs = parse_runs(mc)
+    budget = parse_budget(eps if eps is not None else cards.dataset(dataset).default_eps(norm))
+    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
+
+    attack = with_budget(
+        resolve_attack(attack_name, parameters=read_settings(settings), trust=trust), {"steps": steps, "eot": eot}
+    )
+    prepare_machine(device, threads)
+    source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
+    plans = make_plans(
+        model, attack, source, adaptive=not no_adaptive,
+        loading={"checkpoint": checkpoint, "trust": trust, "device": device},
+        planning={"eps": budget, "norm": norm, "device": device} | rest,
+    )  # fmt: skip
+    plan = plans[max(plans)]
+    folder = out if out is not None else default_folder(plan)
+    records = attack_all(plans, folder, force)
+    clean, still, moved = look(plan, records[max(plans)], runs)
+    tables = tabulate(plan, clean, still, moved, records if not no_adaptive else {})
+    tell(tables, moved)
+    names = write_tables(plan, tables, folder)
+    names += draw_scanpaths(plan, still, moved, records[max(plans)], pictures, folder)
+    tell_where(names, folder)
+
+
+def parse_runs(text: str) -> list[int]:
+    """The values of M in '1,2,3', 1 among them. Raises LpmbenchError unless they are whole numbers from 1."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts or not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
+        raise LpmbenchError(f"--mc '{text}' must be whole numbers from 1, separated by commas, like 1,2,3.")
+    return sorted({1, *map(int, parts)})
+
+
+def parse_budget(text: str) -> float:
+    """The one budget of a study. Raises LpmbenchError for several."""
+    from robustbench_lpm.budgets import parse_eps_list
+
+    budgets = parse_eps_list(text)
+    if len(budgets) > 1:
+        raise LpmbenchError(f"A study of glimpses is made at one eps, not at {len(budgets)}; run one for each.")
+    return budgets[0]
+
+
+def make_plans(
+    name: str,
+    attack: Attack,
+    source: Data,
+    *,
+    adaptive: bool,
+    loading: dict[str, Any],
+    planning: dict[str, Any],
+) -> dict[int, Plan]:
+    """By number of glimpses, the attack on the whole model and, if it is to be adaptive, on it with fewer glimpses.
+
+    Raises LpmbenchError for a model that sees images whole.
+    """
+    from robustbench_lpm.evaluation.glimpses import check_glimpsing, truncated, truncated_plan
+    from robustbench_lpm.evaluation.planning import make_plan
+    from robustbench_lpm.evaluation.tasks import resolve_model
+
+    whole = resolve_model(name, **loading)
+    check_glimpsing(whole)
+    total = whole.classifier.glimpses
+    plans = {total: make_plan(whole, attack, source, save_adversarials=True, **planning)}
+    for t in range(1, total) if adaptive else ():
+        fewer = truncated(whole, name, t, **loading)
+        plans[t] = truncated_plan(make_plan(fewer, attack, source, save_adversarials=True, **planning))
+    return dict(sorted(plans.items()))
+
+
+def default_folder(plan: Plan) -> Path:
+    """A folder of its own for each model, data set, attack and budget."""
+    import re
+
+    from robustbench_lpm.budgets import format_eps
+
+    words = [plan.model.name, plan.data.name, plan.attack.name, plan.norm, format_eps(plan.eps)]
+    return Path("runs") / "glimpses" / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
+
+
+def attack_all(plans: dict[int, Plan], out: Path, force: bool) -> dict[int, RunRecord]:
+    """Run every plan, the whole model's first; a run that lies finished in `out` is read instead."""
+    from robustbench_lpm.cli.console import LONG, announce, attack_bar, duration, result_line, say
+    from robustbench_lpm.evaluation.estimates import estimate_seconds
+    from robustbench_lpm.evaluation.runner import finished_run, run
+
+    order = sorted(plans, reverse=True)
+    found = {t: None if force else finished_run(plans[t], out) for t in order}
+    seconds = {t: estimate_seconds(plans[t]) for t in order if found[t] is None}
+    in_all = sum(estimate or 0.0 for estimate in seconds.values())
+    if len(seconds) > 1 and in_all >= LONG:
+        say(f"{len(seconds)} attacks to run, about {duration(in_all)} at most in all")
+    records: dict[int, RunRecord] = {}
+    for t in order:
+        announce(plans[t], seconds.get(t))
+        record = found[t]
+        if record is None:
+            with attack_bar(plans[t]) as progress:
+                record = run(plans[t], out, progress)
+        else:
+            say("  already run (--force runs it again)")
+        result_line(record)
+        records[t] = record
+    return records
+
+
+def look(plan: Plan, record: RunRecord, runs: Sequence[int]) -> tuple[Looks, Looks, Looks]:
+    """How the clean images are looked at, the same on the noise of the attacked ones, and how the attacked ones are."""
+    from robustbench_lpm.evaluation.glimpses import adversarials, looks, looks_cost
+
+    found = adversarials(record)
+    passes = len(found) * (2 * looks_cost(plan, runs) + looks_cost(plan, [1]))
+    with looking_bar(passes) as spent:
+        clean = looks(plan, purpose="clean", runs=runs, spent=spent)
+        still = looks(plan, purpose="grade", spent=spent)
+        moved = looks(plan, found, purpose="grade", runs=runs, spent=spent)
+    return clean, still, moved
+
+
+@contextmanager
+def looking_bar(passes: int) -> Iterator[Callable[[int], None]]:
+    """What will be looked at, and a bar over passes of the network; no bar where the output is no terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from robustbench_lpm.cli.console import console, say
+
+    say(f"Looking at the images, clean and attacked: {passes:,} forwards")
+    columns = (TextColumn("  {task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("looking", total=passes)
+        yield lambda number: bars.advance(task, number)
+
+
+def tabulate(
+    plan: Plan, clean: Looks, still: Looks, moved: Looks, adaptive: dict[int, RunRecord]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Accuracies and fixations, each row with the run that it belongs to."""
+    from robustbench_lpm.evaluation.glimpses import accuracy_table, fixation_table
+
+    run = {
+        "model": plan.model.name,
+        "dataset": plan.data.name,
+        "size": plan.data.identity["size"],
+        "attack": plan.attack.name,
+        "norm": plan.norm,
+        "eps": plan.eps,
+        "seed": plan.seed,
+    }
+    tables = accuracy_table(clean, moved, adaptive), fixation_table(still, moved)
+    for table in tables:
+        for position, (name, value) in enumerate(run.items()):
+            table.insert(position, name, value)
+    return tables
+
+
+def tell(tables: tuple[pd.DataFrame, pd.DataFrame], moved: Looks) -> None:
+    """The tables, and what the reader needs to read them."""
+    from robustbench_lpm.cli.console import console, say
+    from robustbench_lpm.reporting.glimpses import terminal_tables
+
+    say("")
+    terminal_tables(*tables, console)
+    images, draws = len(moved.indices), moved.fixations.shape[1]
+    say(f"\n{images} image(s), {draws} held-out draw(s); intervals (95 %) are over images, from 20 images on.")
+
+
+def write_tables(plan: Plan, tables: tuple[pd.DataFrame, pd.DataFrame], out: Path) -> list[str]:
+    """Write glimpses.csv, fixations.csv and the figure of both; their names."""
+    from robustbench_lpm.records import write_atomically
+    from robustbench_lpm.reporting.glimpses import glimpse_figure
+
+    contents = {
+        f"{name}.csv": table.to_csv(index=False, lineterminator="\n").encode()
+        for name, table in zip(("glimpses", "fixations"), tables, strict=True)
+    }
+    figure = glimpse_figure(*tables, headline(plan))
+    contents |= {f"glimpses.{kind}": content for kind, content in figure.items()}
+    for name, content in contents.items():
+        write_atomically(out / name, content)
+    return list(contents)
+
+
+def headline(plan: Plan) -> str:
+    """Which model under which attack, for the head of a picture."""
+    from robustbench_lpm.budgets import format_eps
+    from robustbench_lpm.reporting import cells
+
+    return f"{plan.model.name} under {plan.attack.name}, {cells.norm(plan.norm)} eps {format_eps(plan.eps)}"
+
+
+def draw_scanpaths(plan: Plan, still: Looks, moved: Looks, record: RunRecord, count: int, out: Path) -> list[str]:
+    """Write scanpath-INDEX.png and .gif of the first images whose prediction the attack changed; their names."""
+    from robustbench_lpm.evaluation import glimpses as evaluation
+    from robustbench_lpm.records import write_atomically
+    from robustbench_lpm.reporting.scanpaths import Scanpath, Scene, scanpath_animation, scanpath_picture
+
+    pictures = {picture.index: picture for picture in record.pictures()}
+    cells, names = evaluation.cells(plan), []
+    for row, draw in evaluation.turned(still, moved, count):
+        picture = pictures[moved.indices[row]]
+        both = [evaluation.trace(plan, picture.index, image, draw) for image in (picture.clean, picture.adversarial)]
+        before, after = (Scanpath(**vars(trace)) for trace in both)
+        scene = Scene(
+            picture.index, int(moved.labels[row]), before, after, cells, headline(plan),
+            footnote(still, moved, row, draw), tuple(plan.data.classes),
+        )  # fmt: skip
+        for suffix, content in (("png", scanpath_picture(scene)), ("gif", scanpath_animation(scene))):
+            names.append(f"scanpath-{picture.index}.{suffix}")
+            write_atomically(out / names[-1], content)
+    return names
+
+
+def footnote(still: Looks, moved: Looks, row: int, draw: int) -> str:
+    """Which draw a picture shows, and how many draws are right: one look is not the whole of a stochastic model."""
+    draws, glimpses = moved.fixations.shape[1:3]
+    if draws == 1:
+        return ""
+    clean, attacked = (int(looks.correct(1, glimpses)[row].sum()) for looks in (still, moved))
+    return (
+        f"Shown: draw {draw + 1} of {draws}, the same noise on both; right: {clean} draws clean, {attacked} attacked."
+    )
+
+
+def tell_where(names: Sequence[str], out: Path) -> None:
+    """Where everything was written."""
+    from robustbench_lpm.cli.console import say, shown_path
+
+    say(f"Written to {shown_path(out)}: {', '.join(names)}, and the records of the attacks")

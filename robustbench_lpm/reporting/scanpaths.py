@@ -1,0 +1,291 @@
+"""Show where a glimpsing model looks, on an image before and after an attack: a picture, and one that moves."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from robustbench_lpm.reporting.escaping import plain
+from robustbench_lpm.reporting.pictures import class_name, displayable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RIGHT, WRONG = "#1b7f4b", "#c0392b"
+UNSEEN = 0.93  # the grey of what lies beyond the retina
+REACH, PATH, DARK = "#2f9bff", "#ffffff", "#101418"
+SIDE = 240  # pixels of the drawing of what a glimpse sees
+FRAME_MS, LAST_FRAME_MS = 900, 2600
+STYLE: Any = {"text.parse_math": False, "font.size": 9, "figure.facecolor": "white", "font.family": "DejaVu Sans"}
+
+
+@dataclass(frozen=True)
+class Scanpath:
+    """One look at one image: T fixations and what the model said after each."""
+
+    image: NDArray[np.float32]  # (C, H, W) in [0, 1]
+    fixations: NDArray[np.float32]  # (T, 2) as (x, y); the image is [-1, 1]², y down
+    labels: NDArray[np.int64]  # (T,)
+    confidences: NDArray[np.float32]  # (T,) in [0, 1]
+    seen: NDArray[np.float32]  # (T, n, C), the value of each of the retina's n cells in [0, 1]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Two looks on the same noise: at an image and at what an attack made of it."""
+
+    index: int
+    label: int
+    clean: Scanpath
+    attacked: Scanpath
+    cells: NDArray[np.float64]  # (n, 2), where the cells of the retina lie around a fixation; n may be 0
+    headline: str  # the model, the attack and its budget
+    footnote: str = ""  # which draw is shown, and what the others say
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def panels(self) -> tuple[tuple[str, Scanpath], tuple[str, Scanpath]]:
+        """Both looks with their titles."""
+        return ("clean", self.clean), ("adversarial", self.attacked)
+
+    @cached_property
+    def outlines(self) -> NDArray[np.float64]:
+        """The border of the retina around a fixation, (points, 2), closed; empty for a retina without cells."""
+        from scipy.spatial import ConvexHull
+
+        if len(self.cells) < 3:
+            return np.zeros((0, 2))
+        vertices = ConvexHull(self.cells).vertices
+        return self.cells[[*vertices, vertices[0]]]
+
+    def said(self, path: Scanpath, t: int) -> str:
+        """What the model said after glimpse t (from 0), and how surely."""
+        return f"{class_name(int(path.labels[t]), self.class_names)} ({100 * path.confidences[t]:.0f} %)"
+
+    def colour(self, path: Scanpath, t: int) -> str:
+        """Green where the model was right."""
+        return RIGHT if path.labels[t] == self.label else WRONG
+
+
+def scanpath_picture(scene: Scene) -> bytes:
+    """A PNG: both images with their numbered fixations, beneath them what each glimpse saw and what was said then."""
+    with _drawing((10.4, 1.1 + 4.75 + _strip_height(scene))) as figure:
+        top, bottom = _halves(figure, 2, 1, height_ratios=(4.75, _strip_height(scene)))
+        limit = _limit(scene)
+        for axes, (title, path) in zip(top.subplots(1, 2), scene.panels, strict=True):
+            _show(axes, path.image, limit)
+            _draw_path(axes, path.fixations, len(path.fixations))
+            _title(axes, scene, title, path, len(path.labels) - 1)
+        for half, (_, path) in zip(_halves(bottom, 1, 2), scene.panels, strict=True):
+            _draw_strip(half, scene, path)
+        figure.suptitle(_heading(scene), fontsize=11)
+        figure.supxlabel(_legend(scene), fontsize=8, color="0.35")
+        return _png(figure)
+
+
+def scanpath_animation(scene: Scene) -> bytes:
+    """A GIF that loops: a frame for each glimpse, with the path so far, the retina's reach and what the retina saw."""
+    frames = [_frame(scene, t) for t in range(len(scene.clean.labels))]
+    palette = _palette(frames)
+    reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    buffer = BytesIO()
+    durations = [FRAME_MS] * (len(reduced) - 1) + [LAST_FRAME_MS]
+    reduced[0].save(
+        buffer, "GIF", save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=False, disposal=1
+    )
+    return buffer.getvalue()
+
+
+def _palette(frames: Sequence[Image.Image]) -> Image.Image:
+    """One palette for all frames, for palettes that change from frame to frame flicker.
+
+    Most of its colours are those of the images; the few pixels of markers and words would get none, so theirs are set.
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import to_rgb
+
+    together = Image.new("RGB", (frames[0].width, frames[0].height * len(frames)))
+    for number, frame in enumerate(frames):
+        together.paste(frame, (0, number * frame.height))
+    drawn: list[tuple[float, ...]] = [to_rgb(colour) for colour in (REACH, RIGHT, WRONG, DARK, PATH, str(UNSEEN))]
+    drawn += [tuple((share + 1) / 2 for share in to_rgb(colour)) for colour in (RIGHT, WRONG)]  # the edges of letters
+    drawn += [colormaps["YlOrRd"](0.12 + 0.68 * step / 23)[:3] for step in range(24)]
+    found = together.quantize(256 - len(drawn), method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    colours = (found.getpalette() or [])[: 3 * (256 - len(drawn))]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colours + [round(255 * share) for colour in drawn for share in colour])
+    return palette
+
+
+def _frame(scene: Scene, t: int) -> Image.Image:
+    rows = 2 if len(scene.cells) else 1
+    with _drawing((7.4, 1.0 + 3.5 * rows), dpi=100) as figure:
+        grid = figure.subplots(rows, 2, squeeze=False)
+        limit = _limit(scene)
+        for column, (title, path) in enumerate(scene.panels):
+            _show(grid[0, column], path.image, limit)
+            _draw_path(grid[0, column], path.fixations, t + 1)
+            outline = path.fixations[t] + scene.outlines
+            grid[0, column].plot(*outline.T, color=REACH, linewidth=1.6, zorder=2)
+            _title(grid[0, column], scene, title, path, t)
+            if rows == 2:
+                _show_seen(grid[1, column], scene, path, t, limit)
+                grid[1, column].set_xlabel(f"what glimpse {t + 1} sees", color="0.35")
+        figure.suptitle(f"{_heading(scene)}\nglimpse {t + 1} of {len(path.labels)}", fontsize=10)
+        return Image.open(BytesIO(_png(figure))).convert("RGB")
+
+
+@contextmanager
+def _drawing(size: tuple[float, float], dpi: int = 120) -> Iterator[Figure]:
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, same picture
+        matplotlib.rcParams.update(STYLE)
+        yield Canvas(figsize=size, dpi=dpi, layout="constrained")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _heading(scene: Scene) -> str:
+    truth = class_name(scene.label, scene.class_names)
+    return f"{plain(scene.headline)}   |   image {scene.index}, true class: {truth}"
+
+
+def _legend(scene: Scene) -> str:
+    words = (
+        "The square marks the first fixation, which is not chosen by the model. Green answers are right, red are wrong."
+    )
+    saw = "Small pictures: what each glimpse saw; light grey lies beyond the retina. " if len(scene.cells) else ""
+    return f"{words}\n{saw}{plain(scene.footnote)}"
+
+
+def _limit(scene: Scene) -> float:
+    """Half the width of the window: the image, and more where a fixation left it, the same for both images."""
+    farthest = max(float(np.abs(path.fixations).max()) for _, path in scene.panels)
+    return max(1.0, min(farthest + 0.06, 1.6))
+
+
+def _show(axes: Axes, image: NDArray[np.float32], limit: float) -> None:
+    """An image in normalised coordinates; every pixel of a small one stays a square."""
+    rows, columns = image.shape[-2:]
+    smooth = "nearest" if max(rows, columns) <= 128 else "antialiased"
+    shown = np.clip(displayable(image), 0, 1)
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(-1, 1, 1, -1), interpolation=smooth)
+    axes.set(xlim=(-limit, limit), ylim=(limit, -limit), xticks=[], yticks=[], aspect=rows / columns)
+    axes.set_facecolor("0.86")
+    for spine in axes.spines.values():
+        spine.set_color("0.7")
+
+
+def _draw_path(axes: Axes, fixations: NDArray[np.float32], shown: int) -> None:
+    """The first `shown` fixations as numbered markers, light to dark in time, joined by a line.
+
+    A square is the first, a halo the one looked at now.
+    """
+    from matplotlib import colormaps
+    from matplotlib.patheffects import Normal, Stroke
+
+    halo = [Stroke(linewidth=4.5, foreground=DARK), Normal()]
+    axes.plot(*fixations[:shown].T, color=PATH, linewidth=2, path_effects=halo, zorder=3, solid_joinstyle="round")
+    many = len(fixations) > 8
+    for t, (x, y) in enumerate(fixations[:shown]):
+        shade = colormaps["YlOrRd"](0.12 + 0.68 * t / max(1, len(fixations) - 1))
+        last = t == shown - 1
+        style: dict[str, Any] = {"marker": "s" if t == 0 else "o", "s": 130 if many else 210, "zorder": 4 + t}
+        if last:
+            axes.scatter(x, y, **style | {"s": style["s"] * 1.9, "color": "white", "edgecolor": DARK})
+        axes.scatter(x, y, **style, color=shade, edgecolor=DARK, linewidth=1.1)
+        ink = "white" if t > 0.6 * len(fixations) else DARK
+        text: dict[str, Any] = {"ha": "center", "va": "center_baseline", "weight": "bold", "clip_on": True}
+        axes.text(x, y, str(t + 1), fontsize=6.5 if many else 8.5, color=ink, zorder=4 + t, **text)
+
+
+def _title(axes: Axes, scene: Scene, title: str, path: Scanpath, t: int) -> None:
+    said = "\n".join(textwrap.wrap(scene.said(path, t), 40))
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(f"says {said}", loc="right", color=scene.colour(path, t), weight="bold", fontsize=10)
+
+
+def _columns(scene: Scene) -> int:
+    """How many small pictures fit side by side, with what was said beneath them."""
+    longest = max(len(scene.said(path, t)) for _, path in scene.panels for t in range(len(path.labels)))
+    glimpses, most = len(scene.clean.labels), 6 if longest <= 12 else 5
+    return -(-glimpses // -(-glimpses // most))  # rows of equal length
+
+
+def _strip_height(scene: Scene) -> float:
+    rows = -(-len(scene.clean.labels) // _columns(scene))
+    return rows * (1.3 if len(scene.cells) else 0.5)
+
+
+def _halves(figure: Any, rows: int, columns: int, **layout: Any) -> Sequence[Any]:
+    return list(figure.subfigures(rows, columns, **layout))
+
+
+def _draw_strip(figure: Any, scene: Scene, path: Scanpath) -> None:
+    """Below an image, for each glimpse what it saw and what was said then."""
+    columns = _columns(scene)
+    rows = -(-len(path.labels) // columns)
+    grid: Sequence[Axes] = figure.subplots(rows, columns, squeeze=False).flat
+    figure.get_layout_engine().set(w_pad=0.06)
+    for t, axes in enumerate(grid):
+        if t >= len(path.labels):
+            axes.set_axis_off()
+            continue
+        if len(scene.cells):
+            _show_seen(axes, scene, path, t)
+        else:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        axes.set_title(str(t + 1), fontsize=8, pad=2, color="0.35")
+        said = "\n".join(textwrap.wrap(scene.said(path, t), 13)[:3])
+        axes.set_xlabel(said, fontsize=7.5, labelpad=2, color=scene.colour(path, t), weight="bold")
+
+
+def _show_seen(axes: Axes, scene: Scene, path: Scanpath, t: int, limit: float = 1.0) -> None:
+    picture = what_is_seen(scene.cells, path.seen[t], path.fixations[t], SIDE)
+    rows, columns = path.image.shape[-2:]
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=(-1, 1, 1, -1), interpolation="antialiased")
+    axes.set(xlim=(-limit, limit), ylim=(limit, -limit), xticks=[], yticks=[], aspect=rows / columns)
+    axes.set_facecolor("0.86")
+    for spine in axes.spines.values():
+        spine.set_color("0.7")
+
+
+def what_is_seen(
+    cells: NDArray[np.float64], values: NDArray[np.float32], fixation: NDArray[np.float32], side: int
+) -> NDArray[np.float64]:
+    """A glimpse as a picture of the image's square, (side, side) or (side, side, 3), in [0, 1].
+
+    Every pixel takes the value of the cell nearest to it, which shows how coarse the retina is there; pixels beyond
+    the retina are light grey.
+
+    Args:
+        cells (n, 2) around the fixation (2,), normalised; values (n, C).
+    """
+    from scipy.spatial import ConvexHull, KDTree
+
+    centres = (np.arange(side) * 2 + 1) / side - 1
+    pixels = np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2) - fixation
+    _, nearest = KDTree(cells).query(pixels)
+    borders = ConvexHull(cells).equations  # unit normals and offsets: at most 0 inside
+    beyond = (pixels @ borders[:, :2].T + borders[:, 2]).max(axis=1) > 0
+    picture = np.clip(values[nearest].astype(np.float64), 0, 1)
+    picture[beyond] = UNSEEN
+    return picture.reshape(side, side, -1).squeeze(-1) if picture.shape[1] == 1 else picture.reshape(side, side, -1)

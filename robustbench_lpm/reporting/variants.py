@@ -1,0 +1,108 @@
+"""What tells apart the models and the attacks of one name: checkpoints, settings, who controlled the noise."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from robustbench_lpm.hashing import sha256_of_value
+from robustbench_lpm.records import RunRecord
+from robustbench_lpm.reporting.escaping import plain
+
+# What decides which images a run attacks, beside the name and the size of the data set.
+IMAGE_KEYS = ("split", "data_sha256", "indices", "channels", "crop", "parameters")
+# Records and checkpoints that an attack drew on: they differ from model to model, though the attack is the same.
+DRAWN_ON = ("members", "surrogates")
+STRONGEST = "strongest"  # of all gradient modes, for each image: the default
+FROZEN = "frozen"
+LONGEST = 60  # characters of settings that are still spelled out
+
+
+def image_set(record: RunRecord) -> str:
+    """A short name for the images that a run attacked: equal names, equal images."""
+    dataset = record.configuration["dataset"]
+    return sha256_of_value([dataset["name"], dataset["size"], *(dataset.get(key) for key in IMAGE_KEYS)])[:8]
+
+
+def noise_modes(record: RunRecord) -> list[tuple[str, str]]:
+    """The (source, mode) pairs of the noise that was not left to the default."""
+    return sorted((str(source), str(mode)) for source, mode in record.configuration["evaluation"].get("noise") or [])
+
+
+def noise_text(modes: Sequence[tuple[str, str]]) -> str:
+    """Modes of noise in words, such as "first_fixation, policy frozen"."""
+    sources: dict[str, list[str]] = defaultdict(list)
+    for source, mode in modes:
+        sources[mode].append(source)
+    return plain("; ".join(f"{', '.join(found)} {mode}" for mode, found in sorted(sources.items())))
+
+
+def of_models(records: Sequence[RunRecord]) -> list[str]:
+    """For each record, what tells its model from others of that name.
+
+    Two checkpoints are two models, and so is a model with a part of its noise switched off.
+    """
+    found = []
+    for record, checkpoint in zip(records, _checkpoints(records), strict=True):
+        frozen = noise_text([pair for pair in noise_modes(record) if pair[1] == FROZEN])
+        found.append(", ".join(part for part in (checkpoint, frozen) if part))
+    return found
+
+
+def _checkpoints(records: Sequence[RunRecord]) -> list[str]:
+    models = [record.configuration["model"] for record in records]
+    identities: dict[str, set[str]] = defaultdict(set)
+    weights: dict[str, set[str]] = defaultdict(set)
+    for model in models:
+        identities[model["name"]].add(sha256_of_value(model))
+        weights[model["name"]].add(str(model.get("weights_sha256")))
+    found = []
+    for model in models:
+        name = model["name"]
+        if len(identities[name]) == 1:
+            found.append("")
+        elif len(identities[name]) == len(weights[name]) and model.get("weights_sha256"):
+            found.append(f"weights {plain(model['weights_sha256'])[:8]}")
+        else:
+            found.append(f"model {sha256_of_value(model)[:8]}")
+    return found
+
+
+def of_attacks(records: Sequence[RunRecord]) -> list[str]:
+    """For each record, what tells its attack from others of that name at the same budget and images."""
+    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        settings[_attack_key(record)].append(_attack_settings(record))
+    return [_difference(_attack_settings(record), settings[_attack_key(record)]) for record in records]
+
+
+def _attack_key(record: RunRecord) -> tuple[Any, ...]:
+    return record.dataset, record.size, record.norm, record.eps, record.mc, image_set(record), record.attack
+
+
+def _attack_settings(record: RunRecord) -> dict[str, Any]:
+    attack, evaluation = record.configuration["attack"], record.configuration["evaluation"]
+    settings = {key: value for key, value in attack.items() if key not in ("name", "parameters", *DRAWN_ON)}
+    mode = evaluation.get("gradient_mode")
+    control = [pair for pair in noise_modes(record) if pair[1] != FROZEN]  # frozen noise makes another model
+    return settings | attack["parameters"] | {
+        "target": record.configuration["threat"].get("target"),
+        "gradient_mode": None if mode == STRONGEST else mode,  # a model without modes meets the same attack
+        "noise": noise_text(control) or None,
+    }  # fmt: skip
+
+
+def _difference(mine: dict[str, Any], all_of_them: list[dict[str, Any]]) -> str:
+    """The settings in which one attack differs from its namesakes, e.g. "steps=10"; "" for the one without them."""
+    keys = sorted({key for other in all_of_them for key in other})
+    differing = [key for key in keys if any(other.get(key) != mine.get(key) for other in all_of_them)]
+    text = ", ".join(_setting(key, mine[key]) for key in differing if mine.get(key) is not None)
+    return f"settings {sha256_of_value(mine)[:8]}" if len(text) > LONGEST else plain(text)
+
+
+def _setting(key: str, value: Any) -> str:
+    if key == "gradient_mode":
+        return f"{value} gradients"
+    return f"noise: {value}" if key == "noise" else f"{key}={json.dumps(value)}"

@@ -1,0 +1,115 @@
+"""lpmbench glimpses, from words to files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from robustbench_lpm import records
+from robustbench_lpm.cli import run
+
+Capture = pytest.CaptureFixture[str]
+FAST = "--steps 1 --eot 1 --gradient-mode detached --threads 1"
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def lpmbench(line: str) -> None:
+    assert run(line.split()) == 0
+
+
+def test_a_whole_study(tmp_path: Path, capsys: Capture) -> None:
+    line = f"glimpses ramlpm --limit 20 --draws 3 --mc 1,3 --pictures 1 --eps 0.1 --out study {FAST}"
+    lpmbench(line)
+    shown = capsys.readouterr().out
+    assert "ramlpm (1 glimpse) · pgd" in shown
+    assert "At equal compute" in shown
+    out = tmp_path / "study"
+    found = {record.model: record for record in records.read_all(out)}
+    assert set(found) == {"ramlpm", "ramlpm (1 glimpse)", *(f"ramlpm ({t} glimpses)" for t in range(2, 6))}
+    assert all(len(record.pictures()) == 20 for record in found.values())
+
+    table = pd.read_csv(out / "glimpses.csv", keep_default_na=True).set_index(["mc", "glimpses"])
+    assert len(table) == 12
+    whole = table.loc[(1, 6)]
+    assert whole["clean_accuracy"] == found["ramlpm"].clean_accuracy.value
+    assert whole["attacked_accuracy"] == whole["adaptive_accuracy"] == found["ramlpm"].robust_accuracy.value
+    assert table.loc[(1, 2), "adaptive_accuracy"] == found["ramlpm (2 glimpses)"].robust_accuracy.value
+    assert table.loc[(1, 2), "clean_accuracy"] == found["ramlpm (2 glimpses)"].clean_accuracy.value
+    assert table.loc[3, "adaptive_accuracy"].isna().all()
+    fixations = pd.read_csv(out / "fixations.csv")
+    assert fixations["glimpse"].tolist() == [2, 3, 4, 5, 6]
+    assert (fixations["shift_low"] <= fixations["shift"]).all()
+
+    assert Image.open(out / "glimpses.png").width > 1600
+    (animation,) = out.glob("scanpath-*.gif")
+    assert Image.open(animation).n_frames == 6  # type: ignore[attr-defined]
+    assert animation.with_suffix(".png").is_file()
+
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    lpmbench(line)
+    assert capsys.readouterr().out.count("already run") == 6
+    assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+
+
+def test_the_command_of_a_truncated_run_makes_it_again(tmp_path: Path) -> None:
+    lpmbench(f"glimpses ram --limit 2 --draws 2 --mc 1 --pictures 0 --out first {FAST}")
+    found = {record.model: record for record in records.read_all(tmp_path / "first")}
+    command = found["ram (2 glimpses)"].command
+    assert command.startswith("lpmbench glimpses ram ")
+    lpmbench(f"{command.removeprefix('lpmbench ')} --out again --pictures 0 --threads 1")
+    assert {record.id for record in records.read_all(tmp_path / "again")} == {record.id for record in found.values()}
+
+
+def test_without_adaptive_attacks_and_pictures_into_a_folder_of_its_own(tmp_path: Path, capsys: Capture) -> None:
+    lpmbench(f"glimpses ram --limit 2 --draws 1 --no-adaptive --pictures 0 --eps 8/255 {FAST}")
+    out = tmp_path / "runs" / "glimpses" / "ram-digits-pgd-linf-8-255"
+    assert [record.model for record in records.read_all(out)] == ["ram"]
+    assert {path.name for path in out.iterdir() if path.is_file()} == {
+        "glimpses.csv", "fixations.csv", "glimpses.png", "glimpses.svg",
+    }  # fmt: skip
+    assert pd.read_csv(out / "glimpses.csv")["adaptive_accuracy"].isna().all()
+    shown = capsys.readouterr().out
+    assert "anew" not in shown
+    assert "Written to runs/glimpses/ram-digits-pgd-linf-8-255" in re.sub(r"\s+", " ", shown)
+
+
+MISTAKES = [
+    ("glimpses", "Missing argument 'MODEL'"),
+    ("glimpses ramlmp", "Did you mean 'ramlpm'?"),
+    ("glimpses cnn --limit 2", "Model 'cnn' sees an image whole"),
+    ("glimpses ramlpm --attack pdg", "Did you mean 'pgd'?"),
+    ("glimpses ramlpm --limit 0", "--limit"),
+    ("glimpses ramlpm --draws 0", "--draws"),
+    ("glimpses ramlpm --pictures -1", "--pictures"),
+    ("glimpses ramlpm --mc 0,1", "--mc '0,1' must be whole numbers from 1"),
+    ("glimpses ramlpm --mc two", "--mc 'two' must be whole numbers from 1"),
+    ("glimpses ramlpm --mc ,", "must be whole numbers from 1"),
+    ("glimpses ramlpm --eps 0.1,0.2", "one eps"),
+    ("glimpses ramlpm --eps many", "not a number"),
+    ("glimpses ramlpm --attack noise --steps 3", "takes no steps"),
+    ("glimpses ramlpm --gradient-mode detach --limit 1", "Did you mean 'detached'?"),
+    ("glimpses ramlpm-imagenet --dataset panda", "no weights"),
+    ("glimpses ramlpm --dataset digit", "Did you mean 'digits'?"),
+    ("glimpses ramlpm --device toaster", "not available"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), MISTAKES)
+def test_mistakes_end_in_one_clear_line(line: str, reason: str, capsys: Capture) -> None:
+    assert run(line.split()) != 0
+    complaint = capsys.readouterr().err
+    assert len(complaint.strip().splitlines()) == 1
+    assert reason in complaint
+
+
+def test_help_has_examples(capsys: Capture) -> None:
+    lpmbench("glimpses --help")
+    assert "lpmbench glimpses ramlpm --limit 32" in capsys.readouterr().out

@@ -1,0 +1,56 @@
+"""Models with planted faults, whose results an audit must not let pass, and a quick way to audit them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Loud(nn.Module):
+    """Logits times 1000: cross-entropy saturates, its gradient underflows to zero, and gradient attacks stand still."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return 1000 * self.network(images)
+
+
+class Quantised(nn.Module):
+    """A front end that rounds pixels to a few levels: flat almost everywhere, so that the gradient is zero."""
+
+    def __init__(self, network: nn.Module, levels: int = 8) -> None:
+        super().__init__()
+        self.network, self.levels = network, levels
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images * self.levels).round() / self.levels)
+
+
+class Detached(nn.Module):
+    """Answers right, but lets no gradient of its answer reach the image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images.detach()) + 0 * images.flatten(1).sum(1, keepdim=True)
+
+
+class RandomFrontEnd(nn.Module):
+    """Gaussian noise on the image before the network: one draw's gradient says little of the next one's."""
+
+    def __init__(self, network: nn.Module, sigma: float = 0.6) -> None:
+        super().__init__()
+        self.network, self.sigma = network, sigma
+
+    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        return {"pixels": torch.stack([torch.randn(1, 32, 32, generator=g) for g in generators])}
+
+    def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
+        assert noise is not None
+        return self.network(images + self.sigma * noise["pixels"])
