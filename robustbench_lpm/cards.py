@@ -236,7 +236,8 @@ class SuiteCard(Card):
         seed: int = 0
         save_adversarials: bool = False  # of every example, not only of the first 16
         noise: list[str] = []  # e.g. "policy=frozen"; see robustbench_lpm.evaluation.noise_control
-        gradient_mode: str | None = None
+        gradient_modes: list[str] = ["strongest"]  # of glimpsing models, each in a run of its own
+        audit: list[str] = []  # the attacks whose results are judged
         parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's
 
         @model_validator(mode="after")

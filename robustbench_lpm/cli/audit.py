@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +25,9 @@ from robustbench_lpm.errors import LpmbenchError
 if TYPE_CHECKING:
     from robustbench_lpm.audits import Audit
     from robustbench_lpm.evaluation.planning import Plan
+    from robustbench_lpm.evaluation.tasks import Attack, Data
     from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.zoo import LoadedModel
 
 IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
 
@@ -103,38 +106,60 @@ def audit(
     parameters, of_attacks = split_settings(read_settings(settings))
     names = list(attacks) or ["worst-case", *cards.attack("worst-case").members]
     prepare_machine(device, threads)
-    from robustbench_lpm import audits
-    from robustbench_lpm.cli.console import say, shown_path
-    from robustbench_lpm.evaluation.audit import judge
-    from robustbench_lpm.evaluation.planning import make_plan
+    from robustbench_lpm.cli.console import say
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
     loaded = resolve_model(model, checkpoint=checkpoint, trust=trust, device=device)
     others = [resolve_attack(name, parameters=of_attacks.get(name), trust=trust) for name in black_box]
-    obtain = _Obtain(out)
-    found: list[Audit] = []
-    for name in names:
-        attack = resolve_attack(
-            name, parameters={**parameters, **of_attacks.get(name, {})}, settings=of_attacks, trust=trust
+    chosen = [
+        with_budget(
+            resolve_attack(
+                name, parameters={**parameters, **of_attacks.get(name, {})}, settings=of_attacks, trust=trust
+            ),
+            {"steps": steps, "eot": eot},
+            strict=bool(attacks),
         )
-        attack = with_budget(attack, {"steps": steps, "eot": eot}, strict=bool(attacks))
-        if not attack.applies(loaded.classifier) or attack.knowledge == "none":
-            continue
-        for budget in budgets:
-            plan = make_plan(
-                loaded, attack, source, eps=budget, norm=norm, device=device, limit=limit or IMAGES, **rest
-            )
-            result = judge(plan, obtain, black_box=others)
-            path = audits.write(result, out)
-            _print(result, plan)
-            say(f"Audit: {shown_path(path)}\n")
-            found.append(result)
+        for name in names
+    ]
+    planning = {"norm": norm, "device": device, "limit": limit or IMAGES} | rest
+    found = judge_results(loaded, chosen, source, budgets, black_box=others, out=out, planning=planning)
     if failed := [result for result in found if result.verdict == "fail"]:
         said = ", ".join(f"{result.attack}" for result in failed)
         say(
             f"{len(failed)} of {len(found)} results fail their audit ({said}): they do not say how robust the model is."
         )
+
+
+def judge_results(
+    model: LoadedModel,
+    attacks: Sequence[Attack],
+    source: Data,
+    budgets: Sequence[float],
+    *,
+    black_box: Sequence[Attack],
+    out: Path,
+    planning: dict[str, Any],
+) -> list[Audit]:
+    """Audit the results of some attacks on one model, print the evidence, and write it below `out`."""
+    from robustbench_lpm import audits
+    from robustbench_lpm.cli.console import say, shown_path
+    from robustbench_lpm.evaluation.audit import judge
+    from robustbench_lpm.evaluation.planning import make_plan
+
+    obtain = _Obtain(out)
+    found: list[Audit] = []
+    for attack in attacks:
+        if not attack.applies(model.classifier) or attack.knowledge == "none":
+            continue
+        for eps in budgets:
+            plan = make_plan(model, attack, source, eps=eps, **planning)
+            result = judge(plan, obtain, black_box=black_box)
+            path = audits.write(result, out)
+            _print(result, plan)
+            say(f"Audit: {shown_path(path)}\n")
+            found.append(result)
+    return found
 
 
 class _Obtain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import click
 
 from robustbench_lpm import cards
 from robustbench_lpm.cli.attack import attack_model, draw_single_images
+from robustbench_lpm.cli.audit import judge_results
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def run_suite(
 ) -> list[RunRecord]:
     """Every cell of a suite, in the order of its card."""
     from robustbench_lpm.budgets import parse_eps
+    from robustbench_lpm.evaluation.audit import BLACK_BOX
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 
     records: list[RunRecord] = []
@@ -64,24 +67,27 @@ def run_suite(
             "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,
             "save_adversarials": part.save_adversarials,
         }  # fmt: skip
+        attacks = {
+            name: resolve_attack(name, parameters=part.parameters.get(name), settings=part.parameters, trust=trust)
+            for name in dict.fromkeys([*part.attacks, *part.audit, *(BLACK_BOX if part.audit else ())])
+        }
         for model in part.models:
             loaded = resolve_model(model, trust=trust, device=device)
             classifier = loaded.classifier
             # What only stochastic or glimpsing models have is asked of them alone: one part may hold all models.
             runs = part.mc if classifier.stochastic else [1]
-            own = {
-                "noise": part.noise if classifier.stochastic else [],
-                "gradient_mode": part.gradient_mode if classifier.gradient_modes else None,
-            }
-            for attack in part.attacks:
-                chosen = resolve_attack(
-                    attack, parameters=part.parameters.get(attack), settings=part.parameters, trust=trust
-                )
-                if not chosen.applies(classifier):
-                    continue
-                for mc in runs:
-                    records += attack_model(
-                        loaded, chosen, source, budgets, out=out, force=force, planning=planning | own | {"mc": mc}
-                    )
+            modes = part.gradient_modes if classifier.gradient_modes else [None]
+            noise = part.noise if classifier.stochastic else []
+            for mc, mode in itertools.product(runs, modes):
+                own = planning | {"mc": mc, "gradient_mode": mode, "noise": noise}
+                for name in part.attacks:
+                    if attacks[name].applies(classifier):
+                        records += attack_model(
+                            loaded, attacks[name], source, budgets, out=out, force=force, planning=own
+                        )
+                judge_results(
+                    loaded, [attacks[name] for name in part.audit], source, budgets,
+                    black_box=[attacks[name] for name in BLACK_BOX if name in attacks], out=out, planning=own,
+                )  # fmt: skip
         draw_single_images(records[done:], source)
     return records

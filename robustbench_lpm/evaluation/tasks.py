@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom
 from robustbench_lpm.attacks.contract import Cost
-from robustbench_lpm.cards import AttackCard
+from robustbench_lpm.cards import AttackCard, ModelCard
 from robustbench_lpm.datasets.examples import Examples, read_examples
 from robustbench_lpm.datasets.preprocessing import parse_size
 from robustbench_lpm.errors import LpmbenchError
@@ -234,16 +234,17 @@ def resolve_surrogates(
     """The models that an attack on `target` is made on.
 
     "registered" stands for every registered model that answers in the data set's labels and has weights at hand, but
-    for those that share the target's weights (they would be no black box) and for controls of other models.
+    for those that share the target's weights (they would be no black box) and for controls, if they are not the
+    target's own network trained from another seed.
     """
     if wanted != "registered":
         return tuple(resolve_model(model, device=device) for model in wanted)
     found = []
     for card in map(cards.model, cards.names("model")):
-        others_control = card.control_of is not None and card.control_of != target.name
+        own_network = target.card is not None and _same_network(card, target.card)
         if card.labels != data.identity.get("labels") or card.input.channels != data.identity.get("channels"):
             continue
-        if others_control or zoo.weights_missing(card) is not None:
+        if (card.control_of is not None and not own_network) or zoo.weights_missing(card) is not None:
             continue
         model = zoo.load_model(card.name, device=device)
         if model.weights_sha256 != target.weights_sha256:
@@ -251,6 +252,10 @@ def resolve_surrogates(
     if not found:
         raise LpmbenchError(f"No registered model fits '{data.name}' as a surrogate; name one with --surrogate.")
     return tuple(found)
+
+
+def _same_network(first: ModelCard, second: ModelCard) -> bool:
+    return (first.entry, first.parameters, first.input) == (second.entry, second.parameters, second.input)
 
 
 def resolve_model(
