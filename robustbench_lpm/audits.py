@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.records import RunRecord, read_json, write_atomically
 
 AUDITS = "audits"
@@ -130,6 +131,49 @@ def read_for(records: Sequence[RunRecord]) -> dict[str, Audit]:
     found = [read(path) for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))]
     found.sort(key=lambda audit: ("pass", "undecided", "fail").index(audit.verdict))
     return {audit.record: audit for audit in found if audit.record in ids}
+
+
+def probes(records: Sequence[RunRecord], audits: Mapping[str, Audit]) -> set[str]:
+    """The ids of the runs that exist for an audit's sake: a judged attack at another eps, at twice the work, with the
+    noise frozen, and the members of such worst cases.
+
+    What was judged itself, or is a member of a worst case that is no probe, is an ordinary run; so are the other
+    attacks that a result is compared with (one step, noise, black boxes). A judged attack at another eps is a probe
+    only where its model met nothing else at that budget: else the budget was asked for, and the run with it.
+    """
+    known = {record.id: record for record in records}
+    judged = {name for name in audits if name in known}
+    elsewhere: set[str] = set()  # at another eps
+    otherwise: set[str] = set()  # at this eps
+    for name in judged:
+        for other in {other for check in audits[name].checks for other in check.records} & known.keys() - judged:
+            if known[other].eps != known[name].eps and _frozen(known[other]) == _frozen(known[name]):
+                elsewhere.add(other)
+            elif known[other].attack == known[name].attack or _frozen(known[other]) != _frozen(known[name]):
+                otherwise.add(other)
+    candidates = _with_members(elsewhere | otherwise, known) - judged
+    candidates -= _with_members(known.keys() - candidates, known)
+    asked_for = {_budget(known[name]) for name in known.keys() - candidates}
+    found = {name for name in candidates if name in otherwise or _budget(known[name]) not in asked_for}
+    found = _with_members(found, known) & candidates
+    return found - _with_members(known.keys() - found, known)
+
+
+def _with_members(names: Iterable[str], known: Mapping[str, RunRecord]) -> set[str]:
+    """Runs, and those among which the worst cases among them choose."""
+    members = [known[name].configuration["attack"].get("members") or {} for name in names]
+    return set(names) | {member for found in members for member in found.values() if member in known}
+
+
+def _frozen(record: RunRecord) -> set[str]:
+    """The sources of noise that were frozen in a run."""
+    return {str(source) for source, mode in record.configuration["evaluation"].get("noise") or [] if mode == "frozen"}
+
+
+def _budget(record: RunRecord) -> str:
+    """Which model met what images at which budget, its noise frozen or not."""
+    parts = record.configuration["model"], record.configuration["dataset"], record.norm, record.eps, record.mc
+    return sha256_of_value([*parts, sorted(_frozen(record))])
 
 
 def publish(record: RunRecord, results: Path) -> Path | None:

@@ -42,6 +42,7 @@ RECORD, OUTCOMES, ADVERSARIALS, TIMING = (
     "adversarials.safetensors",
     "timing.json",
 )
+PUBLISHED_PICTURES = 16  # of a run that stored more; results are for good, and are kept small
 # Images are float32: adding a perturbation to a pixel and taking it off again may be off by an ulp or two.
 DISTANCE_TOLERANCE = 1e-6
 # The same distance worked out again, in float64 from the same float32 pixels, differs by the order of a sum at most.
@@ -398,8 +399,12 @@ def read_all(folder: Path) -> list[RunRecord]:
     return [read(path.parent) for path in found]
 
 
-def publish(record: RunRecord, results: Path) -> Path:
-    """Copy a checked record into the published results; the only way in. Raises LpmbenchError for a failed run."""
+def publish(record: RunRecord, results: Path, pictures: int = PUBLISHED_PICTURES) -> Path:
+    """Copy a checked record into the published results; the only way in.
+
+    Of its stored examples the first `pictures` go along: all else, and the whole record where it has no more, is copied
+    byte for byte. Raises LpmbenchError for a failed run.
+    """
     if record.path is None:
         raise LpmbenchError("Only a record that was written can be published.")
     if record.failures:
@@ -411,6 +416,8 @@ def publish(record: RunRecord, results: Path) -> Path:
         for name in (OUTCOMES, ADVERSARIALS, TIMING, RECORD):
             if (record.path / name).is_file():
                 shutil.copyfile(record.path / name, staging / name)
+        if len(stored := record.pictures()) > pictures:
+            _keep_pictures(staging, stored[:pictures])
         target.parent.mkdir(exist_ok=True)
         if target.exists():
             shutil.rmtree(target)
@@ -419,6 +426,19 @@ def publish(record: RunRecord, results: Path) -> Path:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return target
+
+
+def _keep_pictures(folder: Path, pictures: list[Picture]) -> None:
+    """Let a record's folder hold these pictures instead of its own; its id does not depend on them."""
+    from safetensors.numpy import save
+
+    content = read_json(folder / RECORD)
+    del content["artefacts"][ADVERSARIALS]
+    (folder / ADVERSARIALS).unlink()
+    if pictures:
+        write_atomically(folder / ADVERSARIALS, save(group_pictures(pictures)))
+        content["artefacts"][ADVERSARIALS] = sha256_of(folder / ADVERSARIALS)
+    write_atomically(folder / RECORD, _pretty(content))
 
 
 def read_json(path: Path) -> dict[str, Any]:

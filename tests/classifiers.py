@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robustbench_lpm.architectures.recurrent_attention import Trajectory
+
 
 class Linear(nn.Module):
     """Two classes, margin z_0 - z_1 = <w, x> + b: every worst case has a closed form.
@@ -45,6 +47,22 @@ class NoisyLinear(Linear):
         return torch.stack([margin, torch.zeros_like(margin)], dim=1)
 
 
+class TwoSources(Linear):
+    """Linear with two sources of noise: "level" (one number) is added to the logit of class 0, "tilt" (three) to both.
+
+    Like RAM-LPM it draws all of one source before it draws of the next.
+    """
+
+    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+        level = torch.cat([torch.randn(1, generator=g) for g in generators])
+        return {"level": level, "tilt": torch.stack([torch.randn(3, generator=g) for g in generators])}
+
+    def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
+        assert noise is not None
+        margin, tilt = self.margin(images) + self.sigma * noise["level"], self.sigma * noise["tilt"].sum(1)
+        return torch.stack([margin, tilt], dim=1)
+
+
 class Fair(nn.Module):
     """Right with probability p on every input, whatever an attack does: its flips are decided by noise and a hash.
 
@@ -79,6 +97,23 @@ class FairGlimpsing(Fair):
     ) -> Tensor:
         assert gradient_mode in self.gradient_modes
         return super().forward(images, noise)
+
+
+class FairGazing(Fair):
+    """The same with fixations to attack: after each of two glimpses it wants to look at a point that the image decides.
+
+    The logits have nothing to do with where it looks.
+    """
+
+    glimpses = 2
+
+    def look(
+        self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
+    ) -> Trajectory:
+        halves = torch.stack([part.flatten(1).mean(1) for part in images.chunk(2, dim=-1)], dim=1)
+        means = (2 * halves - 1).expand(self.glimpses, -1, -1)
+        logits = self(images, noise).expand(self.glimpses, -1, -1)
+        return Trajectory(logits, means, fixations=means.detach(), baselines=means[..., 0].detach())
 
 
 def _coin(content: bytes, key: int) -> float:

@@ -14,9 +14,11 @@ import torch
 import robustbench_lpm
 from robustbench_lpm import audits, records
 from robustbench_lpm.audits import Audit, Check
+from robustbench_lpm.cli import run
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.records import RunRecord
 from tests.classifiers import Linear
+from tests.reporting.conftest import EPS, ORDINARY, Make, check, make_and_read, make_audit, probed
 
 FAILED = Check(
     "white-box vs black-box", "Is it as strong?", "fail", 0.62, 0.401, 0.141, 0.297, 64, "square", "", ("a" * 64,)
@@ -25,6 +27,12 @@ PASSED = Check("doubled steps", "Does it stay?", "pass", 0.5, 0.5, -0.01, 0.005,
 OPEN = Check("more eps", "Does it fall?", "undecided", 0.5, 0.49, -0.05, 0.07, 24)
 ABSENT = Check("eps = 1", "Does it reach 0?", "not applicable", note="the model is stochastic")
 COSINE = Check("direction", "Do they agree?", "pass", -0.25, 0.5, -0.8, -0.7, 24, unit="cosine")
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Makes a record, writes it, and reads it back."""
+    return make_and_read(tmp_path / "made")
 
 
 @pytest.fixture
@@ -172,3 +180,51 @@ def test_a_broken_audit_is_not_published(record: RunRecord, tmp_path: Path) -> N
     with pytest.raises(LpmbenchError, match="Only a record that was written"):
         audits.publish(replace(record, path=None), tmp_path / "results")
     assert not (tmp_path / "results" / "records" / "audits").exists()
+
+
+def test_what_only_an_audit_asked_for_is_a_probe(make: Make) -> None:
+    found, judged = probed(make)
+    expected = {record.id for name, record in found.items() if name not in ORDINARY}
+    assert audits.probes(list(found.values()), judged) == expected
+    assert audits.probes(list(found.values())[::-1], judged) == expected
+    assert audits.probes(list(found.values()), {}) == set()
+    assert audits.probes([found["half"]], judged) == set()  # the judged run is not among these
+
+
+def test_a_budget_that_was_asked_for_makes_its_runs_ordinary(make: Make) -> None:
+    """What an audit took for its own at half the eps is ordinary where the model met anything else there."""
+    found, judged = probed(make)
+    half = {found[name].id for name in ("half", "half pgd", "half square")}
+    noise = make("ram", "noise", knowledge="none", draws=4, eps=EPS / 2)
+    expected = audits.probes(list(found.values()), judged) - half
+    assert audits.probes([*found.values(), noise], judged) == expected
+    other = make("cnn", "noise", knowledge="none", eps=EPS / 2)  # of another model: says nothing of this one
+    assert audits.probes([*found.values(), other], judged) == expected | half
+
+
+def test_a_judged_run_or_a_member_of_an_ordinary_worst_case_is_no_probe(make: Make) -> None:
+    found, judged = probed(make)
+    everything = audits.probes(list(found.values()), judged)
+    twice = found["twice"]
+    judged[twice.id] = make_audit(twice)
+    assert audits.probes(list(found.values()), judged) == everything - {twice.id, found["twice pgd"].id}
+    single = make("ram", robust=0.6, draws=4, eps=EPS / 4)
+    whole = make("ram", "worst-case", draws=4, eps=EPS / 4, attack_identity={"members": {"pgd": single.id}})
+    given = {found["pgd"].id: make_audit(found["pgd"], check(records=(found["pgd"].id, single.id)))}
+    assert audits.probes([found["pgd"], single], given) == {single.id}
+    assert audits.probes([found["pgd"], single, whole], given) == set()
+
+
+def test_publishing_keeps_one_picture_of_a_probe(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged, half = make("cnn", stored=20), make("cnn", stored=20, eps=EPS / 2)
+    for record in (judged, half):
+        records.write(record, tmp_path / "runs")
+    audits.write(make_audit(judged, check(records=(judged.id, half.id))), tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    assert run(["publish", "runs"]) == 0
+    stored = {record.id: len(record.pictures()) for record in records.read_all(tmp_path / "results")}
+    assert stored == {judged.id: 16, half.id: 1}
+    assert run(["publish", "runs", "--pictures", "3"]) == 0
+    stored = {record.id: len(record.pictures()) for record in records.read_all(tmp_path / "results")}
+    assert stored == {judged.id: 3, half.id: 1}
+    assert run(["publish", "runs", "--pictures", "-1"]) == 2

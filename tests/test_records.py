@@ -25,7 +25,7 @@ from tests.classifiers import Linear, NoisyLinear
 N, EPS = 24, 0.05
 
 
-def evaluated(out: Path, *, stochastic: bool, norm: str = "linf") -> RunRecord:
+def evaluated(out: Path, *, stochastic: bool, norm: str = "linf", save_adversarials: bool = False) -> RunRecord:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(1, 4, 4, generator=generator)
     images = 0.5 + 0.3 * (torch.rand(N, 1, 4, 4, generator=generator) * 2 - 1)
@@ -33,8 +33,9 @@ def evaluated(out: Path, *, stochastic: bool, norm: str = "linf") -> RunRecord:
     model = NoisyLinear(weight, bias, sigma=1.0) if stochastic else Linear(weight, bias)
     labels = torch.arange(N) % 2
     return robustbench_lpm.evaluate(
-        model, "pgd", (images, labels), eps=EPS, norm=norm, draws=5, out=out, parameters={"steps": 3}
-    )
+        model, "pgd", (images, labels), eps=EPS, norm=norm, draws=5, out=out, parameters={"steps": 3},
+        save_adversarials=save_adversarials,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -300,6 +301,46 @@ def test_publishing_copies_the_record(original: RunRecord, tmp_path: Path) -> No
     stale.touch()
     assert records.publish(original, tmp_path / "results") == target  # again: the new one takes its place
     assert not stale.exists()
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["records"]
+
+
+@pytest.mark.parametrize("pictures", [16, 3, 0])
+def test_publishing_keeps_the_first_pictures(pictures: int, tmp_path: Path) -> None:
+    whole = evaluated(tmp_path, stochastic=False, save_adversarials=True)
+    assert whole.path is not None
+    assert len(whole.pictures()) == N
+    default = {} if pictures == records.PUBLISHED_PICTURES else {"pictures": pictures}
+    found = records.read(records.publish(whole, tmp_path / "results", **default))
+    kept, first = found.pictures(), whole.pictures()[:pictures]
+    assert [picture.index for picture in kept] == [picture.index for picture in first]
+    for mine, its in zip(kept, first, strict=True):
+        np.testing.assert_array_equal(mine.adversarial, its.adversarial)
+        np.testing.assert_array_equal(mine.clean, its.clean)
+    assert found.id == whole.id
+    assert found.path is not None
+    for name in (OUTCOMES, TIMING):
+        assert (found.path / name).read_bytes() == (whole.path / name).read_bytes()
+    told = [json.loads((folder / RECORD).read_text()) for folder in (found.path, whole.path)]
+    for content in told:
+        content["artefacts"].pop(ADVERSARIALS, None)
+    assert told[0] == told[1]
+    assert (found.path / ADVERSARIALS).exists() == (pictures > 0)
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["records"]  # no staging folder is left
+
+
+def test_publishing_in_part_leaves_nothing_half_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, originals: dict[bool, RunRecord]
+) -> None:
+    published = records.publish(originals[False], tmp_path / "results")
+    before = contents(published)
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(records, "write_atomically", fail)
+    with pytest.raises(OSError, match="disk full"):
+        records.publish(originals[False], tmp_path / "results", pictures=2)
+    assert contents(published) == before
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["records"]
 
 

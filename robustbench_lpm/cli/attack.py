@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from robustbench_lpm.cli.options import (
     read_settings,
     trust_option,
 )
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.errors import LpmbenchError, unknown
 
 if TYPE_CHECKING:
     from robustbench_lpm.evaluation.planning import Plan
@@ -95,7 +96,10 @@ def attack(
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 
     parameters, of_members = split_settings(read_settings(settings))
-    chosen = resolve_attack(attack_name, parameters=parameters, settings=of_members, trust=trust)
+    chosen = resolve_attack(
+        attack_name, parameters=parameters, settings=of_members, surrogates=surrogates or None, trust=trust
+    )
+    check_names(of_members, [member.name for member in chosen.members])
     chosen = with_budget(chosen, {"steps": steps, "eot": eot})
     prepare_machine(device, threads)
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
@@ -109,7 +113,7 @@ def attack(
             records += attack_model(
                 resolve_model(name, checkpoint=checkpoint, trust=trust, device=device), chosen, source, budgets,
                 out=out, force=force,
-                planning={"norm": norm, "device": device, "surrogates": surrogates or None} | rest,
+                planning={"norm": norm, "device": device} | rest,
             )  # fmt: skip
         except LpmbenchError as error:
             if len(names) == 1:
@@ -158,6 +162,15 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         else:
             own[name] = value
     return own, of_members
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise LpmbenchError for the first attack that is given parameters ("pdg.steps") and does not take part."""
+    for name in given:
+        if name not in known:
+            if not known:
+                raise LpmbenchError(f"--set {name}.… is for a member of a worst case, and this attack has none.")
+            raise unknown("member", name, known)
 
 
 def fitting_models(dataset: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from robustbench_lpm import cards
-from robustbench_lpm.cli.attack import run_plan, split_settings, with_budget
+from robustbench_lpm.cli.attack import check_names, run_plan, split_settings, with_budget
 from robustbench_lpm.cli.options import (
     budget_options,
     data_options,
@@ -56,6 +56,8 @@ IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
 @click.option(
     "--set", "settings", multiple=True, metavar="[ATTACK.]NAME=VALUE", help="A parameter of the attacks, or of one."
 )
+@click.option("--target", help="A class to reach: its number or name, or 'random'.")
+@click.option("--surrogate", "surrogates", multiple=True, help="For transfer: a model it is made on, instead of all.")
 @noise_options
 @grading_options
 @machine_options
@@ -74,6 +76,7 @@ def audit(
     steps: int | None,
     eot: int | None,
     settings: tuple[str, ...],
+    surrogates: tuple[str, ...],
     device: str,
     threads: int | None,
     out: Path,
@@ -111,16 +114,20 @@ def audit(
 
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
     loaded = resolve_model(model, checkpoint=checkpoint, trust=trust, device=device)
-    others = [resolve_attack(name, parameters=of_attacks.get(name), trust=trust) for name in black_box]
+
+    def resolve(name: str, given: dict[str, Any]) -> Attack:
+        card = cards.attack(name)
+        carried = any(cards.attack(part).surrogates is not None for part in (name, *card.members))
+        return resolve_attack(
+            name, parameters=given | of_attacks.get(name, {}), settings=of_attacks,
+            surrogates=surrogates if surrogates and carried else None, trust=trust,
+        )  # fmt: skip
+
+    known = [part for name in (*names, *black_box) for part in (name, *cards.attack(name).members)]
+    check_names(of_attacks, known)
+    others = [resolve(name, {}) for name in black_box]
     chosen = [
-        with_budget(
-            resolve_attack(
-                name, parameters={**parameters, **of_attacks.get(name, {})}, settings=of_attacks, trust=trust
-            ),
-            {"steps": steps, "eot": eot},
-            strict=bool(attacks),
-        )
-        for name in names
+        with_budget(resolve(name, parameters), {"steps": steps, "eot": eot}, strict=bool(attacks)) for name in names
     ]
     planning = {"norm": norm, "device": device, "limit": limit or IMAGES} | rest
     found = judge_results(loaded, chosen, source, budgets, black_box=others, out=out, planning=planning)

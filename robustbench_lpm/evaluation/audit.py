@@ -9,6 +9,7 @@ otherwise: more images would decide it.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,14 @@ from robustbench_lpm.evaluation.noise_control import FROZEN
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
 from robustbench_lpm.evaluation.planning import STRONGEST, Plan, vary
 from robustbench_lpm.evaluation.runner import finished_run, left_as_it_was, prepare, run
-from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_attack, with_parameters, worst_case_over
+from robustbench_lpm.evaluation.tasks import (
+    Attack,
+    Data,
+    changed_parameters,
+    resolve_attack,
+    with_parameters,
+    worst_case_over,
+)
 from robustbench_lpm.records import RunRecord
 from robustbench_lpm.statistics import paired_interval
 from robustbench_lpm.zoo import LoadedModel
@@ -94,9 +102,10 @@ def judge(judged: Plan, obtain: Obtain, *, black_box: Sequence[str | Attack] = B
     judged: the result's plan. obtain: how records come about; it is asked for the judged one and for every run that it
     is compared with. black_box: attacks that see no gradients.
     """
+    others = [resolve_attack(other) for other in black_box]
     record = obtain(judged)
     checks = [
-        *_against_others(judged, record, obtain, [resolve_attack(other) for other in black_box]),
+        *_against_others(judged, record, obtain, others),
         *_against_other_budgets(judged, record, obtain),
         *_against_twice_the_work(judged, record, obtain),
         _with_frozen_noise(judged, record, obtain),
@@ -108,9 +117,21 @@ def judge(judged: Plan, obtain: Obtain, *, black_box: Sequence[str | Attack] = B
         model=record.model,
         attack=record.attack,
         checks=checks,
-        command=judged.command().replace("lpmbench attack", "lpmbench audit", 1).replace("--model ", "", 1),
+        command=_command(judged, others),
         versions=versions(),
     )
+
+
+def _command(judged: Plan, black_box: Sequence[Attack]) -> str:
+    """The command that repeats an audit: that of the judged run, and what it is compared with."""
+    words = [judged.command().replace("lpmbench attack --model", "lpmbench audit", 1)]
+    known = {judged.attack.name, *(member.name for member in judged.attack.members)}  # their settings stand there
+    for other in black_box:
+        words.append(f"--black-box {shlex.quote(other.name)}")
+        if other.name not in known:
+            settings = changed_parameters(other).items()
+            words += [f"--set {shlex.quote(f'{other.name}.{name}={value}')}" for name, value in settings]
+    return " ".join(words)
 
 
 def _against_others(judged: Plan, record: RunRecord, obtain: Obtain, black_box: Sequence[Attack]) -> list[Check]:

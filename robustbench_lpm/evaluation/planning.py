@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from robustbench_lpm import cards
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
@@ -121,7 +120,8 @@ class Plan:
             options["--device"] = self.device
         words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
         words += [f"--noise {shlex.quote(f'{source}={mode}')}" for source, mode in self.noise_control.modes]
-        words += [f"--surrogate {shlex.quote(surrogate.name)}" for surrogate in self.surrogates]
+        surrogates = [model for plan in (self, *self.members) for model in plan.surrogates]
+        words += [f"--surrogate {shlex.quote(surrogate.name)}" for surrogate in surrogates]
         settings = [f"--set {shlex.quote(f'{name}={value}')}" for name, value in _settings(self.attack)]
         card = self.model.card
         trusted = self.attack.foreign or self.data.foreign or (card is not None and cards.is_foreign(card))
@@ -158,7 +158,6 @@ def make_plan(
     select_draws: int = 10,
     gradient_mode: str | None = None,
     noise: str | Iterable[str] = (),
-    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None,
     target: str | int | None = None,
     seed: int = 0,
     device: str = "cpu",
@@ -167,11 +166,11 @@ def make_plan(
     """Check what was asked for and resolve it. Raises LpmbenchError for what cannot be run.
 
     gradient_mode: None is the strongest of the model's modes for a white-box attack.
-    noise: who controls which source of it, see `noise_control`. surrogates: instead of those of the attack's card.
+    noise: who controls which source of it, see `noise_control`.
     """
     given = {
         "eps": eps, "norm": norm, "limit": limit, "indices": indices, "mc": mc, "draws": draws,
-        "select_draws": select_draws, "gradient_mode": gradient_mode, "noise": noise, "surrogates": surrogates,
+        "select_draws": select_draws, "gradient_mode": gradient_mode, "noise": noise,
         "target": target, "seed": seed, "device": device,
     }  # fmt: skip
     if norm not in attack.norms:
@@ -206,7 +205,7 @@ def make_plan(
     control = parse_noise_control(noise, model.classifier)
     random = control.leaves_noise(model.classifier)
     mode = _resolve_mode(model, attack, gradient_mode)
-    carried = _resolve_surrogates(model, attack, data, surrogates, device)
+    surrogates = resolve_surrogates(attack.surrogates, model, data, device) if attack.surrogates is not None else ()
     members = tuple(
         make_plan(model, member, data, save_adversarials=True, **given)  # type: ignore[arg-type]
         for member in attack.members
@@ -215,7 +214,7 @@ def make_plan(
     aim = _resolve_target(target, attack, data, classes)
     configuration = {
         "model": model.identity | {"stochastic": stochastic},
-        "attack": attack.identity | _sources_of_images(carried, members),
+        "attack": attack.identity | _sources_of_images(surrogates, members),
         "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
         "threat": {"norm": norm, "eps": eps, "target": aim},
         "evaluation": {
@@ -249,7 +248,7 @@ def make_plan(
         configuration=configuration,
         requested_draws=draws,
         requested_selection=select_draws,
-        surrogates=carried,
+        surrogates=surrogates,
         members=members,
     )
 
@@ -265,21 +264,6 @@ def vary(plan: Plan, **changes: Any) -> Plan:
     if not given["attack"].members and given["attack"].knowledge != "white-box":
         given["gradient_mode"] = None
     return make_plan(**given)
-
-
-def _resolve_surrogates(
-    model: LoadedModel,
-    attack: Attack,
-    data: Data,
-    given: Sequence[str | nn.Module | LoadedModel] | None,
-    device: str,
-) -> tuple[LoadedModel, ...]:
-    """The models that the attack is made on; none for one that is made on the model itself."""
-    if attack.surrogates is None:
-        if given is not None and not attack.members:
-            raise LpmbenchError(f"Attack '{attack.name}' is made on the model itself; it takes no surrogates.")
-        return ()
-    return resolve_surrogates(given if given is not None else attack.surrogates, model, data, device)
 
 
 def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan]) -> dict[str, Any]:

@@ -125,6 +125,7 @@ def prepare(
     data: Path | str | None = None,
     device: str = "cpu",
     parameters: dict[str, Any] | None = None,
+    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None,
     trust: bool = False,
     **options: Any,
 ) -> Plan:
@@ -134,9 +135,8 @@ def prepare(
     else:
         source = dataset if isinstance(dataset, Data) else data_from_tensors(*dataset)
     loaded = resolve_model(model, trust=trust, device=device)
-    return make_plan(
-        loaded, resolve_attack(attack, parameters=parameters, trust=trust), source, device=device, **options
-    )
+    chosen = resolve_attack(attack, parameters=parameters, surrogates=surrogates, trust=trust)
+    return make_plan(loaded, chosen, source, device=device, **options)
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from robustbench_lpm.norms import NORMS
 from robustbench_lpm.randomness import isolated_globals
 from robustbench_lpm.zoo import LoadedModel
 
-
 DRAWS = {"eot", "draws", "votes"}  # what attacks call the draws of noise that they average over or let vote
 
 
@@ -47,7 +46,8 @@ class Attack:
     foreign: bool = False  # whether its code is from outside this package
     applies_to: str = "any"
     members: tuple[Attack, ...] = ()  # of a worst case
-    surrogates: tuple[str, ...] | str | None = None  # the models that it is made on, for one that is carried over
+    # The models that it is made on, for one that is carried over; "registered" for all that fit.
+    surrogates: tuple[str | nn.Module | LoadedModel, ...] | str | None = None
 
     def applies(self, classifier: Classifier) -> bool:
         """Whether it can attack this classifier."""
@@ -150,12 +150,18 @@ def resolve_attack(
     *,
     parameters: dict[str, Any] | None = None,
     settings: Mapping[str, dict[str, Any]] | None = None,
+    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None,
     trust: bool = False,
 ) -> Attack:
     """A registered attack, one from a card file, or a function of one's own (taken as white-box).
 
-    parameters are laid over those of its card; settings, by name, over those of a worst case's members.
+    parameters are laid over those of its card; settings, by name, over those of a worst case's members. surrogates
+    replace those of its card, or of the members that are carried over.
     """
+    if surrogates is not None:
+        return _with_surrogates(
+            resolve_attack(attack, parameters=parameters, settings=settings, trust=trust), surrogates
+        )
     if isinstance(attack, Attack):
         return attack
     if isinstance(attack, str):
@@ -183,6 +189,16 @@ def resolve_attack(
     return Attack(name, attack, given, identity, "white-box")
 
 
+def _with_surrogates(attack: Attack, surrogates: Sequence[str | nn.Module | LoadedModel]) -> Attack:
+    carried = [part for part in (attack, *attack.members) if part.surrogates is not None]
+    if not carried:
+        raise LpmbenchError(f"Attack '{attack.name}' is made on the model itself; it takes no surrogates.")
+    if attack.members:
+        members = [replace(m, surrogates=tuple(surrogates)) if m in carried else m for m in attack.members]
+        return replace(attack, members=tuple(members))
+    return replace(attack, surrogates=tuple(surrogates))
+
+
 def _worst_case(
     card: AttackCard, named: str, settings: Mapping[str, dict[str, Any]], parameters: dict[str, Any], trust: bool
 ) -> Attack:
@@ -195,7 +211,7 @@ def _worst_case(
 
 def worst_case_over(members: Sequence[Attack], name: str = "worst-case", arguments: str = "") -> Attack:
     """For each image the strongest of some attacks, as an attack of its own."""
-    differing = {member.name: changed for member in members if (changed := _changed(member))}
+    differing = {member.name: changed for member in members if (changed := changed_parameters(member))}
     parameters: dict[str, Any] = {"attacks": [member.name for member in members]}
     parameters |= {"settings": differing} if differing else {}
     return Attack(
@@ -213,7 +229,7 @@ def worst_case_over(members: Sequence[Attack], name: str = "worst-case", argumen
     )
 
 
-def _changed(attack: Attack) -> dict[str, Any]:
+def changed_parameters(attack: Attack) -> dict[str, Any]:
     """The parameters in which an attack differs from the registered card of its name."""
     registered = cards.attack(attack.name).parameters if attack.name in cards.names("attack") else {}
     return {name: value for name, value in attack.parameters.items() if registered.get(name) != value}

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from robustbench_lpm import records
+from robustbench_lpm import cards, records, zoo
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.grading import predict
 from robustbench_lpm.evaluation.machine import versions
-from robustbench_lpm.evaluation.tasks import resolve_model, with_hidden_randomness_exposed
+from robustbench_lpm.evaluation.noise_control import NoiseControl, parse_noise_control
+from robustbench_lpm.evaluation.tasks import with_hidden_randomness_exposed
 from robustbench_lpm.records import Picture, RunRecord
 from robustbench_lpm.zoo import LoadedModel
 
@@ -41,7 +42,8 @@ def verify(
 ) -> list[Finding]:
     """Every claim of a record that can be checked without running the attack again.
 
-    model: the path of the model's card, where the name in the record is not a registered one.
+    model: the path of the model's card, where the name in the record is not that of a registered one. Parameters in
+        which the record's model differs from the card, such as fewer glimpses, are laid over the card's.
 
     Raises LpmbenchError when the record cannot be read at all.
     """
@@ -61,10 +63,26 @@ def verify(
         Finding("blocks", *_failures(record)),
     ]
     try:
-        loaded = resolve_model(model or record.model, checkpoint=checkpoint, trust=trust, device=device)
-    except LpmbenchError as error:
+        name = model or _card_of(record)
+        changed = _changed_parameters(record, name)
+        loaded = zoo.load_model(name, checkpoint=checkpoint, trust=trust, device=device, **changed)
+    except (LpmbenchError, TypeError) as error:  # TypeError: a record from elsewhere may call its parameters anything
         return [*findings, Finding("predictions repeat", "not checked", f"the model is not at hand: {error}")]
-    return [*findings, _same_weights(record, loaded), *_repeat(record, loaded, device)]
+    return [*findings, _same_weights(record, loaded, changed), *_repeat(record, loaded, device)]
+
+
+def _card_of(record: RunRecord) -> str:
+    """The name of the model's card; that of a variant of a registered model ends in what it is: "ram (2 glimpses)"."""
+    registered = cards.names("model")
+    whole, _, _ = record.model.rpartition(" (")
+    return whole if record.model not in registered and whole in registered else record.model
+
+
+def _changed_parameters(record: RunRecord, name: str) -> dict[str, Any]:
+    """The parameters in which the record's model differs from a card."""
+    given = cards.model(name).parameters
+    claimed: dict[str, Any] = record.configuration["model"].get("parameters", {})
+    return {key: value for key, value in claimed.items() if key not in given or given[key] != value}
 
 
 def _failures(record: RunRecord) -> tuple[Literal["holds", "FAILS"], str]:
@@ -73,10 +91,11 @@ def _failures(record: RunRecord) -> tuple[Literal["holds", "FAILS"], str]:
     return "holds", "all were computed"
 
 
-def _same_weights(record: RunRecord, model: LoadedModel) -> Finding:
+def _same_weights(record: RunRecord, model: LoadedModel, changed: dict[str, Any]) -> Finding:
     claimed = record.configuration["model"]["weights_sha256"]
     if model.weights_sha256 == claimed:
-        return Finding("weights", "holds", f"sha256 {str(claimed)[:12]}")
+        other = ", ".join(f"{name} = {value}" for name, value in changed.items())
+        return Finding("weights", "holds", f"sha256 {str(claimed)[:12]}" + f", run with {other}" * bool(other))
     return Finding("weights", "FAILS", f"the record names {claimed}, the model at hand has {model.weights_sha256}")
 
 
@@ -89,15 +108,21 @@ def _repeat(record: RunRecord, model: LoadedModel, device: str) -> list[Finding]
     exposed = with_hidden_randomness_exposed(model, first)
     runs = record.mc
     classifier = MonteCarlo(exposed.classifier, runs) if runs > 1 else exposed.classifier
+    modes = record.configuration["evaluation"].get("noise", [])
+    try:
+        control = parse_noise_control([f"{source}={mode}" for source, mode in modes], classifier)
+    except LpmbenchError as error:
+        return [Finding("predictions repeat", "FAILS", f"the model has not the noise of the record: {error}")]
     return [
-        _compare(record, classifier, pictures, "clean", "clean_predictions", "clean", device),
-        _compare(record, classifier, pictures, "adversarial", "predictions", "grade", device),
+        _compare(record, classifier, control, pictures, "clean", "clean_predictions", "clean", device),
+        _compare(record, classifier, control, pictures, "adversarial", "predictions", "grade", device),
     ]
 
 
 def _compare(
     record: RunRecord,
     classifier: Classifier,
+    noise_control: NoiseControl,
     pictures: list[Picture],
     image: str,
     column: str,
@@ -116,6 +141,7 @@ def _compare(
             purpose=purpose,
             draws=evaluation["draws"],
             chunk=record.execution["chunk"],
+            noise_control=noise_control,
         )[0].numpy()
         different += int((again != np.asarray(rows.loc[picture.index])).sum())
         total += len(again)

@@ -104,14 +104,22 @@ def notes(runs: pd.DataFrame) -> list[str]:
     return sorted({f"{label}: {note}" for label, note in zip(labels, noted["notes"], strict=True)})
 
 
+def left_out(runs: pd.DataFrame) -> list[str]:
+    """A sentence on the runs that stand in the CSV alone, where there are any."""
+    count = int(runs["probe"].sum())
+    return [f"{count} probe run{' of an audit is' if count == 1 else 's of audits are'} in leaderboard.csv."][:count]
+
+
 def to_markdown(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as GitHub-flavoured Markdown."""
     blocks = ["# Leaderboard", EXPLANATION]
     for ranking in tables.split(ranked):
         blocks += [f"## {escaping.markdown(heading(ranking))}"]
         blocks += [_markdown_table(RANKING_HEADER, ranking_cells(ranking))]
-    blocks += ["## All runs", _markdown_table(RUNS_HEADER, run_cells(runs))]
-    if found := notes(runs):
+    ordinary = runs[~runs["probe"]]
+    blocks += ["## All runs", _markdown_table(RUNS_HEADER, run_cells(ordinary))]
+    blocks += [escaping.markdown(text) for text in left_out(runs)]
+    if found := notes(ordinary):
         blocks += ["## Notes", "\n".join(f"- {escaping.markdown(note)}" for note in found)]
     return "\n\n".join(blocks) + "\n"
 
@@ -131,9 +139,10 @@ def to_latex(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
             f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\begin{{tabular}}{{rlrrlll}}\n{body}"
             "\\end{tabular}\n\\end{table}"
         )
-    body = _latex_rows(RUNS_HEADER, run_cells(runs))
+    ordinary = runs[~runs["probe"]]
+    body = _latex_rows(RUNS_HEADER, run_cells(ordinary))
     blocks.append(f"\\begin{{longtable}}{{lllrllrrrrrrrl}}\n\\caption{{All runs}}\\\\\n{body}\\end{{longtable}}")
-    blocks += [f"\\noindent {escaping.latex(note)}" for note in notes(runs)]
+    blocks += [f"\\noindent {escaping.latex(note)}" for note in (*left_out(runs), *notes(ordinary))]
     return "\n\n".join(blocks) + "\n"
 
 

@@ -85,7 +85,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of an audit, ready to be written; `runs` are (anchor, short id) of the runs compared with."""
+    """One check of an audit, ready to be written; `runs` are (anchor, short id) of the other runs compared."""
 
     name: str
     question: str
@@ -128,6 +128,7 @@ def to_html(
         script=script,
         script_sha256=b64encode(sha256(script.encode()).digest()).decode(),
         summary=_summary(runs),
+        probes=bool(runs["probe"].any()),
         sections=_sections(ranked),
         figures=[(figure, Markup(figure.inline)) for figure in figures],
         runs=_rows(records, runs, audits),
@@ -144,11 +145,14 @@ def _rate(row: dict[str, Any], name: str) -> Rate:
 
 
 def _summary(runs: pd.DataFrame) -> str:
+    ordinary = runs[~runs["probe"]]
+    probes = len(runs) - len(ordinary)
     counts = {
-        "run": len(runs),
-        "model": len(runs[["model", "model_variant"]].drop_duplicates()),
-        "attack": runs["attack"].nunique(),
-        "data set": runs["dataset"].nunique(),
+        "run": len(ordinary),
+        **({"probe": probes} if probes else {}),
+        "model": len(ordinary[["model", "model_variant"]].drop_duplicates()),
+        "attack": ordinary["attack"].nunique(),
+        "data set": ordinary["dataset"].nunique(),
     }
     return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
 
@@ -174,15 +178,18 @@ def _rows(records: Sequence[RunRecord], runs: pd.DataFrame, audits: Mapping[str,
         row["failures"] = [_failure(failure) for failure in record.failures]
         row["findings"] = _findings(audits[record.id], known) if record.id in audits else []
         row["audit_command"] = plain(audits[record.id].command) if record.id in audits else ""
+    first = {row["record"]: row for row in reversed(rows)}
+    for row in rows:
+        row["serves"] = _served(row, audits, first)
     return rows
 
 
 def _findings(audit: Audit, known: set[str]) -> list[Finding]:
     """The checks of an audit, in its order; runs that are not in the page are named without a link to them."""
-    return [_finding(check, known) for check in audit.checks]
+    return [_finding(check, audit.record, known) for check in audit.checks]
 
 
-def _finding(check: Check, known: set[str]) -> Finding:
+def _finding(check: Check, judged: str, known: set[str]) -> Finding:
     return Finding(
         name=plain(check.name),
         question=plain(check.question),
@@ -193,8 +200,20 @@ def _finding(check: Check, known: set[str]) -> Finding:
         images=cells.count(check.images) if check.images else cells.MISSING,
         against=plain(check.against),
         note=plain(check.note),
-        runs=[(anchor(record) if record in known else "", plain(record)[:8]) for record in check.records],
+        runs=[
+            (anchor(record) if record in known else "", plain(record)[:8])
+            for record in check.records
+            if record != judged  # a row need not lead to itself
+        ],
     )
+
+
+def _served(
+    row: dict[str, Any], audits: Mapping[str, Audit], rows: Mapping[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Of a probe, the rows of the runs whose audit compared them with it."""
+    judged = [name for name, audit in audits.items() if any(row["record"] in check.records for check in audit.checks)]
+    return [rows[name] for name in sorted(judged) if name in rows] if row["probe"] else []
 
 
 def anchor(record_id: str) -> str:

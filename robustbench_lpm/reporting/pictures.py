@@ -148,12 +148,15 @@ def data_uri(image: NDArray[np.float32]) -> str:
 
 
 def gallery(records: Sequence[RunRecord], runs: pd.DataFrame, limit: int) -> list[tuple[RunRecord, Example]]:
-    """At most `limit` stored examples: per model and attack the one fooled at the smallest eps, models taking turns."""
-    knowledge = dict(zip(runs["record"], runs["knowledge"], strict=True))
+    """At most `limit` stored examples: per model and attack the one fooled at the smallest eps, models taking turns.
+
+    Controls and the probes of audits are left out.
+    """
+    shown = set(runs.loc[(runs["knowledge"] != tables.CONTROL) & ~runs["probe"], "record"])
     best: dict[tuple[str, str, str], tuple[tuple[bool, float], RunRecord, Example]] = {}
     for record in records:
-        stored = examples(record)
-        if not stored or knowledge[record.id] == tables.CONTROL:
+        stored = examples(record) if record.id in shown else []
+        if not stored:
             continue
         example = next((e for e in stored if e.fooled), stored[0])
         key, merit = (record.model, record.dataset, record.attack), (not example.fooled, record.eps)

@@ -1,7 +1,7 @@
 """Draw accuracy against eps as SVG: same table, same bytes; text stays text, ink takes the colour of the page.
 
 A plot is drawn only where there are at least two points, the clean accuracy (eps = 0) being one of them; runs with
-failed examples are left out, for what failed could lie on either side.
+failed examples are left out, for what failed could lie on either side, and so are the probes of audits.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class Figure:
 
 def accuracy_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
     """One plot per data set, size, norm, M, image set and attack, the lowest over all attacks first."""
+    runs = runs[~runs["probe"]]
     names = sorted({cells.label(*pair) for pair in zip(runs["model"], runs["model_variant"], strict=True)})
     found = []
     for scene, attack, points in _facets(runs, ranked):

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from robustbench_lpm.audits import Audit
+from robustbench_lpm.audits import Audit, probes
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.records import RunRecord
@@ -31,6 +31,7 @@ COLUMNS = (
     "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses",  # means per example
     "chosen",  # what was chosen for how many examples: gradient modes, members of a worst case
+    "probe",  # whether the run exists only for the sake of an audit
     "verdict", "failed_checks", "audit",  # of the audit of the run, "" where there is none; and what speaks against it
     "seconds", "failed_examples", "notes", "record", "command",
 )  # fmt: skip
@@ -40,7 +41,8 @@ RATES = (
 )  # fmt: skip
 RANKING_COLUMNS = (
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set", "images", "rank", "model", "model_variant",
-    *RATES, "strongest_attack", "attacks", "members", "chosen", "verdict", "audit", "image_sets", "notes", "record",
+    *RATES, "strongest_attack", "attacks", "members", "chosen", "probe", "verdict", "audit", "image_sets", "notes",
+    "record",
 )  # fmt: skip
 BUDGET = ["dataset", "size", "norm", "eps", "mc"]
 CONTROL = "none"  # the knowledge of an attack that is a control, like random noise
@@ -92,12 +94,15 @@ def table(records: Sequence[RunRecord], audits: Mapping[str, Audit] | None = Non
     audits: those there are, by the id of the record that they judge.
     """
     records, audits = in_order(records), audits or {}
-    models, attacks = variants.of_models(records), variants.of_attacks(records)
+    found = probes(records, audits)
+    models, attacks = variants.of_models(records), variants.of_attacks(records, found)
     rows = [
         _row(record) | _judgement(audits.get(record.id)) | {"model_variant": model, "attack_variant": attack}
         for record, model, attack in zip(records, models, attacks, strict=True)
     ]
     runs = pd.DataFrame(rows, columns=list(COLUMNS)).astype(dict.fromkeys(NUMBERS, "float64"))
+    runs["probe"] = [record.id in found for record in records]
+    runs = runs.astype({"probe": bool})  # also where there is no run
     decided = ranking(runs)
     ranks = dict(zip(decided["record"], decided["rank"], strict=True))
     runs["rank"] = pd.array([ranks.get(record, pd.NA) for record in runs["record"]], dtype="Int64")
@@ -183,11 +188,15 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
     A model with failed examples, with a result that its audit speaks against, or that met fewer attacks than its
     neighbours, has no rank; `notes` says why. `image_sets` counts the sets of images that were met at this budget;
     ranks hold within one `image_set`.
+
+    Probes of an audit are asked of nobody, and a model (or one with frozen noise) that met only probes at a budget is
+    not listed there; but what a probe found beyond the other runs of a model counts against it.
     """
     rows: list[dict[str, Any]] = []
     glimpsing = _glimpsing(runs)
     for _, budget in runs.groupby(BUDGET, sort=True):
-        sets = sorted(budget.groupby("image_set"), key=lambda item: (-int(item[1]["images"].max()), str(item[0])))
+        listed = budget[~budget.groupby(["image_set", *MODEL])["probe"].transform("all")]
+        sets = sorted(listed.groupby("image_set"), key=lambda item: (-int(item[1]["images"].max()), str(item[0])))
         for _, group in sets:
             rows += [row | {"image_sets": len(sets)} for row in _ranked(group, glimpsing)]
     ranked = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
@@ -202,7 +211,7 @@ def _glimpsing(runs: pd.DataFrame) -> set[tuple[str, str]]:
 
 def _ranked(group: pd.DataFrame, glimpsing: set[tuple[str, str]]) -> list[dict[str, Any]]:
     """The rows of one budget and image set, best first, those without a rank last."""
-    scored = group[group["knowledge"] != CONTROL]
+    scored = group[(group["knowledge"] != CONTROL) & ~group["probe"]]
     rows = []
     for name, mine in group.groupby(MODEL, sort=True):
         expected = scored if name in glimpsing else scored[scored["applies_to"] != "glimpsing"]
@@ -229,30 +238,34 @@ def _standing(mine: pd.DataFrame, expected: pd.DataFrame) -> dict[str, Any]:
     return row | {
         "rank": not obstacles,
         "strongest_attack": "" if missing(row["robust_accuracy"]) else ", ".join(sorted(_attack_labels(equal))),
-        "attacks": len(_attack_labels(scored)),
+        "attacks": len(_attack_labels(scored[~scored["probe"]])),
         "notes": "; ".join(obstacles),
     }
 
 
 def _lowest(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that leave the lowest accuracy, the one that decides first."""
+    """The runs that leave the lowest accuracy, the one that decides first; probes only where no other run does."""
     ordered = runs.assign(merit=runs["verdict"].map(VERDICTS.index)).sort_values(
-        ["merit", "attack", "attack_variant", "record"]
+        ["probe", "merit", "attack", "attack_variant", "record"]
     )
     lowest = ordered["robust_accuracy"].min()
     equal = ordered[np.isclose(ordered["robust_accuracy"], lowest, rtol=0, atol=1e-12)]
+    equal = equal if equal["probe"].all() else equal[~equal["probe"]]
     return (equal if len(equal) else ordered).drop(columns="merit")
 
 
 def _judged(equal: pd.DataFrame, scored: pd.DataFrame) -> pd.Series[Any] | None:
-    """The run whose audit speaks for a model: the deciding one, or its worst case, which was compared with the others.
+    """The run whose audit speaks for a model: the deciding one, or its worst case, which was compared with the others,
+    or, for a probe, the lowest that was audited.
 
-    Without the second, any run more than was audited, a few tenths of a point lower by luck, would hide the verdict.
+    Without these, any run more than was audited, a few tenths of a point lower by luck, would hide the verdict.
     """
     if not len(scored):
         return None
     if not equal.iloc[0]["verdict"]:
-        equal = _lowest(scored[(scored["members"] != "") & (scored["verdict"] != "")])
+        audited = scored[scored["verdict"] != ""]
+        worst = audited[audited["members"] != ""]
+        equal = _lowest(audited if worst.empty and equal.iloc[0]["probe"] else worst)
     return equal.iloc[0] if len(equal) and equal.iloc[0]["verdict"] else None
 
 

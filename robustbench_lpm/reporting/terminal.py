@@ -21,10 +21,11 @@ def terminal_table(
 ) -> None:
     """Print one line per run: model, attack, eps, clean and robust accuracy in per cent, forwards per image.
 
-    M, failed examples and the audit have a column only where a run has M above 1, failures, or an audit.
+    M, failed examples and the audit have a column only where a run has M above 1, failures, or an audit. The probes of
+    an audit are left out.
     """
     found = tables.table(records, audits).to_dict("records")
-    rows = [{str(key): value for key, value in row.items()} for row in found]
+    rows = [{str(key): value for key, value in row.items()} for row in found if not row["probe"]]
     extra = {
         "M": any(row["mc"] != 1 for row in rows),
         "Failed": any(row["failed_examples"] for row in rows),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from robustbench_lpm.hashing import sha256_of_value
@@ -70,12 +70,21 @@ def _checkpoints(records: Sequence[RunRecord]) -> list[str]:
     return found
 
 
-def of_attacks(records: Sequence[RunRecord]) -> list[str]:
-    """For each record, what tells its attack from others of that name at the same budget and images."""
-    settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+def of_attacks(records: Sequence[RunRecord], probes: Set[str] = frozenset()) -> list[str]:
+    """For each record, what tells its attack from others of that name at the same budget and images.
+
+    Probes (by id) are told apart from the ordinary runs, and change no other attack's name.
+    """
+    every: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    ordinary: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
-        settings[_attack_key(record)].append(_attack_settings(record))
-    return [_difference(_attack_settings(record), settings[_attack_key(record)]) for record in records]
+        for settings in (every,) if record.id in probes else (every, ordinary):
+            settings[_attack_key(record)].append(_attack_settings(record))
+    found = []
+    for record in records:
+        key, mine = _attack_key(record), _attack_settings(record)
+        found.append(_difference(mine, [*ordinary[key], mine] if ordinary[key] else every[key]))
+    return found
 
 
 def _attack_key(record: RunRecord) -> tuple[Any, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,22 @@ from safetensors.numpy import load, save
 import robustbench_lpm
 from robustbench_lpm import records
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation import glimpses
 from robustbench_lpm.evaluation.planning import make_plan
 from robustbench_lpm.evaluation.runner import run
 from robustbench_lpm.evaluation.submissions import read_submission
-from robustbench_lpm.evaluation.tasks import Data, resolve_data, resolve_model
+from robustbench_lpm.evaluation.tasks import (
+    Attack,
+    Data,
+    resolve_attack,
+    resolve_data,
+    resolve_model,
+    worst_case_over,
+)
 from robustbench_lpm.evaluation.verification import verify
-from robustbench_lpm.hashing import sha256_of
+from robustbench_lpm.hashing import sha256_of, sha256_of_value
 from robustbench_lpm.records import RunRecord
+from robustbench_lpm.zoo import LoadedModel
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +154,101 @@ def test_bad_submissions(
 def test_no_submission_at_all(tmp_path: Path, digits: Data) -> None:
     with pytest.raises(LpmbenchError, match="no PNG files"):
         read_submission(tmp_path, digits)
+
+
+def made(attack: str | Attack, out: Path, model: str | LoadedModel = "ram", **options: Any) -> Path:
+    given: dict[str, Any] = {"eps": 0.1, "limit": 4, "draws": 5, "gradient_mode": "detached"} | options
+    record = run(make_plan(resolve_model(model), resolve_attack(attack), resolve_data("digits"), **given), out)
+    return record.path or out
+
+
+SHORT_PGD = resolve_attack("pgd", parameters={"steps": 2, "eot": 1})
+SHORT_TRANSFER = resolve_attack("transfer", parameters={"steps": 1}, surrogates=["cnn", "cnn-at"])
+
+
+@pytest.mark.parametrize(("attack", "options"), [
+    (SHORT_PGD, {"noise": ["frozen"]}),
+    (SHORT_PGD, {"noise": ["policy=frozen"]}),
+    (SHORT_PGD, {"noise": ["policy=frozen", "first_fixation=replayed"], "mc": 2}),
+    (SHORT_PGD, {"noise": ["fresh"]}),
+    (SHORT_TRANSFER, {"gradient_mode": None}),
+    (worst_case_over([resolve_attack("noise"), SHORT_PGD, SHORT_TRANSFER]), {}),
+], ids=["frozen", "policy frozen", "mixed, averaged over 2", "fresh", "transfer", "worst case"])  # fmt: skip
+def test_records_of_every_kind_hold(attack: Attack, options: dict[str, Any], tmp_path: Path) -> None:
+    found = verdicts(made(attack, tmp_path, **options))
+    assert set(found.values()) == {"holds"}
+    assert len(found) == 7
+
+
+def pretending(folder: Path, **changes: Any) -> Path:
+    """The record in a folder with other words in its configuration, its id mended."""
+    content = json.loads((folder / records.RECORD).read_text())
+    for part, words in changes.items():
+        content["configuration"][part] |= words
+    content["id"] = sha256_of_value(content["configuration"])
+    (folder / records.RECORD).write_text(json.dumps(content))
+    return folder
+
+
+def test_the_frozen_draw_is_checked_and_no_other(tmp_path: Path) -> None:
+    """Made with one source frozen, told with none (or another) frozen: predictions are those of another noise."""
+    folder = made(SHORT_PGD, tmp_path, limit=16, eps=0.2, draws=20, noise=["policy=frozen"])
+    assert set(verdicts(folder).values()) == {"holds"}
+    for claimed in ([], [["first_fixation", "frozen"]]):
+        found = verdicts(pretending(folder, evaluation={"noise": claimed}))
+        assert found["the record is whole"] == "holds"
+        assert found["adversarial predictions repeat"] == "FAILS"
+
+
+def test_noise_that_the_model_does_not_have_fails(tmp_path: Path) -> None:
+    folder = made("noise", tmp_path, "cnn", gradient_mode=None)
+    finding = verify(pretending(folder, evaluation={"noise": [["policy", "frozen"]]}))[-1]
+    assert finding.claim == "predictions repeat"
+    assert finding.verdict == "FAILS"
+    assert "deterministic" in finding.evidence
+
+
+@pytest.fixture(scope="module")
+def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """RAM after two of its six glimpses, as `lpmbench glimpses` attacks it."""
+    whole = resolve_model("ram")
+    plan = make_plan(
+        glimpses.truncated(whole, "ram", 2), SHORT_PGD, resolve_data("digits"), eps=0.1, limit=16, draws=10,
+        gradient_mode="detached", save_adversarials=True,
+    )  # fmt: skip
+    record = run(glimpses.truncated_plan(plan), tmp_path_factory.mktemp("shortened"))
+    assert record.model == "ram (2 glimpses)"
+    assert record.path is not None
+    return record.path
+
+
+@pytest.mark.parametrize("model", [None, "ram"])
+def test_a_model_of_fewer_glimpses_is_built_as_the_record_says(shortened: Path, model: str | None) -> None:
+    findings = verify(shortened, model=model)
+    assert {finding.verdict for finding in findings} == {"holds"}
+    (weights,) = [finding for finding in findings if finding.claim == "weights"]
+    assert weights.evidence.endswith("run with glimpses = 2")
+
+
+def test_the_number_of_glimpses_matters(shortened: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(shortened, tmp_path / "copy"))
+    parameters = json.loads((folder / records.RECORD).read_text())["configuration"]["model"]["parameters"]
+    found = verdicts(pretending(folder, model={"parameters": parameters | {"glimpses": 6}}))
+    assert found["the record is whole"] == found["weights"] == "holds"
+    assert found["adversarial predictions repeat"] == "FAILS"
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    ({"name": "mine (2 glimpses)"}, "Unknown model 'mine (2 glimpses)'"),
+    ({"parameters": {"glimpzes": 2}}, "Did you mean 'glimpses'?"),
+    ({"parameters": {"glimpses": "two"}}, "parameter 'glimpses'"),
+    ({"parameters": {"device": "cpu"}}, "device"),
+])  # fmt: skip
+def test_a_model_that_cannot_be_built_is_not_at_hand(
+    shortened: Path, tmp_path: Path, words: dict[str, Any], reason: str
+) -> None:
+    folder = pretending(Path(shutil.copytree(shortened, tmp_path / "copy")), model=words)
+    finding = verify(folder)[-1]
+    assert (finding.claim, finding.verdict) == ("predictions repeat", "not checked")
+    assert "the model is not at hand" in finding.evidence
+    assert reason in finding.evidence

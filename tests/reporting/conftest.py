@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,43 @@ def check(verdict: Verdict = "pass", name: str = "white-box vs black-box", **cha
     return Check(name=name, verdict=verdict, **told | numbers | changes)
 
 
+def probed(make: Make, verdict: Verdict = "pass", **changes: float) -> tuple[dict[str, RunRecord], dict[str, Audit]]:
+    """A stochastic model's worst case and its audit: the runs by what they are, and the audit by the judged run.
+
+    Ordinary are "worst", its members "pgd" and "square", and "fgsm"; the others are probes, and members of probes.
+    """
+    low = {"worst": 0.5, "twice": 0.5, "half": 0.75, "frozen": 0.25} | changes
+
+    def members(steps: int = 10, **budget: Any) -> dict[str, RunRecord]:
+        return {
+            "pgd": make("ram", robust=0.8, draws=4, parameters={"steps": steps}, **budget),
+            "square": make("ram", "square", robust=0.9, draws=4, knowledge="black-box", **budget),
+        }
+
+    def worst(name: str, among: dict[str, RunRecord], **budget: Any) -> RunRecord:
+        identity = {"members": {attack: record.id for attack, record in among.items()}}
+        parameters = {"attacks": list(among)}
+        return make(
+            "ram", "worst-case", robust=low[name], draws=4, parameters=parameters, attack_identity=identity, **budget
+        )
+
+    frozen = {"noise": [("policy", "frozen")]}
+    own, doubled, half, still = members(), members(20), members(eps=EPS / 2), members(**frozen)
+    found = {
+        "worst": worst("worst", own), "twice": worst("twice", doubled), "half": worst("half", half, eps=EPS / 2),
+        "frozen": worst("frozen", still, **frozen), "fgsm": make("ram", "fgsm", robust=0.9, draws=4),
+        **own, "twice pgd": doubled["pgd"], **{f"half {name}": record for name, record in half.items()},
+        **{f"frozen {name}": record for name, record in still.items()},
+    }  # fmt: skip
+    judged = found["worst"]
+    compared = ("fgsm", "square", "half", "twice", "frozen")
+    checks = [check(verdict, name, records=(judged.id, found[name].id)) for name in compared]
+    return found, {judged.id: make_audit(judged, *checks)}
+
+
+ORDINARY = ("worst", "pgd", "square", "fgsm")  # of what `probed` makes
+
+
 def _predictions(labels: np.ndarray, wrong: np.ndarray, right: Any, draws: int) -> np.ndarray:
     """(images, draws): right in the share, or the table, of cells asked for."""
     table = np.asarray(right, dtype=bool) if np.ndim(right) == 2 else _first(len(labels), draws, float(right))
@@ -142,13 +180,16 @@ def _pictures(
     return clean + board, clean
 
 
+def make_and_read(folder: Path) -> Make:
+    """Makes a record, writes it below a folder, and reads it back."""
+
+    def made(*args: Any, **kwargs: Any) -> RunRecord:
+        return records.read(records.write(make_record(*args, **kwargs), folder))
+
+    return made
+
+
 @pytest.fixture(scope="session")
 def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     """Makes a record, writes it, and reads it back: what the report sees went through the checks."""
-
-    folder = tmp_path_factory.mktemp("runs")
-
-    def make_and_read(*args: Any, **kwargs: Any) -> RunRecord:
-        return records.read(records.write(make_record(*args, **kwargs), folder))
-
-    return make_and_read
+    return make_and_read(tmp_path_factory.mktemp("runs"))

@@ -14,7 +14,7 @@ import pytest
 
 from robustbench_lpm import reporting
 from robustbench_lpm.reporting import cells, escaping
-from tests.reporting.conftest import check, make_audit
+from tests.reporting.conftest import ORDINARY, check, make_audit, probed
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -228,3 +228,18 @@ def test_known_defects_are_told_in_every_format(make, tmp_path):
     files = exports([make(notes=["Known defect: probes the clean image only."])], tmp_path)
     for name in ("leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard.html"):
         assert b"Known defect: probes the clean image only." in files[name], name
+
+
+def test_probes_stand_in_the_csv_alone(make, tmp_path):
+    found, judged = probed(make)
+    files = {path.name: path.read_text() for path in reporting.write_report(list(found.values()), tmp_path, judged)}
+    lines = {line["record"]: line["probe"] for line in csv.DictReader(StringIO(files["leaderboard.csv"]))}
+    assert lines == {record.id: str(name not in ORDINARY) for name, record in found.items()}
+    for name in ("leaderboard.md", "leaderboard.tex"):
+        shown = {what for what, record in found.items() if record.id[:12] in files[name]}
+        assert shown == set(ORDINARY)
+        assert f"{len(found) - len(ORDINARY)} probe runs of audits are in leaderboard.csv." in files[name]
+    one = [make("a"), make("a", eps=4 / 255)]
+    judged = {one[0].id: make_audit(one[0], check(records=(one[0].id, one[1].id)))}
+    assert "1 probe run of an audit is in" in (reporting.write_report(one, tmp_path, judged)[1]).read_text()
+    assert "probe" not in reporting.write_report(one, tmp_path, {})[1].read_text()

@@ -9,7 +9,7 @@ from hashlib import sha256
 import pytest
 
 from robustbench_lpm import reporting
-from tests.reporting.conftest import check, make_audit
+from tests.reporting.conftest import ORDINARY, check, make_audit, probed
 
 
 @pytest.fixture
@@ -140,3 +140,49 @@ def test_details_say_what_was_chosen_and_who_controlled_the_noise(make, render):
     plain = render(make())
     assert "Noise control" not in plain
     assert "<dt>Strongest" not in plain
+
+
+def test_probes_are_marked_and_can_be_hidden(make, render):
+    found, judged = probed(make)
+    html = render(*found.values(), audits=judged)
+    for name, record in found.items():
+        body = re.search(rf'<tbody id="run-{record.id[:16]}"([^>]*)>(.*?)<tr class="details"', html, re.DOTALL)
+        assert body.group(1) == ("" if name in ORDINARY else ' class="probe"')
+        assert ('<span class="badge muted">probe</span>' in body.group(2)) == (name not in ORDINARY)
+    # without scripts all runs are shown, and the choice, which would do nothing, is not
+    assert (
+        '<label id="probes-choice" hidden><input id="probes" type="checkbox" autocomplete="off"> Show probes</label>'
+        in html
+    )
+    assert "<tbody hidden" not in html
+    assert f"{len(ORDINARY)} runs, {len(found) - len(ORDINARY)} probes, 1 model, 4 attacks" in html
+    assert 'id="probes"' not in render(*found.values(), audits={})
+
+
+def test_a_check_leads_to_its_probe_and_back(make, render):
+    found, judged = probed(make)
+    html = render(*found.values(), audits=judged)
+    table = re.search(r'<table class="findings">.*?</table>', html, re.DOTALL).group()
+    assert f'href="#run-{found["twice"].id[:16]}"' in table
+    assert f'href="#run-{found["worst"].id[:16]}"' not in table  # the row that it stands in
+    judged_run = f'<a href="#run-{found["worst"].id[:16]}">ram under worst-case, eps 8/255</a>'
+    back = f"<dt>Made for the audit of</dt><dd>{judged_run}</dd>"
+    assert html.count(back) == 3  # half, twice, frozen; not square and fgsm, which are ordinary attacks
+
+
+def test_a_number_that_a_probe_found_says_so(make, render):
+    found, judged = probed(make, twice=0.4)
+    assert html_of_ranking(render(*found.values(), audits=judged)).count("a probe of an audit") == 1
+    found, judged = probed(make)
+    assert "a probe of an audit" not in html_of_ranking(render(*found.values(), audits=judged))
+
+
+def html_of_ranking(html):
+    return re.search(r'<section id="rankings".*?</section>', html, re.DOTALL).group()
+
+
+def test_probes_are_no_examples(make, render):
+    a, half = make("a", stored=1), make("a", eps=4 / 255, stored=1)
+    html = render(a, half, audits={a.id: make_audit(a, check(records=(a.id, half.id)))})
+    assert html.count("<img ") == 3
+    assert "under pgd, L∞ eps 8/255" in html

@@ -9,6 +9,7 @@ import pytest
 
 from robustbench_lpm import reporting
 from robustbench_lpm.reporting import plots
+from tests.reporting.conftest import ORDINARY, probed
 
 
 def figures(*records):
@@ -66,3 +67,14 @@ def test_empty_tables_make_no_plots():
     empty = reporting.table([])
     assert plots.accuracy_plots(empty, reporting.leaderboard([])) == []
     assert isinstance(empty, pd.DataFrame)
+
+
+def test_probes_are_no_points(make):
+    found, judged = probed(make)
+    runs = reporting.table(list(found.values()), judged)
+    drawn = plots.accuracy_plots(runs, reporting.leaderboard(list(found.values()), judged))
+    assert [figure.attack for figure in drawn] == [plots.WORST, "fgsm", "pgd", "square", "worst-case"]
+    assert not any("frozen" in figure.inline for figure in drawn)
+    ordinary = [found[name] for name in ORDINARY]
+    alone = plots.accuracy_plots(reporting.table(ordinary, judged), reporting.leaderboard(ordinary, judged))
+    assert drawn == alone  # line for line

@@ -10,7 +10,7 @@ import pytest
 
 from robustbench_lpm import audits, records, reporting
 from robustbench_lpm.statistics import wilson
-from tests.reporting.conftest import check, make_audit, make_record
+from tests.reporting.conftest import ORDINARY, check, make_audit, make_record, probed
 
 RATES = ("clean_accuracy", "robust_accuracy")
 
@@ -366,3 +366,45 @@ def test_other_models_that_an_attack_is_made_on_are_no_other_attack(make):
     ]
     assert standing(records) == {"a": 1, "b": 1}
     assert set(reporting.table(records)["attack_variant"]) == {""}
+
+
+def test_probes_make_no_ranking_and_no_row_and_are_asked_of_nobody(make):
+    found, judged = probed(make)
+    others = [make("cnn", name, robust=0.4) for name in ("pgd", "square", "fgsm")]
+    worst = make("cnn", "worst-case", robust=0.4, parameters={"attacks": ["pgd", "square"]},
+                 attack_identity={"members": {"pgd": "x", "square": "y"}})  # fmt: skip
+    ranked = reporting.leaderboard([*found.values(), *others, worst], judged)
+    assert list(ranked["eps"].unique()) == [8 / 255]  # at half the eps only probes were run
+    assert list(zip(ranked["rank"], ranked["model"], ranked["model_variant"], strict=True)) == [
+        (1, "ram", ""), (2, "cnn", ""),
+    ]  # fmt: skip
+    assert ranked["strongest_attack"].iloc[0] == "worst-case"  # though twice the work leaves as much
+    runs = reporting.table(list(found.values()), judged).set_index("record")
+    assert {name for name, record in found.items() if not runs.loc[record.id, "probe"]} == set(ORDINARY)
+    assert set(runs.loc[[found[name].id for name in ORDINARY], "attack_variant"]) == {""}
+    assert runs.loc[found["twice pgd"].id, "attack_variant"] == "steps=20"
+
+
+def test_twice_the_work_is_not_asked_of_models_without_a_worst_case(make):
+    a, b, twice = make("a", robust=0.5), make("b", robust=0.4), make("a", robust=0.5, parameters={"steps": 20})
+    judged = {a.id: make_audit(a, check("pass", records=(a.id, twice.id)))}
+    ranked = reporting.leaderboard([a, b, twice], judged)
+    assert list(zip(ranked["model"], ranked["rank"], strict=True)) == [("a", 1), ("b", 2)]
+    assert list(ranked["attacks"]) == [1, 1]
+
+
+@pytest.mark.parametrize("verdict", ["pass", "fail"])
+def test_what_a_probe_finds_beyond_counts_and_does_not_hide_the_verdict(make, verdict):
+    a, twice = make("a", robust=0.5), make("a", robust=0.45, parameters={"steps": 20})
+    row = row_of([a, twice], "a", {a.id: make_audit(a, check(verdict, records=(a.id, twice.id)))})
+    assert (row["robust_accuracy"], row["strongest_attack"]) == (pytest.approx(0.45), "pgd (steps=20)")
+    assert (row["record"], row["probe"], row["verdict"]) == (twice.id, True, verdict)
+    assert pd.isna(row["rank"]) == (verdict == "fail")
+
+
+def test_a_model_that_met_only_probes_at_a_budget_is_not_listed_beside_others(make):
+    a, half, b = make("a"), make("a", eps=4 / 255), make("b", eps=4 / 255)
+    judged = {a.id: make_audit(a, check(records=(a.id, half.id)))}
+    ranked = reporting.leaderboard([a, half, b], judged)
+    assert set(zip(ranked["model"], ranked["eps"], strict=True)) == {("a", 8 / 255), ("b", 4 / 255)}
+    assert set(ranked["image_sets"]) == {1}

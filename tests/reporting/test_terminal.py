@@ -9,7 +9,7 @@ from io import StringIO
 from rich.console import Console
 
 from robustbench_lpm import reporting
-from tests.reporting.conftest import check, make_audit
+from tests.reporting.conftest import ORDINARY, check, make_audit, probed
 
 
 def printed(*records, width=100, audits=None):
@@ -52,3 +52,9 @@ def test_reporting_imports_no_torch():
         "reporting.leaderboard([]); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_probes_are_left_out(make):
+    found, judged = probed(make)
+    assert len(printed(*found.values(), audits=judged).strip().splitlines()) == 1 + len(ORDINARY)
+    assert len(printed(*found.values(), audits={}).strip().splitlines()) == 1 + len(found)

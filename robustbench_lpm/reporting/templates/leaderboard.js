@@ -46,16 +46,25 @@
   const filter = document.getElementById("filter");
   const shown = document.getElementById("shown");
   const texts = new Map([...runs.tBodies].map((body) => [body, body.textContent.toLowerCase()]));
+  const probes = document.getElementById("probes"); // only where there are any
   const applyFilter = () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    let count = 0;
+    let [count, kept] = [0, 0];
     for (const [body, text] of texts) {
-      body.hidden = !words.every((word) => text.includes(word));
+      const matches = words.every((word) => text.includes(word));
+      const away = probes !== null && !probes.checked && body.classList.contains("probe");
+      body.hidden = !matches || away;
       count += body.hidden ? 0 : 1;
+      kept += matches && away ? 1 : 0;
     }
-    shown.textContent = words.length ? `${count} of ${texts.size} runs` : `${texts.size} runs`;
+    const total = words.length ? `${count} of ${texts.size} runs` : `${count} runs`;
+    shown.textContent = kept ? `${total}, ${kept} ${kept === 1 ? "probe" : "probes"} hidden` : total;
   };
   filter.addEventListener("input", applyFilter);
+  if (probes) {
+    document.getElementById("probes-choice").hidden = false; // without scripts all runs are shown, and nothing to choose
+    probes.addEventListener("change", applyFilter);
+  }
   applyFilter();
 
   // A number in the ranking leads to its run, opened.
@@ -64,6 +73,7 @@
     if (!body || body.parentElement !== runs) return;
     if (body.hidden) {
       filter.value = "";
+      if (body.classList.contains("probe")) probes.checked = true;
       applyFilter();
     }
     setOpen(body, true);
@@ -71,5 +81,8 @@
     body.querySelector(".toggle button").focus({ preventScroll: true });
   };
   window.addEventListener("hashchange", follow);
+  document.addEventListener("click", (event) => {
+    if (event.target.closest("a")?.hash === location.hash && location.hash) follow(); // followed before: no hashchange
+  });
   follow();
 })();

@@ -1,0 +1,184 @@
+"""lpmbench audit, from words to files: the evidence as a table, the verdict on disk and on the leaderboard."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from robustbench_lpm import audits, records
+from robustbench_lpm.cli import run
+
+Capture = pytest.CaptureFixture[str]
+LINE = "audit cnn --attack fgsm --limit 20 --eps 0.1 --black-box square --set square.queries=10 --out runs --threads 1"
+CHECKS = ["attack vs noise", "white-box vs black-box", "more eps", "unbounded", "direction"]
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else_and_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of directions asks the model 512 times for each image; it has tests of its own: here 16 do."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("robustbench_lpm.evaluation.audit.COSINE_PAIRS", 8)
+
+
+def lpmbench(line: str) -> None:
+    assert run(shlex.split(line)) == 0
+
+
+def stamps(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("record.json")}
+
+
+def test_from_words_to_a_verdict_on_the_leaderboard(tmp_path: Path, capsys: Capture) -> None:
+    runs = tmp_path / "runs"
+    lpmbench(LINE)
+    shown = capsys.readouterr().out
+    for heading in ("Check", "Against", "Verdict", "Judged", "Reference", "Difference, 95 %"):
+        assert heading in shown
+    for check in CHECKS:
+        assert check in shown
+    assert "Verdict on cnn under fgsm, linf 0.1, 20 images: " in shown
+
+    (path,) = (runs / "audits").glob("*.json")
+    audit = audits.read(path)
+    assert f"Audit: runs/audits/{path.name}" in shown
+    assert (audit.model, audit.attack) == ("cnn", "fgsm")
+    assert audit.verdict == "undecided"  # twenty images bound nothing by one point
+    assert "20 images: UNDECIDED" in shown
+    found = {record.id: record for record in records.read_all(runs)}
+    assert path.stem == found[audit.record].folder_name
+    assert {name for check in audit.checks for name in check.records} <= found.keys()
+    (squared,) = {record.id for record in found.values() if record.attack == "square"}
+    assert found[squared].configuration["attack"]["parameters"]["queries"] == 10
+    verdicts = {check.name: check.verdict for check in audit.checks}
+    assert set(CHECKS) <= verdicts.keys()
+    assert verdicts["frozen noise"] == verdicts["twice the steps"] == "not applicable"
+
+    lpmbench("report")
+    table = pd.read_csv(runs / "leaderboard.csv").set_index("record")
+    assert table.loc[audit.record, "verdict"] == "undecided"
+    assert table.drop(index=audit.record)["verdict"].isna().all()
+
+
+def test_the_same_audit_again_runs_nothing_and_says_the_same(tmp_path: Path, capsys: Capture) -> None:
+    lpmbench(LINE)
+    shown, before = capsys.readouterr().out, stamps(tmp_path / "runs")
+    (path,) = (tmp_path / "runs" / "audits").glob("*.json")
+    judged = path.read_bytes()
+    lpmbench(LINE)
+    again = capsys.readouterr().out
+    assert stamps(tmp_path / "runs") == before
+    assert again.count("already run") == len(before)
+    assert shown.splitlines()[-15:] == again.splitlines()[-15:]
+    assert path.read_bytes() == judged
+
+
+def test_the_command_of_an_audit_repeats_it(tmp_path: Path) -> None:
+    lpmbench(LINE)
+    (path,) = (tmp_path / "runs" / "audits").glob("*.json")
+    command = audits.read(path).command
+    assert command.startswith("lpmbench audit cnn --attack fgsm ")
+    before = stamps(tmp_path / "runs")
+    lpmbench(f"{command.removeprefix('lpmbench ')} --threads 1")
+    assert stamps(tmp_path / "runs") == before
+    assert len(list((tmp_path / "runs" / "audits").iterdir())) == 1
+
+
+def test_an_audit_of_a_carried_over_attack_and_its_command(tmp_path: Path) -> None:
+    """The command names the surrogates, and `audit` takes them."""
+    lpmbench(
+        "audit cnn --attack transfer --steps 1 --surrogate cnn-at --limit 3 --eps 0.1 --black-box square --threads 1"
+    )
+    (path,) = (tmp_path / "runs" / "audits").glob("*.json")
+    audit, before = audits.read(path), stamps(tmp_path / "runs")
+    for record in records.read_all(tmp_path / "runs"):
+        expected = ["cnn-at"] if record.attack == "transfer" else []
+        assert list(record.configuration["attack"].get("surrogates", {})) == expected
+    lpmbench(f"{audit.command.removeprefix('lpmbench ')} --threads 1")
+    assert stamps(tmp_path / "runs") == before
+
+
+def test_a_stochastic_model_is_judged_with_its_noise_frozen_too(tmp_path: Path) -> None:
+    line = "audit ram --attack pgd --steps 1 --eot 1 --gradient-mode detached --draws 3 --limit 3 --eps 0.1"
+    lpmbench(f"{line} --black-box square --set square.queries=4 --set square.draws=1 --threads 1")
+    (path,) = (tmp_path / "runs" / "audits").glob("*.json")
+    checks = {check.name: check for check in audits.read(path).checks}
+    assert checks["unbounded"].verdict == "not applicable"
+    assert "stochastic" in checks["unbounded"].note
+    found = {record.id: record for record in records.read_all(tmp_path / "runs")}
+    frozen = found[checks["frozen noise"].records[0]]
+    assert [mode for _, mode in frozen.configuration["evaluation"]["noise"]] == ["frozen", "frozen"]
+    assert checks["twice the draws"].records[1] in found
+
+
+SUITE = """
+name = "judged"
+summary = "two models, one judged result"
+[[part]]
+dataset = "digits"
+models = ["cnn", "ram"]
+attacks = ["fgsm", "square", "transfer"]
+audit = ["fgsm"]
+eps = ["0.1"]
+limit = 3
+draws = 2
+gradient_modes = ["detached"]
+
+[part.parameters]
+fgsm = { eot = 1 }
+square = { queries = 4, draws = 1 }
+transfer = { steps = 1, eot = 1 }
+"""
+
+
+def test_a_suite_judges_what_its_card_says(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "judged.toml").write_text(SUITE)
+    lpmbench("run judged.toml --threads 1")
+    shown = capsys.readouterr().out
+    for model in ("cnn", "ram"):
+        assert f"Verdict on {model} under fgsm, linf 0.1, 3 images: " in shown
+    folder = tmp_path / "runs" / "judged"
+    found = {audit.model: audit for audit in map(audits.read, (folder / "audits").glob("*.json"))}
+    assert {name: audit.attack for name, audit in found.items()} == {"cnn": "fgsm", "ram": "fgsm"}
+    assert {"white-box vs black-box", "white-box vs transfer"} <= {check.name for check in found["ram"].checks}
+    table = pd.read_csv(folder / "leaderboard.csv").set_index("record")
+    for audit in found.values():
+        assert table.loc[audit.record, "verdict"] == audit.verdict
+
+
+MISTAKES = [
+    ("audit", "Missing argument 'MODEL'"),
+    ("audit cmn", "Did you mean 'cnn'?"),
+    ("audit cnn --attack pdg", "Did you mean 'pgd'?"),
+    ("audit cnn --black-box sqare --limit 1", "Did you mean 'square'?"),
+    ("audit cnn --attack fgsm --eps 0", "needs an eps above 0"),
+    ("audit cnn --attack fgsm --eps 0.1,0", "needs an eps above 0"),
+    ("audit cnn --attack fgsm --eps many", "not a number"),
+    ("audit cnn --attack fgsm --steps 3", "takes no steps"),
+    ("audit cnn --attack fgsm --set fgsm.etc=1", "parameter 'etc'"),
+    ("audit cnn --attack fgsm --set square.quereis=1", "Did you mean 'queries'?"),
+    ("audit cnn --attack fgsm --set eot", "must look like"),
+    ("audit cnn --attack transfer --surrogate cmn --limit 1", "Did you mean 'cnn'?"),
+    ("audit cnn --attack fgsm --noise policy=frozen --limit 1", "deterministic"),
+    ("audit cnn --attack fgsm --target 10 --limit 1", "out of range"),
+    ("audit cnn --dataset digit", "Did you mean 'digits'?"),
+    ("audit cnn --attack fgsm --checkpoint nowhere.pt", "no checkpoint at nowhere.pt"),
+    ("audit ramlpm-imagenet --dataset panda", "no weights"),
+    ("audit cnn --device toaster", "not available"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), MISTAKES, ids=[line for line, _ in MISTAKES])
+def test_mistakes_end_in_one_clear_line(line: str, reason: str, tmp_path: Path, capsys: Capture) -> None:
+    assert run(line.split()) != 0
+    complaint = capsys.readouterr().err
+    assert len(complaint.strip().splitlines()) == 1
+    assert reason in complaint
+    assert not stamps(tmp_path)
+
+
+def test_help_has_examples(capsys: Capture) -> None:
+    lpmbench("audit --help")
+    assert "lpmbench audit cnn --dataset digits --eps 0.1" in capsys.readouterr().out
