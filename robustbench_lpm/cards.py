@@ -238,12 +238,14 @@ class SuiteCard(Card):
         noise: list[str] = []  # e.g. "policy=frozen"; see robustbench_lpm.evaluation.noise_control
         gradient_modes: list[str] = ["strongest"]  # of glimpsing models, each in a run of its own
         audit: list[str] = []  # the attacks whose results are judged
+        black_box: list[str] = ["square", "transfer"]  # what an audit compares a white-box result with
         parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's
 
         @model_validator(mode="after")
         def _parameters_belong_to_attacks(self) -> SuiteCard.Part:
+            named = [*self.attacks, *self.audit, *(self.black_box if self.audit else [])]
             for name in self.parameters:
-                if name not in self.attacks and not any(name in _members(attack) for attack in self.attacks):
+                if name not in named and not any(name in _members(attack) for attack in named):
                     raise ValueError(f"parameters are given for '{name}', which is not among the attacks")
             return self
 

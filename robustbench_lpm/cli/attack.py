@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--attack", "attack_name", default="pgd", show_default=True, help="An attack, or the path of its card.")
 @data_options
 @budget_options
-@click.option("--steps", type=click.IntRange(1), help="Steps (or iterations) of the attack.")
+@click.option("--steps", type=click.IntRange(1), help="Steps (or iterations, or queries) of the attack.")
 @click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient of a stochastic model.")
 @click.option(
     "--set",
@@ -127,7 +127,7 @@ def attack(
 
 
 # What an option of the command line is called by attacks.
-BUDGET_NAMES = {"steps": ("steps", "iterations"), "eot": ("eot",)}
+BUDGET_NAMES = {"steps": ("steps", "iterations", "queries"), "eot": ("eot",)}
 
 
 def with_budget(attack: Attack, options: dict[str, int | None], *, strict: bool = True) -> Attack:

@@ -55,7 +55,6 @@ def run_suite(
 ) -> list[RunRecord]:
     """Every cell of a suite, in the order of its card."""
     from robustbench_lpm.budgets import parse_eps
-    from robustbench_lpm.evaluation.audit import BLACK_BOX
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 
     records: list[RunRecord] = []
@@ -69,7 +68,7 @@ def run_suite(
         }  # fmt: skip
         attacks = {
             name: resolve_attack(name, parameters=part.parameters.get(name), settings=part.parameters, trust=trust)
-            for name in dict.fromkeys([*part.attacks, *part.audit, *(BLACK_BOX if part.audit else ())])
+            for name in dict.fromkeys([*part.attacks, *part.audit, *(part.black_box if part.audit else [])])
         }
         for model in part.models:
             loaded = resolve_model(model, trust=trust, device=device)
@@ -87,7 +86,7 @@ def run_suite(
                         )
                 judge_results(
                     loaded, [attacks[name] for name in part.audit], source, budgets,
-                    black_box=[attacks[name] for name in BLACK_BOX if name in attacks], out=out, planning=own,
+                    black_box=[attacks[name] for name in part.black_box if part.audit], out=out, planning=own,
                 )  # fmt: skip
         draw_single_images(records[done:], source)
     return records

@@ -26,7 +26,7 @@ from robustbench_lpm.audits import Audit, Check, Verdict
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.machine import versions
-from robustbench_lpm.evaluation.noise_control import FROZEN
+from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
 from robustbench_lpm.evaluation.planning import STRONGEST, Plan, vary
 from robustbench_lpm.evaluation.runner import finished_run, left_as_it_was, prepare, run
@@ -224,6 +224,8 @@ def _with_frozen_noise(judged: Plan, record: RunRecord, obtain: Obtain) -> Check
     name, question = "frozen noise", "Does the attack work at least as well with the noise frozen?"
     if not judged.stochastic:
         return _not_applicable(name, question, "a deterministic model has no noise")
+    if not can_freeze(judged.model.classifier):
+        return _not_applicable(name, question, "the model draws from the global generators")
     frozen = obtain(vary(judged, noise=[FROZEN]))
     return compare(name, question, frozen, record, against="the same attack with the noise on")
 
@@ -267,7 +269,10 @@ def direction_check(judged: Plan) -> Check:
     name, question = "direction", "Does the analytic gradient point where finite differences do?"
     if judged.attack.knowledge != "white-box":
         return _not_applicable(name, question, "the attack itself sees no gradients")
-    modes = judged.model.classifier.gradient_modes if judged.gradient_mode == STRONGEST else (judged.gradient_mode,)
+    if not can_freeze(judged.model.classifier):
+        return _not_applicable(name, question, "the model draws from the global generators")
+    every = judged.gradient_mode in (None, STRONGEST)
+    modes = judged.model.classifier.gradient_modes if every else (judged.gradient_mode,)
     cosines = {mode: _cosines(judged, mode) for mode in modes or (None,) if mode != "score-function"}
     mode, (found, expected) = max(cosines.items(), key=lambda item: float(item[1][0].mean()))
     low, high = paired_interval(found - expected)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.randomness import generators
 
@@ -85,6 +85,11 @@ def sources_of(classifier: Classifier) -> set[str]:
     return set(classifier.sample_noise(1, generators(0, [0], "clean")))
 
 
+def can_freeze(classifier: Classifier) -> bool:
+    """Whether noise is the image's own; that of a network that draws from the global generators is the batch's."""
+    return not isinstance(getattr(classifier, "network", None), GloballyRandom)
+
+
 def parse_noise_control(settings: str | Iterable[str], classifier: Classifier) -> NoiseControl:
     """Settings like "policy=frozen", or a mode alone for every source, in the order given, the last word counting.
 
@@ -101,6 +106,10 @@ def parse_noise_control(settings: str | Iterable[str], classifier: Classifier) -
         if source and source not in known:
             raise unknown("source of noise", source, known) if known else _nothing_to_control()
         found |= dict.fromkeys([source] if source else known, mode)
+    if FROZEN in found.values() and not can_freeze(classifier):
+        raise LpmbenchError(
+            "The model draws from the global generators, so that its noise depends on the batch: it cannot be frozen."
+        )
     return NoiseControl(tuple(sorted((source, mode) for source, mode in found.items() if mode != AVERAGED)))
 
 

@@ -121,7 +121,10 @@ class Plan:
         words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
         words += [f"--noise {shlex.quote(f'{source}={mode}')}" for source, mode in self.noise_control.modes]
         surrogates = [model for plan in (self, *self.members) for model in plan.surrogates]
-        words += [f"--surrogate {shlex.quote(surrogate.name)}" for surrogate in surrogates]
+        words += [
+            (surrogate.arguments or f"--model {shlex.quote(surrogate.name)}").replace("--model", "--surrogate", 1)
+            for surrogate in surrogates
+        ]
         settings = [f"--set {shlex.quote(f'{name}={value}')}" for name, value in _settings(self.attack)]
         card = self.model.card
         trusted = self.attack.foreign or self.data.foreign or (card is not None and cards.is_foreign(card))
@@ -211,6 +214,8 @@ def make_plan(
         for member in attack.members
         if member.applies(model.classifier) and (target is None or member.targeted)
     )
+    if attack.members and not members:
+        raise LpmbenchError(f"No attack of '{attack.name}' can attack model '{model.name}' like this.")
     aim = _resolve_target(target, attack, data, classes)
     configuration = {
         "model": model.identity | {"stochastic": stochastic},

@@ -47,7 +47,7 @@ class Attack:
     applies_to: str = "any"
     members: tuple[Attack, ...] = ()  # of a worst case
     # The models that it is made on, for one that is carried over; "registered" for all that fit.
-    surrogates: tuple[str | nn.Module | LoadedModel, ...] | str | None = None
+    surrogates: tuple[str | LoadedModel, ...] | str | None = None
 
     def applies(self, classifier: Classifier) -> bool:
         """Whether it can attack this classifier."""
@@ -159,9 +159,8 @@ def resolve_attack(
     replace those of its card, or of the members that are carried over.
     """
     if surrogates is not None:
-        return _with_surrogates(
-            resolve_attack(attack, parameters=parameters, settings=settings, trust=trust), surrogates
-        )
+        resolved = resolve_attack(attack, parameters=parameters, settings=settings, trust=trust)
+        return _with_surrogates(resolved, _told_apart([resolve_model(model, trust=trust) for model in surrogates]))
     if isinstance(attack, Attack):
         return attack
     if isinstance(attack, str):
@@ -189,7 +188,17 @@ def resolve_attack(
     return Attack(name, attack, given, identity, "white-box")
 
 
-def _with_surrogates(attack: Attack, surrogates: Sequence[str | nn.Module | LoadedModel]) -> Attack:
+def _told_apart(models: Sequence[LoadedModel]) -> list[LoadedModel]:
+    """The models under names of their own: several of one class are numbered."""
+    names = [model.name for model in models]
+    numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [
+        replace(model, name=f"{model.name} ({number})") if names.count(model.name) > 1 else model
+        for model, number in zip(models, numbers, strict=True)
+    ]
+
+
+def _with_surrogates(attack: Attack, surrogates: Sequence[LoadedModel]) -> Attack:
     carried = [part for part in (attack, *attack.members) if part.surrogates is not None]
     if not carried:
         raise LpmbenchError(f"Attack '{attack.name}' is made on the model itself; it takes no surrogates.")
@@ -211,8 +220,11 @@ def _worst_case(
 
 def worst_case_over(members: Sequence[Attack], name: str = "worst-case", arguments: str = "") -> Attack:
     """For each image the strongest of some attacks, as an attack of its own."""
+    names = [member.name for member in members]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise LpmbenchError(f"A worst case tells its members apart by name, and two of them are called '{repeated}'.")
     differing = {member.name: changed for member in members if (changed := changed_parameters(member))}
-    parameters: dict[str, Any] = {"attacks": [member.name for member in members]}
+    parameters: dict[str, Any] = {"attacks": names}
     parameters |= {"settings": differing} if differing else {}
     return Attack(
         name,
@@ -245,7 +257,7 @@ def with_parameters(attack: Attack, changes: Mapping[str, Any]) -> Attack:
 
 
 def resolve_surrogates(
-    wanted: Sequence[str | nn.Module | LoadedModel] | str, target: LoadedModel, data: Data, device: str
+    wanted: Sequence[str | LoadedModel] | str, target: LoadedModel, data: Data, device: str
 ) -> tuple[LoadedModel, ...]:
     """The models that an attack on `target` is made on.
 
@@ -254,7 +266,10 @@ def resolve_surrogates(
     target's own network trained from another seed.
     """
     if wanted != "registered":
-        return tuple(resolve_model(model, device=device) for model in wanted)
+        found = [resolve_model(model, device=device) for model in wanted]
+        for model in found:
+            model.classifier.to(device).eval()
+        return tuple(found)
     found = []
     for card in map(cards.model, cards.names("model")):
         own_network = target.card is not None and _same_network(card, target.card)
@@ -266,7 +281,9 @@ def resolve_surrogates(
         if model.weights_sha256 != target.weights_sha256:
             found.append(model)
     if not found:
-        raise LpmbenchError(f"No registered model fits '{data.name}' as a surrogate; name one with --surrogate.")
+        raise LpmbenchError(
+            f"No registered model fits '{data.name}' as a surrogate; name one with --surrogate, or surrogates=."
+        )
     return tuple(found)
 
 
@@ -305,6 +322,11 @@ def _sha256_of_state(model: nn.Module) -> str:
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    # Plain settings (a width, a switch, a sigma) decide outputs as much as weights do, and stand in no state dict.
+    for name, module in sorted(model.named_modules()):
+        settings = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
+        settings.pop("training", None)
+        digest.update(f"{name}{type(module).__qualname__}{sorted(settings.items())}".encode())
     return digest.hexdigest()
 
 

@@ -48,6 +48,7 @@ def test_listings(kind: str, capsys: Capture) -> None:
 def test_attack_report_verify_publish(tmp_path: Path, capsys: Capture) -> None:
     lpmbench(
         "attack --model ramlpm --model cnn --attack pgd --eps 2/255,0.1 --limit 20 --steps 2 --draws 5 --threads 1"
+        " --gradient-mode detached"
     )
     found = records.read_all(tmp_path / "runs")
     assert {(r.model, round(r.eps, 4)) for r in found} == {
@@ -145,7 +146,8 @@ def test_eot_is_counted_for_stochastic_models_alone(tmp_path: Path) -> None:
 
 def test_models_for_32_pixels_read_other_sizes(tmp_path: Path) -> None:
     lpmbench(
-        "attack --model cnn --model resnet18 --model ram --model ramlpm --attack fgsm --size 28 --eps 0 --limit 40"
+        "attack --model cnn --model resnet18 --model ram --model ramlpm --attack noise --size 28 --eps 0 --limit 40"
+        " --draws 5"
     )
     accuracy = {record.model: record.clean_accuracy.value for record in records.read_all(tmp_path / "runs")}
     assert min(accuracy.values()) > 0.8
@@ -169,6 +171,7 @@ def test_train_resume_and_use(tmp_path: Path, capsys: Capture) -> None:
     assert record.configuration["model"]["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_training_says_how_to_go_on(tmp_path: Path) -> None:
     words = ["train", "cnn", "--seed", "3", "--out", "mine", "--threads", "1"]
     process = subprocess.Popen(
@@ -197,6 +200,7 @@ eps = ["0.05", "0.1"]
 limit = 6
 draws = 3
 mc = [1, 2]
+gradient_modes = ["detached"]
 """
 
 
@@ -210,6 +214,7 @@ def test_run_a_suite(tmp_path: Path, capsys: Capture) -> None:
     assert (tmp_path / "runs" / "tiny" / "leaderboard.html").is_file()
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_nothing_half_written_and_the_command_goes_on(tmp_path: Path) -> None:
     """A real process, a real signal; the run ends in the same bytes as one that was left alone."""
     words = [
@@ -224,6 +229,10 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_command_goes_on(tmp_path: Pa
         "192",
         "--steps",
         "2",
+        "--eot",
+        "1",
+        "--gradient-mode",
+        "detached",
         "--draws",
         "4",
         "--threads",
@@ -257,7 +266,9 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_command_goes_on(tmp_path: Pa
 def test_a_checkpoint_of_the_authors_runs_with_their_padding_and_is_verified(tmp_path: Path, capsys: Capture) -> None:
     state = {f"module.{name}": tensor.float() for name, tensor in golden_state(golden_keys("sim2mnist")).items()}
     torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "best_model.ckpt")
-    attack = "--attack fgsm --dataset digits --size 96 --limit 2 --eps 0.01 --draws 3 --threads 1"
+    attack = (
+        "--attack fgsm --dataset digits --size 96 --limit 2 --eps 0.01 --draws 3 --gradient-mode detached --threads 1"
+    )
     lpmbench(f"attack --model ramlpm-sim2mnist --checkpoint best_model.ckpt {attack}")
     (record,) = records.read_all(tmp_path / "runs")
     assert record.configuration["model"]["parameters"]["padding"] == "reference"

@@ -25,6 +25,7 @@ def lpmbench(line: str) -> None:
     assert run(line.split()) == 0
 
 
+@pytest.mark.slow
 def test_a_whole_study(tmp_path: Path, capsys: Capture) -> None:
     line = f"glimpses ramlpm --limit 20 --draws 3 --mc 1,3 --pictures 1 --eps 0.1 --out study {FAST}"
     lpmbench(line)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import robustbench_lpm
 from robustbench_lpm import records, zoo
@@ -285,3 +285,14 @@ def test_from_the_command_line_and_again_by_the_command_of_the_record(words: str
     (again,) = records.read_all(tmp_path / "again")
     assert again.id == record.id
     assert again.predictions.tolist() == record.predictions.tolist()
+
+
+def test_noise_that_belongs_to_the_batch_cannot_be_frozen() -> None:
+    class Dropped(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :2] + torch.rand(len(images), 2)
+
+    with pytest.raises(LpmbenchError, match="cannot be frozen"):
+        robustbench_lpm.evaluate(
+            Dropped(), "noise", (torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.long)), eps=0.1, noise="frozen"
+        )

@@ -226,3 +226,14 @@ def test_an_attack_that_cheats_is_pulled_back(norm: str) -> None:
     record = robustbench_lpm.evaluate(Linear(WEIGHT), replace, (images, torch.zeros(4)), eps=0.01, norm=norm)
     assert record.outcomes[norm].max() <= 0.01 + 1e-6
     assert record.attack == "replace"
+
+
+def test_a_module_is_its_settings_too() -> None:
+    """Two modules with equal weights but another sigma are two models: their runs must not share an id."""
+    images, labels = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.long)
+    weight = torch.linspace(-1, 1, 16).reshape(1, 4, 4)
+    runs = [
+        robustbench_lpm.evaluate(NoisyLinear(weight, sigma=sigma), "noise", (images, labels), eps=0.1)
+        for sigma in (1.0, 2.0, 1.0)
+    ]
+    assert runs[0].id == runs[2].id != runs[1].id

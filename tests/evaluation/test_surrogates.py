@@ -154,7 +154,7 @@ FAIR_CASES: list[tuple[type[Fair], str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("p", [0.9, 0.6])
 @pytest.mark.parametrize(
-    ("kind", "attack", "options"), FAIR_CASES, ids=lambda value: value if isinstance(value, str) else ""
+    ("kind", "attack", "options"), FAIR_CASES, ids=[f"{c[1]} {c[2]['parameters']}" for c in FAIR_CASES]
 )
 def test_fairness(kind: type[Fair], attack: str, options: dict[str, Any], p: float) -> None:
     """Acceptance 1 of the protocol, for the attacks that `test_fairness.py` has no model for."""
@@ -177,3 +177,15 @@ def test_gaze_moves_the_means_away_from_the_centre() -> None:
     moved = torch.stack([torch.from_numpy(picture.adversarial) for picture in record.pictures()])
     halves = torch.stack([part.flatten(1).mean(1) for part in (moved - images).chunk(2, dim=-1)], dim=1)
     torch.testing.assert_close(halves.abs(), torch.full_like(halves, 0.1))  # all that the budget allows, in each half
+
+
+def test_surrogates_of_one_class_are_told_apart() -> None:
+    images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    weight = torch.linspace(-1, 1, 16).reshape(1, 4, 4)
+    record = robustbench_lpm.evaluate(
+        Linear(weight), "transfer", (images, torch.zeros(3, dtype=torch.long)), eps=0.1,
+        surrogates=[Linear(weight), Linear(-weight)], parameters={"steps": 2},
+    )  # fmt: skip
+    found = record.configuration["attack"]["surrogates"]
+    assert list(found) == ["Linear (1)", "Linear (2)"]
+    assert len(set(found.values())) == 2

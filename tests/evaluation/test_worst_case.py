@@ -266,3 +266,13 @@ def test_every_graded_draw_is_new_to_members_and_choice() -> None:
     record = robustbench_lpm.evaluate(Fair(0.7), attack, (images, torch.zeros(400)), eps=0.1, draws=20)
     assert record.choices["greedy"] > 300  # it looks far stronger on the noise that it was made for
     assert abs(record.robust_accuracy.value - 0.7) < 4 * (0.7 * 0.3 / 8_000) ** 0.5
+
+
+def test_members_are_told_apart_by_name() -> None:
+    with pytest.raises(LpmbenchError, match="two of them are called 'pgd'"):
+        worst_case_over([resolve_attack("pgd"), resolve_attack("pgd", parameters={"steps": 2})])
+
+
+def test_a_worst_case_of_nothing() -> None:
+    with pytest.raises(LpmbenchError, match="No attack of 'worst-case' can attack"):
+        robustbench_lpm.evaluate("cnn", worst_case_over([resolve_attack("gaze")]), "digits", eps=0.1, limit=2)
