@@ -176,7 +176,9 @@ class _Obtain:
         self._out, self._records = out, dict[str, "RunRecord"]()
 
     def __call__(self, plan: Plan) -> RunRecord:
-        if plan.id not in self._records:
+        from robustbench_lpm.evaluation.runner import keeps_enough
+
+        if plan.id not in self._records or not keeps_enough(self._records[plan.id], plan):
             *members, record = run_plan(plan, self._out)
             self._records |= {member.id: member for member in members} | {plan.id: record}
         return self._records[plan.id]

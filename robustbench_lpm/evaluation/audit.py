@@ -8,6 +8,7 @@ otherwise: more images would decide it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustbench_lpm import audits
@@ -25,11 +27,12 @@ from robustbench_lpm.attacks.spsa import estimate
 from robustbench_lpm.audits import Audit, Check, Verdict
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.grading import predict
 from robustbench_lpm.evaluation.machine import versions
 from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
 from robustbench_lpm.evaluation.planning import STRONGEST, Plan, vary
-from robustbench_lpm.evaluation.runner import finished_run, left_as_it_was, prepare, run
+from robustbench_lpm.evaluation.runner import finished_run, keeps_enough, left_as_it_was, prepare, run
 from robustbench_lpm.evaluation.tasks import (
     Attack,
     Data,
@@ -84,7 +87,7 @@ def audit(
     records: dict[str, RunRecord] = {}
 
     def obtain(plan: Plan) -> RunRecord:
-        if plan.id not in records:
+        if plan.id not in records or not keeps_enough(records[plan.id], plan):
             finished = finished_run(plan, folder) if folder is not None else None
             records[plan.id] = finished or run(plan, folder)
         return records[plan.id]
@@ -103,6 +106,8 @@ def judge(judged: Plan, obtain: Obtain, *, black_box: Sequence[str | Attack] = B
     is compared with. black_box: attacks that see no gradients.
     """
     others = [resolve_attack(other) for other in black_box]
+    if judged.stochastic:
+        judged = vary(judged, save_adversarials=True)  # the frozen draw meets them again
     record = obtain(judged)
     checks = [
         *_against_others(judged, record, obtain, others),
@@ -221,13 +226,32 @@ def twice(attack: Attack, names: Sequence[str]) -> Attack | None:
 
 
 def _with_frozen_noise(judged: Plan, record: RunRecord, obtain: Obtain) -> Check:
-    name, question = "frozen noise", "Does the attack work at least as well with the noise frozen?"
+    """On one frozen draw of each image, an attack made for that draw must do as well as one made with the noise on."""
+    name, question = "frozen noise", "Does an attack that knows the noise do at least as well on that noise?"
     if not judged.stochastic:
         return _not_applicable(name, question, "a deterministic model has no noise")
     if not can_freeze(judged.model.classifier):
         return _not_applicable(name, question, "the model draws from the global generators")
-    frozen = obtain(vary(judged, noise=[FROZEN]))
-    return compare(name, question, frozen, record, against="the same attack with the noise on")
+    plan = vary(judged, noise=[FROZEN])
+    frozen, unaware = obtain(plan), _accuracy_on(plan, record)
+    against = "the attack made with the noise on, met with the same draw"
+    return _decided(name, question, frozen.correct.mean(1), unaware, against, (frozen.id, record.id))
+
+
+def _accuracy_on(plan: Plan, record: RunRecord) -> NDArray[np.floating]:
+    """The accuracy, for each example, of another run's adversarial images under a plan's noise."""
+    labels = dict(zip(record.outcomes["index"], record.labels, strict=True))
+    found = []
+    for _, group in itertools.groupby(record.pictures(), key=lambda picture: picture.adversarial.shape):
+        pictures = list(group)
+        images = torch.from_numpy(np.stack([picture.adversarial for picture in pictures])).to(plan.device)
+        indices = [picture.index for picture in pictures]
+        predictions = predict(
+            plan.classifier, images, indices, seed=plan.seed, purpose="grade", draws=plan.draws, chunk=plan.chunk,
+            noise_control=plan.noise_control,
+        ).numpy()  # fmt: skip
+        found += [float((row == labels[index]).mean()) for row, index in zip(predictions, indices, strict=True)]
+    return np.array(found)
 
 
 def compare(name: str, question: str, judged: RunRecord, reference: RunRecord, *, against: str) -> Check:
@@ -240,8 +264,8 @@ def compare(name: str, question: str, judged: RunRecord, reference: RunRecord, *
 def _decided(
     name: str,
     question: str,
-    judged: np.ndarray[Any, np.dtype[np.floating]],
-    reference: np.ndarray[Any, np.dtype[np.floating]] | None,
+    judged: NDArray[np.floating],
+    reference: NDArray[np.floating] | None,
     against: str,
     records: tuple[str, ...],
 ) -> Check:
@@ -285,7 +309,7 @@ def direction_check(judged: Plan) -> Check:
     )  # fmt: skip
 
 
-def _cosines(judged: Plan, mode: str | None) -> tuple[np.ndarray[Any, np.dtype[np.floating]], float]:
+def _cosines(judged: Plan, mode: str | None) -> tuple[NDArray[np.floating], float]:
     """Cosines of analytic and estimated gradients, one per image, and what an exact gradient is expected to have."""
     found: list[float] = []
     examples = judged.data.read(judged.indices[:COSINE_IMAGES])

@@ -219,7 +219,12 @@ def finished_run(plan: Plan, out: Path) -> RunRecord | None:
     except LpmbenchError:
         return None
     same = (record.id, record.execution, record.versions) == (expected.id, expected.execution, expected.versions)
-    return record if same and len(record.pictures()) >= min(_stored(plan), len(plan.indices)) else None
+    return record if same and keeps_enough(record, plan) else None
+
+
+def keeps_enough(record: RunRecord, plan: Plan) -> bool:
+    """Whether a record of this plan stores as many images as the plan asks for: the id does not say."""
+    return len(record.pictures()) >= min(_stored(plan), len(plan.indices))
 
 
 def _stored(plan: Plan) -> int:
