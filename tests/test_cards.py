@@ -111,8 +111,9 @@ def test_every_suite_names_what_exists(name: str) -> None:
     for part in cards.suite(name).part:
         dataset = cards.dataset(part.dataset)
         assert all(zoo.fits(cards.model(model), dataset) for model in part.models)
-        assert all(part.norm in cards.attack(attack).norms for attack in part.attacks)
-        assert set(part.parameters) <= set(part.attacks)
+        attacks = [cards.attack(name) for name in [*part.attacks, *part.audit, *part.black_box]]
+        assert all(part.norm in attack.norms for attack in attacks)
+        assert set(part.parameters) <= {name for attack in attacks for name in (attack.name, *attack.members)}
 
 
 MODEL = """

@@ -214,9 +214,9 @@ def make_plan(
         for member in attack.members
         if member.applies(model.classifier) and (target is None or member.targeted)
     )
+    aim = _resolve_target(target, attack, data, classes)
     if attack.members and not members:
         raise LpmbenchError(f"No attack of '{attack.name}' can attack model '{model.name}' like this.")
-    aim = _resolve_target(target, attack, data, classes)
     configuration = {
         "model": model.identity | {"stochastic": stochastic},
         "attack": attack.identity | _sources_of_images(surrogates, members),
