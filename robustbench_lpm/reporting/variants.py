@@ -75,14 +75,15 @@ def of_attacks(records: Sequence[RunRecord], probes: Set[str] = frozenset()) -> 
 
     Probes (by id) are told apart from the ordinary runs, and change no other attack's name.
     """
+    chosen = _modes_of_one_model([record for record in records if record.id not in probes])
     every: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     ordinary: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         for settings in (every,) if record.id in probes else (every, ordinary):
-            settings[_attack_key(record)].append(_attack_settings(record))
+            settings[_attack_key(record)].append(_attack_settings(record, chosen))
     found = []
     for record in records:
-        key, mine = _attack_key(record), _attack_settings(record)
+        key, mine = _attack_key(record), _attack_settings(record, chosen)
         found.append(_difference(mine, [*ordinary[key], mine] if ordinary[key] else every[key]))
     return found
 
@@ -91,14 +92,25 @@ def _attack_key(record: RunRecord) -> tuple[Any, ...]:
     return record.dataset, record.size, record.norm, record.eps, record.mc, image_set(record), record.attack
 
 
-def _attack_settings(record: RunRecord) -> dict[str, Any]:
+def _modes_of_one_model(records: Sequence[RunRecord]) -> set[tuple[Any, ...]]:
+    """The keys of attacks that met some model in more than one gradient mode: only there the mode tells runs apart.
+
+    Elsewhere it does not: a model without modes, and one that was attacked in a single mode, met the same attack.
+    """
+    modes: dict[tuple[Any, ...], set[str]] = defaultdict(set)
+    for record in records:
+        modes[*_attack_key(record), record.model].add(str(record.configuration["evaluation"].get("gradient_mode")))
+    return {key[:-1] for key, found in modes.items() if len(found) > 1}
+
+
+def _attack_settings(record: RunRecord, chosen: Set[tuple[Any, ...]]) -> dict[str, Any]:
     attack, evaluation = record.configuration["attack"], record.configuration["evaluation"]
     settings = {key: value for key, value in attack.items() if key not in ("name", "parameters", *DRAWN_ON)}
     mode = evaluation.get("gradient_mode")
     control = [pair for pair in noise_modes(record) if pair[1] != FROZEN]  # frozen noise makes another model
     return settings | attack["parameters"] | {
         "target": record.configuration["threat"].get("target"),
-        "gradient_mode": None if mode == STRONGEST else mode,  # a model without modes meets the same attack
+        "gradient_mode": None if mode == STRONGEST or _attack_key(record) not in chosen else mode,
         "noise": noise_text(control) or None,
     }  # fmt: skip
 
