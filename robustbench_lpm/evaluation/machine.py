@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("robustbench-lpm", "torch", "torchvision", "numpy", "adversarial-robustness-toolbox", "cleverhans")
+PACKAGES = (
+    "robustbench-lpm", "torch", "torchvision", "numpy", "adversarial-robustness-toolbox", "cleverhans", "pyautoattack",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -349,6 +349,13 @@ def test_the_noise_of_an_attack_tells_it_apart(make):
     assert set(table["model_variant"]) == {""}
 
 
+def test_a_mode_that_is_a_model_s_only_one_tells_nothing_apart(make):
+    """A glimpsing model attacked in one mode and a network without modes met the same attack: both have a rank."""
+    records = [make("ram", gradient_mode="detached", robust=0.4), make("cnn", gradient_mode=None)]
+    assert reporting.table(records)["attack_variant"].tolist() == ["", ""]
+    assert standing(records) == {"cnn": 1, "ram": 2}
+
+
 def test_a_model_with_its_noise_frozen_is_another_model(make):
     frozen = make("ram", noise=[("policy", "frozen"), ("first_fixation", "frozen")], robust=0.9)
     table = reporting.table([make("ram", robust=0.5), frozen]).set_index("record")
