@@ -94,7 +94,8 @@ def audit(
     stronger: one step, random noise, attacks without gradients, twice the steps, draws and restarts, a larger eps,
     frozen noise. A check fails when the 95 % interval of the paired difference lies above one point, passes when it
     lies below, and is undecided otherwise: more images decide it. The verdicts are written beside the records;
-    `report` shows them, and a result that fails gets no rank. Runs that lie finished in --out are not repeated.
+    `report` shows them, and a result that fails gets no rank. Runs that lie finished in --out are not repeated. Without
+    --limit the first 200 examples are judged.
 
     \b
     lpmbench audit cnn --dataset digits --eps 0.1
