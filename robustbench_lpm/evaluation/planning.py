@@ -230,6 +230,8 @@ def make_plan(
             "seed": seed,
         },
     }
+    if mode == STRONGEST:  # a mode that a model learns later makes another run
+        configuration["evaluation"]["gradient_modes"] = list(model.classifier.gradient_modes)
     if control.modes:
         configuration["evaluation"]["noise"] = [list(pair) for pair in control.modes]
     return Plan(
