@@ -62,9 +62,9 @@ class Ram(RecurrentAttention):
             "rest": [p for n, p in self.named_parameters() if not n.startswith(("locator", "baseline"))],
         }
 
-    def start(self, images: Tensor) -> Tensor:
+    def start(self, images: Tensor, runs: int) -> Tensor:
         """A core at zero."""
-        return images.new_zeros(len(images), self.core_from_core.in_features)
+        return images.new_zeros(runs, self.core_from_core.in_features)
 
     def glance(self, images: Tensor, fixations: Tensor, state: Tensor) -> Glance:
         """One glimpse; as in the paper, what is seen and where it is seen join by addition."""

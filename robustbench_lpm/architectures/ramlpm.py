@@ -11,12 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustbench_lpm.architectures.recurrent_attention import Glance, Policy, RecurrentAttention
+from robustbench_lpm.architectures.recurrent_attention import (
+    THROUGH,
+    Glance,
+    Policy,
+    RecurrentAttention,
+    Trajectory,
+)
 from robustbench_lpm.architectures.retina import CartesianRetina, LogPolarPadding, LogPolarRetina
 
 Pooling = Literal["max", "average"]
 Padding = Literal["polar", "reference", "zeros"]
 RetinaKind = Literal["log-polar", "rectangular"]
+GLIMPSES_AT_ONCE = 128  # larger batches of maps leave the processor's caches
 Layer = Sequence[int]  # [channels], or [channels, pool rows, pool columns]
 
 
@@ -152,24 +159,67 @@ class RamLpm(RecurrentAttention):
             groups["baseline" if name.startswith("baseline") else group].append(parameter)
         return groups
 
-    def start(self, images: Tensor) -> _State:
+    def start(self, images: Tensor, runs: int) -> _State:
         """LSTM states of zeros."""
-        what = images.new_zeros(len(images), self.what_rnn.hidden_size)
-        where = images.new_zeros(len(images), self.where_rnn.hidden_size)
-        return _State((what, what), (where, where))
+        return _State(_blank(images, runs, self.what_rnn), _blank(images, runs, self.where_rnn))
 
     def glance(self, images: Tensor, fixations: Tensor, state: _State) -> Glance:
         """One glimpse through both paths."""
         glimpse = self.retina(images, fixations)
         what = self.what_rnn(torch.cat([self.what_cnn(glimpse), fixations], dim=1), state.what)
         where = self.where_rnn(torch.cat([self.where_cnn(glimpse), fixations], dim=1), state.where)
-        features = self.what_norm(what[0])
-        return Glance(
-            logits=self.head(features),
-            mean=self.locator(self.where_norm(where[0])),
-            baseline=F.relu(self.baseline(features.detach())).squeeze(1),
-            state=_State(what, where),
-        )
+        logits, baseline = self._answer(what[0])
+        return Glance(logits, self.locator(self.where_norm(where[0])), baseline, _State(what, where))
+
+    def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and the baseline (B,) of what the what path knows, (B, hidden)."""
+        features = self.what_norm(hidden)
+        return self.head(features), F.relu(self.baseline(features.detach())).squeeze(1)
+
+    def look(
+        self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
+    ) -> Trajectory:
+        """Take as many glimpses as the noise provides for; everything that happened on the way."""
+        if self.training:  # batch statistics belong to one glimpse
+            return super().look(images, noise, gradient_mode=gradient_mode)
+        noise = self.noise_for(images, noise)
+        aim = _Aim(self, images, len(noise["first_fixation"]))
+        means, fixations = self.follow(noise, gradient_mode, aim)
+        answers = [self._answer(hidden) for hidden in self._recognise(aim.glimpses, torch.stack(fixations))]
+        logits, baselines = (torch.stack(column) for column in zip(*answers, strict=True))
+        return Trajectory(logits, torch.stack(means), torch.stack(fixations), baselines)
+
+    def forward(
+        self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
+    ) -> Tensor:
+        """Logits (R · B, K) after the last glimpse at images (B, C, H, W).
+
+        The where path alone decides where to look, so it goes first; the what path, which costs most, then reads the
+        glimpses of all steps and runs together. Where no gradient passes the fixations, none is kept on the way.
+        """
+        if self.training:
+            return super().forward(images, noise, gradient_mode=gradient_mode)
+        noise = self.noise_for(images, noise)
+        through = gradient_mode in THROUGH
+        aim = _Aim(self, images if through else images.detach(), len(noise["first_fixation"]))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and through):
+            _, fixations = self.follow(noise, gradient_mode, aim, last=False)
+            places = torch.stack(fixations)
+            glimpses = [*aim.glimpses, self.retina(images, fixations[-1])]
+        if torch.is_grad_enabled() and not through:
+            glimpses = [self.retina(images, places.flatten(0, 1))]
+        return self._answer(self._recognise(glimpses, places)[-1])[0]
+
+    def _recognise(self, glimpses: Sequence[Tensor], fixations: Tensor) -> list[Tensor]:
+        """What the what path knows after each of T glimpses, (runs, hidden); fixations are (T, runs, 2)."""
+        maps = torch.cat(list(glimpses)) if len(glimpses) > 1 else glimpses[0]
+        features = torch.cat([self.what_cnn(part) for part in maps.split(GLIMPSES_AT_ONCE)])
+        inputs = torch.cat([features.unflatten(0, fixations.shape[:2]), fixations], dim=2)
+        state, known = _blank(maps, fixations.shape[1], self.what_rnn), []
+        for seen in inputs:
+            state = self.what_rnn(seen, state)
+            known.append(state[0])
+        return known
 
     # What the original authors' checkpoints were trained with, where our default is another.
     reference_parameters: ClassVar = {"padding": "reference", "where_pooling": "max"}
@@ -195,6 +245,25 @@ class RamLpm(RecurrentAttention):
             if module in names:
                 translated[f"{names[module]}.{parameter}"] = tensor
         return translated
+
+
+class _Aim:
+    """The where path at work on images: after each glimpse it says where to look next, and keeps the glimpse."""
+
+    def __init__(self, model: RamLpm, images: Tensor, runs: int) -> None:
+        self._model, self._images, self._state = model, images, _blank(images, runs, model.where_rnn)
+        self.glimpses: list[Tensor] = []
+
+    def __call__(self, fixations: Tensor) -> Tensor:
+        model, glimpse = self._model, self._model.retina(self._images, fixations)
+        self.glimpses.append(glimpse)
+        self._state = model.where_rnn(torch.cat([model.where_cnn(glimpse), fixations], dim=1), self._state)
+        return model.locator(model.where_norm(self._state[0]))
+
+
+def _blank(like: Tensor, runs: int, cell: nn.LSTMCell) -> tuple[Tensor, Tensor]:
+    zeros = like.new_zeros(runs, cell.hidden_size)
+    return zeros, zeros
 
 
 _REFERENCE_NAMES = {

@@ -3,11 +3,14 @@
 The randomness is an argument. One pass uses two sources of it, both in the noise dictionary:
     "first_fixation"  (B, 2), uniform on [-spread, spread]², in normalised coordinates
     "policy"          (B, T-1, 2), standard normal; the next fixation is mu + sigma · policy
+
+Several runs over the same images share them: noise for R · B runs over B images may come with the images once, and row
+i of the noise, and of everything that is returned, belongs to image i mod B.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from robustbench_lpm.randomness import generator
 
 GRADIENT_MODES = ("detached", "reparameterised", "straight-through", "score-function")
+THROUGH = ("reparameterised", "straight-through")  # those in which a gradient passes the sampling grid
 Policy = Literal["learned", "centre", "random"]
 
 
@@ -90,12 +94,12 @@ class RecurrentAttention(nn.Module):
             return ("detached",)  # the image has no say in where the next glimpse looks
         return GRADIENT_MODES if self.sigma > 0 else GRADIENT_MODES[:-1]
 
-    def start(self, images: Tensor) -> Any:
-        """The state before the first glimpse."""
+    def start(self, images: Tensor, runs: int) -> Any:
+        """The state of so many runs before the first glimpse."""
         raise NotImplementedError
 
     def glance(self, images: Tensor, fixations: Tensor, state: Any) -> Glance:
-        """Look at images (B, C, H, W) at fixations (B, 2)."""
+        """Look at images (B, C, H, W) at fixations (R · B, 2), of which row i looks at image i mod B."""
         raise NotImplementedError
 
     def sample_noise(
@@ -125,27 +129,47 @@ class RecurrentAttention(nn.Module):
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
     ) -> Trajectory:
         """Take as many glimpses as the noise provides for; everything that happened on the way."""
-        if gradient_mode not in GRADIENT_MODES:
-            raise ValueError(f"gradient_mode must be one of {', '.join(GRADIENT_MODES)}, not '{gradient_mode}'")
-        noise = noise or self._own_noise(len(images))  # of a policy without noise none is given, and none matters
-        noise = {source: values.to(images) for source, values in noise.items()}
-        through = gradient_mode in ("reparameterised", "straight-through")
-        fixations = [noise["first_fixation"] if self.policy != "centre" else torch.zeros_like(noise["first_fixation"])]
-        state, glances, means = self.start(images), [], []
-        for t in range(noise["policy"].shape[1] + 1):
-            glance = self.glance(images, fixations[t], state)
+        noise = self.noise_for(images, noise)
+        state, glances = self.start(images, len(noise["first_fixation"])), []
+
+        def aim(fixations: Tensor) -> Tensor:
+            nonlocal state
+            glance = self.glance(images, fixations, state)
             glances.append(glance)
-            means.append(_clamp(glance.mean, straight_through=gradient_mode == "straight-through"))
             state = glance.state
-            if t < noise["policy"].shape[1]:
-                following = self._next_fixation(means[t], noise["policy"][:, t])
-                fixations.append(following if through else following.detach())
+            return glance.mean
+
+        means, fixations = self.follow(noise, gradient_mode, aim)
         return Trajectory(
             logits=torch.stack([glance.logits for glance in glances]),
             means=torch.stack(means),
             fixations=torch.stack(fixations),
             baselines=torch.stack([glance.baseline for glance in glances]),
         )
+
+    def noise_for(self, images: Tensor, noise: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Noise in the precision and on the device of the images; the model's own where none is given."""
+        noise = noise or self._own_noise(len(images))  # of a policy without noise none is given, and none matters
+        return {source: values.to(images) for source, values in noise.items()}
+
+    def follow(
+        self, noise: dict[str, Tensor], gradient_mode: str, aim: Callable[[Tensor], Tensor], *, last: bool = True
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Where a policy looks, and the means behind it: `aim` says after a glimpse at fixations (B, 2) where next.
+
+        Returns T means and T fixations, each (B, 2); without `last` nothing is asked after the last glimpse, and its
+        mean is left out.
+        """
+        if gradient_mode not in GRADIENT_MODES:
+            raise ValueError(f"gradient_mode must be one of {', '.join(GRADIENT_MODES)}, not '{gradient_mode}'")
+        first, steps = noise["first_fixation"], noise["policy"].unbind(1)
+        fixations, means = [torch.zeros_like(first) if self.policy == "centre" else first], []
+        for t in range(len(steps) + last):
+            means.append(_clamp(aim(fixations[t]), straight_through=gradient_mode == "straight-through"))
+            if t < len(steps):
+                following = self._next_fixation(means[t], steps[t])
+                fixations.append(following if gradient_mode in THROUGH else following.detach())
+        return means, fixations
 
     def _next_fixation(self, mean: Tensor, noise: Tensor) -> Tensor:
         """Where the next glimpse looks, (B, 2), from standard normal noise (B, 2)."""

@@ -6,11 +6,12 @@ Coordinates are normalised: x to the right and y down, both in [-1, 1] over the 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Retina(nn.Module):
@@ -36,9 +37,19 @@ class Retina(nn.Module):
         return self._patterns[key]
 
     def sample(self, images: Tensor, fixations: Tensor, pattern: Tensor) -> Tensor:
-        """Bilinear samples (B, C, height, width) of images (B, C, *, *) on pattern + fixations (B, 2)."""
-        grid = pattern + fixations[:, None, None, :]
-        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=self.align_corners)
+        """Bilinear samples (R · B, C, height, width) of images (B, C, *, *) on pattern + fixations (R · B, 2).
+
+        Row i of the fixations looks at image i mod B. Images that are looked at several times are not copied: their
+        grids are stacked, and one pass over them collects what all looks send back.
+        """
+        batch, looks, height = len(images), len(fixations) // len(images), len(pattern)
+        grid = pattern + fixations.unflatten(0, (looks, batch)).transpose(0, 1)[:, :, None, None, :]
+        samples = F.grid_sample(
+            images, grid.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=self.align_corners
+        )
+        if looks == 1:
+            return samples
+        return samples.unflatten(2, (looks, height)).movedim(2, 0).flatten(0, 1)
 
 
 class LogPolarRetina(Retina):
@@ -88,7 +99,7 @@ class LogPolarRetina(Retina):
         return [self.radii()[:, None, None] * directions]
 
     def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
-        """Glimpses (B, C, height, width) of images (B, C, *, *) at fixations (B, 2)."""
+        """Glimpses (R · B, C, height, width) of images (B, C, *, *) at fixations (R · B, 2); see `sample`."""
         samples = self.sample(images, fixations, self.patterns(images)[0])
         return F.avg_pool2d(samples, self.oversampling) if self.oversampling > 1 else samples
 
@@ -110,7 +121,7 @@ class RectangularRetina(Retina):
         return [_cells(side, side, self.extent * 2**scale) for scale, side in enumerate(sides)]
 
     def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
-        """Glimpses (B, C·scales, patch, patch) of images (B, C, *, *) at fixations (B, 2)."""
+        """Glimpses (R · B, C·scales, patch, patch) of images (B, C, *, *) at fixations (R · B, 2); see `sample`."""
         samples = [self.sample(images, fixations, pattern) for pattern in self.patterns(images)]
         return torch.cat([F.avg_pool2d(s, 2**i) if i else s for i, s in enumerate(samples)], dim=1)
 
@@ -136,7 +147,7 @@ class CartesianRetina(Retina):
         return [_cells(self.oversampling * self.height, self.oversampling * self.width, self.extent)]
 
     def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
-        """Glimpses (B, C, height, width) of images (B, C, *, *) at fixations (B, 2)."""
+        """Glimpses (R · B, C, height, width) of images (B, C, *, *) at fixations (R · B, 2); see `sample`."""
         samples = self.sample(images, fixations, self.patterns(images)[0])
         return F.avg_pool2d(samples, self.oversampling) if self.oversampling > 1 else samples
 
@@ -171,23 +182,60 @@ class LogPolarPadding(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps (B, C, H, W) -> (B, C, H + k_h - 1, W + k_w - 1)."""
-        if self.padding == "reference":
-            return self._beyond_the_pole(self._outwards(self._around(maps)), flip=False)
-        return self._around(self._outwards(self._beyond_the_pole(maps, flip=True)))
+        turned = maps.shape[-1] + (self.wrapped_columns if self.padding == "reference" else 0)
+        if self.pole_rows and turned % 2:
+            raise ValueError(f"the half-turn over the pole needs an even number of angles, not {turned}")
+        return _Pad.apply(maps, self.pole_rows, self.outer_rows, self.wrapped_columns, self.padding == "reference")
 
-    def _around(self, maps: Tensor) -> Tensor:
-        if not self.wrapped_columns:
-            return maps
-        return torch.cat([maps[..., -self.wrapped_columns :], maps], dim=-1)
 
-    def _outwards(self, maps: Tensor) -> Tensor:
-        last = maps[:, :, -1:].expand(-1, -1, self.outer_rows, -1)
-        return torch.cat([maps, last], dim=2)
+class _Pad(torch.autograd.Function):
+    """The padding of `LogPolarPadding` with one copy of the maps each way: chained concatenations take one a side.
 
-    def _beyond_the_pole(self, maps: Tensor, *, flip: bool) -> Tensor:
-        if not self.pole_rows:
-            return maps
-        if maps.shape[-1] % 2:
-            raise ValueError(f"the half-turn over the pole needs an even number of angles, not {maps.shape[-1]}")
-        first = maps[:, :, : self.pole_rows].roll(maps.shape[-1] // 2, dims=-1)
-        return torch.cat([first.flip(2) if flip else first, maps], dim=2)
+    The frame around the maps (rows over the pole, the outermost row again, wrapped columns) is written in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, pole: int, outer: int, wrapped: int, reference: bool) -> Tensor:
+        ctx.frame = (pole, outer, wrapped, reference)
+        batch, channels, height, width = maps.shape
+        padded = torch.empty(
+            (batch, channels, pole + height + outer, wrapped + width),
+            dtype=maps.dtype, device=maps.device, memory_format=_layout(maps),
+        )  # fmt: skip
+        padded[:, :, pole : pole + height, wrapped:] = maps
+        padded[:, :, pole + height :, wrapped:] = maps[:, :, -1:]
+        if not reference and pole:
+            padded[:, :, :pole, wrapped:] = _half_turn(maps[:, :, :pole].flip(2))
+        padded[:, :, :, :wrapped] = padded[:, :, :, width:]
+        if reference and pole:
+            padded[:, :, :pole] = _half_turn(padded[:, :, pole : 2 * pole])
+        return padded
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradients: Tensor) -> tuple[Tensor | None, ...]:
+        pole, outer, wrapped, reference = ctx.frame
+        height, layout = gradients.shape[2] - pole - outer, _layout(gradients)
+
+        def unwrapped(rows: Tensor) -> Tensor:
+            inside = rows[..., wrapped:].clone(memory_format=layout)
+            if wrapped:
+                inside[..., -wrapped:] += rows[..., :wrapped]
+            return inside
+
+        maps = unwrapped(gradients[:, :, pole : pole + height])
+        if outer:
+            maps[:, :, -1:] += unwrapped(gradients[:, :, pole + height :].sum(2, keepdim=True))
+        if pole:
+            over = gradients[:, :, :pole]
+            maps[:, :, :pole] += unwrapped(_half_turn(over)) if reference else _half_turn(unwrapped(over)).flip(2)
+        return maps, None, None, None, None
+
+
+def _half_turn(rows: Tensor) -> Tensor:
+    return rows.roll(rows.shape[-1] // 2, dims=-1)
+
+
+def _layout(maps: Tensor) -> torch.memory_format:
+    channels_last = maps.shape[1] > 1 and maps.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format

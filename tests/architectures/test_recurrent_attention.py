@@ -409,7 +409,7 @@ class Analytic(RecurrentAttention):
         super().__init__(glimpses=2, sigma=sigma)
         self.slope = slope
 
-    def start(self, images: Tensor) -> None:
+    def start(self, images: Tensor, runs: int) -> None:
         return None
 
     def glance(self, images: Tensor, fixations: Tensor, state: None) -> Glance:

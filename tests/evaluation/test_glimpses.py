@@ -28,7 +28,7 @@ class Stepping(RecurrentAttention):
         super().__init__(glimpses=glimpses, sigma=sigma)
         self.turns, self.idle = turns, nn.Parameter(torch.zeros(1))
 
-    def start(self, images: Tensor) -> int:
+    def start(self, images: Tensor, runs: int) -> int:
         return 0
 
     def glance(self, images: Tensor, fixations: Tensor, state: int) -> Glance:

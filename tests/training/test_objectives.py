@@ -31,7 +31,7 @@ class Toy(RecurrentAttention):
         self.mu = nn.Parameter(torch.tensor([0.1, -0.2]))
         self.guess = nn.Parameter(torch.tensor(0.3))
 
-    def start(self, images: Tensor) -> int:
+    def start(self, images: Tensor, runs: int) -> int:
         return 0
 
     def glance(self, images: Tensor, fixations: Tensor, state: int) -> Glance:
