@@ -7,7 +7,8 @@ A `Classifier` wraps any network. It holds what belongs between the pixels that 
     logits = classifier(images, noise)                        # deterministic given noise
 
 Noise is a dictionary from the name of a source of randomness to a tensor whose first dimension is the batch; it is
-empty for a deterministic network.
+empty for a deterministic network. Noise for R · B runs over B images gives R · B answers, row i of them for image i mod
+B: a network that looks at images in glimpses need not copy them.
 """
 
 from __future__ import annotations
@@ -89,23 +90,31 @@ class Classifier(nn.Module):
         return self.network.sample_noise(batch_size, generators)  # type: ignore[operator]
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
-        """Logits (B, K). Without noise a stochastic network draws its own."""
-        prepared = self.prepare(images)
+        """Logits (B, K), or (R · B, K) with noise for R runs. Without noise a stochastic network draws its own."""
         if not self.stochastic:
-            return self.network(prepared)
+            return self.network(self.prepare(images))
         if gradient_mode == "score-function":
             return self.scored(images, noise)[0]
+        prepared = self._for_runs(self.prepare(images), noise)
         modes = {"gradient_mode": gradient_mode} if gradient_mode else {}
         return self.network(prepared, noise, **modes)
 
     def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
         """Everything that a glimpsing network does on the way to its logits, for each of the B · `passes` runs."""
-        return self.network.look(self.prepare(images), noise, gradient_mode=gradient_mode)  # type: ignore[operator]
+        prepared = self._for_runs(self.prepare(images), noise)
+        return self.network.look(prepared, noise, gradient_mode=gradient_mode)  # type: ignore[operator]
 
     def scored(self, images: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, K), and the log-density (B,) of the decisions taken on the way, for score-function gradients."""
         trajectory = self.look(images, noise, gradient_mode="score-function")
         return trajectory.logits[-1], trajectory.log_density(self.network.sigma)  # type: ignore[arg-type]
+
+    def _for_runs(self, images: Tensor, noise: Noise | None) -> Tensor:
+        """The images once for each run, unless the network shares them among runs."""
+        if not noise or getattr(self.network, "shares_images", False):
+            return images
+        runs = len(next(iter(noise.values()))) // len(images)
+        return images.repeat(runs, 1, 1, 1) if runs > 1 else images
 
     def prepare(self, images: Tensor) -> Tensor:
         """What the network sees of images in [0, 1]."""
@@ -153,21 +162,24 @@ class MonteCarlo(Classifier):
         return {source: torch.stack([draw[source] for draw in draws], dim=1) for source in draws[0]}
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
-        """Mean logits (B, K) over the M runs, which are folded into the batch."""
-        logits = self.classifier(*self._folded(images, noise), gradient_mode=gradient_mode)
-        return logits.unflatten(0, (len(images), self.runs)).mean(dim=1)
+        """Mean logits (B, K) over the M runs, all of which share the images."""
+        logits = self.classifier(*self._as_runs(images, noise), gradient_mode=gradient_mode)
+        return logits.unflatten(0, (self.runs, -1)).mean(dim=0)
 
     def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
-        return self.classifier.look(*self._folded(images, noise), gradient_mode=gradient_mode)
+        """What happened in all runs, (T, M · B, ...): row i belongs to image i mod B."""
+        return self.classifier.look(*self._as_runs(images, noise), gradient_mode=gradient_mode)
 
     def scored(self, images: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
-        logits, density = self.classifier.scored(*self._folded(images, noise))
-        runs = (len(images), self.runs)
-        return logits.unflatten(0, runs).mean(dim=1), density.unflatten(0, runs).sum(dim=1)
+        logits, density = self.classifier.scored(*self._as_runs(images, noise))
+        runs = (self.runs, -1)
+        return logits.unflatten(0, runs).mean(dim=0), density.unflatten(0, runs).sum(dim=0)
 
-    def _folded(self, images: Tensor, noise: Noise | None) -> tuple[Tensor, Noise | None]:
-        folded = {source: values.flatten(0, 1) for source, values in noise.items()} if noise is not None else None
-        return images.repeat_interleave(self.runs, dim=0), folded
+    def _as_runs(self, images: Tensor, noise: Noise | None) -> tuple[Tensor, Noise | None]:
+        """Noise (B, M, ...) as that of M · B runs, one run over all images after the other."""
+        if not noise:
+            return images.repeat(self.runs, 1, 1, 1), noise
+        return images, {source: values.transpose(0, 1).flatten(0, 1) for source, values in noise.items()}
 
 
 class GloballyRandom(nn.Module):

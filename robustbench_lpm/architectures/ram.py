@@ -19,6 +19,8 @@ class Ram(RecurrentAttention):
         glimpses, sigma (normalised units), first_fixation_spread, policy, random_spread: see `RecurrentAttention`.
     """
 
+    shares_images = True
+
     def __init__(
         self,
         *,

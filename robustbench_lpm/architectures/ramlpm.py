@@ -100,6 +100,8 @@ class RamLpm(RecurrentAttention):
         where_pooling: the original asks for average pooling in the where path and gets "max".
     """
 
+    shares_images = True
+
     def __init__(
         self,
         *,

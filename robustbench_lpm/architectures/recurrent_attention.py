@@ -59,6 +59,8 @@ class RecurrentAttention(nn.Module):
             "random" (every glimpse looks at a point drawn uniformly from [-random_spread, random_spread]²).
     """
 
+    shares_images = False  # whether `glance` takes fixations of several runs, row i for image i mod B
+
     def __init__(
         self,
         *,
@@ -99,7 +101,7 @@ class RecurrentAttention(nn.Module):
         raise NotImplementedError
 
     def glance(self, images: Tensor, fixations: Tensor, state: Any) -> Glance:
-        """Look at images (B, C, H, W) at fixations (R · B, 2), of which row i looks at image i mod B."""
+        """Look at images (B, C, H, W) at fixations (B, 2); or (R · B, 2) where images are shared."""
         raise NotImplementedError
 
     def sample_noise(

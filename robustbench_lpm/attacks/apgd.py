@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Oracle
-from robustbench_lpm.attacks.losses import Loss, objective, succeeded
+from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
 
 # Section 3.1: the share of a step that is new (the rest is momentum), and where the step size is looked at.
@@ -157,7 +157,7 @@ def _descend(
         memory.note(gradients, found.mean(0))
         best[active] = memory.best
         if not oracle.stochastic:
-            fallen[active] |= succeeded(logits, labels[active], target)[0]
+            fallen[active] |= here.fallen(memory.current, logits, labels[active], target)
         standing = ~(fallen[active] & stop)
         if not standing.all():
             active, here, memory, gradients = (

@@ -61,13 +61,23 @@ class Oracle(Protocol):
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
         """Logits (draws, B, K) of images (B, C, H, W), or of other images in each draw, (draws, B, C, H, W)."""
 
+    def probe(self, images: Tensor, noise: Draws) -> Tensor:
+        """The same, for estimates that average over many queries: maybe in reduced precision, never for decisions."""
+
     def gradient(
         self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient (B, C, H, W) of the expected loss at images (B, C, H, W), averaged over the draws of noise.
 
         losses turns logits (draws, B, K) into losses (draws, B). Also returns those losses and logits, detached. How
-        the gradient passes a glimpsing network's fixations is the oracle's affair (its gradient mode).
+        the gradient passes a glimpsing network's fixations is the oracle's affair (its gradient mode), and so is the
+        precision: what the logits say of success is for `fallen` to confirm.
+        """
+
+    def fallen(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Which images (B, C, H, W) fool a deterministic classifier, (B,), by logits (1, B, K) that `gradient` gave.
+
+        Where those are of reduced precision, the classifier itself is asked again about images that seem to fool it.
         """
 
     def gaze(self, images: Tensor, noise: Draws) -> Tensor:

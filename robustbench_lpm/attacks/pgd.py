@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Oracle
-from robustbench_lpm.attacks.losses import Loss, objective, succeeded
+from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
 
 
@@ -103,11 +103,11 @@ def _descend(
         target = targets[active] if targets is not None else None
         losses = partial(objective, loss, labels=labels[active], targets=target)
         gradients, _, logits = here.gradient(current, here.noise(draws), losses)
+        fallen = here.fallen(current, logits, labels[active], target) if stop else torch.zeros_like(active).bool()
         moved = project(current - step_size * steepest(gradients, norm), originals, norm, eps)
-        standing = ~(succeeded(logits, labels[active], target).all(0) & stop)
-        result[active[standing]] = moved[standing]
-        if not standing.all():
-            active, here = active[standing], here.rows(standing)
+        result[active[~fallen]] = moved[~fallen]
+        if fallen.any():
+            active, here = active[~fallen], here.rows(~fallen)
             if len(active) == 0:
                 break
     return result

@@ -95,7 +95,7 @@ def estimate(
         signs = _unpack(bits[part].to(images.device), numbers).to(images.dtype)
         directions = signs.unflatten(-1, images.shape[1:])
         probes = torch.cat([images + delta * directions, images - delta * directions])
-        logits = oracle(probes, _pairs(noise, part, pairs, len(images)))
+        logits = oracle.probe(probes, _pairs(noise, part, pairs, len(images)))
         values = margin(logits, labels) if targets is None else -margin(logits, targets)
         plus, minus = values.chunk(2)
         total += torch.einsum("pb,pbn->bn", plus - minus, signs)

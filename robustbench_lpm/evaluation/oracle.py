@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws
-from robustbench_lpm.attacks.losses import objective
+from robustbench_lpm.attacks.losses import objective, succeeded
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.noise_control import NoiseControl
 from robustbench_lpm.randomness import generators
@@ -35,6 +36,7 @@ class ClassifierOracle:
 
     Args:
         classifier: in eval mode, its parameters frozen.
+        quick: the same in reduced precision (`architectures.precision`), for gradients and probes.
         images: the clean batch (B, C, H, W); where `mask` (B, 1, H, W) is False, a query's pixels are set back to it.
         indices: the examples' indices in the data set: they key the noise.
         select_draws: draws of selection noise on which candidates are compared.
@@ -54,6 +56,7 @@ class ClassifierOracle:
         seed: int,
         classes: int,
         chunk: int,
+        quick: Classifier | None = None,
         mask: Tensor | None = None,
         select_draws: int = 10,
         gradient_mode: str | None = None,
@@ -63,6 +66,8 @@ class ClassifierOracle:
         on_spent: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.classifier, self.originals, self.mask = classifier, images, mask
+        self._probed = quick or classifier
+        self._differentiated = classifier if slow_backwards(classifier, str(images.device)) else self._probed
         self.indices, self.seed = list(indices), seed
         self.classes, self.chunk = classes, max(1, chunk // classifier.passes)
         self.noise_control = noise_control
@@ -109,9 +114,15 @@ class ClassifierOracle:
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
         """Logits (draws, B, K); see `Oracle.__call__`. Raises LpmbenchError for NaN logits."""
+        return self._logits(self.classifier, images, noise)
 
+    def probe(self, images: Tensor, noise: Draws) -> Tensor:
+        """Logits (draws, B, K), maybe in reduced precision; see `Oracle.probe`."""
+        return self._logits(self._probed, images, noise)
+
+    def _logits(self, classifier: Classifier, images: Tensor, noise: Draws) -> Tensor:
         def answer(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor]:
-            return (self.classifier(pixels, values, gradient_mode=self.gradient_mode),)
+            return (classifier(pixels, values, gradient_mode=self.gradient_mode),)
 
         (logits,) = self._in_chunks(answer, images, noise)
         check_logits(logits.flatten(0, 1), self.classes)
@@ -124,18 +135,50 @@ class ClassifierOracle:
 
         In the mode "score-function" it is that of E[L] = mean over draws of L + (L - b) log p, L and b constants in the
         second term: p is the density of the fixations that were drawn (Williams 1992), b the mean loss of the other
-        draws. Elsewhere the losses are differentiated as they are.
+        draws. Elsewhere the losses are differentiated as they are, a few draws at a time: what a pass remembers for
+        its way back is forgotten before the next.
         """
-        images = images.detach().requires_grad_()
         if self.gradient_mode == "score-function":
-            logits, density = self._in_chunks(self.classifier.scored, images, noise)
+            images = images.detach().requires_grad_()
+            logits, density = self._in_chunks(self._differentiated.scored, images, noise)
             found = losses(logits)
             expected = found + advantages(found.detach()) * density
-        else:
-            logits = self(images, noise)
-            found = expected = losses(logits)
-        (gradients,) = torch.autograd.grad(expected.mean(0).sum(), images)
+            (total,) = torch.autograd.grad(expected.mean(0).sum(), images)
+            return total, found.detach(), logits.detach()
+        parts = [self._gradient(images, draws, losses) for draws in self._few_at_once(noise)]
+        total = parts[0][0]
+        for part in parts[1:]:
+            total += part[0]
+        return total / noise.count, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+
+    def _gradient(
+        self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of the sum over draws."""
+        images = images.detach().requires_grad_()
+        logits = self._logits(self._differentiated, images, noise)
+        found = losses(logits)
+        (gradients,) = torch.autograd.grad(found.sum(), images)
         return gradients, found.detach(), logits.detach()
+
+    def _few_at_once(self, noise: Draws) -> Iterator[Draws]:
+        """The draws in groups of which the batch passes the network at once."""
+        together, batch = max(1, self.chunk // len(self.originals)), len(self.originals)
+        for first in range(0, noise.count, together):
+            count = min(together, noise.count - first)
+            part = slice(first * batch, (first + count) * batch)
+            yield Draws({source: values[part] for source, values in noise.values.items()}, count)
+
+    def fallen(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Which images fool a deterministic classifier, (B,); see `Oracle.fallen`."""
+        found = succeeded(logits, labels, targets)[0]
+        if self._differentiated is self.classifier or not found.any():
+            return found
+        some = self.rows(found)
+        with torch.no_grad():
+            exact = some(images[found], some.noise())
+        found[found.clone()] = succeeded(exact, labels[found], targets[found] if targets is not None else None)[0]
+        return found
 
     def gaze(self, images: Tensor, noise: Draws) -> Tensor:
         """Where the policy wants to look after each glimpse; see `Oracle.gaze`."""
@@ -146,28 +189,49 @@ class ClassifierOracle:
         def means(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor]:
             trajectory = self.classifier.look(pixels, values, gradient_mode=self.gradient_mode or "detached")
             per_image = trajectory.means.movedim(0, 1)  # (n · runs, T, 2)
-            return (per_image.unflatten(0, (-1, runs)).mean(1),)
+            return (per_image.unflatten(0, (runs, -1)).mean(0),)
 
         return self._in_chunks(means, images, noise)[0]
 
     def _in_chunks(
         self, answer: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]], images: Tensor, noise: Draws
     ) -> tuple[Tensor, ...]:
-        """What `answer` says of images and noise, piece by piece and counted: each (draws, B, ...)."""
+        """What `answer` says of images and noise, piece by piece and counted: each (draws, B, ...).
+
+        Draws that meet the same images (B, C, H, W) share them; see `Classifier`.
+        """
         if self.mask is not None:
             images = torch.where(self.mask, images, self.originals)
-        if images.dim() == self.originals.dim():
-            images = images.expand(noise.count, *images.shape)
-        images, parts = images.flatten(0, 1), []
-        for start in range(0, len(images), self.chunk):
-            part = slice(start, start + self.chunk)
-            parts.append(answer(images[part], {source: values[part] for source, values in noise.values.items()}))
+        shared, batch = images.dim() == self.originals.dim(), len(self.originals)
+        if shared and (batch <= self.chunk or noise.count == 1):
+            groups = self._few_at_once(noise)
+            parts = [self._pieces(answer, images, draws.values, draws.count) for draws in groups]
+        else:
+            images = images.expand(noise.count, *self.originals.shape).flatten(0, 1)
+            parts = [self._pieces(answer, images, noise.values, 1)]
         answers = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         self._count(self.ledger.forwards, noise.count * self.classifier.passes)
         self._count(self.ledger.glimpses, noise.count * self.classifier.glimpses, passes=False)
         if answers[0].requires_grad:
             answers[0].register_hook(lambda _: self._count(self.ledger.backwards, noise.count * self.classifier.passes))
-        return tuple(found.unflatten(0, (noise.count, len(self.originals))) for found in answers)
+        return tuple(found.unflatten(0, (noise.count, batch)) for found in answers)
+
+    def _pieces(
+        self,
+        answer: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
+        images: Tensor,
+        noise: dict[str, Tensor],
+        draws: int,
+    ) -> tuple[Tensor, ...]:
+        """Answers to draws of noise for each of the images, no more of which than a chunk pass at once."""
+        if len(images) <= self.chunk:
+            return answer(images, noise)
+        assert draws == 1  # several draws go together only where all images fit into a chunk
+        pieces = []
+        for start in range(0, len(images), self.chunk):
+            part = slice(start, start + self.chunk)
+            pieces.append(answer(images[part], {source: values[part] for source, values in noise.items()}))
+        return tuple(torch.cat(found) for found in zip(*pieces, strict=True))
 
     def _count(self, ledger: Tensor, spent: int, *, passes: bool = True) -> None:
         # A row may stand here several times (see `OracleView`): each time counts.

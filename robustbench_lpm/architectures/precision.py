@@ -1,0 +1,111 @@
+"""Networks in reduced precision, for the passes of an attack that are estimates anyway: gradients and probes.
+
+Reduced precision is a quantiser: bfloat16 steps near 1 are 1/256, half of a budget of 2/255. So what meets the pixels
+stays in float32, and so does the layer that gives the logits; images, retinas and losses are never touched. Grading,
+and whatever decides that an image has fallen, belongs to the network itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
+
+if TYPE_CHECKING:
+    from robustbench_lpm.architectures.recurrent_attention import Trajectory
+
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+LAYERS = (nn.Conv2d, nn.Linear)
+
+
+def reduced(classifier: Classifier, example: Tensor, noise: Noise) -> Classifier:
+    """The classifier in bfloat16, but for its first layers and its last; everything else is shared with it.
+
+    Args:
+        classifier: in eval mode.
+        example, noise: a batch that it can read, to find out in which order its layers work.
+    """
+    if isinstance(classifier, MonteCarlo):
+        raise ValueError("reduce the classifier that is averaged, not the average")
+    return _Reduced(classifier, _lowered(classifier, example, noise))
+
+
+def slow_backwards(classifier: nn.Module, device: str) -> bool:
+    """Whether gradients are faster in full precision: processors have no bfloat16 kernel for depthwise convolutions."""
+    grouped = (module for module in classifier.modules() if isinstance(module, nn.Conv2d) and module.groups > 1)
+    return torch.device(device).type == "cpu" and any(grouped)
+
+
+class _Reduced(Classifier):
+    def __init__(self, classifier: Classifier, network: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.network, self.working_size = network, classifier.working_size
+        self.mean, self.std = classifier.mean, classifier.std
+
+    def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
+        with _lower(images):
+            return super().forward(images, noise, gradient_mode=gradient_mode).float()
+
+    def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
+        with _lower(images):
+            return super().look(images, noise, gradient_mode=gradient_mode)
+
+
+def _lower(images: Tensor) -> Any:
+    return torch.autocast(images.device.type, torch.bfloat16)
+
+
+class _Full(nn.Module):
+    """A layer that stays in float32."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self.layer(inputs.float())
+
+
+def _lowered(classifier: Classifier, example: Tensor, noise: Noise) -> nn.Module:
+    """A copy of the network with weights in bfloat16, so that no pass converts them; it shares all other tensors."""
+    order = _layers_at_work(classifier, example, noise)
+    network = classifier.network
+    names = {module: name for name, module in network.named_modules()}
+    # A glimpsing network may meet the pixels several times, once on each of its paths.
+    channels = example.shape[1]
+    first = [layer for layer in order if isinstance(layer, nn.Conv2d) and layer.in_channels == channels]
+    full = {names[layer] for layer in [*order[:1], *first, *order[-1:]]}
+    tensors = [*network.parameters(), *network.buffers()]
+    lowered = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+    for name, module in lowered.named_modules():
+        if isinstance(module, (*LAYERS, nn.RNNCellBase)) and name not in full:
+            for parameter_name, parameter in list(module.named_parameters(recurse=False)):
+                values = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
+                setattr(module, parameter_name, values)
+    for name in full:
+        lowered.set_submodule(name, _Full(lowered.get_submodule(name)))
+    return lowered
+
+
+@torch.inference_mode()
+def _layers_at_work(classifier: Classifier, example: Tensor, noise: Noise) -> list[nn.Module]:
+    """The network's convolutions and linear layers in the order in which they first work."""
+    order: dict[nn.Module, None] = {}
+
+    def note(module: nn.Module, *_: Any) -> None:
+        order[module] = None
+
+    layers = [module for module in classifier.network.modules() if isinstance(module, LAYERS)]
+    handles = [layer.register_forward_pre_hook(note) for layer in layers]
+    try:
+        classifier(example, noise)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order)
