@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from robustbench_lpm.evaluation.runner import evaluate
     from robustbench_lpm.records import RunRecord
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["LpmbenchError", "RunRecord", "__version__", "audit", "evaluate"]
 
 _HOMES = {

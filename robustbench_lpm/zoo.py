@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from robustbench_lpm import cards
 from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.architectures.precision import lay_out
 from robustbench_lpm.cards import AttackCard, DatasetCard, ModelCard, Weights
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of
@@ -107,7 +108,7 @@ def load_model(
         overrides = network.reference_parameters | overrides  # type: ignore[operator]
         network = build(card, trust=trust, **overrides)
     load_state(network, state, source=str(checkpoint or card.path))
-    classifier = wrap(network, card).to(device).eval().requires_grad_(False)
+    classifier = lay_out(wrap(network, card).to(device).eval().requires_grad_(False), device)
     identity = card.identity() | {"weights_sha256": digest, "stochastic": classifier.stochastic}
     identity["parameters"] = identity["parameters"] | overrides
     return LoadedModel(card.name, classifier, identity, digest, card, arguments)

@@ -1,4 +1,4 @@
-"""Networks in reduced precision, for the passes of an attack that are estimates anyway: gradients and probes.
+"""What passes cost: the layout of weights, and networks in reduced precision for what is an estimate anyway.
 
 Reduced precision is a quantiser: bfloat16 steps near 1 are 1/256, half of a budget of 2/255. So what meets the pixels
 stays in float32, and so does the layer that gives the logits; images, retinas and losses are never touched. Grading,
@@ -33,6 +33,13 @@ def reduced(classifier: Classifier, example: Tensor, noise: Noise) -> Classifier
     if isinstance(classifier, MonteCarlo):
         raise ValueError("reduce the classifier that is averaged, not the average")
     return _Reduced(classifier, _lowered(classifier, example, noise))
+
+
+def lay_out(classifier: Classifier, device: str) -> Classifier:
+    """The same classifier, its weights in the order of memory that the device's kernels prefer."""
+    if torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available():
+        classifier.to(memory_format=torch.channels_last)
+    return classifier
 
 
 def slow_backwards(classifier: nn.Module, device: str) -> bool:

@@ -12,6 +12,7 @@ from robustbench_lpm.norms import Norm, per_image, project
 
 # Adam's constants (Kingma and Ba 2015), as the paper leaves them.
 BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8
+BITS_AT_ONCE = 2**26  # signs that are drawn ahead: 8 MiB
 
 
 def spsa(
@@ -82,38 +83,40 @@ def estimate(
 ) -> Tensor:
     """The SPSA estimate (B, C, H, W) of the margin's gradient: mean over v of [f(x + δv) - f(x - δv)] / 2δ · v.
 
-    Directions are drawn as packed bits and unpacked for a few pairs at a time, so that memory does not grow with the
-    size of the images times the number of pairs.
+    Directions are drawn as packed bits and unpacked for a few pairs at a time, so that memory grows neither with the
+    number of pairs nor with that times the size of the images.
     """
-    numbers = images[0].numel()
-    bits = _random_bits(oracle.generators, pairs, numbers)
+    numbers, batch = images[0].numel(), len(images)
     noise = oracle.noise(pairs, paired=True)
-    total = torch.zeros_like(images).flatten(1)
-    at_once = max(1, oracle.chunk // (2 * len(images)))
-    for first in range(0, pairs, at_once):
-        part = slice(first, min(first + at_once, pairs))
-        signs = _unpack(bits[part].to(images.device), numbers).to(images.dtype)
-        directions = signs.unflatten(-1, images.shape[1:])
-        probes = torch.cat([images + delta * directions, images - delta * directions])
-        logits = oracle.probe(probes, _pairs(noise, part, pairs, len(images)))
-        values = margin(logits, labels) if targets is None else -margin(logits, targets)
-        plus, minus = values.chunk(2)
-        total += torch.einsum("pb,pbn->bn", plus - minus, signs)
+    total, table = torch.zeros_like(images).flatten(1), _SIGNS.to(images)
+    at_once = max(1, oracle.chunk // (2 * batch))
+    stretch = max(at_once, BITS_AT_ONCE // (batch * numbers))
+    for first in range(0, pairs, stretch):
+        bits = _random_bits(oracle.generators, min(stretch, pairs - first), numbers).to(images.device)
+        for start in range(0, len(bits), at_once):
+            count = min(at_once, len(bits) - start)
+            signs = table[bits[start : start + count].int()].flatten(-2)[..., :numbers]
+            probes = images.new_empty(2 * count, *images.shape)
+            steps = (delta * signs).unflatten(-1, images.shape[1:])
+            torch.add(images, steps, out=probes[:count])
+            torch.sub(images, steps, out=probes[count:])
+            part = slice(first + start, first + start + count)
+            logits = oracle.probe(probes, _pairs(noise, part, pairs, batch))
+            values = margin(logits, labels) if targets is None else -margin(logits, targets)
+            plus, minus = values.chunk(2)
+            total += torch.einsum("pb,pbn->bn", plus - minus, signs)
     return (total / (2 * delta * pairs)).reshape(images.shape)
 
 
 def _random_bits(generators: list[torch.Generator], pairs: int, numbers: int) -> Tensor:
-    """Random bytes (pairs, B, ceil(numbers / 8)): eight Rademacher signs in each."""
+    """Random bytes (pairs, B, ceil(numbers / 8)), eight Rademacher signs in each; a stretch of a generator's stream."""
     width = -(-numbers // 8)
     draws = [torch.randint(256, (pairs, width), generator=g, dtype=torch.uint8) for g in generators]
     return torch.stack(draws, dim=1)
 
 
-def _unpack(packed: Tensor, numbers: int) -> Tensor:
-    """Signs -1 and 1, (..., numbers), from packed bits (..., bytes)."""
-    shifts = torch.arange(8, dtype=torch.uint8, device=packed.device)
-    bits = (packed[..., None] >> shifts) & 1
-    return bits.flatten(-2)[..., :numbers].to(torch.int8) * 2 - 1
+# The eight signs of every byte, (256, 8), lowest bit first.
+_SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2.0 - 1
 
 
 def _pairs(noise: Draws, part: slice, pairs: int, batch: int) -> Draws:

@@ -15,6 +15,7 @@ from robustbench_lpm.cli.options import (
     grading_options,
     machine_options,
     noise_options,
+    passes_options,
     prepare_machine,
     read_settings,
     trust_option,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 @click.option("--surrogate", "surrogates", multiple=True, help="For transfer: a model it is made on, instead of all.")
 @noise_options
 @grading_options
+@passes_options
 @machine_options
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where records go."

@@ -15,6 +15,7 @@ from robustbench_lpm.cli.options import (
     budget_options,
     data_options,
     machine_options,
+    passes_options,
     prepare_machine,
     read_settings,
     trust_option,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 @click.option(
     "--pictures", type=click.IntRange(0), default=3, show_default=True, help="Images whose scanpaths are drawn."
 )
+@passes_options
 @machine_options
 @click.option(
     "--out",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from robustbench_lpm.allocator import keep_freed_memory
 from robustbench_lpm.errors import LpmbenchError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -59,6 +60,14 @@ machine_options = together(
     click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default as many as it likes."),
 )
 
+passes_options = together(
+    click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+                 help="Of gradients and of SPSA's probes: bfloat16 is faster on processors with AMX and on GPUs. What "
+                      "has fallen, and every grade, is decided in float32."),
+    click.option("--memory", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, metavar="GIB",
+                 help="What the maps of one pass may take, about: it bounds how many images pass at once."),
+)  # fmt: skip
+
 trust_option = click.option("--trust", is_flag=True, help="Run code that a card names outside lpmbench.")
 
 
@@ -66,6 +75,7 @@ def prepare_machine(device: str, threads: int | None) -> None:
     """Set the threads, and check that the device is there. Raises LpmbenchError when it is not."""
     import torch
 
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     try:

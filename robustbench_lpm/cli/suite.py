@@ -64,6 +64,7 @@ def run_suite(
         budgets = [parse_eps(text) for text in part.eps]
         planning: dict[str, Any] = {
             "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,
+            "precision": part.precision,
             "save_adversarials": part.save_adversarials,
         }  # fmt: skip
         attacks = {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustbench_lpm import cards
-from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
+from robustbench_lpm.architectures.precision import PRECISIONS, Precision, reduced
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
 from robustbench_lpm.errors import LpmbenchError, unknown
@@ -23,6 +25,7 @@ from robustbench_lpm.zoo import LoadedModel
 
 STRONGEST = "strongest"
 STORED_PICTURES = 16
+DEFAULT_MEMORY = 2.0  # GiB
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,9 @@ class Plan:
     requested_selection: int = 10
     surrogates: tuple[LoadedModel, ...] = ()  # the models that the attack is made on, if it is carried over
     members: tuple[Plan, ...] = ()  # of a worst case: the runs among which it chooses
+    precision: Precision = "float32"  # of gradients and probes
+    memory: float = DEFAULT_MEMORY
+    lowered: Classifier | None = None  # the model in that precision, where it is a reduced one
 
     @property
     def id(self) -> str:
@@ -65,7 +71,15 @@ class Plan:
     @property
     def classifier(self) -> Classifier:
         """The classifier that is attacked and graded: the model itself, or the average of M runs of it."""
-        return MonteCarlo(self.model.classifier, self.mc) if self.mc > 1 else self.model.classifier
+        return self._averaged(self.model.classifier)
+
+    @property
+    def quick(self) -> Classifier | None:
+        """The classifier in reduced precision, if gradients and probes shall be."""
+        return self._averaged(self.lowered) if self.lowered is not None else None
+
+    def _averaged(self, classifier: Classifier) -> Classifier:
+        return MonteCarlo(classifier, self.mc) if self.mc > 1 else classifier
 
     @property
     def gradient_modes(self) -> tuple[str | None, ...]:
@@ -116,6 +130,10 @@ class Plan:
             options["--gradient-mode"] = self.gradient_mode
         if self.target is not None:
             options["--target"] = self.target
+        if self.precision != "float32":
+            options["--precision"] = self.precision
+        if self.memory != DEFAULT_MEMORY:
+            options["--memory"] = f"{self.memory:g}"
         if torch.device(self.device).type != "cpu":
             options["--device"] = self.device
         words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
@@ -165,16 +183,20 @@ def make_plan(
     seed: int = 0,
     device: str = "cpu",
     save_adversarials: bool = False,
+    precision: str = "float32",
+    memory: float = DEFAULT_MEMORY,
 ) -> Plan:
     """Check what was asked for and resolve it. Raises LpmbenchError for what cannot be run.
 
     gradient_mode: None is the strongest of the model's modes for a white-box attack.
     noise: who controls which source of it, see `noise_control`.
+    precision: of gradients and probes; grading and what decides that an image has fallen are in float32.
+    memory: GiB that the maps of one pass may take, about: it bounds the chunk.
     """
     given = {
         "eps": eps, "norm": norm, "limit": limit, "indices": indices, "mc": mc, "draws": draws,
         "select_draws": select_draws, "gradient_mode": gradient_mode, "noise": noise,
-        "target": target, "seed": seed, "device": device,
+        "target": target, "seed": seed, "device": device, "precision": precision, "memory": memory,
     }  # fmt: skip
     if norm not in attack.norms:
         known = [known for known in NORMS if known in attack.norms]
@@ -182,6 +204,10 @@ def make_plan(
     for name, value in {"mc": mc, "draws": draws, "select_draws": select_draws, "limit": limit}.items():
         if value is not None and value < 1:
             raise LpmbenchError(f"{name} must be at least 1, not {value}.")
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, list(PRECISIONS))
+    if not 0 < memory < float("inf"):
+        raise LpmbenchError(f"memory must be a number of GiB above 0, not {memory}.")
     if not 0 <= eps < float("inf"):
         raise LpmbenchError(f"eps must be a finite number that is zero or more, not {eps}.")
     chosen = tuple(indices if indices is not None else range(min(limit or len(data), len(data))))
@@ -232,6 +258,12 @@ def make_plan(
     }
     if mode == STRONGEST:  # a mode that a model learns later makes another run
         configuration["evaluation"]["gradient_modes"] = list(model.classifier.gradient_modes)
+    if precision != "float32":
+        configuration["evaluation"]["precision"] = precision
+    lowered = None
+    if precision == "bfloat16":
+        lowered = _lowered(model, example)
+        surrogates = tuple(replace(s, classifier=_lowered(s, example)) for s in surrogates)
     if control.modes:
         configuration["evaluation"]["noise"] = [list(pair) for pair in control.modes]
     return Plan(
@@ -250,13 +282,16 @@ def make_plan(
         seed=seed,
         classes=classes,
         device=device,
-        chunk=default_chunk(*example.shape[-2:]),
+        chunk=chunk_for(model.classifier, example, memory),
         save_adversarials=save_adversarials,
         configuration=configuration,
         requested_draws=draws,
         requested_selection=select_draws,
         surrogates=surrogates,
         members=members,
+        precision="bfloat16" if precision == "bfloat16" else "float32",
+        memory=memory,
+        lowered=lowered,
     )
 
 
@@ -267,6 +302,7 @@ def vary(plan: Plan, **changes: Any) -> Plan:
         "indices": plan.indices, "mc": plan.mc, "draws": plan.requested_draws, "select_draws": plan.requested_selection,
         "gradient_mode": plan.gradient_mode, "noise": [f"{source}={mode}" for source, mode in plan.noise_control.modes],
         "target": plan.target, "seed": plan.seed, "device": plan.device, "save_adversarials": plan.save_adversarials,
+        "precision": plan.precision, "memory": plan.memory,
     } | changes  # fmt: skip
     if not given["attack"].members and given["attack"].knowledge != "white-box":
         given["gradient_mode"] = None
@@ -292,10 +328,37 @@ def default_chunk(height: int, width: int) -> int:
     return max(8, min(64, 1 << (fitting.bit_length() - 1)))
 
 
+def chunk_for(classifier: Classifier, example: Tensor, memory: float) -> int:
+    """The default chunk, or as many images as remember no more than `memory` GiB for their way back."""
+    remembered: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        remembered[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    weights = {tensor.data_ptr() for tensor in [*classifier.parameters(), *classifier.buffers()]}
+    noise = _noise_for(classifier, example)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = classifier(
+            example.clone().requires_grad_(), noise
+        )  # held until all is counted: no address comes twice
+    each = sum(size for address, size in remembered.items() if address not in weights) + 4 * example.nbytes
+    del logits
+    return max(1, min(default_chunk(*example.shape[-2:]), int(memory * 2**30 / each)))
+
+
+def _lowered(model: LoadedModel, example: Tensor) -> Classifier:
+    return reduced(model.classifier, example, _noise_for(model.classifier, example))
+
+
+def _noise_for(classifier: Classifier, example: Tensor) -> Noise:
+    noise = classifier.sample_noise(1, generators(0, [0], "clean"))
+    return {source: values.to(example.device) for source, values in noise.items()}
+
+
 @torch.inference_mode()
 def _count_classes(classifier: Classifier, example: torch.Tensor) -> int:
-    noise = classifier.sample_noise(1, generators(0, [0], "clean"))
-    logits = classifier(example, {source: values.to(example.device) for source, values in noise.items()})
+    logits = classifier(example, _noise_for(classifier, example))
     if logits.dim() != 2 or len(logits) != 1:
         raise LpmbenchError(f"The model answers one image with shape {tuple(logits.shape)}, not with logits (1, K).")
     return logits.shape[1]

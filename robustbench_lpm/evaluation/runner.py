@@ -79,6 +79,8 @@ def evaluate(
     parameters: dict[str, Any] | None = None,
     out: Path | str | None = None,
     save_adversarials: bool = False,
+    precision: str = "float32",
+    memory: float = 2.0,
     trust: bool = False,
 ) -> RunRecord:
     """How accurate a model stays under an attack.
@@ -99,6 +101,9 @@ def evaluate(
             "averaged" (the default) for all sources, or a list like ["policy=frozen", "first_fixation=replayed"].
         surrogates: for the attack "transfer", the models that it is made on instead of all registered ones that fit.
         parameters: laid over those of the attack's card, e.g. {"steps": 100}.
+        precision: of gradients and SPSA's probes: "float32", or "bfloat16", which is faster where the hardware has it.
+            Whether an image has fallen, and its grade, are decided in float32.
+        memory: GiB that the maps of one pass may take, about; it bounds how many images pass at once.
         out: where to write the record; None writes nothing.
 
     Returns:
@@ -110,7 +115,8 @@ def evaluate(
     options: dict[str, Any] = {
         "eps": eps, "norm": norm, "size": size, "data": data, "limit": limit, "mc": mc, "draws": draws,
         "gradient_mode": gradient_mode, "noise": noise, "surrogates": surrogates, "target": target, "seed": seed,
-        "device": device, "parameters": parameters, "save_adversarials": save_adversarials, "trust": trust,
+        "device": device, "parameters": parameters, "save_adversarials": save_adversarials, "precision": precision,
+        "memory": memory, "trust": trust,
     }  # fmt: skip
     with left_as_it_was(model):
         return run(prepare(model, attack, dataset, **options), Path(out) if out is not None else None)
@@ -147,6 +153,7 @@ def left_as_it_was(model: object) -> Iterator[None]:
         return
     modes = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    plain = [parameter for parameter in wanted if parameter.is_contiguous()]
     model.eval().requires_grad_(False)
     try:
         yield
@@ -155,6 +162,8 @@ def left_as_it_was(model: object) -> Iterator[None]:
             module.training = training
         for parameter, requires_grad in wanted.items():
             parameter.requires_grad_(requires_grad)
+        for parameter in plain:  # the order of memory that passes like best was ours
+            parameter.data = parameter.data.contiguous()
 
 
 def run(plan: Plan, out: Path | None = None, progress: Progress | None = None) -> RunRecord:
@@ -358,6 +367,7 @@ def _attack(
     for mode in plan.gradient_modes:
         oracle = oracle_of(
             plan.classifier,
+            quick=plan.quick,
             gradient_mode=mode,
             noise_control=plan.noise_control,
             stream=mode or "",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom
+from robustbench_lpm.architectures.precision import lay_out
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.cards import AttackCard, ModelCard
 from robustbench_lpm.datasets.examples import Examples, read_examples
@@ -304,8 +305,8 @@ def resolve_model(
         return model
     if isinstance(model, str):
         return zoo.load_model(model, checkpoint=checkpoint, trust=trust, device=device)
-    classifier = (model if isinstance(model, Classifier) else Classifier(model)).to(device)
     digest = _sha256_of_state(model)
+    classifier = lay_out((model if isinstance(model, Classifier) else Classifier(model)).to(device), device)
     kind = type(model.network if isinstance(model, Classifier) else model)
     called = name or kind.__name__
     identity = {
