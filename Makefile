@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread for each test process: two processes with two threads each on two cores run far slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow bench bench-full lint clean
 
 demo: $(VENV)/.installed  ## attack RAM-LPM and CNN baselines on real data and rank them
 	$(BIN)/lpmbench run demo
@@ -15,6 +15,12 @@ test: lint  ## lint, types, import rules and the fast tests
 
 test-slow: $(VENV)/.installed-dev  ## what needs longer, a build, or more installed
 	$(PYTEST) -m slow
+
+bench: $(VENV)/.installed-peers  ## speed beside other libraries, in under 10 minutes on 2 quiet cores
+	$(BIN)/python -m benchmarks --small --out runs/benchmarks-small.json
+
+bench-full: $(VENV)/.installed-peers  ## the same with more images and passes
+	$(BIN)/python -m benchmarks --out runs/benchmarks.json
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -32,6 +38,12 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@ $(VENV)/.installed
+
+# Constraints hold for the environments in which pip builds packages: older versions read the first, newer the second.
+$(VENV)/.installed-peers: pyproject.toml benchmarks/constraints.txt | $(VENV)/bin/python
+	PIP_CONSTRAINT=$(CURDIR)/benchmarks/constraints.txt PIP_BUILD_CONSTRAINT=$(CURDIR)/benchmarks/constraints.txt \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[peers]'
 	touch $@ $(VENV)/.installed
 
 clean:  ## forget the environment and everyday runs

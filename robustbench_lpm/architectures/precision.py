@@ -1,8 +1,8 @@
 """What passes cost: the layout of weights, and networks in reduced precision for what is an estimate anyway.
 
 Reduced precision is a quantiser: bfloat16 steps near 1 are 1/256, half of a budget of 2/255. So what meets the pixels
-stays in float32, and so does the layer that gives the logits; images, retinas and losses are never touched. Grading,
-and whatever decides that an image has fallen, belongs to the network itself.
+stays in float32, and so do the layer that gives the logits and what a network names its `exact_parts`; images, retinas
+and losses are never touched. Grading, and whatever decides that an image has fallen, belongs to the network itself.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 
 def reduced(classifier: Classifier, example: Tensor, noise: Noise) -> Classifier:
-    """The classifier in bfloat16, but for its first layers and its last; everything else is shared with it.
+    """The classifier in bfloat16, but for its first layers, its last and its exact parts, which it shares.
 
     Args:
         classifier: in eval mode.
@@ -67,16 +67,15 @@ def _lower(images: Tensor) -> Any:
     return torch.autocast(images.device.type, torch.bfloat16)
 
 
-class _Full(nn.Module):
-    """A layer that stays in float32."""
+def _keep_full(part: nn.Module) -> None:
+    """Let a part of a network of ours work in float32."""
+    forward = part.forward
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, inputs: Tensor) -> Tensor:
+    def in_full(inputs: Tensor, *rest: Any) -> Any:
         with torch.autocast(inputs.device.type, enabled=False):
-            return self.layer(inputs.float())
+            return forward(inputs.float(), *rest)
+
+    part.forward = in_full  # its other attributes stay in reach, as they would not behind a wrapper
 
 
 def _lowered(classifier: Classifier, example: Tensor, noise: Noise) -> nn.Module:
@@ -87,16 +86,19 @@ def _lowered(classifier: Classifier, example: Tensor, noise: Noise) -> nn.Module
     # A glimpsing network may meet the pixels several times, once on each of its paths.
     channels = example.shape[1]
     first = [layer for layer in order if isinstance(layer, nn.Conv2d) and layer.in_channels == channels]
+    exact = set(getattr(network, "exact_parts", ()))
     full = {names[layer] for layer in [*order[:1], *first, *order[-1:]]}
+    full = {name for name in full if not any(name.startswith(f"{part}.") for part in exact)} | exact
     tensors = [*network.parameters(), *network.buffers()]
     lowered = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     for name, module in lowered.named_modules():
-        if isinstance(module, (*LAYERS, nn.RNNCellBase)) and name not in full:
+        inside = any(name == part or name.startswith(f"{part}.") for part in full)
+        if isinstance(module, (*LAYERS, nn.RNNCellBase)) and not inside:
             for parameter_name, parameter in list(module.named_parameters(recurse=False)):
                 values = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)
                 setattr(module, parameter_name, values)
     for name in full:
-        lowered.set_submodule(name, _Full(lowered.get_submodule(name)))
+        _keep_full(lowered.get_submodule(name))
     return lowered
 
 

@@ -23,7 +23,7 @@ from robustbench_lpm.architectures.retina import CartesianRetina, LogPolarPaddin
 Pooling = Literal["max", "average"]
 Padding = Literal["polar", "reference", "zeros"]
 RetinaKind = Literal["log-polar", "rectangular"]
-GLIMPSES_AT_ONCE = 128  # larger batches of maps leave the processor's caches
+CELLS_AT_ONCE = 2**16  # of glimpses that pass the what path together: larger batches leave the processor's caches
 Layer = Sequence[int]  # [channels], or [channels, pool rows, pool columns]
 
 
@@ -101,6 +101,8 @@ class RamLpm(RecurrentAttention):
     """
 
     shares_images = True
+    # Where it looks decides all that it sees: the cheap path that says so keeps its precision in every copy.
+    exact_parts: ClassVar = ("where_cnn", "where_rnn", "where_norm", "locator")
 
     def __init__(
         self,
@@ -210,12 +212,13 @@ class RamLpm(RecurrentAttention):
             glimpses = [*aim.glimpses, self.retina(images, fixations[-1])]
         if torch.is_grad_enabled() and not through:
             glimpses = [self.retina(images, places.flatten(0, 1))]
-        return self._answer(self._recognise(glimpses, places)[-1])[0]
+        return self.head(self.what_norm(self._recognise(glimpses, places)[-1]))
 
     def _recognise(self, glimpses: Sequence[Tensor], fixations: Tensor) -> list[Tensor]:
         """What the what path knows after each of T glimpses, (runs, hidden); fixations are (T, runs, 2)."""
         maps = torch.cat(list(glimpses)) if len(glimpses) > 1 else glimpses[0]
-        features = torch.cat([self.what_cnn(part) for part in maps.split(GLIMPSES_AT_ONCE)])
+        at_once = max(8, CELLS_AT_ONCE // (maps.shape[2] * maps.shape[3]))
+        features = torch.cat([self.what_cnn(part) for part in maps.split(at_once)])
         inputs = torch.cat([features.unflatten(0, fixations.shape[:2]), fixations], dim=2)
         state, known = _blank(maps, fixations.shape[1], self.what_rnn), []
         for seen in inputs:

@@ -108,7 +108,7 @@ def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stag
     with isolated_globals(seed_of(oracle)):
         for stage in stages:
             originals = images[active]
-            for candidate in stage(here.view(), originals.clone(), labels[active]):
+            for candidate in stage(here.view(exact=False), originals.clone(), labels[active]):
                 # Where a stage failed (FAB finds no boundary, or divides by a gradient of zero) what there was stays.
                 finite, moved = candidate.isfinite().flatten(1).all(1), (candidate != originals).flatten(1).any(1)
                 usable = finite & moved
@@ -157,11 +157,15 @@ def _targeted_fab(rank: int, norm: Norm, eps: float, steps: int) -> Stage:
 
 
 class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no types
-    """FAB, but it attacks every image, and no other class than the label comes first when it ranks targets."""
+    """FAB, but it attacks every image, and no other class than the label comes first when it ranks targets.
+
+    It asks about every iterate twice, for its label and then for its gradient: here one forward pass serves both.
+    """
 
     def __init__(self, model: nn.Module, labels: Tensor, **options: Any) -> None:
         super().__init__(model, **options)
         self._labels, self._predictions = labels, self._label_then_predictions()
+        self._iterate, self._logits = labels.new_empty(0), labels.new_empty(0)
 
     def _predict_fn(self, x: Tensor) -> Tensor:
         logits: Tensor = self.predict(x)
@@ -174,7 +178,26 @@ class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no typ
         # It asks first which images are right, to attack only those.
         yield lambda _: self._labels
         while True:
-            yield lambda x: self.predict(x).argmax(1)
+            yield self._labels_of
+
+    def _labels_of(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            self._iterate = x.detach().clone().requires_grad_()
+            self._logits = self.predict(self._iterate)
+        return self._logits.argmax(1)
+
+    def get_diff_logits_grads_batch_targeted(
+        self, imgs: Tensor, la: Tensor, la_target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The lead of the target over the label, (B, 1), and its gradient (B, 1, C, H, W)."""
+        if not torch.equal(imgs, self._iterate):  # an iterate that fooled the model was drawn back towards its image
+            self._labels_of(imgs)
+        rows = torch.arange(len(imgs), device=imgs.device)
+        with torch.enable_grad():
+            lead = self._logits[rows, la_target] - self._logits[rows, la]
+            (gradients,) = torch.autograd.grad(lead.sum(), self._iterate)
+        self._iterate = self._iterate.new_empty(0)
+        return lead.detach()[:, None], gradients[:, None]
 
 
 def _square(norm: Norm, eps: float, queries: int) -> Stage:

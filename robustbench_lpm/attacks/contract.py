@@ -93,10 +93,10 @@ class Oracle(Protocol):
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest of the candidates (each (B, C, H, W)), judged on noise kept for selection."""
 
-    def view(self, draws: int = 1) -> nn.Module:
+    def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
         """A module from images to logits for code that knows no noise: it draws fresh attack noise at every call.
 
         It takes the whole batch in its order, or any number of versions of some of its images: each is recognised by
         the original that it is nearest to. With several draws it answers with the logarithm of their mean
-        probabilities (for a deterministic classifier one is drawn).
+        probabilities (for a deterministic classifier one is drawn). Not exact, it answers like `probe`.
         """

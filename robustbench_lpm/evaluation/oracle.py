@@ -120,6 +120,10 @@ class ClassifierOracle:
         """Logits (draws, B, K), maybe in reduced precision; see `Oracle.probe`."""
         return self._logits(self._probed, images, noise)
 
+    def estimate(self, images: Tensor, noise: Draws) -> Tensor:
+        """Logits (draws, B, K) whose gradient is wanted, in the precision of gradients."""
+        return self._logits(self._differentiated, images, noise)
+
     def _logits(self, classifier: Classifier, images: Tensor, noise: Draws) -> Tensor:
         def answer(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor]:
             return (classifier(pixels, values, gradient_mode=self.gradient_mode),)
@@ -156,7 +160,7 @@ class ClassifierOracle:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of the sum over draws."""
         images = images.detach().requires_grad_()
-        logits = self._logits(self._differentiated, images, noise)
+        logits = self.estimate(images, noise)
         found = losses(logits)
         (gradients,) = torch.autograd.grad(found.sum(), images)
         return gradients, found.detach(), logits.detach()
@@ -276,24 +280,28 @@ class ClassifierOracle:
         withstand = predictions == labels if targets is None else predictions != targets
         return torch.stack([withstand.to(logits.dtype).mean(0), objective("margin", logits, labels, targets).mean(0)])
 
-    def view(self, draws: int = 1) -> nn.Module:
+    def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
         """A module from images to logits, for other libraries; see `Oracle.view`."""
-        return OracleView(self, draws if self.stochastic else 1)
+        return OracleView(self, draws if self.stochastic else 1, exact)
 
 
 class OracleView(nn.Module):
     """An oracle as other libraries expect a model: images (n, C, H, W) to logits (n, K), fresh noise at every call."""
 
-    def __init__(self, oracle: ClassifierOracle, draws: int) -> None:
+    def __init__(self, oracle: ClassifierOracle, draws: int, exact: bool) -> None:
         super().__init__()
-        self._oracle, self._draws = oracle, draws
+        self._oracle, self._draws, self._exact = oracle, draws, exact
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the whole batch in its order, or of n versions of some of its images."""
         oracle = self._oracle
         if len(images) != len(oracle.originals):
             oracle = oracle.rows(self._recognised(images))
-        logits = oracle(images, oracle.noise(self._draws))
+        noise = oracle.noise(self._draws)
+        if self._exact:
+            logits = oracle(images, noise)
+        else:
+            logits = oracle.estimate(images, noise) if images.requires_grad else oracle.probe(images, noise)
         if self._draws == 1:
             return logits[0]
         # Another library knows one answer for each image: that of the expected prediction (Salman et al. 2019, eq. 7).

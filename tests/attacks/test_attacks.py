@@ -80,8 +80,8 @@ def test_the_standard_autoattack_stays_within_its_cost(norm: str) -> None:
     oracle = oracle_of(TwelveClasses(WEIGHT), classes=12)
     autoattack_standard(oracle, IMAGES, LABELS, norm=norm, eps=0.05, steps=3, queries=4)
     promised = autoattack_standard_cost(steps=3, queries=4)
-    assert (oracle.ledger.forwards <= promised.forwards).all()
-    assert (oracle.ledger.forwards > 0.9 * promised.forwards).all()
+    # Nothing falls, so FAB never draws an iterate back: one pass tells its label and its gradient.
+    assert oracle.ledger.forwards.tolist() == [promised.forwards - 9 * (3 - 1)] * 3
     assert oracle.ledger.backwards.tolist() == [promised.backwards] * 3
 
 

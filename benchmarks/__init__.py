@@ -1,0 +1,1 @@
+"""What our attacks and models cost beside other libraries': `python -m benchmarks`."""

@@ -1,0 +1,290 @@
+"""What is compared: each group makes tables from rows. Needs no torch; the workers do the work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.driver import Bench, Contestant, Row, fastest_peer_with_ours, interleave
+from benchmarks.tables import Table
+
+DIGITS_EPS, PHOTO_EPS = 0.1, 2 / 255
+# Images that we let pass at once (`evaluation.planning.default_chunk`).
+DIGITS_AT_ONCE, PHOTOS_AT_ONCE = 64, 8
+PGD_PEERS = ("torchattacks", "adv_lib", "cleverhans", "advertorch", "foolbox", "ART")
+SPSA_PEERS = ("cleverhans", "advertorch", "torchattacks")
+MIB = 2**20
+
+
+def pgd(bench: Bench) -> Iterator[Table]:
+    """PGD at the same steps: two small networks on digits, one of ImageNet."""
+    count = 64 if bench.small else 256
+    for model in ("cnn", "cnn-at"):
+        yield _pgd(bench, model, "digits", count, DIGITS_EPS, 40, DIGITS_AT_ONCE)
+    photos = 2 if bench.small else 8
+    yield _pgd(bench, "efficientnet-lite0", _photos(bench), photos, PHOTO_EPS, 10, PHOTOS_AT_ONCE)
+
+
+def _pgd(bench: Bench, model: str, dataset: str, count: int, eps: float, steps: int, at_once: int) -> Table:
+    subject = _subject(bench, model, dataset, count)
+    step = 2.5 * eps / steps
+    peers = _peers(PGD_PEERS, "pgd", subject, {"eps": eps, "steps": steps, "step_size": step})
+    every: dict[str, Any] = {"steps": steps, "step_size": step, "early_stop": False}
+    own = [
+        *_own(bench, "pgd", subject, eps, every | {"early_stop": True}),
+        *_own(bench, "pgd", subject, eps, every, suffix=", no early stop"),
+    ]
+    alone = Contestant("the passes of that alone", "ours", "floor", "passes", subject | {"steps": steps})
+    batch = at_once if count > at_once else None
+    rows = interleave(bench, [*peers, *own, alone], lambda seen: fastest_peer_with_ours(seen, batch=batch))
+    table = Table(f"PGD-{steps}, {model}, {count} images of {dataset}, eps {_eps(eps)}", "images", rows)
+    named = {row.contestant.name: row for row in rows}
+    over = _overhead(named["ours, float32, no early stop"], named[alone.name])
+    if over is not None:
+        table.numbers["overhead"] = over
+        table.notes.append(
+            f"ours, float32, no early stop: {over:+.1%} over its passes forward and back alone (target: below 5 %; the "
+            "median over rounds)"
+        )
+    return table
+
+
+def spsa(bench: Bench) -> Iterator[Table]:
+    """SPSA at the same forward evaluations: speed, strength, and what bfloat16 does to the estimate."""
+    # One iteration of 16 images at 128 to 512 pairs takes one to four seconds on two cores; a photo is dearer.
+    pairs = 128 if bench.small else 512
+    yield _spsa(bench, "cnn", "digits", 16, DIGITS_EPS, 1, pairs, DIGITS_AT_ONCE // 16)
+    pairs = 64 if bench.small else 256
+    yield _spsa(bench, "efficientnet-lite0", _photos(bench), 1, PHOTO_EPS, 1, pairs, PHOTOS_AT_ONCE)
+    yield _strength(bench)
+    yield _agreement(bench)
+
+
+def _spsa(
+    bench: Bench, model: str, dataset: str, count: int, eps: float, iterations: int, pairs: int, at_once: int
+) -> Table:
+    subject = _subject(bench, model, dataset, count)
+    budget = {"eps": eps, "steps": iterations, "pairs": pairs}
+    peers = _peers(SPSA_PEERS, "spsa", subject, budget)
+    # Its best setting: as many queries at once as we make.
+    small_batches = Contestant(
+        f"torchattacks, max_batch_size={at_once}", "system", "tuned peer", "peer",
+        subject | {"attack": "spsa", "peer": "torchattacks", "budget": budget | {"at_once": at_once}},
+    )  # fmt: skip
+    own = _own(bench, "spsa", subject, eps, {"iterations": iterations, "pairs": pairs, "early_stop": False})
+
+    def late(seen: list[Row]) -> list[Contestant]:
+        best = small_batches
+        return [
+            *fastest_peer_with_ours(seen),
+            Contestant(f"{best.name}, with our memory", "ours", "peer in our memory", best.job, best.parameters),
+        ]
+
+    rows = interleave(bench, [*peers, small_batches, *own], late)
+    title = f"SPSA, {model}, {count} image{'s' * (count > 1)} of {dataset}, {iterations} x {pairs} pairs"
+    return Table(title, "evaluations", rows)
+
+
+def _strength(bench: Bench) -> Table:
+    """How much accuracy each leaves at the same iterations and pairs; its seconds are those of one run."""
+    count, iterations, pairs = (32, 20, 32) if bench.small else (128, 20, 128)
+    subject = _subject(bench, "cnn", "digits", count) | {"long": True}
+    peers = _peers(SPSA_PEERS, "spsa", subject, {"eps": DIGITS_EPS, "steps": iterations, "pairs": pairs})
+    settings = {"iterations": iterations, "pairs": pairs, "early_stop": False}
+    rows = interleave(bench, [*peers, *_own(bench, "spsa", subject, DIGITS_EPS, settings)], rounds=1)
+    title = f"SPSA's strength, cnn, {count} images of digits, eps {_eps(DIGITS_EPS)}, {iterations} x {pairs} pairs"
+    return Table(title, "evaluations", rows, notes=["one run each: it is about accuracy"])
+
+
+def _agreement(bench: Bench) -> Table:
+    """Cosines between the estimates in bfloat16 and in float32 along the same directions."""
+    contestants = [
+        Contestant(
+            f"{model}, {count} image{'s' * (count > 1)}, {pairs} pairs", "ours", "ours", "agreement",
+            _subject(bench, model, dataset, count) | {"pairs": pairs},
+        )
+        for model, dataset, count, pairs in (
+            ("cnn", "digits", 16, 128), ("efficientnet-lite0", _photos(bench), 1, 64 if bench.small else 256),
+        )
+    ]  # fmt: skip
+    return Table(
+        "Cosine between SPSA's estimates in bfloat16 and in float32, same directions",
+        None,
+        interleave(bench, contestants, rounds=1),
+        columns={"mean_cosine": "mean", "lowest_cosine": "lowest"},
+        timed=False,
+    )
+
+
+def autoattack(bench: Bench) -> Iterator[Table]:
+    """AutoAttack's standard set."""
+    count = 16 if bench.small else 64
+    subject = _subject(bench, "cnn-at", "digits", count) | {"long": True}
+    peers = _peers(("pyautoattack",), "autoattack", subject, {"eps": DIGITS_EPS})
+    rows = interleave(bench, [*peers, *_own(bench, "autoattack", subject, DIGITS_EPS, {})])
+    yield Table(f"AutoAttack (standard), cnn-at, {count} images of digits, eps {_eps(DIGITS_EPS)}", "images", rows)
+
+
+def ramlpm(bench: Bench) -> Iterator[Table]:
+    """RAM-LPM against the loop that it is written down as, and at growing images."""
+    for model, size, runs, batch in (("ramlpm-sim2mnist", 96, 10, 8), ("ramlpm-imagenet", 224, 1, 4)):
+        batch = batch // 2 if bench.small else batch
+        for backward in (False, True):
+            what = "forward and backward" if backward else "forward"
+            setting = {"model": model, "size": size, "batch": batch, "runs": runs, "backward": backward}
+            rows = interleave(
+                bench, [c for precision in ("float32", "bfloat16") for c in _pair(bench, precision, setting)]
+            )
+            title = f"{model}, {what}, {size} px, M = {runs}, batch {batch}"
+            yield Table(title, "images", rows, images=batch)
+    for runs in (1, 10):
+        yield _flatness(bench, runs)
+
+
+def _pair(bench: Bench, precision: str, setting: dict[str, Any]) -> list[Contestant]:
+    how = " (autocast)" if precision == "bfloat16" else ""
+    reference = Contestant(
+        f"reference loop, {precision}{how}", "system", "peer", "glimpsing",
+        setting | {"formulation": "reference", "precision": precision}, against=f"reference loop, {precision}{how}",
+    )  # fmt: skip
+    return [
+        reference,
+        Contestant(
+            f"ours, {precision}", "ours", "ours", "glimpsing",
+            setting | {"formulation": "ours", "precision": precision}, against=reference.name,
+            skipped=_no_bfloat16(bench, precision),
+        ),
+    ]  # fmt: skip
+
+
+def _flatness(bench: Bench, runs: int) -> Table:
+    batch = 8
+    contestants = [
+        Contestant(
+            f"{size} px", "ours", "ours", "glimpsing",
+            {
+                "model": "ramlpm-sim2mnist", "size": size, "batch": batch, "runs": runs, "backward": False,
+                "formulation": "ours", "precision": "float32",
+            },
+            against="96 px",
+        )
+        for size in (96, 224, 512, 1024)
+    ]  # fmt: skip
+    title = f"ramlpm-sim2mnist, forward at growing images, M = {runs}, batch {batch}"
+    return Table(title, "images", interleave(bench, contestants), images=batch, ratio="time")
+
+
+def memory(bench: Bench) -> Iterator[Table]:
+    """What one SPSA iteration on a photo adds to a fresh process at most."""
+    if bench.device != "cpu":
+        yield Table("Memory of SPSA", None, [], notes=["skipped: it is about the memory of a process on a CPU"])
+        return
+    subject = _subject(bench, "efficientnet-lite0", _photos(bench), 1)
+    contestants = [
+        Contestant(
+            f"ours, {pairs} pairs", "ours", "ours", "ours",
+            subject | {
+                "attack": "spsa", "eps": PHOTO_EPS, "precision": "float32",
+                "parameters": {"iterations": 1, "pairs": pairs, "early_stop": False},
+            },
+        )
+        for pairs in (64, 512, *([] if bench.small else [8192]))
+    ]  # fmt: skip
+    for pairs in (64, 128):
+        (peer,) = _peers(("torchattacks",), "spsa", subject, {"eps": PHOTO_EPS, "steps": 1, "pairs": pairs})
+        contestants.append(Contestant(f"torchattacks, {pairs} pairs", "system", "peer", "peer", peer.parameters))
+    rows = []
+    for contestant in contestants:
+        answer = bench.ask_fresh(contestant, memory=True)
+        row = Row(contestant, skipped=answer.get("skipped"))
+        if row.skipped is None:
+            row.seconds, row.facts = [answer["seconds"]], answer["facts"]
+            row.facts["peak_mib"] = row.facts["peak_bytes"] / MIB
+        rows.append(row)
+        bench.tell(contestant.name)
+    title = "Memory that one SPSA iteration adds at most, efficientnet-lite0, 224 px, one image"
+    notes = ["one fresh process each; a peak hardly varies"]
+    yield Table(title, None, rows, notes=notes, columns={"peak_mib": "peak, MiB"}, timed=False)
+
+
+def startup(bench: Bench) -> Iterator[Table]:
+    """How long a command takes to answer."""
+    script = Path(sys.executable).with_name("lpmbench")
+    lpmbench = [str(script)] if script.is_file() else [sys.executable, "-m", "robustbench_lpm"]
+    commands = {
+        "lpmbench --help": [*lpmbench, "--help"],
+        "lpmbench models": [*lpmbench, "models"],
+        "python alone": [sys.executable, "-c", "pass"],
+    }
+    rows = {name: Row(Contestant(name, "", "floor" if name == "python alone" else "ours", "", {})) for name in commands}
+    for number in range(bench.rounds + 1):  # the first is the warm-up
+        for name, command in commands.items():
+            start = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            if number:
+                rows[name].seconds.append(time.perf_counter() - start)
+    yield Table("Start-up", None, list(rows.values()))
+
+
+GROUPS: dict[str, Callable[[Bench], Iterator[Table]]] = {
+    "pgd": pgd,
+    "spsa": spsa,
+    "autoattack": autoattack,
+    "ramlpm": ramlpm,
+    "memory": memory,
+    "startup": startup,
+}
+
+
+def _photos(bench: Bench) -> str:
+    return "imagenet" if bench.imagenet else "panda"
+
+
+def _subject(bench: Bench, model: str, dataset: str, count: int) -> dict[str, Any]:
+    folder = {"folder": bench.imagenet} if dataset == "imagenet" else {}
+    return {"model": model, "dataset": dataset, "count": count} | folder
+
+
+def _peers(names: tuple[str, ...], attack: str, subject: dict[str, Any], budget: dict[str, Any]) -> list[Contestant]:
+    return [
+        Contestant(name, "system", "peer", "peer", subject | {"attack": attack, "peer": name, "budget": budget})
+        for name in names
+    ]
+
+
+def _own(
+    bench: Bench, attack: str, subject: dict[str, Any], eps: float, parameters: dict[str, Any], suffix: str = ""
+) -> list[Contestant]:
+    return [
+        Contestant(
+            f"ours, {precision}{suffix}", "ours", "ours", "ours",
+            subject | {"attack": attack, "eps": eps, "precision": precision, "parameters": parameters},
+            skipped=_no_bfloat16(bench, precision),
+        )
+        for precision in ("float32", "bfloat16")
+    ]  # fmt: skip
+
+
+def _no_bfloat16(bench: Bench, precision: str) -> str | None:
+    """Why bfloat16 is not worth a run on this processor."""
+    if precision != "bfloat16" or bench.device != "cpu" or not sys.platform.startswith("linux"):
+        return None
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    known = words & {"avx512_bf16", "amx_bf16", "bf16"}  # the last is what ARM calls it
+    return None if known else "the processor has no instructions for bfloat16"
+
+
+def _overhead(ours: Row, floor: Row) -> float | None:
+    """The median over rounds: what disturbs a round disturbs both."""
+    if not ours.seconds or not floor.seconds:
+        return None
+    return median(a / b for a, b in zip(ours.seconds, floor.seconds, strict=True)) - 1
+
+
+def _eps(eps: float) -> str:
+    return f"{eps * 255:g}/255" if eps == PHOTO_EPS else f"{eps:g}"

@@ -1,0 +1,244 @@
+"""What a worker can be asked to do: each job is prepared once, then run and timed as often as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import ours, reference
+from benchmarks.peers import PEERS, Budget
+from benchmarks.subjects import Place, data, images_of
+from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.architectures.precision import reduced
+from robustbench_lpm.attacks.spsa import estimate
+from robustbench_lpm.randomness import generator, generators
+
+Facts = dict[str, float]
+AT_ONCE = 64  # images that are graded together
+
+
+@dataclass(frozen=True)
+class Job:
+    """`work` is timed; `facts` says afterwards, outside the time, what has come out."""
+
+    work: Callable[[], Any]
+    facts: Callable[[Any], Facts] = lambda _: {}
+    warm: Callable[[], Any] | None = None  # what is done once beforehand, if not the work itself
+
+
+def peer(
+    place: Place,
+    *,
+    attack: str,
+    peer: str,
+    model: str,
+    dataset: str,
+    count: int,
+    budget: dict[str, Any],
+    folder: str | None = None,
+    long: bool = False,
+    batch: int | None = None,
+) -> Job:
+    """Another library's attack. long: warm up with a pass each way. batch: hand over so many images at a time."""
+    classifier = place.model(model).classifier
+    images, labels = images_of(data(dataset, folder), count, place.device)
+    function, limits, counter = PEERS[attack][peer], Budget(**budget), Counter([classifier])
+
+    def work() -> Tensor:
+        with counter.counting():
+            parts = zip(images.split(batch or count), labels.split(batch or count), strict=True)
+            return torch.cat([function(classifier, i, t, limits) for i, t in parts])
+
+    def facts(found: Tensor) -> Facts:
+        place.restore(classifier)
+        return counter.facts() | graded(classifier, found, images, labels, limits.eps)
+
+    return Job(work, facts, (lambda: _pass_each_way(classifier, images)) if long else None)
+
+
+def own(
+    place: Place,
+    *,
+    attack: str,
+    model: str,
+    dataset: str,
+    count: int,
+    eps: float,
+    precision: str,
+    parameters: dict[str, Any],
+    folder: str | None = None,
+    long: bool = False,
+) -> Job:
+    """Our attack. long: warm up with a pass each way."""
+    source = data(dataset, folder)
+    plan = ours.plan_for(
+        place.model(model), attack, source, eps=eps, count=count, precision=precision, device=place.device,
+        parameters=parameters,
+    )  # fmt: skip
+    blocks, (images, labels) = ours.batches(plan), images_of(source, count, place.device)
+    counter = Counter([plan.classifier, *([plan.quick] if plan.quick is not None else [])])
+
+    def work() -> Tensor:
+        with counter.counting():
+            return ours.run(plan, blocks)
+
+    def facts(found: Tensor) -> Facts:
+        place.restore(plan.classifier)
+        return counter.facts() | graded(plan.classifier, found, images, labels, eps)
+
+    return Job(work, facts, (lambda: _pass_each_way(plan.classifier, images)) if long else None)
+
+
+def passes(place: Place, *, model: str, dataset: str, count: int, steps: int, folder: str | None = None) -> Job:
+    """The passes that our PGD makes, alone."""
+    plan = ours.plan_for(
+        place.model(model), "pgd", data(dataset, folder), eps=0.1, count=count, precision="float32",
+        device=place.device, parameters={},
+    )  # fmt: skip
+    blocks = ours.batches(plan)
+    return Job(lambda: ours.passes(plan, blocks, steps))
+
+
+def agreement(
+    place: Place, *, model: str, dataset: str, count: int, pairs: int, folder: str | None = None, delta: float = 0.01
+) -> Job:
+    """The cosine between SPSA's estimates in bfloat16 and in float32 along the same directions."""
+    plan = ours.plan_for(
+        place.model(model), "spsa", data(dataset, folder), eps=0.1, count=count, precision="bfloat16",
+        device=place.device, parameters={},
+    )  # fmt: skip
+    batch = ours.batches(plan)[0]
+    images, labels = batch.images.to(place.device), batch.labels.to(place.device)
+
+    def work() -> Tensor:
+        found = [
+            estimate(ours.oracle_of(plan, batch, quick=quick), images, labels, None, pairs=pairs, delta=delta)
+            for quick in (True, False)
+        ]
+        return F.cosine_similarity(found[0].flatten(1), found[1].flatten(1))
+
+    return Job(work, lambda cosines: {"mean_cosine": float(cosines.mean()), "lowest_cosine": float(cosines.min())})
+
+
+def glimpsing(
+    place: Place,
+    *,
+    model: str,
+    size: int,
+    batch: int,
+    runs: int,
+    precision: str,
+    formulation: str,
+    backward: bool,
+) -> Job:
+    """RAM-LPM with random weights, forward or forward and back ("detached").
+
+    formulation: "reference" (a loop over runs and glimpses; bfloat16 by autocast) or "ours".
+    """
+    classifier = place.untrained(model)
+    channels = classifier.mean.numel() or 1
+    images = torch.rand(batch, channels, size, size, generator=generator("images", size)).to(place.device)
+    sources = [g for run in range(runs) for g in generators(0, range(batch), "attack", run)]
+    noise = {name: v.to(place.device) for name, v in classifier.sample_noise(len(sources), sources).items()}
+    labels = torch.arange(batch, device=place.device)
+    lower = precision == "bfloat16"
+    if formulation == "reference":
+
+        def forward() -> Tensor:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=lower):
+                return reference.forward(classifier, images, noise)
+
+        def gradient() -> Tensor:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=lower):
+                return reference.gradient(classifier, images, labels, noise)
+
+    else:
+        one = {name: values[:1] for name, values in noise.items()}
+        quick: Classifier = reduced(classifier, images[:1], one) if lower else classifier
+
+        def forward() -> Tensor:
+            return quick(images, noise).unflatten(0, (runs, batch)).mean(0)
+
+        def gradient() -> Tensor:
+            pixels = images.detach().requires_grad_()
+            logits = quick(pixels, noise, gradient_mode="detached")
+            loss = F.cross_entropy(logits, labels.repeat(runs), reduction="sum") / runs
+            return torch.autograd.grad(loss, pixels)[0]
+
+    def work() -> Tensor:
+        if backward:
+            return gradient()
+        with torch.no_grad():
+            return forward()
+
+    # The same in every formulation, up to rounding: whoever reads the JSON can see that they do the same.
+    return Job(work, lambda found: {"mean_size_of_result": float(found.float().abs().mean())})
+
+
+JOBS: dict[str, Callable[..., Job]] = {
+    "peer": peer,
+    "ours": own,
+    "passes": passes,
+    "agreement": agreement,
+    "glimpsing": glimpsing,
+}
+
+
+class Counter:
+    """Counts the images that go forward through some networks."""
+
+    def __init__(self, networks: list[Classifier]) -> None:
+        self._networks, self._images = networks, 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count from zero."""
+        self._images = 0
+
+        def note(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+            self._images += len(inputs[0])
+
+        handles = [network.register_forward_hook(note) for network in self._networks]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def facts(self) -> Facts:
+        """What was counted."""
+        return {"evaluations": self._images}
+
+
+@torch.no_grad()
+def graded(classifier: Classifier, found: Tensor, images: Tensor, labels: Tensor, eps: float) -> Facts:
+    """Accuracy by a plain forward pass, and how far the images went."""
+    found = found.detach()
+    if not bool(((found >= -1e-6) & (found <= 1 + 1e-6)).all()):
+        raise ValueError("the attack left [0, 1]")
+    largest = float((found - images).abs().max())
+    if largest > eps + 1e-5:
+        raise ValueError(f"the attack left the ball: {largest} is more than {eps}")
+    right = torch.cat([classifier(part).argmax(1) for part in found.split(AT_ONCE)]) == labels
+    return {"robust_accuracy": float(right.float().mean()), "images": len(images)}
+
+
+def resident() -> tuple[int, int]:
+    """Bytes that the process has in memory now, and has had at most.
+
+    From /proc, since getrusage's maximum begins with that of the parent process.
+    """
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    return int(lines["VmRSS"].split()[0]) * 1024, int(lines["VmHWM"].split()[0]) * 1024
+
+
+def _pass_each_way(classifier: Classifier, images: Tensor) -> None:
+    pixels = images.detach().requires_grad_()
+    torch.autograd.grad(classifier(pixels).sum(), pixels)

@@ -1,0 +1,73 @@
+"""Our attacks, made as `lpmbench attack` makes them: a plan, its blocks, and an oracle for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_lpm.datasets.examples import Batch, batches_by_shape
+from robustbench_lpm.evaluation.oracle import ClassifierOracle
+from robustbench_lpm.evaluation.planning import Plan, make_plan
+from robustbench_lpm.evaluation.tasks import Data, resolve_attack
+from robustbench_lpm.zoo import LoadedModel
+
+
+def plan_for(
+    model: LoadedModel,
+    attack: str,
+    source: Data,
+    *,
+    eps: float,
+    count: int,
+    precision: str,
+    device: str,
+    parameters: dict[str, Any],
+) -> Plan:
+    """The plan of a run over the first images."""
+    chosen = resolve_attack(attack, parameters=parameters)
+    return make_plan(model, chosen, source, eps=eps, limit=count, precision=precision, device=device)
+
+
+def batches(plan: Plan) -> list[Batch]:
+    """The plan's blocks, read; our data here are all of one shape."""
+    return [batch for indices in plan.blocks for batch in batches_by_shape(plan.data.read(indices))]
+
+
+def oracle_of(plan: Plan, batch: Batch, *, quick: bool = True) -> ClassifierOracle:
+    """The oracle that a run gives its attack for one block; without `quick` in full precision."""
+    return ClassifierOracle(
+        plan.classifier,
+        batch.images.to(plan.device),
+        batch.indices,
+        seed=plan.seed,
+        classes=plan.classes,
+        chunk=plan.chunk,
+        quick=plan.quick if quick else None,
+        select_draws=plan.select_draws,
+        noise_control=plan.noise_control,
+    )
+
+
+def run(plan: Plan, blocks: Sequence[Batch]) -> Tensor:
+    """Attack all blocks; the adversarial images in order."""
+    function = plan.attack.function
+    if function is None:
+        raise ValueError(f"'{plan.attack.name}' is a worst case over other attacks; measure those")
+    found = []
+    for batch in blocks:
+        images, labels = batch.images.to(plan.device), batch.labels.to(plan.device)
+        oracle = oracle_of(plan, batch)
+        found.append(function(oracle, images, labels, norm=plan.norm, eps=plan.eps, **plan.attack.parameters))
+    return torch.cat(found)
+
+
+def passes(plan: Plan, blocks: Sequence[Batch], steps: int) -> None:
+    """The passes forward and back that so many steps of PGD make on these blocks, and nothing else."""
+    for batch in blocks:
+        images = batch.images.to(plan.device)
+        for _ in range(steps):
+            pixels = images.detach().requires_grad_()
+            torch.autograd.grad(plan.classifier(pixels).sum(), pixels)
