@@ -22,6 +22,7 @@ class Budget:
 
     eps, step_size, delta, learning_rate: in pixel values. steps: of PGD, or iterations of SPSA. pairs: of SPSA, for
     each image and iteration. at_once: SPSA pairs that torchattacks queries together; None for its default of 64.
+    queries: of Square.
     """
 
     eps: float
@@ -31,6 +32,7 @@ class Budget:
     delta: float = 0.01
     learning_rate: float = 0.01
     at_once: int | None = None
+    queries: int = 0
 
 
 Peer = Callable[[nn.Module, Tensor, Tensor, Budget], Tensor]
@@ -146,6 +148,9 @@ def pyautoattack_standard(network: nn.Module, images: Tensor, labels: Tensor, bu
 
     # A seed, because without one it takes the time of day for it.
     attack = AutoAttack(network, norm="Linf", eps=budget.eps, version="standard", seed=0, device=images.device)
+    for stage in (attack.apgd, attack.apgd_targeted, attack.fab):
+        stage.n_iter = budget.steps
+    attack.square.n_queries = budget.queries
     return attack.run_standard_evaluation(images, labels)[0]
 
 

@@ -46,7 +46,7 @@ class Oracle(Protocol):
 
     @property
     def chunk(self) -> int:
-        """Images that pass the network at once: a good size for the pieces of a large query."""
+        """Images that pass the network at once in a `probe`: a good size for the pieces of a large query."""
 
     @property
     def generators(self) -> list[torch.Generator]:

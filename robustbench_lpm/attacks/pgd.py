@@ -97,17 +97,18 @@ def _descend(
 ) -> Tensor:
     """One run from one start; images that have fallen leave the batch."""
     result, active = start.clone(), torch.arange(len(images), device=images.device)
-    here = oracle
+    here, current, originals = oracle, start, images  # of the images that stand
     for _ in range(steps):
-        current, originals = result[active], images[active]
-        target = targets[active] if targets is not None else None
-        losses = partial(objective, loss, labels=labels[active], targets=target)
+        losses = partial(objective, loss, labels=labels, targets=targets)
         gradients, _, logits = here.gradient(current, here.noise(draws), losses)
-        fallen = here.fallen(current, logits, labels[active], target) if stop else torch.zeros_like(active).bool()
         moved = project(current - step_size * steepest(gradients, norm), originals, norm, eps)
-        result[active[~fallen]] = moved[~fallen]
-        if fallen.any():
-            active, here = active[~fallen], here.rows(~fallen)
+        if stop and (fallen := here.fallen(current, logits, labels, targets)).any():
+            standing = ~fallen
+            result[active[fallen]] = current[fallen]
+            active, here, moved, originals = active[standing], here.rows(standing), moved[standing], originals[standing]
+            labels, targets = labels[standing], targets[standing] if targets is not None else None
             if len(active) == 0:
-                break
+                return result
+        current = moved
+    result[active] = current
     return result
