@@ -181,6 +181,38 @@ def _flatness(bench: Bench, runs: int) -> Table:
     return Table(title, "images", interleave(bench, contestants), images=batch, ratio="time")
 
 
+# Model, attack, images (small, full), parameters, options.
+OUTCOMES: tuple[tuple[str, str, tuple[int, int], dict[str, Any], dict[str, Any]], ...] = (
+    ("cnn", "pgd", (64, 500), {"steps": 40}, {}),
+    ("cnn-at", "pgd", (64, 500), {"steps": 40}, {}),
+    ("resnet18", "pgd", (32, 500), {"steps": 10}, {}),
+    ("cnn", "apgd-margin", (32, 500), {"steps": 40}, {}),
+    ("resnet18", "spsa", (16, 200), {"iterations": 20, "pairs": 32}, {}),
+    ("ramlpm", "pgd", (16, 200), {"steps": 10, "eot": 5}, {"gradient_mode": "detached"}),
+    ("ram", "pgd", (16, 200), {"steps": 10, "eot": 5}, {"gradient_mode": "detached"}),
+)
+
+
+def precision(bench: Bench) -> Iterator[Table]:
+    """Whether bfloat16 fells the same images as float32."""
+    contestants = [
+        Contestant(
+            f"{model}, {attack}, {counts[not bench.small]} images", "ours", "ours", "outcomes",
+            {"model": model, "attack": attack, "count": counts[not bench.small], "eps": DIGITS_EPS,
+             "parameters": parameters} | options,
+        )
+        for model, attack, counts, parameters, options in OUTCOMES
+    ]  # fmt: skip
+    columns = {
+        "float32": "accuracy, float32", "bfloat16": "bfloat16", "differ": "images that differ",
+        "seed": "float32, seed 1", "seed_differ": "images that differ by the seed",
+    }  # fmt: skip
+    notes = ["of a stochastic model an image differs by the share of its draws"]
+    rows = interleave(bench, contestants, rounds=1)
+    yield Table(f"Outcomes in both precisions, digits, eps {_eps(DIGITS_EPS)}", None, rows, notes=notes,
+                columns=columns, timed=False)  # fmt: skip
+
+
 def memory(bench: Bench) -> Iterator[Table]:
     """What one SPSA iteration on a photo adds to a fresh process at most."""
     if bench.device != "cpu":
@@ -238,6 +270,7 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Table]]] = {
     "spsa": spsa,
     "autoattack": autoattack,
     "ramlpm": ramlpm,
+    "precision": precision,
     "memory": memory,
     "startup": startup,
 }

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks import ours, reference
@@ -18,7 +20,9 @@ from benchmarks.subjects import Place, data, images_of
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import reduced
 from robustbench_lpm.attacks.spsa import estimate
+from robustbench_lpm.evaluation.runner import evaluate
 from robustbench_lpm.randomness import generator, generators
+from robustbench_lpm.records import RunRecord
 
 Facts = dict[str, float]
 AT_ONCE = 64  # images that are graded together
@@ -127,6 +131,37 @@ def agreement(
     return Job(work, lambda cosines: {"mean_cosine": float(cosines.mean()), "lowest_cosine": float(cosines.min())})
 
 
+def outcomes(
+    place: Place, *, model: str, attack: str, count: int, eps: float, parameters: dict[str, Any], **options: Any
+) -> Job:
+    """Images that fare differently in bfloat16 than in float32; and, to compare, in float32 with another seed."""
+    settings: dict[str, Any] = {"eps": eps, "limit": count, "parameters": parameters, "device": place.device} | options
+    variants: dict[str, dict[str, Any]] = {"float32": {}, "bfloat16": {"precision": "bfloat16"}, "seed": {"seed": 1}}
+
+    def work() -> dict[str, RunRecord]:
+        return {name: evaluate(model, attack, **settings, **changed) for name, changed in variants.items()}
+
+    def facts(found: dict[str, RunRecord]) -> Facts:
+        right = {name: _shares_right(record) for name, record in found.items()}
+        lost, gained = (right["float32"] - right[name] for name in ("bfloat16", "seed"))
+        return {
+            "images": count,
+            "float32": float(right["float32"].mean()),
+            "bfloat16": float(right["bfloat16"].mean()),
+            "differ": float(np.abs(lost).mean()),
+            "seed": float(right["seed"].mean()),
+            "seed_differ": float(np.abs(gained).mean()),
+        }
+
+    return Job(work, facts, lambda: None)
+
+
+def _shares_right(record: RunRecord) -> NDArray[np.float64]:
+    """The share of draws on which each image is right under attack, (N,)."""
+    predictions, labels = np.stack(record.outcomes["predictions"]), record.outcomes["label"].to_numpy()
+    return (predictions == labels[:, None]).mean(1)
+
+
 def glimpsing(
     place: Place,
     *,
@@ -187,6 +222,7 @@ JOBS: dict[str, Callable[..., Job]] = {
     "ours": own,
     "passes": passes,
     "agreement": agreement,
+    "outcomes": outcomes,
     "glimpsing": glimpsing,
 }
 
