@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
+from rich.status import Status
 
 from benchmarks.driver import Bench, closing
 from benchmarks.groups import GROUPS
@@ -33,8 +35,8 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 def main(
     names: tuple[str, ...], small: bool, rounds: int, threads: int, imagenet: Path | None, out: Path, device: str
 ) -> None:
-    """Measure the groups NAME (all of them by default) side by side with other libraries: pgd, spsa, autoattack,
-    ramlpm, memory, startup."""
+    """Measure the groups NAME (all of them by default) side by side with other libraries. They are described in
+    benchmarks/README.md."""
     settings = {"small": small, "rounds": rounds, "threads": threads, "device": device}
     result: dict[str, Any] = settings | {"photos": "imagenet" if imagenet else "panda", "versions": versions()}
     result |= {"hardware": hardware(), "groups": {}}
@@ -44,7 +46,7 @@ def main(
     for name in dict.fromkeys(names or GROUPS):
         start, tables = time.perf_counter(), []
         with console.status(name) as status, closing(bench):
-            bench.tell = lambda news, name=name, status=status: status.update(f"{name}: {news}")
+            bench.tell = _teller(status, name)
             for table in GROUPS[name](bench):
                 tables.append(table.to_json())
                 console.print(table.to_rich(), "")
@@ -54,6 +56,10 @@ def main(
                 out.write_text(text.replace(json.dumps(folder), '"DIR"') if folder else text)
         console.print(f"{name} took {time.perf_counter() - start:.0f} s\n")
     console.print(f"Everything, every single timing included: {out}")
+
+
+def _teller(status: Status, name: str) -> Callable[[str], None]:
+    return lambda news: status.update(f"{name}: {news}")
 
 
 def versions() -> dict[str, str]:

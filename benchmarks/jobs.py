@@ -158,7 +158,7 @@ def outcomes(
 
 def _shares_right(record: RunRecord) -> NDArray[np.float64]:
     """The share of draws on which each image is right under attack, (N,)."""
-    predictions, labels = np.stack(record.outcomes["predictions"]), record.outcomes["label"].to_numpy()
+    predictions, labels = np.stack(record.outcomes["predictions"].to_list()), record.outcomes["label"].to_numpy()
     return (predictions == labels[:, None]).mean(1)
 
 

@@ -64,6 +64,8 @@ class Table:
             "title": self.title,
             "unit": self.unit and f"{self.unit}/s",
             "ratio": self.ratio,
+            "timed": self.timed,
+            "columns": self.columns,
             "rows": rows,
             "numbers": self.numbers,
             "notes": self.notes,
@@ -91,10 +93,6 @@ class Table:
             table.add_column(heading, justify="right")
         for row in self.rows:
             table.add_row(row.contestant.name, row.contestant.worker, *self._cells(row, timed, accurate))
-            if row.skipped:
-                table.caption = "\n".join(
-                    filter(None, [str(table.caption or ""), f"{row.contestant.name}: {row.skipped}"])
-                )
         return table
 
     def _cells(self, row: Row, timed: bool, accurate: bool) -> list[str]:

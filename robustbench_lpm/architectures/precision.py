@@ -48,6 +48,15 @@ def slow_backwards(classifier: nn.Module, device: str) -> bool:
     return torch.device(device).type == "cpu" and any(grouped)
 
 
+def pays(device: str) -> bool:
+    """Whether the device computes in bfloat16 faster than in float32, as far as torch can tell."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    known = [ask() for ask in asked if ask is not None]
+    return any(known) or not known
+
+
 class _Reduced(Classifier):
     def __init__(self, classifier: Classifier, network: nn.Module) -> None:
         nn.Module.__init__(self)

@@ -103,7 +103,7 @@ def attack(
     )
     check_names(of_members, [member.name for member in chosen.members])
     chosen = with_budget(chosen, {"steps": steps, "eot": eot})
-    prepare_machine(device, threads)
+    prepare_machine(device, threads, rest["precision"])
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
     if checkpoint is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one --model.")

@@ -111,7 +111,7 @@ def audit(
         raise LpmbenchError("An audit needs an eps above 0: without a budget there is nothing to judge.")
     parameters, of_attacks = split_settings(read_settings(settings))
     names = list(attacks) or ["worst-case", *cards.attack("worst-case").members]
-    prepare_machine(device, threads)
+    prepare_machine(device, threads, rest["precision"])
     from robustbench_lpm.cli.console import say
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 

@@ -109,7 +109,7 @@ def glimpses(
     attack = with_budget(
         resolve_attack(attack_name, parameters=read_settings(settings), trust=trust), {"steps": steps, "eot": eot}
     )
-    prepare_machine(device, threads)
+    prepare_machine(device, threads, rest["precision"])
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
     plans = make_plans(
         model, attack, source, adaptive=not no_adaptive,

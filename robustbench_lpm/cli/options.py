@@ -71,7 +71,7 @@ passes_options = together(
 trust_option = click.option("--trust", is_flag=True, help="Run code that a card names outside lpmbench.")
 
 
-def prepare_machine(device: str, threads: int | None) -> None:
+def prepare_machine(device: str, threads: int | None, precision: str = "float32") -> None:
     """Set the threads, and check that the device is there. Raises LpmbenchError when it is not."""
     import torch
 
@@ -82,6 +82,11 @@ def prepare_machine(device: str, threads: int | None) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise LpmbenchError(f"Device '{device}' is not available: {str(error).splitlines()[0]}") from None
+    if precision != "float32":
+        from robustbench_lpm.architectures.precision import pays
+
+        if not pays(device):
+            click.echo("lpmbench: this device has no instructions for bfloat16: float32 would be faster.", err=True)
 
 
 def read_settings(settings: tuple[str, ...]) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The benchmark programs run and compare like with like. Nothing here looks at a clock."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import markdown, reference
+from benchmarks.groups import GROUPS
+from robustbench_lpm import cards, zoo
+from robustbench_lpm.randomness import generators
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_group_prints_a_table_and_writes_every_timing(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "found.json"
+    ran = run("startup", "--rounds", "2", "--out", str(out))
+    assert ran.returncode == 0, ran.stderr
+    assert "lpmbench models" in ran.stdout
+    found = json.loads(out.read_text())
+    assert {"torch", "robustbench-lpm"} <= set(found["versions"])
+    (table,) = found["groups"]["startup"]["tables"]
+    assert {len(row["seconds"]) for row in table["rows"]} == {2}
+
+
+def test_an_unknown_group_is_refused() -> None:
+    ran = run("sppsa")
+    assert ran.returncode == 2
+    assert all(name in ran.stderr for name in GROUPS)
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_the_loop_that_ramlpm_is_compared_with_computes_the_same(runs: int) -> None:
+    card = cards.model("ramlpm-sim2mnist")
+    torch.manual_seed(0)
+    classifier = zoo.wrap(zoo.build(card), card).double().eval().requires_grad_(False)
+    images = torch.rand(2, 1, 96, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([1, 2])
+    noise = classifier.sample_noise(2 * runs, generators(0, range(2 * runs), "attack"))
+    pixels = images.clone().requires_grad_()
+    logits = classifier(pixels, noise)
+    torch.testing.assert_close(
+        reference.forward(classifier, images, noise), logits.unflatten(0, (runs, 2)).mean(0), atol=1e-12, rtol=0
+    )
+    loss = torch.nn.functional.cross_entropy(logits, labels.repeat(runs), reduction="sum") / runs
+    (gradient,) = torch.autograd.grad(loss, pixels)
+    expected = reference.gradient(classifier, images, labels, noise)
+    torch.testing.assert_close(gradient, expected, atol=1e-10, rtol=0)
+
+
+def test_the_tables_in_the_docs_are_what_was_measured() -> None:
+    measured = sorted((ROOT / "benchmarks" / "measured").glob("*.json"))
+    assert measured
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for path in measured:
+        assert markdown.tables(json.loads(path.read_text())) in page, f"print it: python -m benchmarks.markdown {path}"
