@@ -112,6 +112,7 @@ def _attack_settings(record: RunRecord, chosen: Set[tuple[Any, ...]]) -> dict[st
         "target": record.configuration["threat"].get("target"),
         "gradient_mode": None if mode == STRONGEST or _attack_key(record) not in chosen else mode,
         "noise": noise_text(control) or None,
+        "precision": evaluation.get("precision"),
     }  # fmt: skip
 
 
@@ -126,4 +127,6 @@ def _difference(mine: dict[str, Any], all_of_them: list[dict[str, Any]]) -> str:
 def _setting(key: str, value: Any) -> str:
     if key == "gradient_mode":
         return f"{value} gradients"
+    if key == "precision":
+        return str(value)
     return f"noise: {value}" if key == "noise" else f"{key}={json.dumps(value)}"

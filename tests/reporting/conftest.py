@@ -49,6 +49,7 @@ def make_record(
     glimpses: int = 30,
     gradient_mode: str | None = None,
     noise: Sequence[tuple[str, str]] = (),
+    precision: str | None = None,
     choice: Sequence[str] | None = None,
     attack_identity: dict[str, Any] | None = None,
 ) -> RunRecord:
@@ -94,7 +95,8 @@ def make_record(
                         "indices": indices},
             "threat": {"norm": norm, "eps": eps, "target": None if target is None else str(target)},
             "evaluation": {"mc": mc, "draws": draws, "select_draws": 5, "gradient_mode": gradient_mode, "seed": seed,
-                           **({"noise": [list(pair) for pair in noise]} if noise else {})},
+                           **({"noise": [list(pair) for pair in noise]} if noise else {}),
+                           **({"precision": precision} if precision else {})},
         },
         command=f"lpmbench attack --model '{model}' --attack '{attack}'",
         execution={"device": "cpu", "threads": 2, "block": 10},

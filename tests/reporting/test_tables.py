@@ -342,6 +342,11 @@ def test_gradient_modes_tell_attacks_apart(make):
     assert standing([records[0], records[2]]) == {"cnn": 1, "ram": 2}  # None is what a model without modes has
 
 
+def test_precisions_tell_attacks_apart(make):
+    records = [make("cnn"), make("cnn", precision="bfloat16")]
+    assert sorted(reporting.table(records)["attack_variant"]) == ["", "bfloat16"]
+
+
 def test_the_noise_of_an_attack_tells_it_apart(make):
     records = [make("ram"), make("ram", noise=[("policy", "replayed"), ("first_fixation", "fresh")])]
     table = reporting.table(records)
