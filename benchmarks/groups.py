@@ -247,7 +247,7 @@ def memory(bench: Bench) -> Iterator[Table]:
         rows.append(row)
         bench.tell(contestant.name)
     title = "Memory that one SPSA iteration adds at most, efficientnet-lite0, 224 px, one image"
-    notes = ["one fresh process each; a peak hardly varies"]
+    notes = ["one fresh process each"]
     yield Table(title, None, rows, notes=notes, columns={"peak_mib": "peak, MiB"}, timed=False)
 
 
