@@ -16,6 +16,7 @@ from rich.status import Status
 from benchmarks.driver import Bench, closing
 from benchmarks.groups import GROUPS
 from benchmarks.peers import PACKAGES
+from benchmarks.tables import to_rich
 
 console = Console(highlight=False, markup=False)
 if not console.is_terminal:
@@ -42,14 +43,18 @@ def main(
     result |= {"hardware": hardware(), "groups": {}}
     folder = str(imagenet.resolve()) if imagenet else None
     bench = Bench(small, rounds, threads, device, folder, tell=lambda _: None)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:  # before the minutes of measuring, not after
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.touch()
+    except OSError as error:
+        raise click.ClickException(f"{out} cannot be written: {error.strerror}") from None
     for name in dict.fromkeys(names or GROUPS):
         start, tables = time.perf_counter(), []
         with console.status(name) as status, closing(bench):
             bench.tell = _teller(status, name)
             for table in GROUPS[name](bench):
                 tables.append(table.to_json())
-                console.print(table.to_rich(), "")
+                console.print(to_rich(tables[-1]), "")
                 result["groups"][name] = {"seconds": time.perf_counter() - start, "tables": tables}
                 text = json.dumps(result, indent=1)
                 # Where the photos lie is nobody's business.

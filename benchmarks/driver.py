@@ -23,7 +23,6 @@ class Contestant:
     worker: "system" (the C allocator as it comes, networks in torch's own layout) or "ours".
     kind: "peer" as it comes, "tuned peer", "peer in our memory", "ours"; "floor" is what could not be faster.
     against: the row that its ratio is to; None for the fastest peer.
-    skipped: why it does not run, if that is known beforehand.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Contestant:
     job: str
     parameters: dict[str, Any]
     against: str | None = None
-    skipped: str | None = None
 
 
 @dataclass
@@ -144,7 +142,7 @@ def interleave(
 
     late: who joins at the end of the first round, by what has been seen until then (the fastest peer in our memory).
     """
-    rows = [Row(contestant, skipped=contestant.skipped) for contestant in contestants]
+    rows = [Row(contestant) for contestant in contestants]
     _warm(bench, rows)
     rounds = rounds or bench.rounds
     for number in range(rounds):
@@ -160,7 +158,7 @@ def interleave(
     return rows
 
 
-def fastest_peer_with_ours(rows: Sequence[Row], *, batch: int | None = None) -> list[Contestant]:
+def fastest_peer_in_our_memory(rows: Sequence[Row], *, batch: int | None = None) -> list[Contestant]:
     """The fastest peer so far once more, in our memory: what is left of its distance is not the memory's."""
     finished = [row for row in rows if row.contestant.kind == "peer" and row.seconds]
     if not finished:

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.driver import Bench, Contestant, Row, fastest_peer_with_ours, interleave
+from benchmarks.driver import Bench, Contestant, Row, fastest_peer_in_our_memory, interleave
 from benchmarks.tables import Table
 
 DIGITS_EPS, PHOTO_EPS = 0.1, 2 / 255
@@ -23,7 +23,7 @@ MIB = 2**20
 
 def pgd(bench: Bench) -> Iterator[Table]:
     """PGD at the same steps: two small networks on digits, one of ImageNet."""
-    count = 20 if bench.small else 128
+    count = 12 if bench.small else 128
     for model in ("cnn", "cnn-at"):
         yield _pgd(bench, model, "digits", count, DIGITS_EPS, 40, DIGITS_AT_ONCE)
     photos = 1 if bench.small else 4
@@ -32,7 +32,7 @@ def pgd(bench: Bench) -> Iterator[Table]:
 
 def pgd_fragile(bench: Bench) -> Iterator[Table]:
     """PGD on a network of which no image stands: what leaving alone what has fallen is worth."""
-    yield _pgd(bench, "resnet18", "digits", 20 if bench.small else 64, DIGITS_EPS, 40, DIGITS_AT_ONCE)
+    yield _pgd(bench, "resnet18", "digits", 8 if bench.small else 64, DIGITS_EPS, 40, DIGITS_AT_ONCE)
 
 
 def _pgd(bench: Bench, model: str, dataset: str, count: int, eps: float, steps: int, at_once: int) -> Table:
@@ -41,12 +41,12 @@ def _pgd(bench: Bench, model: str, dataset: str, count: int, eps: float, steps: 
     peers = _peers(PGD_PEERS, "pgd", subject, {"eps": eps, "steps": steps, "step_size": step})
     every: dict[str, Any] = {"steps": steps, "step_size": step, "early_stop": False}
     own = [
-        *_own(bench, "pgd", subject, eps, every | {"early_stop": True}),
-        *_own(bench, "pgd", subject, eps, every, suffix=", no early stop"),
+        *_own("pgd", subject, eps, every | {"early_stop": True}),
+        *_own("pgd", subject, eps, every, suffix=", no early stop"),
     ]
     alone = Contestant("the passes of that alone", "ours", "floor", "passes", subject | {"steps": steps})
     batch = at_once if count > at_once else None
-    rows = interleave(bench, [*peers, *own, alone], lambda seen: fastest_peer_with_ours(seen, batch=batch))
+    rows = interleave(bench, [*peers, *own, alone], lambda seen: fastest_peer_in_our_memory(seen, batch=batch))
     table = Table(f"PGD-{steps}, {model}, {count} images of {dataset}, eps {_eps(eps)}", "images", rows)
     named = {row.contestant.name: row for row in rows}
     over = _overhead(named["ours, float32, no early stop"], named[alone.name])
@@ -63,7 +63,8 @@ def spsa(bench: Bench) -> Iterator[Table]:
     """SPSA at the same forward evaluations: speed, strength, and what bfloat16 does to the estimate."""
     # 128 pairs are the peers' own defaults: as they come, they query so many versions of an image at once. A run takes
     # one to four seconds on two cores; a photo is dearer, so its small version has fewer.
-    yield _spsa(bench, "cnn", "digits", 16, DIGITS_EPS, 1 if bench.small else 4, 128, DIGITS_AT_ONCE // 16)
+    count, iterations = (8, 1) if bench.small else (16, 4)
+    yield _spsa(bench, "cnn", "digits", count, DIGITS_EPS, iterations, 128, DIGITS_AT_ONCE // count)
     pairs = 16 if bench.small else 128
     yield _spsa(bench, "efficientnet-lite0", _photos(bench), 1, PHOTO_EPS, 1, pairs, PHOTOS_AT_ONCE)
     yield _strength(bench)
@@ -81,12 +82,12 @@ def _spsa(
         f"torchattacks, max_batch_size={at_once}", "system", "tuned peer", "peer",
         subject | {"attack": "spsa", "peer": "torchattacks", "budget": budget | {"at_once": at_once}},
     )  # fmt: skip
-    own = _own(bench, "spsa", subject, eps, {"iterations": iterations, "pairs": pairs, "early_stop": False})
+    own = _own("spsa", subject, eps, {"iterations": iterations, "pairs": pairs, "early_stop": False})
 
     def late(seen: list[Row]) -> list[Contestant]:
         best = small_batches
         return [
-            *fastest_peer_with_ours(seen),
+            *fastest_peer_in_our_memory(seen),
             Contestant(f"{best.name}, with our memory", "ours", "peer in our memory", best.job, best.parameters),
         ]
 
@@ -102,7 +103,7 @@ def _strength(bench: Bench) -> Table:
     subject = _subject(bench, "resnet18", "digits", count) | {"long": True}
     peers = _peers(SPSA_PEERS, "spsa", subject, {"eps": DIGITS_EPS, "steps": iterations, "pairs": pairs})
     settings = {"iterations": iterations, "pairs": pairs, "early_stop": False}
-    rows = interleave(bench, [*peers, *_own(bench, "spsa", subject, DIGITS_EPS, settings)], rounds=1)
+    rows = interleave(bench, [*peers, *_own("spsa", subject, DIGITS_EPS, settings)], rounds=1)
     title = f"SPSA's strength, resnet18, {count} images of digits, eps {_eps(DIGITS_EPS)}, {iterations} x {pairs} pairs"
     return Table(title, "evaluations", rows, notes=["one run each: it is about accuracy"])
 
@@ -132,7 +133,7 @@ def autoattack(bench: Bench) -> Iterator[Table]:
     count, steps, queries = (16, 5, 250) if bench.small else (64, 100, 5000)
     subject = _subject(bench, "cnn-at", "digits", count) | {"long": True}
     peers = _peers(("pyautoattack",), "autoattack", subject, {"eps": DIGITS_EPS, "steps": steps, "queries": queries})
-    own = _own(bench, "autoattack", subject, DIGITS_EPS, {"steps": steps, "queries": queries})
+    own = _own("autoattack", subject, DIGITS_EPS, {"steps": steps, "queries": queries})
     title = f"AutoAttack (standard), cnn-at, {count} images of digits, eps {_eps(DIGITS_EPS)}"
     yield Table(f"{title}, {steps} steps, {queries} queries", "images", interleave(bench, [*peers, *own]))
 
@@ -144,16 +145,14 @@ def ramlpm(bench: Bench) -> Iterator[Table]:
         for backward in (False, True):
             what = "forward and backward" if backward else "forward"
             setting = {"model": model, "size": size, "batch": batch, "runs": runs, "backward": backward}
-            rows = interleave(
-                bench, [c for precision in ("float32", "bfloat16") for c in _pair(bench, precision, setting)]
-            )
+            rows = interleave(bench, [c for precision in ("float32", "bfloat16") for c in _pair(precision, setting)])
             title = f"{model}, {what}, {size} px, M = {runs}, batch {batch}"
             yield Table(title, "images", rows, images=batch)
     for runs in (1, 10):
         yield _flatness(bench, runs)
 
 
-def _pair(bench: Bench, precision: str, setting: dict[str, Any]) -> list[Contestant]:
+def _pair(precision: str, setting: dict[str, Any]) -> list[Contestant]:
     how = " (autocast)" if precision == "bfloat16" else ""
     reference = Contestant(
         f"reference loop, {precision}{how}", "system", "peer", "glimpsing",
@@ -164,7 +163,6 @@ def _pair(bench: Bench, precision: str, setting: dict[str, Any]) -> list[Contest
         Contestant(
             f"ours, {precision}", "ours", "ours", "glimpsing",
             setting | {"formulation": "ours", "precision": precision}, against=reference.name,
-            skipped=_no_bfloat16(bench, precision),
         ),
     ]  # fmt: skip
 
@@ -299,25 +297,15 @@ def _peers(names: tuple[str, ...], attack: str, subject: dict[str, Any], budget:
 
 
 def _own(
-    bench: Bench, attack: str, subject: dict[str, Any], eps: float, parameters: dict[str, Any], suffix: str = ""
+    attack: str, subject: dict[str, Any], eps: float, parameters: dict[str, Any], suffix: str = ""
 ) -> list[Contestant]:
     return [
         Contestant(
             f"ours, {precision}{suffix}", "ours", "ours", "ours",
             subject | {"attack": attack, "eps": eps, "precision": precision, "parameters": parameters},
-            skipped=_no_bfloat16(bench, precision),
         )
         for precision in ("float32", "bfloat16")
     ]  # fmt: skip
-
-
-def _no_bfloat16(bench: Bench, precision: str) -> str | None:
-    """Why bfloat16 is not worth a run on this processor."""
-    if precision != "bfloat16" or bench.device != "cpu" or not sys.platform.startswith("linux"):
-        return None
-    words = set(Path("/proc/cpuinfo").read_text().split())
-    known = words & {"avx512_bf16", "amx_bf16", "bf16"}  # the last is what ARM calls it
-    return None if known else "the processor has no instructions for bfloat16"
 
 
 def _overhead(ours: Row, floor: Row) -> float | None:

@@ -18,7 +18,7 @@ from benchmarks import ours, reference
 from benchmarks.peers import PEERS, Budget
 from benchmarks.subjects import Place, data, images_of
 from robustbench_lpm.architectures.classifier import Classifier
-from robustbench_lpm.architectures.precision import reduced
+from robustbench_lpm.architectures.precision import pays, reduced
 from robustbench_lpm.attacks.spsa import estimate
 from robustbench_lpm.evaluation.runner import evaluate
 from robustbench_lpm.randomness import generator, generators
@@ -26,6 +26,10 @@ from robustbench_lpm.records import RunRecord
 
 Facts = dict[str, float]
 AT_ONCE = 64  # images that are graded together
+
+
+class Unavailable(RuntimeError):
+    """A job that makes no sense on this device."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def own(
     long: bool = False,
 ) -> Job:
     """Our attack. long: warm up with a pass each way."""
+    _check_that_it_pays(place, precision)
     source = data(dataset, folder)
     plan = ours.plan_for(
         place.model(model), attack, source, eps=eps, count=count, precision=precision, device=place.device,
@@ -177,6 +182,8 @@ def glimpsing(
 
     formulation: "reference" (a loop over runs and glimpses; bfloat16 by autocast) or "ours".
     """
+    if formulation == "ours":
+        _check_that_it_pays(place, precision)
     classifier = place.untrained(model)
     channels = classifier.mean.numel() or 1
     images = torch.rand(batch, channels, size, size, generator=generator("images", size)).to(place.device)
@@ -273,6 +280,11 @@ def resident() -> tuple[int, int]:
     """
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return int(lines["VmRSS"].split()[0]) * 1024, int(lines["VmHWM"].split()[0]) * 1024
+
+
+def _check_that_it_pays(place: Place, precision: str) -> None:
+    if precision == "bfloat16" and not pays(place.device):
+        raise Unavailable("the device has no instructions for bfloat16")
 
 
 def _pass_each_way(classifier: Classifier, images: Tensor) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,14 +116,7 @@ def cleverhans_spsa(network: nn.Module, images: Tensor, labels: Tensor, budget: 
 
 
 def advertorch_spsa(network: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-    attack = _advertorch().LinfSPSAAttack(
-        network,
-        eps=budget.eps,
-        delta=budget.delta,
-        lr=budget.learning_rate,
-        nb_iter=budget.steps,
-        nb_sample=budget.pairs,
-    )
+    attack = _advertorch().LinfSPSAAttack(network, **_spsa_settings(budget))
     return attack.perturb(images, labels)
 
 
@@ -131,16 +125,15 @@ def torchattacks_spsa(network: nn.Module, images: Tensor, labels: Tensor, budget
 
     # Its max_batch_size counts pairs of the whole batch: so many times B images pass at once.
     more = {"max_batch_size": budget.at_once} if budget.at_once is not None else {}
-    attack = SPSA(
-        network,
-        eps=budget.eps,
-        delta=budget.delta,
-        lr=budget.learning_rate,
-        nb_iter=budget.steps,
-        nb_sample=budget.pairs,
-        **more,
-    )
-    return attack(images, labels)
+    return SPSA(network, **_spsa_settings(budget), **more)(images, labels)
+
+
+def _spsa_settings(budget: Budget) -> dict[str, Any]:
+    """What advertorch and torchattacks, which was made after it, call the same."""
+    return {
+        "eps": budget.eps, "delta": budget.delta, "lr": budget.learning_rate, "nb_iter": budget.steps,
+        "nb_sample": budget.pairs,
+    }  # fmt: skip
 
 
 def pyautoattack_standard(network: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import rich.table
@@ -71,42 +73,73 @@ class Table:
             "notes": self.notes,
         }
 
-    def to_rich(self) -> rich.table.Table:
-        """What is printed."""
-        skipped = [f"{row.contestant.name}: {row.skipped}" for row in self.rows if row.skipped]
-        caption = "\n".join([*self.notes, *skipped]) or None
-        table = rich.table.Table(title=self.title, title_justify="left", caption=caption, caption_justify="left")
-        timed = self.timed and any(row.seconds for row in self.rows)
-        accurate = any("robust_accuracy" in row.facts for row in self.rows)
-        table.add_column("contestant")
-        table.add_column("worker")
-        headings = [
-            *(["seconds", "lowest–highest"] if timed else []),
-            *([f"{self.unit}/s"] if self.unit else []),
-            *(["evaluations"] if accurate else []),
-            *(["accuracy left"] if accurate else []),
-            *self.columns.values(),
-            *(["× speed" if self.ratio == "speed" else "× time"] if self.unit else []),
-            *(["× any setting"] if self.has_tuned else []),
+
+def to_rich(table: dict[str, Any]) -> rich.table.Table:
+    """What is printed of a table's JSON."""
+    caption = "\n".join(remarks(table)) or None
+    shown = rich.table.Table(title=table["title"], title_justify="left", caption=caption, caption_justify="left")
+    for number, heading in enumerate(headings(table)):
+        shown.add_column(heading, justify="right" if number > 1 else "left")
+    for row in table["rows"]:
+        shown.add_row(*cells(table, row))
+    return shown
+
+
+def headings(table: dict[str, Any]) -> list[str]:
+    """Of the columns that a table's JSON has something to say in; the first two are names, the others numbers."""
+    return ["contestant", "worker", *(heading for heading, _ in _columns(table))]
+
+
+def cells(table: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """A row under those headings."""
+    contestant = row["contestant"]
+    return [contestant["name"], contestant["worker"], *(say(row) for _, say in _columns(table))]
+
+
+def remarks(table: dict[str, Any]) -> list[str]:
+    """What stands under a table: its notes, and who was skipped for what reason."""
+    skipped = [f"{row['contestant']['name']}: {row['skipped']}" for row in table["rows"] if row["skipped"]]
+    return [*table["notes"], *skipped]
+
+
+def _columns(table: dict[str, Any]) -> list[tuple[str, Callable[[dict[str, Any]], str]]]:
+    rows, unit = table["rows"], table["unit"]
+    timed = table["timed"] and any(row["seconds"] for row in rows)
+    graded = table["timed"] and any("robust_accuracy" in row["facts"] for row in rows)
+    found: list[tuple[str, Callable[[dict[str, Any]], str]]] = []
+    if timed:
+        found += [
+            ("seconds", lambda row: shown(row["median_seconds"])),
+            (
+                "lowest–highest",
+                lambda row: "–".join(shown(ask(row["seconds"])) for ask in (min, max) if row["seconds"]),
+            ),
         ]
-        for heading in headings:
-            table.add_column(heading, justify="right")
-        for row in self.rows:
-            table.add_row(row.contestant.name, row.contestant.worker, *self._cells(row, timed, accurate))
-        return table
-
-    def _cells(self, row: Row, timed: bool, accurate: bool) -> list[str]:
-        facts, low_high = row.facts, (min(row.seconds), max(row.seconds)) if row.seconds else None
-        return [
-            *([_shown(row.median_seconds, 3), "–".join(_shown(s, 3) for s in low_high or ())] if timed else []),
-            *([_shown(self.rate(row), 1)] if self.unit else []),
-            *([_shown(facts.get("evaluations"), 0)] if accurate else []),
-            *([_shown(facts.get("robust_accuracy"), 3)] if accurate else []),
-            *[_shown(facts.get(name), 0 if name.endswith("_mib") else 4) for name in self.columns],
-            *([_shown(self.ratio_of(row), 2)] if self.unit else []),
-            *([_shown(self.ratio_of(row, tuned=True), 2)] if self.has_tuned else []),
+    if unit:
+        found.append((unit, lambda row: shown(row["rate"])))
+    if graded:
+        found += [
+            ("evaluations", lambda row: shown(row["facts"].get("evaluations"))),
+            ("accuracy left", lambda row: shown(row["facts"].get("robust_accuracy"))),
         ]
+    found += [(heading, partial(_fact, name)) for name, heading in table["columns"].items()]
+    if unit:
+        found.append((f"× {table['ratio']}", lambda row: shown(row["ratio"])))
+    if any("ratio_to_tuned_peers" in row for row in rows):
+        found.append(("× any setting", lambda row: shown(row["ratio_to_tuned_peers"])))
+    return found
 
 
-def _shown(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _range(seconds: list[float]) -> str:
+    return f"{shown(min(seconds))}–{shown(max(seconds))}" if seconds else ""
+
+
+def _fact(name: str, row: dict[str, Any]) -> str:
+    return shown(row["facts"].get(name))
+
+
+def shown(value: float | None) -> str:
+    """Three digits that count; nothing for what is not known."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

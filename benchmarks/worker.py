@@ -18,7 +18,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.jobs import JOBS, Job, resident
+from benchmarks.jobs import JOBS, Job, Unavailable, resident
 from benchmarks.peers import PACKAGES
 from benchmarks.subjects import Layout, Place
 from robustbench_lpm.allocator import keep_freed_memory
@@ -47,6 +47,8 @@ class Worker:
         except ImportError as error:
             name = request["parameters"].get("peer", "")
             return {"skipped": f"{PACKAGES.get(name, name)} cannot be imported ({error})"}
+        except Unavailable as error:
+            return {"skipped": str(error)}
         except Exception as error:  # a contestant that fails is told of in the table
             traceback.print_exc()
             return {"skipped": f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}

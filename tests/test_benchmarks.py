@@ -35,6 +35,15 @@ def test_a_group_prints_a_table_and_writes_every_timing(tmp_path: Path) -> None:
     assert {len(row["seconds"]) for row in table["rows"]} == {2}
 
 
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ran = run("startup", "--out", str(tmp_path / "file" / "found.json"))
+    assert ran.returncode == 1
+    assert "cannot be written" in ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert "lpmbench models" not in ran.stdout
+
+
 def test_an_unknown_group_is_refused() -> None:
     ran = run("sppsa")
     assert ran.returncode == 2

@@ -62,7 +62,7 @@ class Oracle(Protocol):
         """Logits (draws, B, K) of images (B, C, H, W), or of other images in each draw, (draws, B, C, H, W)."""
 
     def probe(self, images: Tensor, noise: Draws) -> Tensor:
-        """The same, for estimates that average over many queries: maybe in reduced precision, never for decisions."""
+        """The same without gradients, for estimates that average over many queries: maybe in reduced precision."""
 
     def gradient(
         self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]

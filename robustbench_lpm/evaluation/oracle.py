@@ -120,9 +120,10 @@ class ClassifierOracle:
         """Logits (draws, B, K); see `Oracle.__call__`. Raises LpmbenchError for NaN logits."""
         return self._logits(self.classifier, images, noise)
 
+    @torch.no_grad()
     def probe(self, images: Tensor, noise: Draws) -> Tensor:
         """Logits (draws, B, K), maybe in reduced precision; see `Oracle.probe`."""
-        return self._logits(self._probed, images, noise, self._chunk if torch.is_grad_enabled() else self.chunk)
+        return self._logits(self._probed, images, noise, self.chunk)
 
     def estimate(self, images: Tensor, noise: Draws) -> Tensor:
         """Logits (draws, B, K) whose gradient is wanted, in the precision of gradients."""

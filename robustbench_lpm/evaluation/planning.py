@@ -339,11 +339,9 @@ def chunk_for(classifier: Classifier, example: Tensor, memory: float) -> int:
     weights = {tensor.data_ptr() for tensor in [*classifier.parameters(), *classifier.buffers()]}
     noise = _noise_for(classifier, example)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = classifier(
-            example.clone().requires_grad_(), noise
-        )  # held until all is counted: no address comes twice
+        # Its result holds all that is remembered until that is counted, so that no address comes twice.
+        _held = classifier(example.clone().requires_grad_(), noise)
     each = sum(size for address, size in remembered.items() if address not in weights) + 4 * example.nbytes
-    del logits
     return max(1, min(default_chunk(*example.shape[-2:]), int(memory * 2**30 / each)))
 
 

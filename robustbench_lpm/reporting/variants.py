@@ -17,6 +17,7 @@ IMAGE_KEYS = ("split", "data_sha256", "indices", "channels", "crop", "parameters
 DRAWN_ON = ("members", "surrogates")
 STRONGEST = "strongest"  # of all gradient modes, for each image: the default
 FROZEN = "frozen"
+ALWAYS = "precision"  # is said wherever it is not the default
 LONGEST = 60  # characters of settings that are still spelled out
 
 
@@ -108,18 +109,20 @@ def _attack_settings(record: RunRecord, chosen: Set[tuple[Any, ...]]) -> dict[st
     settings = {key: value for key, value in attack.items() if key not in ("name", "parameters", *DRAWN_ON)}
     mode = evaluation.get("gradient_mode")
     control = [pair for pair in noise_modes(record) if pair[1] != FROZEN]  # frozen noise makes another model
+    if evaluation.get("precision"):  # absent where it is the default: settings that are named by a hash keep their name
+        settings["precision"] = evaluation["precision"]
     return settings | attack["parameters"] | {
         "target": record.configuration["threat"].get("target"),
         "gradient_mode": None if mode == STRONGEST or _attack_key(record) not in chosen else mode,
         "noise": noise_text(control) or None,
-        "precision": evaluation.get("precision"),
     }  # fmt: skip
 
 
 def _difference(mine: dict[str, Any], all_of_them: list[dict[str, Any]]) -> str:
     """The settings in which one attack differs from its namesakes, e.g. "steps=10"; "" for the one without them."""
     keys = sorted({key for other in all_of_them for key in other})
-    differing = [key for key in keys if any(other.get(key) != mine.get(key) for other in all_of_them)]
+    # Who reads of a run in reduced precision must know it, though there be no other to tell it from.
+    differing = [key for key in keys if key == ALWAYS or any(other.get(key) != mine.get(key) for other in all_of_them)]
     text = ", ".join(_setting(key, mine[key]) for key in differing if mine.get(key) is not None)
     return f"settings {sha256_of_value(mine)[:8]}" if len(text) > LONGEST else plain(text)
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from robustbench_lpm import cards, records
 from robustbench_lpm.cli import run
+from robustbench_lpm.cli.options import prepare_machine
 from robustbench_lpm.evaluation.runner import PROGRESS
 from tests.architectures.test_golden_vectors import golden_keys, golden_state
 
@@ -312,3 +313,14 @@ def test_verify_a_frozen_run(tmp_path: Path, capsys: Capture) -> None:
     capsys.readouterr()
     lpmbench(f"verify {record.path}")
     assert "12 of 12 on 3 stored images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("precision", "known", "told"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_precision_that_does_not_pay_is_told(
+    precision: str, known: bool, told: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("robustbench_lpm.architectures.precision.pays", lambda device: known)
+    prepare_machine("cpu", None, precision)
+    assert capsys.readouterr().err.count("float32 would be faster") == told

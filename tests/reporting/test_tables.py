@@ -345,6 +345,7 @@ def test_gradient_modes_tell_attacks_apart(make):
 def test_precisions_tell_attacks_apart(make):
     records = [make("cnn"), make("cnn", precision="bfloat16")]
     assert sorted(reporting.table(records)["attack_variant"]) == ["", "bfloat16"]
+    assert list(reporting.table(records[1:])["attack_variant"]) == ["bfloat16"]  # nor does one alone hide it
 
 
 def test_the_noise_of_an_attack_tells_it_apart(make):
