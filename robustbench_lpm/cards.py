@@ -34,6 +34,7 @@ ENTRY_ROOMS = tuple(
     f"{OWN_PACKAGE}.{room}." for room in ("architectures", "attacks", "datasets", "training.objectives")
 )
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Parameters = dict[str, Any]
 
 
@@ -189,12 +190,22 @@ class Augmentation(Table):
     # Smallest and largest magnification; TOML has no tuples, so a list must do.
     scale: Annotated[tuple[float, float], Field(strict=False)] = (1.0, 1.0)
     shear: float = Field(default=0.0, ge=0, lt=90)  # degrees, either way
+    keep: float = Field(default=0.0, ge=0, lt=1)  # least share of an image's brightness that stays in the frame
 
     @model_validator(mode="after")
     def _scales_are_ordered(self) -> Augmentation:
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ValueError("scale must be [smallest, largest], both positive")
         return self
+
+
+class Validation(Table):
+    """What is measured after an epoch, on the validation split and without augmentation."""
+
+    every: int = Field(default=1, ge=1)  # epochs; the last one is always validated
+    limit: int | None = Field(default=None, ge=1)  # the first so many images; the end of a training takes them all
+    draws: int = Field(default=4, ge=1)  # of a stochastic model: M = 1 is their mean, M = draws their averaged logits
+    controls: bool = False  # also a glimpsing model's accuracy with random and with centre fixations
 
 
 class RecipeCard(Card):
@@ -216,6 +227,17 @@ class RecipeCard(Card):
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # in the words of lightning-fabric
     augmentation: Augmentation = Augmentation()
     model_parameters: Parameters = {}  # laid over those of the model card
+    # Of a glimpsing model, while it trains: [share of the training from which on, glimpses], ...; else the model's own.
+    glimpses: list[Annotated[tuple[Share, Annotated[int, Field(ge=1)]], Field(strict=False)]] = []
+    sigma_start: float | None = Field(default=None, gt=0)  # its policy's sigma falls from here to the model's own
+    validation: Validation = Validation()
+
+    @model_validator(mode="after")
+    def _stages_are_ordered(self) -> RecipeCard:
+        shares = [share for share, _ in self.glimpses]
+        if shares and (shares[0] != 0 or shares != sorted(set(shares))):
+            raise ValueError("glimpses must be [[0.0, GLIMPSES], [SHARE, GLIMPSES], ...] with growing shares below 1")
+        return self
 
 
 class SuiteCard(Card):

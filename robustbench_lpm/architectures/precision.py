@@ -42,6 +42,12 @@ def lay_out(classifier: Classifier, device: str) -> Classifier:
     return classifier
 
 
+def keep_exact_parts(network: nn.Module) -> None:
+    """Let the parts that a network names as `exact_parts` work in float32 wherever the rest is of mixed precision."""
+    for name in getattr(network, "exact_parts", ()):
+        _keep_full(network.get_submodule(name))
+
+
 def slow_backwards(classifier: nn.Module, device: str) -> bool:
     """Whether gradients are faster in full precision: processors have no bfloat16 kernel for depthwise convolutions."""
     grouped = (module for module in classifier.modules() if isinstance(module, nn.Conv2d) and module.groups > 1)

@@ -23,7 +23,9 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
 @click.option("--epochs", type=click.IntRange(1), help="Epochs instead of the recipe's.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Where it goes; by default runs/train/NAME-seedS.")
-@click.option("--resume", is_flag=True, help="Go on after the last finished epoch.")
+@click.option("--resume", is_flag=True, help="Go on from the last save, to the same bits as without the break.")
+@click.option("--save-every", type=click.FloatRange(0, min_open=True), metavar="MINUTES",
+              help="Save within epochs too, that often; without it, after every epoch.")
 @machine_options
 @trust_option
 def train(
@@ -70,7 +72,7 @@ def train(
 
 def _command(name: str, options: dict[str, Any]) -> str:
     """The command that repeats a training, wherever it goes and wherever its data lie."""
-    shown = {key: value for key, value in options.items() if key not in ("resume", "trust") and value is not None}
+    shown = {key: value for key, value in options.items() if key not in ("resume", "trust", "save_every") and value is not None}
     if shown["device"] == "cpu":
         del shown["device"]
     if "data" in shown:

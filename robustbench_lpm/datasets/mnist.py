@@ -114,3 +114,13 @@ def _checked(path: Path, collection: Collection) -> NDArray[np.uint8]:
     if hashlib.sha256(array.tobytes()).hexdigest() != collection.pins[path.name.removesuffix(".gz")]:
         raise LpmbenchError(f"{path} is not the file of data set '{collection.name}': its content differs.")
     return array
+
+
+def read_all_digits(data: Path | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """All of MNIST, (70000, 28, 28) and (70000,): the training file, then the test file."""
+    parts = []
+    for prefix in ("train", "t10k"):
+        names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
+        parts.append([_checked(path, MNIST) for path in _find(MNIST, data, names)])
+    pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return pixels, labels

@@ -11,12 +11,36 @@ from torch import Tensor
 from robustbench_lpm.cards import Augmentation
 
 
+TRIES = 8
+
+
 def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    """Each image (B, C, H, W) turned, sheared, scaled and moved at random, zeros coming in from outside."""
+    """Each image (B, C, H, W) turned, sheared, scaled and moved at random, zeros coming in from outside.
+
+    With settings.keep, a map that pushes more than the rest of an image's brightness out of the frame is drawn again;
+    an image for which none of so many maps will do stays as it is.
+    """
     if settings == Augmentation():
         return images  # resampling on the identity grid would still round
-    maps = random_maps(len(images), settings, generator).to(images)
-    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    if not settings.keep:
+        return _resample(images, random_maps(len(images), settings, generator))
+    result, left = images.clone(), torch.arange(len(images))
+    mass = images.flatten(1).sum(1)
+    for _ in range(TRIES):
+        maps = random_maps(len(left), settings, generator)
+        moved = _resample(images[left.to(images.device)], maps)
+        # A map that magnifies by s spreads an image over s^2 times the area.
+        expected = mass[left.to(mass.device)] / maps[:, :, :2].det().abs().to(mass)
+        fits = (moved.flatten(1).sum(1) >= settings.keep * expected).cpu()
+        result[left[fits].to(images.device)] = moved[fits.to(images.device)]
+        left = left[~fits]
+        if not len(left):
+            break
+    return result
+
+
+def _resample(images: Tensor, maps: Tensor) -> Tensor:
+    grid = F.affine_grid(maps.to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

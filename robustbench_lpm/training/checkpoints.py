@@ -1,6 +1,6 @@
 """The files that a training leaves in its folder, each written whole or not at all.
 
-last.ckpt         everything needed to go on, after every epoch; tensors and plain values only
+last.ckpt         everything needed to go on, after every epoch and as often as asked; tensors and plain values only
 best.safetensors  the network of the best epoch so far
 log.csv           one row for each epoch
 card.toml, NAME.safetensors   at the end: a model card and its weights
@@ -22,18 +22,24 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.records import write_atomically
 
 LAST, BEST, LOG, CARD = "last.ckpt", "best.safetensors", "log.csv", "card.toml"
-FORMAT = 1
+FORMAT = 2
 Row = dict[str, float]
 
 
 @dataclass
 class Journal:
-    """How far a training got: finished epochs, their rows of the log, the best of them, seconds spent."""
+    """How far a training got: finished epochs, their rows of the log, the best of them, seconds spent.
+
+    batches of the epoch after those, with `totals` of the objective's terms, where it was saved in the middle of one.
+    """
 
     epoch: int = 0
     rows: list[Row] = field(default_factory=list)
     best_epoch: int = 0  # 0: none yet
     seconds: float = 0.0
+    batches: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    batch_seconds: float = 0.0  # spent on those batches
 
 
 def refuse_to_overwrite(out: Path) -> None:
@@ -91,7 +97,8 @@ def _plain(value: Tensor) -> Tensor:
 def save_log(out: Path, rows: list[Row]) -> None:
     """Write the whole of log.csv; written whole each time, it agrees with last.ckpt after any kill."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    names = list(dict.fromkeys(name for row in rows for name in row))  # not every epoch is validated
+    writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
     write_atomically(out / LOG, text.getvalue().encode())

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
+from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.cards import ModelCard, RecipeCard, Trained
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator, isolated_globals, key
@@ -61,15 +63,20 @@ class TrainingResult:
 
 
 class TrainingStep(nn.Module):
-    """Classifier and objective as one module, so that what wraps it (precision, many devices) sees whole steps."""
+    """Classifier and objective as one module, so that what wraps it (many devices) sees whole steps.
 
-    def __init__(self, classifier: Classifier, objective: Objective) -> None:
+    mixed: work in bfloat16 where torch deems that safe. Fabric's own mixed precision would round the images first, and
+    with them where a glimpsing network looks.
+    """
+
+    def __init__(self, classifier: Classifier, objective: Objective, *, mixed: bool) -> None:
         super().__init__()
-        self.classifier, self.objective = classifier, objective
+        self.classifier, self.objective, self.mixed = classifier, objective, mixed
 
     def forward(self, images: Tensor, labels: Tensor, noise: Noise, generators: list[torch.Generator]) -> Terms:
         """The terms of the objective."""
-        return self.objective(self.classifier, Batch(images, labels, noise, generators))
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
+            return self.objective(self.classifier, Batch(images, labels, noise, generators))
 
 
 def train(
@@ -82,6 +89,7 @@ def train(
     seed: int = 0,
     out: Path,
     resume: bool = False,
+    save_every: float | None = None,
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
@@ -94,13 +102,14 @@ def train(
         model: a registered name, or the path of a card.
         recipe: instead of the one that the model card names; dataset and epochs are laid over it.
         data: the folder of the data set, for those that need one.
-        resume: go on after the last finished epoch in `out`, to the same bits as without the break.
+        resume: go on from the last save in `out`, to the same bits as without the break.
+        save_every: minutes; save within epochs too, that often. None saves after every epoch.
         device: "cpu", "cuda", "cuda:1", "mps". threads: of torch on the CPU; None leaves them as they are.
         command: what the card shall say that made it; by default the equivalent call of `lpmbench train`.
         trust: allow code from outside this package.
 
     The best epoch on the validation split becomes the model; the test split is looked at once, at the end. A
-    KeyboardInterrupt, or a kill, leaves last.ckpt of the last finished epoch (at first, of none) whole.
+    KeyboardInterrupt, or a kill, leaves last.ckpt of the last save (at first, of no epoch at all) whole.
 
     Raises LpmbenchError when `out` holds a training and resume is not set, when it holds another training than the
     one to be resumed, when cards do not fit together, and when the loss stops being finite.
@@ -109,7 +118,7 @@ def train(
     if not resume:
         checkpoints.refuse_to_overwrite(out)
     with _threads(threads):
-        training = Training(plan, data, out, make_fabric(device, plan.recipe.precision))
+        training = Training(plan, data, out, make_fabric(device), save_every)
         if resume:
             training.restore()
         else:
@@ -121,8 +130,9 @@ def train(
 class Training:
     """One training under way: the network with its optimiser and schedule, and the journal of finished epochs."""
 
-    def __init__(self, plan: Plan, data: Path | None, out: Path, fabric: Fabric) -> None:
+    def __init__(self, plan: Plan, data: Path | None, out: Path, fabric: Fabric, save_every: float | None) -> None:
         self.plan, self.data, self.out, self.fabric = plan, data, out, fabric
+        self.save_every = math.inf if save_every is None else 60 * save_every  # seconds
         self.journal = Journal()
         self.images = load_split(plan, data, "train")
         self.validation = load_split(plan, data, "validation")
@@ -130,15 +140,29 @@ class Training:
         with isolated_globals(key(plan.seed, "initialise")):
             self.network = zoo.build(plan.card, trust=plan.trust)
         self._check_batches()
-        self.classifier = zoo.wrap(self.network, plan.card)
+        self.classifier = lay_out(zoo.wrap(self.network, plan.card), fabric.device.type)
+        self._prepare_glimpses()
+        mixed = plan.recipe.precision == "bf16-mixed"
+        if mixed:
+            keep_exact_parts(self.network)
         entry = cards.resolve(plan.recipe.objective, plan.recipe.path, trust=plan.trust)
         self.objective = bind(entry, plan.recipe.parameters, plan.recipe.path)
         self.optimiser = make_optimiser(self.network, plan.recipe)
         self.schedule = make_schedule(self.optimiser, plan.recipe, plan.recipe.epochs * self.batches)
-        step = TrainingStep(self.classifier, self.objective)
+        step = TrainingStep(self.classifier, self.objective, mixed=mixed)
         self.step, self.stepper = fabric.setup(
             step, self.optimiser
         )  # on the device; self.optimiser stays the plain one
+
+    def _prepare_glimpses(self) -> None:
+        """Check what the recipe asks of a glimpsing network, and remember the sigma that its policy ends with."""
+        network, recipe = self.network, self.plan.recipe
+        if isinstance(network, RecurrentAttention):
+            self.sigma = network.sigma
+        elif recipe.glimpses or recipe.sigma_start is not None:
+            raise LpmbenchError(
+                f"Recipe '{recipe.name}' sets glimpses or sigma_start, but '{self.plan.card.name}' sees images whole."
+            )
 
     def _check_batches(self) -> None:
         """Batch norm cannot normalise one vector; torch would say so in the middle of an epoch."""
@@ -167,35 +191,49 @@ class Training:
 
     def run(self, progress: Progress) -> None:
         """Every epoch that is left."""
-        epochs = self.plan.recipe.epochs
-        for epoch in range(self.journal.epoch + 1, epochs + 1):
-            started = time.perf_counter()
-            trained = self._train_epoch(epoch, progress)
-            seed, device = self.plan.seed, self.fabric.device
-            validated = validate(self.classifier, self.objective, self.validation, seed, device)
-            _check_finite(validated["classification"], epoch, self.out)
-            seconds = time.perf_counter() - started
-            row = {"epoch": epoch} | _named("train", trained) | _named("validation", validated)
+        recipe = self.plan.recipe
+        for epoch in range(self.journal.epoch + 1, recipe.epochs + 1):
+            trained, seconds = self._train_epoch(epoch, progress)
+            row = {"epoch": epoch} | _named("train", trained)
+            if epoch % recipe.validation.every == 0 or epoch == recipe.epochs:
+                started = time.perf_counter()
+                validated = self._validate()
+                _check_finite(validated["classification"], epoch, self.out)
+                row |= _named("validation", validated)
+                seconds += time.perf_counter() - started
             self._enter(epoch, row | rates(self.optimiser) | {"seconds": seconds})
-            progress.on_epoch(epoch, epochs, self.journal.rows[-1])
+            progress.on_epoch(epoch, recipe.epochs, self.journal.rows[-1])
+
+    def _validate(self) -> dict[str, float]:
+        plan, device = self.plan, self.fabric.device
+        if isinstance(self.network, RecurrentAttention):
+            self.network.sigma = self.sigma  # the model's own, whatever it trained with
+        return validate(self.classifier, self.objective, self.validation, plan.seed, device, plan.recipe.validation)
 
     def _enter(self, epoch: int, row: Row) -> None:
         """Put a finished epoch on disk; last.ckpt comes last, so that it never speaks of what is not there."""
         journal = self.journal
         rows = [*journal.rows, row]
-        best = epoch if not journal.best_epoch or _score(row) > _score(rows[journal.best_epoch - 1]) else 0
+        best = "validation_accuracy" in row and (
+            not journal.best_epoch or _score(row) > _score(rows[journal.best_epoch - 1])
+        )
         if best:
             checkpoints.save_network(self.out / BEST, self.network)
         checkpoints.save_log(self.out, rows)
-        self.journal = Journal(epoch, rows, best or journal.best_epoch, journal.seconds + row["seconds"])
+        self.journal = Journal(epoch, rows, epoch if best else journal.best_epoch, journal.seconds + row["seconds"])
         self.save()
 
-    def _train_epoch(self, epoch: int, progress: Progress) -> dict[str, float]:
-        """One pass over the training split; the terms of the objective, averaged over images."""
+    def _train_epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], float]:
+        """One pass over the training split, or what is left of it.
+
+        Returns the terms of the objective, averaged over images, and the seconds that the whole epoch took.
+        """
         self.step.train()
-        totals: dict[str, float] = {}
+        totals, begun = dict(self.journal.totals), time.perf_counter() - self.journal.batch_seconds
+        saved = time.perf_counter()
         batches = shuffled_batches(len(self.images), self.plan.recipe.batch_size, self.plan.seed, epoch)
-        for number, positions in enumerate(batches):
+        for number in range(self.journal.batches, len(batches)):
+            positions = batches[number]
             # Dropout and its like draw from the global generators: each step brings its own seed for them.
             with isolated_globals(key(self.plan.seed, "step", epoch, number)):
                 terms = self._train_batch(epoch, number, positions)
@@ -203,17 +241,20 @@ class Training:
                 totals[name] = totals.get(name, 0.0) + float(value) * len(positions)
             _check_finite(totals["loss"], epoch, self.out)
             progress.on_batch(number + 1, len(batches))
-        return {name: total / len(self.images) for name, total in totals.items()}
+            if time.perf_counter() - saved > self.save_every and number + 1 < len(batches):
+                spent = time.perf_counter() - begun
+                self.journal = replace(self.journal, batches=number + 1, totals=totals, batch_seconds=spent)
+                self.save()
+                saved = time.perf_counter()
+        return {name: total / len(self.images) for name, total in totals.items()}, time.perf_counter() - begun
 
     def _train_batch(self, epoch: int, number: int, positions: list[int]) -> Terms:
         """One step of the optimiser."""
         recipe, seed = self.plan.recipe, self.plan.seed
         images, labels = (self.fabric.to_device(tensor) for tensor in self.images.take(positions))
         images = augment(images, recipe.augmentation, generator(seed, "augment", epoch, number))
-        # Keyed by example, not by batch: an example's noise does not depend on the company it keeps.
-        noise_keys = [generator(seed, "train", epoch, position) for position in positions]
         own_keys = [generator(seed, "objective", epoch, position) for position in positions]
-        noise = self.classifier.sample_noise(len(positions), noise_keys)
+        noise = self._noise(epoch, number, positions)
         terms: Terms = self.step(images, labels, noise, own_keys)
         self.stepper.zero_grad()
         self.fabric.backward(terms["loss"])
@@ -221,11 +262,26 @@ class Training:
             self.fabric.clip_gradients(self.step, self.stepper, max_norm=recipe.gradient_clip, error_if_nonfinite=False)
         self.stepper.step()
         self.schedule.step()
-        return {name: value.detach() for name, value in terms.items()}
+        return {name: value.detach() for name, value in terms.items() if name != "logits"}
+
+    def _noise(self, epoch: int, number: int, positions: list[int]) -> Noise:
+        """The network's noise for one batch, of as many glimpses and as much policy noise as the recipe says now."""
+        recipe, network = self.plan.recipe, self.network
+        # Keyed by example, not by batch: an example's noise does not depend on the company it keeps.
+        keyed = [generator(self.plan.seed, "train", epoch, position) for position in positions]
+        if not isinstance(network, RecurrentAttention):
+            return self.classifier.sample_noise(len(positions), keyed)
+        share = (epoch - 1 + number / self.batches) / recipe.epochs
+        if recipe.sigma_start is not None:
+            network.sigma = recipe.sigma_start + share * (self.sigma - recipe.sigma_start)
+        stages = [glimpses for start, glimpses in recipe.glimpses if start <= share]
+        return network.sample_noise(len(positions), keyed, stages[-1] if stages else None)
 
     def finish(self) -> TrainingResult:
         """Measure the best epoch and write its model card."""
         started = time.perf_counter()
+        if isinstance(self.network, RecurrentAttention):
+            self.network.sigma = self.sigma
         zoo.load_state(self.network, zoo.read_checkpoint(self.out / BEST), source=str(self.out / BEST))
         accuracy = self._measure()
         seconds = self.journal.seconds + time.perf_counter() - started
@@ -258,11 +314,11 @@ class Training:
         return found
 
 
-def make_fabric(device: str, precision: str) -> Fabric:
+def make_fabric(device: str) -> Fabric:
     """lightning-fabric on one device. Raises LpmbenchError for a device that is not there."""
     kind, _, number = device.partition(":")
     try:
-        return Fabric(accelerator=kind, devices=[int(number)] if number else 1, precision=precision)  # type: ignore[arg-type]
+        return Fabric(accelerator=kind, devices=[int(number)] if number else 1)  # type: ignore[arg-type]
     except Exception as error:  # fabric and torch raise many kinds for a missing device
         raise LpmbenchError(f"Device '{device}' cannot be used: {' '.join(str(error).split())[:200]}") from None
 

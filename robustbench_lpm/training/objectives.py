@@ -2,18 +2,20 @@
 
 An objective is a function `(classifier, batch, **parameters) -> Terms`. Of its terms, scalars all, "loss" is minimised;
 "accuracy" (the share of right answers under the conditions that are trained for) and "classification" (their
-cross-entropy) choose the best epoch; every term is logged. It is called in training mode to train and in eval mode,
-without gradients, to validate.
+cross-entropy) choose the best epoch; every scalar is logged. "logits" (B, K), the answers themselves, is no scalar:
+where an objective gives it, validation can average a stochastic network's runs. It is called in training mode to train
+and in eval mode, without gradients, to validate.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,8 @@ from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
 
+Reward = Literal["last", "following", "probability"]
+Through = Literal["score-function", "reparameterised", "straight-through", "both"]
 Terms = dict[str, Tensor]
 Objective = Callable[..., Terms]
 
@@ -62,6 +66,7 @@ def cross_entropy(classifier: Classifier, batch: Batch, *, label_smoothing: floa
         "loss": F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing),
         "classification": F.cross_entropy(logits, batch.labels).detach(),
         "accuracy": _accuracy(logits, batch.labels),
+        "logits": logits.detach(),
     }
 
 
@@ -111,36 +116,88 @@ def reinforce(
     every_glimpse: bool = False,
     policy_weight: float = 1.0,
     baseline_weight: float = 1.0,
+    baseline: bool = True,
+    reward: Reward = "last",
+    entropy_weight: float = 0.0,
+    through: Through = "score-function",
 ) -> Terms:
     """The loss of RAM and RAM-LPM: NLL + MSE(b, R) + mean over the batch of sum_t -log pi(l[t+1]; mu[t]) (R - b[t]).
 
     Mnih et al. 2014, section 3; Kiritani and Ono 2020. R is 1 for a right answer after the last glimpse, else 0. Of T
     glimpses, counted from 0, T-1 lead to another one: the baseline b[t] and the density of l[t+1] belong to mu[t].
-    Gradients reach the policy through the means alone; R - b[t] is a constant there.
+    Gradients reach the policy through the means alone; R - b[t] is a constant there. The defaults are the reference.
 
     Args:
         every_glimpse: classify after every glimpse, not only after the last.
         policy_weight, baseline_weight: of the two terms beside the NLL.
+        baseline: subtract b[t] from the reward. Without it the same gradient has more variance, and b is not trained.
+        reward: "last" as above; "following" gives mu[t] the share of right answers after glimpses t+1 to T-1;
+            "probability" the mean probability of the right class after those, which tells more than right or wrong.
+        entropy_weight: of a bonus on the entropy of where the images of a batch are looked at (`gaze_entropy`). That
+            of the policy itself is constant, since sigma is: a bonus on it would have no gradient.
+        through: "score-function" is REINFORCE. "reparameterised" and "straight-through" train the policy by the
+            gradient of the NLL through the retina's sampling grid instead, as spatial transformers are trained
+            (Jaderberg et al. 2015); the baseline is trained beside it, and "both" adds REINFORCE's term.
     """
     network = classifier.network
     if not isinstance(network, RecurrentAttention):
         raise LpmbenchError(f"The objective 'reinforce' trains glimpsing networks; {type(network).__name__} is none.")
     if network.sigma == 0:
         raise LpmbenchError("The objective 'reinforce' needs sigma > 0: a policy without noise has no density.")
-    trajectory = network.look(classifier.prepare(batch.images), batch.noise)
-    reward = (trajectory.logits[-1].argmax(1) == batch.labels).float()
+    mode = {"score-function": "detached", "both": "reparameterised"}.get(through, through)
+    trajectory = network.look(classifier.prepare(batch.images), batch.noise, gradient_mode=mode)
+    right = trajectory.logits[-1].argmax(1) == batch.labels
     answers = trajectory.logits if every_glimpse else trajectory.logits[-1:]
     classification = F.cross_entropy(answers.flatten(0, 1), batch.labels.repeat(len(answers)))
-    baselines = trajectory.baselines[:-1]
-    policy = policy_loss(trajectory.means[:-1], trajectory.fixations[1:], network.sigma, reward - baselines)
-    baseline = (baselines - reward).square().sum() / max(1, baselines.numel())  # 0, not NaN, at a single glimpse
-    return {
-        "loss": classification + baseline_weight * baseline + policy_weight * policy,
+    rewards, baselines = returns(trajectory.logits, batch.labels, reward), trajectory.baselines[:-1]
+    regression = (baselines - rewards).square().sum() / max(1, baselines.numel())  # 0, not NaN, at a single glimpse
+    terms = {
         "classification": F.cross_entropy(trajectory.logits[-1], batch.labels).detach(),
-        "baseline": baseline.detach(),
-        "policy": policy.detach(),
-        "accuracy": reward.mean(),
+        "accuracy": right.float().mean(),
+        "logits": trajectory.logits[-1].detach(),
     }
+    loss = classification
+    if baseline:
+        loss = loss + baseline_weight * regression
+        terms["baseline"] = regression.detach()
+    if through in ("score-function", "both"):
+        advantages = rewards - baselines if baseline else rewards
+        policy = policy_loss(trajectory.means[:-1], trajectory.fixations[1:], network.sigma, advantages)
+        loss = loss + policy_weight * policy
+        terms["policy"] = policy.detach()
+    if entropy_weight:
+        entropy = gaze_entropy(trajectory.means[:-1], network.sigma)
+        loss = loss - entropy_weight * entropy
+        terms["entropy"] = entropy.detach()
+    return {"loss": loss} | terms
+
+
+def returns(logits: Tensor, labels: Tensor, reward: Reward) -> Tensor:
+    """What each of T-1 decisions earned, (T-1, B) in [0, 1], from the logits (T, B, K) after every glimpse."""
+    steps = len(logits) - 1
+    if reward == "last":
+        return (logits[-1].argmax(1) == labels).float().expand(steps, -1)
+    if reward == "following":
+        earned = (logits.detach().argmax(2) == labels).float()
+    elif reward == "probability":
+        earned = logits.detach().float().softmax(2).gather(2, labels.expand(steps + 1, -1)[..., None])[..., 0]
+    else:
+        raise LpmbenchError(f"reward must be 'last', 'following' or 'probability', not '{reward}'.")
+    left = torch.arange(steps, 0, -1, device=logits.device)[:, None]
+    return earned[1:].flip(0).cumsum(0).flip(0) / left
+
+
+def gaze_entropy(means: Tensor, sigma: float) -> Tensor:
+    """The entropy of where a batch is looked at, means (T-1, B, 2): the mean over t, in nats.
+
+    That of the normal distribution with the covariance of the fixations: of the means, over the batch, plus sigma^2.
+    """
+    if not means.numel():
+        return means.sum()
+    centred = means - means.mean(1, keepdim=True)
+    covariance = torch.einsum("tbi,tbj->tij", centred, centred) / means.shape[1]
+    covariance = covariance + sigma**2 * torch.eye(2, dtype=means.dtype, device=means.device)
+    return (0.5 * torch.logdet(2 * math.pi * math.e * covariance)).mean()
 
 
 def policy_loss(means: Tensor, fixations: Tensor, sigma: float, advantages: Tensor) -> Tensor:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.cards import Validation
 from robustbench_lpm.training.examples import InMemory, shuffled_batches
 from robustbench_lpm.training.objectives import cross_entropy
-from robustbench_lpm.training.validation import FINAL_DRAWS, VALIDATION_DRAWS, final_accuracy, validate
+from robustbench_lpm.training.validation import FINAL_DRAWS, final_accuracy, validate
 
 CPU = torch.device("cpu")
+DRAWS = Validation().draws
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1047, 64), (65, 64), (64, 64), (5, 2), (1, 8)])
@@ -70,6 +72,6 @@ def test_validation_averages_single_draws_on_the_same_noise_every_time() -> None
     classifier = Classifier(coin)
     first, again = (validate(classifier, cross_entropy, zeros(500), 0, CPU) for _ in range(2))
     assert first == again
-    assert coin.passes == 2 * VALIDATION_DRAWS * 2  # twice, each draw in two chunks
-    assert first["accuracy"] == pytest.approx(0.6, abs=4 * (0.24 / (500 * VALIDATION_DRAWS)) ** 0.5)
+    assert coin.passes == 2 * DRAWS * 2  # twice, each draw in two chunks
+    assert first["accuracy"] == pytest.approx(0.6, abs=4 * (0.24 / (500 * DRAWS)) ** 0.5)
     assert validate(classifier, cross_entropy, zeros(500), 1, CPU) != first

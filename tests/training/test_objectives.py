@@ -121,7 +121,7 @@ def test_one_glimpse_and_one_image_are_enough(glimpses: int, count: int) -> None
     network = small_ram(glimpses)
     terms = reinforce(Classifier(network), ram_batch(network, count))
     terms["loss"].backward()
-    assert all(math.isfinite(value.item()) for value in terms.values())
+    assert all(math.isfinite(value.item()) for name, value in terms.items() if name != "logits")
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
     if glimpses == 1:
         assert terms["policy"].item() == terms["baseline"].item() == 0
