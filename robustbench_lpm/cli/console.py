@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +58,23 @@ def attack_bar(plan: Plan) -> Iterator[AttackBar]:
 
 
 @contextmanager
+def image_bar(task: str, images: int) -> Iterator[Callable[[int, int], None]]:
+    """A bar over images; what it gives is to be called with those done and their number."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        shown = bars.add_task(task, total=images)
+        yield lambda done, _: bars.update(shown, completed=done)
+
+
+@contextmanager
 def epoch_bar(epochs: int) -> Iterator[tuple[Progress, TaskID]]:
     """A bar over epochs."""
     with Progress(
@@ -84,6 +101,8 @@ def announce(plan: Plan, seconds: float | None) -> None:
         say(head)
         return
     passes = f"up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
+    if images > 1:
+        passes += f" ({cost.forwards:,} and {cost.backwards:,} for each image)"
     grading = f"{plan.grading_passes() * images:,} forwards to grade"
     about = f", about {duration(seconds)}" if seconds is not None and seconds >= LONG else ""
     say(f"{head} · {passes}, {grading}{about}")
@@ -94,7 +113,9 @@ def duration(seconds: float) -> str:
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{round(seconds)} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    if minutes < 120:
+        return f"{minutes} min"
+    return f"{minutes / 60:.1f} h" if minutes < 72 * 60 else f"{minutes / 60 / 24:.1f} days"
 
 
 def result_line(record: RunRecord) -> None:

@@ -1,10 +1,11 @@
-"""ImageNet (ILSVRC 2012), or any part of it, in folders named by WordNet id."""
+"""ImageNet (ILSVRC 2012), or any part of it, and ImageNet-A: folders named by WordNet id."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 from robustbench_lpm.datasets.class_folders import class_folders, read_class_folders, split_folders
 from robustbench_lpm.datasets.images import ImageSet
@@ -13,6 +14,7 @@ from robustbench_lpm.errors import LpmbenchError
 
 COUNT = 1000
 INDEX_FILE = "class_index.json"
+INDEX_FORMS = '{"n01440764": 0, ...} or {"0": ["n01440764", "tench"], ...}'
 WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -35,6 +37,24 @@ def imagenet(*, data: Path | None, split: str, folder: Path, validation: int = 1
     return images if split == "test" else hold_out("imagenet", images, split, validation)
 
 
+def imagenet_a(*, data: Path | None, split: str, folder: Path) -> ImageSet:
+    """The 7500 images of ImageNet-A, or any part of them, in DIR/<wnid>/; all are test.
+
+    Labels are those of ImageNet's 1000 classes, as class_index.json in DIR says: 200 folders do not tell them. A model
+    chooses among all 1000 classes, so that accuracies are lower than by the authors' measure, which lets it choose
+    among their 200 alone.
+    Source: D. Hendrycks et al., Natural Adversarial Examples, CVPR 2021, arXiv 1907.07174.
+    """
+    check_split("imagenet-a", split, ["test"])
+    root = data if data is not None else data_root(data) / "imagenet-a"
+    if not root.is_dir():
+        raise LpmbenchError(
+            f"Data set 'imagenet-a': there is no folder {root}. Give one with --data DIR that holds the class folders "
+            f"of imagenet-a.tar, named by WordNet id (n01498041, ...), and {INDEX_FILE}."
+        )
+    return read_class_folders(root, class_index(root, root), imagenet_classes())
+
+
 def _part(root: Path, split: str) -> Path:
     parts = split_folders(root) or {"validation": root}
     part, name = ("validation", "val") if split == "test" else ("train", "train")
@@ -55,7 +75,7 @@ def class_index(root: Path, part: Path) -> dict[str, int]:
     if len(names) != COUNT:
         raise LpmbenchError(
             f"{part} holds {len(names)} of the {COUNT} class folders; "
-            f'say which they are in {root / INDEX_FILE}: {{"n01440764": 0, ...}}.'
+            f"say which they are in {root / INDEX_FILE}: {INDEX_FORMS}."
         )
     return {name: label for label, name in enumerate(names)}
 
@@ -66,7 +86,8 @@ def _read_index(path: Path, names: list[str]) -> dict[str, int]:
     except ValueError as error:
         raise LpmbenchError(f"{path} cannot be read as JSON: {error}.") from None
     if not isinstance(index, dict):
-        raise LpmbenchError(f'{path} must look like {{"n01440764": 0, ...}}.')
+        raise LpmbenchError(f"{path} must look like {INDEX_FORMS}.")
+    index = _by_wordnet_id(index)
     for name in names:
         if type(index.get(name)) is not int or not 0 <= index[name] < COUNT:
             raise LpmbenchError(f"{path}: class folder '{name}' needs a label from 0 to {COUNT - 1}.")
@@ -74,6 +95,16 @@ def _read_index(path: Path, names: list[str]) -> dict[str, int]:
     if len(set(labels)) < len(labels):
         raise LpmbenchError(f"{path} gives the same label to two class folders.")
     return index
+
+
+def _by_wordnet_id(index: dict[str, Any]) -> dict[str, Any]:
+    """WordNet id -> label; an index by label, as Keras spreads it, is turned round."""
+    by_label = {
+        label: entry[0]
+        for label, entry in index.items()
+        if label.isdecimal() and isinstance(entry, list) and entry and isinstance(entry[0], str)
+    }
+    return {name: int(label) for label, name in by_label.items()} if by_label else index
 
 
 def imagenet_classes() -> tuple[str, ...]:

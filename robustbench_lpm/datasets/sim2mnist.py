@@ -7,6 +7,8 @@ cluttered; neither its generator nor the recipe of its clutter was published. `d
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 import zipfile
 from collections.abc import Callable
@@ -201,3 +203,15 @@ def regenerate(
         arrays[f"y_{split}"] = np.eye(len(CLASSES), dtype=np.uint8)[found]
         done += len(images)
     return arrays
+
+
+def hashes(arrays: dict[str, NDArray[np.uint8]]) -> dict[str, str]:
+    """The sha256 of each array's bytes."""
+    return {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in arrays.items()}
+
+
+def packed(arrays: dict[str, NDArray[np.uint8]]) -> bytes:
+    """The content of a compressed .npz with these arrays."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()

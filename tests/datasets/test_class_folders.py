@@ -11,7 +11,7 @@ import pytest
 
 from robustbench_lpm.datasets import imagenet as imagenet_module
 from robustbench_lpm.datasets.imagefolder import imagefolder
-from robustbench_lpm.datasets.imagenet import imagenet, imagenet_classes
+from robustbench_lpm.datasets.imagenet import imagenet, imagenet_a, imagenet_classes
 from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.errors import LpmbenchError
 from tests.datasets.image_samples import noise_image
@@ -84,6 +84,26 @@ def test_a_part_of_imagenet_is_labelled_by_its_index(
     assert len(images.classes) == 1000
 
 
+def test_an_index_by_label_says_the_same(class_tree: Callable[..., Path], tmp_path: Path) -> None:
+    root = class_tree(WNIDS, root=tmp_path / "images")
+    write_index(root, {"0": ["n01440764", "tench"], "388": ["n02510455", "giant_panda"], "999": ["n15075141", "paper"]})
+    images = load(imagenet, root)
+    assert images.labels.tolist() == [{8: 0, 9: 388, 10: 999}[width] for width in widths(images)]
+
+
+def test_imagenet_a_has_the_labels_of_the_thousand_classes(class_tree: Callable[..., Path], tmp_path: Path) -> None:
+    root = class_tree(WNIDS, root=tmp_path / "images")
+    (root / "README.txt").write_text("as the archive has it")
+    with pytest.raises(LpmbenchError, match=r"holds 3 of the 1000 class folders; say .*class_index\.json"):
+        load(imagenet_a, root)
+    write_index(root, {"n01440764": 0, "n02510455": 388, "n15075141": 999, "n00000001": 5})
+    images = load(imagenet_a, root)
+    assert images.labels.tolist() == [{8: 0, 9: 388, 10: 999}[width] for width in widths(images)]
+    assert images.classes[388] == "giant panda"
+    with pytest.raises(LpmbenchError, match="no split 'train'"):
+        load(imagenet_a, root, "train")
+
+
 def test_all_folders_of_imagenet_are_labelled_in_sorted_order(
     class_tree: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,7 +166,7 @@ def test_broken_folders_are_told_in_one_line(
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("entry", [imagefolder, imagenet])
+@pytest.mark.parametrize("entry", [imagefolder, imagenet, imagenet_a])
 def test_folders_without_classes_or_not_there_are_told(entry: Callable[..., ImageSet], tmp_path: Path) -> None:
     with pytest.raises(LpmbenchError, match=r"no folder .*gone"):
         load(entry, tmp_path / "gone")
@@ -169,5 +189,6 @@ def test_missing_parts_of_imagenet_are_told(class_tree: Callable[..., Path], tmp
 def test_data_that_were_not_named_are_asked_for() -> None:
     with pytest.raises(LpmbenchError, match="needs --data DIR"):
         imagefolder(data=None, split="test", folder=Path())
-    with pytest.raises(LpmbenchError, match="--data DIR"):
-        imagenet(data=None, split="test", folder=Path())
+    for entry in (imagenet, imagenet_a):
+        with pytest.raises(LpmbenchError, match="--data DIR"):
+            entry(data=None, split="test", folder=Path())

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from robustbench_lpm.datasets.preprocessing import pad_to_square, parse_size, prepare
+from robustbench_lpm.datasets.preprocessing import Size, as_bytes, as_shares, pad_to_square, parse_size, prepare
 from robustbench_lpm.errors import LpmbenchError
 from tests.datasets.image_samples import noise_image
 
@@ -115,3 +115,34 @@ def test_a_square_original_is_left_alone() -> None:
 def test_modes_that_break_the_contract_are_told() -> None:
     with pytest.raises(LpmbenchError, match="mode 'L' or 'RGB', not 'RGBA'"):
         prepare(Image.new("RGBA", (4, 4)), 4, 1.0, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 40), (40, 60), (41, 60), (50, 50)])
+@pytest.mark.parametrize("size", [32, 60, 96])
+def test_padding_then_resizing_loses_nothing_of_an_image(width: int, height: int, size: int) -> None:
+    image = noise_image(0, width, height)
+    side = max(width, height)
+    square = Image.new("RGB", (side, side))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    expected = np.array(square.resize((size, size), Image.Resampling.BICUBIC))
+    found = as_bytes(image, size, 0.875, 3, "pad")
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, torch.from_numpy(expected).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("L", 3), ("RGB", 3), ("RGB", 1)])
+@pytest.mark.parametrize("size", [24, "original"])
+def test_bytes_are_the_pixels_of_to_tensor_and_lie_in_order(mode: str, channels: int, size: Size) -> None:
+    image = noise_image(1, 40, 30, mode)
+    kept = as_bytes(image, size, 0.875, channels)
+    assert kept.is_contiguous()
+    pixels, _ = prepare(image, size, 0.875, channels)
+    assert torch.equal(pad_to_square(as_shares(kept))[0], pixels)
+    assert pixels.is_contiguous()
+    if size == "original" and (mode, channels) in [("L", 1), ("RGB", 3)]:
+        assert torch.equal(as_shares(kept), transforms.ToTensor()(image))
+
+
+def test_every_byte_becomes_the_share_of_to_tensor() -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    assert torch.equal(as_shares(torch.from_numpy(every)[None]), transforms.ToTensor()(Image.fromarray(every)))
