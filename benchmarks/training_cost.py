@@ -1,0 +1,69 @@
+"""What one epoch of a recipe costs: arithmetic and memory counted on the network itself, days computed from them.
+
+    python -m benchmarks.training_cost ramlpm-imagenet --recipe imagenet --images 1281167
+
+Counted, not timed: floating point operations of one step (torch's FlopCounterMode, which sees convolutions and
+matrix products) and the bytes that autograd keeps for the backward pass. The days at the end are an estimate: the
+operations of all epochs over a device's throughput, at an assumed share of its peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from robustbench_lpm import cards, zoo
+from robustbench_lpm.randomness import generator
+from robustbench_lpm.training.objectives import Batch, bind
+
+# Dense peaks of the makers' data sheets, in floating point operations a second: TF32, bfloat16.
+PEAKS = {"A100": (156e12, 312e12), "H100 SXM": (495e12, 989e12), "RTX 4090": (82.6e12, 165e12)}
+SHARE = 0.35  # of the peak that convolutions of this size usually reach; an assumption, not a measurement
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What one epoch of a recipe costs.")
+    parser.add_argument("model")
+    parser.add_argument("--recipe")
+    parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
+    parser.add_argument("--images", type=int, default=1_281_167, help="in the training split")
+    parser.add_argument("--batch", type=int, default=2, help="images of the step that is counted")
+    options = parser.parse_args()
+    card = cards.model(options.model)
+    recipe = cards.recipe(options.recipe or str(card.recipe))
+    network = zoo.build(card, **recipe.model_parameters).train()
+    classifier = zoo.wrap(network, card)
+    images = torch.rand(options.batch, card.input.channels, options.side, options.side)
+    noise = classifier.sample_noise(len(images), [generator("cost", i) for i in range(len(images))])
+    objective = bind(cards.resolve(recipe.objective, recipe.path), recipe.parameters, recipe.path)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        labels = torch.zeros(len(images), dtype=torch.long)
+        objective(classifier, Batch(images, labels, noise, []))["loss"].backward()
+    parameters = sum(p.numel() for p in network.parameters())
+    flops, bytes_kept = counter.get_total_flops() / len(images), sum(kept.values()) / len(images)
+    print(f"{card.name}, recipe {recipe.name}: {parameters / 1e6:.2f} M parameters")
+    print(f"one image, forward and backward: {flops / 1e9:.1f} GFLOP; kept for the backward pass: "
+          f"{bytes_kept / 2**20:.0f} MiB in float32")  # fmt: skip
+    total = flops * options.images * recipe.epochs
+    print(f"{recipe.epochs} epochs of {options.images:,} images: {total:.2e} FLOP; "
+          f"batch {recipe.batch_size}: {recipe.batch_size * bytes_kept / 2**30:.1f} GiB of activations")  # fmt: skip
+    for device, peaks in PEAKS.items():
+        for name, peak in zip(("TF32", "bfloat16"), peaks, strict=True):
+            rate = SHARE * peak / flops
+            days = total / (SHARE * peak) / 86400
+            speed = f"{rate:6.0f} images/s, {days:4.1f} days"
+            print(f"{device:9} {name:8} at {SHARE:.0%} of {peak / 1e12:.0f} TFLOP/s: {speed}")
+
+
+if __name__ == "__main__":
+    main()
