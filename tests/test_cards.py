@@ -92,6 +92,18 @@ def test_the_worst_case_is_over_registered_attacks() -> None:
     assert [member.name for member in resolve_attack("worst-case").members] == members
 
 
+def test_the_attacks_of_the_paper_have_its_numbers() -> None:
+    """Kiritani and Ono 2020: SPSA of 100 x 8192 pairs, delta and learning rate 0.01; PGD of 300 steps of 0.2/255."""
+    spsa, pgd = (resolve_attack(f"{name}-kiritani2020") for name in ("spsa", "pgd"))
+    numbers = {"iterations": 100, "pairs": 8192, "delta": 0.01, "learning_rate": 0.01}
+    assert numbers.items() <= spsa.parameters.items()
+    assert {"steps": 300, "step_size": 0.2 / 255, "restarts": 1, "eot": 1}.items() <= pgd.parameters.items()
+    assert (spsa.norms, pgd.norms) == (("linf",), ("linf",))
+    assert all(cards.dataset(name).default_eps("linf") == "2/255" for name in ("panda", "imagenet"))
+    assert spsa.cost(stochastic=True) == Cost(100 * (2 * 8192 + 1))
+    assert pgd.cost(stochastic=True) == Cost(300, 300)
+
+
 @pytest.mark.parametrize("name", cards.names("recipe"))
 def test_every_recipe_names_what_exists(name: str) -> None:
     recipe = cards.recipe(name)

@@ -104,8 +104,9 @@ class _Memory:
             best_then=worst.clone(),
         )
 
-    def keep(self, rows: Tensor) -> _Memory:
-        return _Memory(**{name: values[rows] for name, values in vars(self).items()})
+    def keep(self, rows: Tensor) -> None:
+        for name, values in vars(self).items():
+            setattr(self, name, values[rows])
 
     def note(self, gradients: Tensor, losses: Tensor) -> None:
         """Take in the loss and its gradient at the current iterate."""
@@ -131,6 +132,16 @@ class _Memory:
         self.previous, self.current = self.current, project(moved, originals, norm, eps)
 
 
+@dataclass
+class _Found:
+    """What a run has found so far, of all B images."""
+
+    best: Tensor  # the iterates of lowest loss (B, C, H, W)
+    last: Tensor  # the last iterates, or those that images fell to
+    fallen: Tensor  # (B,)
+    active: Tensor  # positions of the images that stand, (b,)
+
+
 def _descend(
     oracle: Oracle,
     images: Tensor,
@@ -146,32 +157,29 @@ def _descend(
     stop: bool,
 ) -> list[Tensor]:
     """One run from one start: the iterates of lowest loss, and the last ones (or those that images fell to)."""
-    best, last = start.clone(), start.clone()
-    fallen = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    active, here, memory = torch.arange(len(images), device=images.device), oracle, _Memory.at(start, 2 * eps)
-    checkpoint, periods = 0, checkpoints(steps)
-    for step in range(steps):
+    everyone = torch.arange(len(images), device=images.device)
+    found = _Found(start.clone(), start.clone(), torch.zeros_like(everyone, dtype=torch.bool), everyone)
+    memory, periods = _Memory.at(start, 2 * eps), checkpoints(steps)
+    for step in oracle.resumable(range(steps), vars(found), vars(memory)):
+        active, here = found.active, oracle.rows(found.active)
         target = targets[active] if targets is not None else None
         losses = partial(objective, loss, labels=labels[active], targets=target)
-        gradients, found, logits = here.gradient(memory.current, here.noise(draws), losses)
-        memory.note(gradients, found.mean(0))
-        best[active] = memory.best
+        gradients, values, logits = here.gradient(memory.current, here.noise(draws), losses)
+        memory.note(gradients, values.mean(0))
+        found.best[active] = memory.best
         if not oracle.stochastic:
-            fallen[active] |= here.fallen(memory.current, logits, labels[active], target)
-        standing = ~(fallen[active] & stop)
+            found.fallen[active] |= here.fallen(memory.current, logits, labels[active], target)
+        standing = ~(found.fallen[active] & stop)
         if not standing.all():
-            active, here, memory, gradients = (
-                active[standing],
-                here.rows(standing),
-                memory.keep(standing),
-                gradients[standing],
-            )
+            active, gradients = active[standing], gradients[standing]
+            memory.keep(standing)
             if len(active) == 0:
                 break
         if step in periods:
-            stuck = memory.look(step - checkpoint, rho)
+            before = max((period for period in periods if period < step), default=0)
+            stuck = memory.look(step - before, rho)
             memory.current[stuck], gradients[stuck] = memory.best[stuck], memory.best_gradient[stuck]
-            checkpoint = step
         memory.move(gradients, images[active], norm, eps, ALPHA if step else 1.0)
-        last[active] = torch.where(per_image(fallen[active], memory.current), last[active], memory.current)
-    return [best, last]
+        last = torch.where(per_image(found.fallen[active], memory.current), found.last[active], memory.current)
+        found.last[active], found.active = last, active
+    return [found.best, found.last]

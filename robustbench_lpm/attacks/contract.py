@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Step = TypeVar("Step")
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,17 @@ class Oracle(Protocol):
 
     def rows(self, keep: Tensor) -> Oracle:
         """The oracle of some of the images: keep is a tensor of positions, or a mask (B,)."""
+
+    def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
+        """The steps of a long loop, which goes on in its middle when a run was interrupted; optional for an attack.
+
+        The states hold, by name, every tensor that one step hands to the next, those of a loop around it that it moves
+        included; `vars` of a dataclass of tensors is such a state. They are written down now and then at the beginning
+        of a step, with the generators and the cost so far. A run that goes on finds them set to that, and is given the
+        steps from there on. All else that a step needs must follow from the states, the step and the attack's
+        arguments, and the loop may ask this oracle and its `rows` alone. Such loops may stand inside one another and
+        come one after the other.
+        """
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest of the candidates (each (B, C, H, W)), judged on noise kept for selection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -81,6 +82,15 @@ def pgd_cost(*, steps: int = 40, restarts: int = 1, eot: int = 1, **_: object) -
     return Cost(steps * restarts * eot, steps * restarts * eot)
 
 
+@dataclass
+class _Descent:
+    """What one step hands to the next."""
+
+    result: Tensor  # (B, C, H, W), of images that have fallen
+    current: Tensor  # iterates (b, C, H, W) of those that stand
+    active: Tensor  # their positions (b,)
+
+
 def _descend(
     oracle: Oracle,
     images: Tensor,
@@ -96,19 +106,18 @@ def _descend(
     stop: bool,
 ) -> Tensor:
     """One run from one start; images that have fallen leave the batch."""
-    result, active = start.clone(), torch.arange(len(images), device=images.device)
-    here, current, originals = oracle, start, images  # of the images that stand
-    for _ in range(steps):
-        losses = partial(objective, loss, labels=labels, targets=targets)
+    descent = _Descent(start.clone(), start, torch.arange(len(images), device=images.device))
+    for _ in oracle.resumable(range(steps), vars(descent)):
+        active, here, current = descent.active, oracle.rows(descent.active), descent.current
+        label, target = labels[active], targets[active] if targets is not None else None
+        losses = partial(objective, loss, labels=label, targets=target)
         gradients, _, logits = here.gradient(current, here.noise(draws), losses)
-        moved = project(current - step_size * steepest(gradients, norm), originals, norm, eps)
-        if stop and (fallen := here.fallen(current, logits, labels, targets)).any():
-            standing = ~fallen
-            result[active[fallen]] = current[fallen]
-            active, here, moved, originals = active[standing], here.rows(standing), moved[standing], originals[standing]
-            labels, targets = labels[standing], targets[standing] if targets is not None else None
-            if len(active) == 0:
-                return result
-        current = moved
-    result[active] = current
-    return result
+        moved = project(current - step_size * steepest(gradients, norm), images[active], norm, eps)
+        if stop and (fallen := here.fallen(current, logits, label, target)).any():
+            descent.result[active[fallen]] = current[fallen]
+            descent.active, moved = active[~fallen], moved[~fallen]
+            if len(descent.active) == 0:
+                return descent.result
+        descent.current = moved
+    descent.result[descent.active] = descent.current
+    return descent.result

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
@@ -13,6 +15,16 @@ from robustbench_lpm.norms import Norm, per_image, project
 # Adam's constants (Kingma and Ba 2015), as the paper leaves them.
 BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8
 BITS_AT_ONCE = 2**26  # signs that are drawn ahead: 8 MiB
+
+
+@dataclass
+class _Adam:
+    """What one iteration hands to the next."""
+
+    result: Tensor  # the iterates (B, C, H, W)
+    mean: Tensor  # the moments of the gradient (B, C, H, W)
+    square: Tensor
+    active: Tensor  # positions of the images that stand, (b,)
 
 
 def spsa(
@@ -42,28 +54,29 @@ def spsa(
         delta, learning_rate: in units of pixel values.
         early_stop: leave an image alone once it has fallen; only with a deterministic classifier, where that is final.
     """
-    result, active = images.clone(), torch.arange(len(images), device=images.device)
-    mean, square = torch.zeros_like(images), torch.zeros_like(images)
+    everyone = torch.arange(len(images), device=images.device)
+    adam = _Adam(images.clone(), torch.zeros_like(images), torch.zeros_like(images), everyone)
     stop = early_stop and not oracle.stochastic
-    here = oracle
-    for iteration in range(1, iterations + 1):
+    for iteration in oracle.resumable(range(1, iterations + 1), vars(adam)):
+        active, here = adam.active, oracle.rows(adam.active)
         if stop:
             target = targets[active] if targets is not None else None
             with torch.no_grad():
-                fallen = succeeded(here(result[active], here.noise()), labels[active], target)[0]
+                fallen = succeeded(here(adam.result[active], here.noise()), labels[active], target)[0]
             if fallen.any():
                 active, here = active[~fallen], here.rows(~fallen)
             if len(active) == 0:
                 break
-        current, originals = result[active], images[active]
+        current, originals = adam.result[active], images[active]
         target = targets[active] if targets is not None else None
         gradients = estimate(here, current, labels[active], target, pairs=pairs, delta=delta)
-        mean[active] = BETA_1 * mean[active] + (1 - BETA_1) * gradients
-        square[active] = BETA_2 * square[active] + (1 - BETA_2) * _squares(gradients, norm)
-        unbiased = mean[active] / (1 - BETA_1**iteration)
-        scale = (square[active] / (1 - BETA_2**iteration)).sqrt() + ADAM_EPS
-        result[active] = project(current - learning_rate * unbiased / scale, originals, norm, eps)
-    return result
+        mean = BETA_1 * adam.mean[active] + (1 - BETA_1) * gradients
+        square = BETA_2 * adam.square[active] + (1 - BETA_2) * _squares(gradients, norm)
+        scale = (square / (1 - BETA_2**iteration)).sqrt() + ADAM_EPS
+        moved = current - learning_rate * (mean / (1 - BETA_1**iteration)) / scale
+        adam.mean[active], adam.square[active], adam.active = mean, square, active
+        adam.result[active] = project(moved, originals, norm, eps)
+    return adam.result
 
 
 def spsa_cost(*, iterations: int = 40, pairs: int = 64, **_: object) -> Cost:
@@ -88,12 +101,12 @@ def estimate(
     """
     numbers, batch = images[0].numel(), len(images)
     noise = oracle.noise(pairs, paired=True)
-    total, table = torch.zeros_like(images).flatten(1), _SIGNS.to(images)
+    state, table = {"total": torch.zeros_like(images).flatten(1)}, _SIGNS.to(images)
     at_once = max(1, oracle.chunk // (2 * batch))
     stretch = max(at_once, BITS_AT_ONCE // (batch * numbers))
-    for first in range(0, pairs, stretch):
+    for first in oracle.resumable(range(0, pairs, stretch), state):
         bits = _random_bits(oracle.generators, min(stretch, pairs - first), numbers).to(images.device)
-        for start in range(0, len(bits), at_once):
+        for start in oracle.resumable(range(0, len(bits), at_once), state):
             count = min(at_once, len(bits) - start)
             signs = table[bits[start : start + count].int()].flatten(-2)[..., :numbers]
             probes = images.new_empty(2 * count, *images.shape)
@@ -104,8 +117,8 @@ def estimate(
             logits = oracle.probe(probes, _pairs(noise, part, pairs, batch))
             values = margin(logits, labels) if targets is None else -margin(logits, targets)
             plus, minus = values.chunk(2)
-            total += torch.einsum("pb,pbn->bn", plus - minus, signs)
-    return (total / (2 * delta * pairs)).reshape(images.shape)
+            state["total"] += torch.einsum("pb,pbn->bn", plus - minus, signs)
+    return (state["total"] / (2 * delta * pairs)).reshape(images.shape)
 
 
 def _random_bits(generators: list[torch.Generator], pairs: int, numbers: int) -> Tensor:

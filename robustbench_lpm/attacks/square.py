@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
@@ -13,6 +15,15 @@ from robustbench_lpm.norms import Norm, per_image, project
 # Section 4.1 of the paper: the share p of pixels that change is halved at these queries of 10,000.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 TILES = 5  # the l2 attack starts from a grid of so many tiles by so many
+
+
+@dataclass
+class _Search:
+    """What one change hands to the next."""
+
+    result: Tensor  # (B, C, H, W)
+    active: Tensor  # positions of the images that stand, (b,)
+    known: Tensor  # the margins of those, (b,); infinite with a stochastic classifier
 
 
 @torch.no_grad()
@@ -40,20 +51,19 @@ def square(
         draws: draws of noise over which a stochastic classifier's answer to a query is averaged.
         p_init: share of the pixels that the first squares cover; the paper's schedule is scaled to the budget.
     """
-    result = _start(images, norm, eps, oracle.generators)
+    start = _start(images, norm, eps, oracle.generators)
     changes = queries // 2 if oracle.stochastic else queries - 1
     choices = _choices(changes, images, oracle.generators)
-    here, active = oracle, torch.arange(len(images), device=images.device)
     known = torch.full((len(images),), torch.inf, device=images.device)
     if not oracle.stochastic:
-        known = objective("margin", oracle(result, oracle.noise()), labels, targets)[0]
-    for number in range(changes):
-        standing = known >= 0
-        if not standing.all():
-            active, here, known = active[standing], here.rows(standing), known[standing]
+        known = objective("margin", oracle(start, oracle.noise()), labels, targets)[0]
+    search = _Search(start, torch.arange(len(images), device=images.device), known)
+    for number in oracle.resumable(range(changes), vars(search)):
+        standing = search.known >= 0
+        active, known = search.active[standing], search.known[standing]
         if len(active) == 0:
             break
-        present, originals = result[active], images[active]
+        here, present, originals = oracle.rows(active), search.result[active], images[active]
         target = targets[active] if targets is not None else None
         side = side_at(number, changes, p_init, images.shape[-2:], norm)
         moved = _change(present, originals, choices[number, active], side, norm, eps)
@@ -62,8 +72,8 @@ def square(
         else:
             found = objective("margin", here(moved, here.noise()), labels[active], target)[0]
             better, known = found < known, torch.minimum(found, known)
-        result[active[better]] = moved[better]
-    return result
+        search.result[active[better]], search.active, search.known = moved[better], active, known
+    return search.result
 
 
 def square_cost(*, queries: int = 1000, draws: int = 1, **_: object) -> Cost:

@@ -101,7 +101,7 @@ def announce(plan: Plan, seconds: float | None) -> None:
         say(head)
         return
     passes = f"up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
-    if images > 1:
+    if images > 1 and cost.forwards:
         passes += f" ({cost.forwards:,} and {cost.backwards:,} for each image)"
     grading = f"{plan.grading_passes() * images:,} forwards to grade"
     about = f", about {duration(seconds)}" if seconds is not None and seconds >= LONG else ""

@@ -1,7 +1,8 @@
 """Finished blocks of a run on disk, so that what was computed is not lost when the rest is interrupted.
 
 A run in progress keeps `manifest.json` (what decides its bits beyond the configuration: block and chunk size, threads,
-device, versions) and one file for each finished block. Another manifest makes the old blocks worthless: they go.
+device, versions), one file for each finished block, and what the block that is being worked on has come to (`journal`).
+Another manifest makes the old files worthless: they go.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from robustbench_lpm.evaluation.journal import Journal
+from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.records import write_atomically
 
 Arrays = dict[str, NDArray[Any]]
@@ -30,10 +33,21 @@ class BlockStore:
         if self.folder is None:
             return
         content = json.dumps(manifest, indent=1, sort_keys=True).encode()
-        path = self.folder / "manifest.json"
+        path = self._manifest(self.folder)
         if path.is_file() and path.read_bytes() != content:
             shutil.rmtree(self.folder)
         write_atomically(path, content)
+
+    @staticmethod
+    def _manifest(folder: Path) -> Path:
+        return folder / "manifest.json"
+
+    def journal(self, block: int) -> Journal:
+        """What an unfinished block has come to; it belongs to this manifest and this block alone."""
+        if self.folder is None:
+            return Journal(None)
+        run = f"{sha256_of(self._manifest(self.folder))}, block {block}"
+        return Journal(self.folder / f"journal-{block:06d}.safetensors", run)
 
     def _path(self, block: int) -> Path | None:
         return self.folder / f"block-{block:06d}.safetensors" if self.folder else None

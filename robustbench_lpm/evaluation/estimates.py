@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.evaluation.planning import Plan
 from robustbench_lpm.randomness import generators
 
@@ -24,8 +25,10 @@ def estimate_seconds(plan: Plan) -> float | None:
 
 
 def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tuple[float, float]:
-    """Seconds per image of a forward and of a backward pass of the network, the faster of two tries."""
+    """Seconds per image of a forward and of a backward pass as the attack makes them, the faster of two tries."""
     classifier, forward, backward = plan.model.classifier, [], []
+    if plan.lowered is not None and not (with_backward and slow_backwards(classifier, plan.device)):
+        classifier = plan.lowered
     if len(images) < plan.chunk and _asks_about_many_versions(plan):
         images = images.repeat(-(-plan.chunk // len(images)), 1, 1, 1)[: plan.chunk]
     noise = classifier.sample_noise(len(images), generators(0, range(len(images)), "clean"))
@@ -35,12 +38,18 @@ def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tu
         start = time.perf_counter()
         with torch.set_grad_enabled(with_backward):
             logits = classifier(inputs, noise)
+            _wait_for(logits)
         forward.append(time.perf_counter() - start)
         if with_backward:
             start = time.perf_counter()
-            torch.autograd.grad(logits.sum(), inputs)
+            (gradient,) = torch.autograd.grad(logits.sum(), inputs)
+            _wait_for(gradient)
             backward.append(time.perf_counter() - start)
     return min(forward) / len(images), min(backward, default=0.0) / len(images)
+
+
+def _wait_for(result: torch.Tensor) -> None:
+    result.flatten()[0].item()  # a GPU is given work, and has done it when a number of it is asked for
 
 
 def _asks_about_many_versions(plan: Plan) -> bool:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import slow_backwards
-from robustbench_lpm.attacks.contract import Draws
+from robustbench_lpm.attacks.contract import Draws, Step
 from robustbench_lpm.attacks.losses import objective, succeeded
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.journal import Journal, Loops
 from robustbench_lpm.evaluation.noise_control import NoiseControl
+from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.randomness import generators
 
 PROBES_FOR_ONE = 4  # in bfloat16: measured to be a quarter faster on small networks, and never slower
@@ -47,6 +49,7 @@ class ClassifierOracle:
         stream: part of the key of the attack's noise and choices, so that repeated attacks differ.
         ledger: where the cost is written; a new one by default. Several attacks on one batch may share it.
         on_spent: told how many images went through the network, at every pass.
+        journal: where the attack's loops are kept, so that an interrupted one goes on; None keeps nothing.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class ClassifierOracle:
         stream: str = "",
         ledger: Ledger | None = None,
         on_spent: Callable[[int], None] = lambda _: None,
+        journal: Journal | None = None,
     ) -> None:
         self.classifier, self.originals, self.mask = classifier, images, mask
         self._probed = quick or classifier
@@ -83,6 +87,13 @@ class ClassifierOracle:
         self._key = f"{seed}{stream}"  # runs in another gradient mode draw noise of their own
         self._noise_generators = generators(self._key, self.indices, "attack")
         self.generators = generators(self._key, self.indices, "search")
+        self._loops = Loops(
+            journal or Journal(None),
+            call=sha256_of_value([self._key, self.indices])[:16],
+            generators=[*self._noise_generators, *self.generators],
+            counts=[self.ledger.forwards, self.ledger.backwards, self.ledger.glimpses],
+            on_counted=on_spent,
+        )
 
     @property
     def stochastic(self) -> bool:
@@ -250,6 +261,10 @@ class ClassifierOracle:
         ledger.index_add_(0, self._rows, torch.full((len(self._rows),), spent))
         if passes:
             self.on_spent(spent * len(self._rows))
+
+    def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
+        """The steps of a loop that goes on where it was interrupted; see `Oracle.resumable`."""
+        return self._loops.over(steps, states)
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest candidate; see `Oracle.choose`."""

@@ -213,21 +213,7 @@ def make_plan(
     chosen = tuple(indices if indices is not None else range(min(limit or len(data), len(data))))
     if not chosen:
         raise LpmbenchError("There are no examples to attack.")
-    example = data.read(chosen[:1]).images[0][None].to(device)
-    if model.card is not None and example.shape[1] != model.card.input.channels:
-        raise LpmbenchError(
-            f"Model '{model.name}' reads {model.card.input.channels} channel(s); '{data.name}' has {example.shape[1]}."
-        )
-    model.classifier.to(device).eval()
-    try:
-        model = with_hidden_randomness_exposed(model, example)
-        classes = _count_classes(model.classifier, example)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise LpmbenchError(f"Model '{model.name}' cannot read images {tuple(example.shape[1:])}: {reason}") from error
-    labels = data.labels[list(chosen)]
-    if labels.min() < 0 or labels.max() >= classes:
-        raise LpmbenchError(f"Label {labels.max()} is out of range: model '{model.name}' knows {classes} classes.")
+    model, example, classes = fitted(model, data, chosen, device)
     if not attack.applies(model.classifier):
         raise LpmbenchError(f"Attack '{attack.name}' moves fixations; model '{model.name}' has none.")
     stochastic = model.classifier.stochastic
@@ -293,6 +279,29 @@ def make_plan(
         memory=memory,
         lowered=lowered,
     )
+
+
+def fitted(model: LoadedModel, data: Data, indices: Sequence[int], device: str) -> tuple[LoadedModel, Tensor, int]:
+    """A model on a device, its hidden randomness exposed; the first of the images, (1, C, H, W); and its classes.
+
+    Raises LpmbenchError for a model that cannot read the images, or does not know all of their labels.
+    """
+    example = data.read(indices[:1]).images[0][None].to(device)
+    if model.card is not None and example.shape[1] != model.card.input.channels:
+        raise LpmbenchError(
+            f"Model '{model.name}' reads {model.card.input.channels} channel(s); '{data.name}' has {example.shape[1]}."
+        )
+    model.classifier.to(device).eval()
+    try:
+        model = with_hidden_randomness_exposed(model, example)
+        classes = _count_classes(model.classifier, example)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise LpmbenchError(f"Model '{model.name}' cannot read images {tuple(example.shape[1:])}: {reason}") from error
+    labels = data.labels[list(indices)]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise LpmbenchError(f"Label {labels.max()} is out of range: model '{model.name}' knows {classes} classes.")
+    return model, example, classes
 
 
 def vary(plan: Plan, **changes: Any) -> Plan:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.blocks import Arrays, BlockStore
 from robustbench_lpm.evaluation.grading import predict, within_budget
+from robustbench_lpm.evaluation.journal import Journal
 from robustbench_lpm.evaluation.machine import hardware, versions
 from robustbench_lpm.evaluation.oracle import ClassifierOracle, Ledger, pick
 from robustbench_lpm.evaluation.planning import STORED_PICTURES, Plan, execution, make_plan
@@ -167,10 +167,11 @@ def left_as_it_was(model: object) -> Iterator[None]:
 
 
 def run(plan: Plan, out: Path | None = None, progress: Progress | None = None) -> RunRecord:
-    """Run a plan block by block; with `out`, finished blocks survive an interruption, and the record is written.
+    """Run a plan block by block; with `out`, what was done survives an interruption, and the record is written.
 
-    The record is the same, byte by byte, however often the run was interrupted. Members of a worst case run first,
-    each with a record of its own; those that lie finished in `out` are read instead.
+    Finished blocks are kept, and so is, now and then, what the attack on an unfinished one has come to. The record is
+    the same, byte by byte, however often the run was interrupted. Members of a worst case run first, each with a record
+    of its own; those that lie finished in `out` are read instead.
     """
     watcher = progress or Silent()
     made = _made_by_members(plan, out, watcher)
@@ -181,10 +182,15 @@ def run(plan: Plan, out: Path | None = None, progress: Progress | None = None) -
     for number, indices in enumerate(plan.blocks):
         arrays = store.load(number)
         if arrays is None:
-            start = time.perf_counter()
-            arrays = run_block(plan, indices, watcher, first_position=done, made=made)
-            arrays["seconds"] = np.array(time.perf_counter() - start)
+            journal = store.journal(number)
+            try:
+                arrays = run_block(plan, indices, watcher, first_position=done, made=made, journal=journal)
+            except KeyboardInterrupt:
+                journal.write()
+                raise
+            arrays["seconds"] = np.array(journal.seconds)
             store.save(number, arrays)
+            journal.remove()
         parts.append(arrays)
         done, seconds = done + len(indices), seconds + float(arrays["seconds"])
         watcher.finished(done)
@@ -261,17 +267,18 @@ def run_block(
     *,
     first_position: int = 0,
     made: Mapping[str, Made] | None = None,
+    journal: Journal | None = None,
 ) -> Arrays:
     """Attack and grade some examples; arrays of what happened to each, in order, and the pictures to keep.
 
-    made: of a worst case, by its members.
+    made: of a worst case, by its members. journal: what the block had come to when it was interrupted.
     """
     examples = plan.data.read(indices)
     rows: dict[str, list[Any]] = {}
     order: list[int] = []
     pictures: list[Picture] = []
     for batch in batches_by_shape(examples):
-        result, attacked = _run_batch(plan, batch, progress, made or {})
+        result, attacked = _run_batch(plan, batch, progress, made or {}, journal)
         for name, values in result.items():
             rows.setdefault(name, []).extend(values)
         order += batch.positions
@@ -285,7 +292,7 @@ def run_block(
 
 
 def _run_batch(
-    plan: Plan, batch: Batch, progress: Progress, made: Mapping[str, Made]
+    plan: Plan, batch: Batch, progress: Progress, made: Mapping[str, Made], journal: Journal | None
 ) -> tuple[dict[str, list[Any]], Tensor]:
     images, labels = batch.images.to(plan.device), batch.labels.to(plan.device)
     mask = batch.masks.to(plan.device) if batch.masks is not None else None
@@ -300,7 +307,7 @@ def _run_batch(
         "noise_control": plan.noise_control,
     }
     before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
-    found, choice, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress, made)
+    found, choice, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress, made, journal)
     found = within_budget(found, images, plan.norm, plan.eps, mask)
     after = predict(plan.classifier, found, batch.indices, purpose="grade", **grading)
     progress.spent(len(images) * plan.grading_passes())
@@ -330,6 +337,7 @@ def _attack(
     mask: Tensor | None,
     progress: Progress,
     made: Mapping[str, Made],
+    journal: Journal | None,
 ) -> tuple[Tensor, Tensor, Ledger]:
     """Attack one batch: for each image the strongest candidate, its position in `plan.candidates`, and the cost.
 
@@ -372,10 +380,13 @@ def _attack(
             noise_control=plan.noise_control,
             stream=mode or "",
             ledger=ledger,
+            journal=journal,
         )
         if plan.attack.function is not None:
-            found = plan.attack.function(oracle, images.clone(), labels, norm=plan.norm, eps=plan.eps, **arguments)
-            candidates.append(within_budget(found, images, plan.norm, plan.eps, mask))
+            candidate = {"found": images}
+            for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept as a whole
+                candidate["found"] = attack(oracle, images.clone(), labels, norm=plan.norm, eps=plan.eps, **arguments)
+            candidates.append(within_budget(candidate["found"], images, plan.norm, plan.eps, mask))
     choice = oracle.strongest(candidates, labels, targets)
     return pick(candidates, choice), choice, ledger
 

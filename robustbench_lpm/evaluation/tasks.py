@@ -161,7 +161,7 @@ def resolve_attack(
     """
     if surrogates is not None:
         resolved = resolve_attack(attack, parameters=parameters, settings=settings, trust=trust)
-        return _with_surrogates(resolved, _told_apart([resolve_model(model, trust=trust) for model in surrogates]))
+        return _with_surrogates(resolved, told_apart([resolve_model(model, trust=trust) for model in surrogates]))
     if isinstance(attack, Attack):
         return attack
     if isinstance(attack, str):
@@ -189,7 +189,7 @@ def resolve_attack(
     return Attack(name, attack, given, identity, "white-box")
 
 
-def _told_apart(models: Sequence[LoadedModel]) -> list[LoadedModel]:
+def told_apart(models: Sequence[LoadedModel]) -> list[LoadedModel]:
     """The models under names of their own: several of one class are numbered."""
     names = [model.name for model in models]
     numbers = [names[: i + 1].count(name) for i, name in enumerate(names)]

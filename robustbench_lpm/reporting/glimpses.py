@@ -5,7 +5,6 @@ The tables are those of `evaluation.glimpses`: accuracies (a row for each M and 
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -13,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robustbench_lpm.reporting import cells
-from robustbench_lpm.reporting.escaping import plain
+from robustbench_lpm.reporting import cells, curves
 from robustbench_lpm.reporting.plots import COLOURS, MARKERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 CLEAN, ATTACKED, ADAPTIVE = COLOURS[0], COLOURS[3], COLOURS[1]
 NAMES = {
@@ -26,7 +25,6 @@ NAMES = {
     "attacked": "attacked, images made against all glimpses",
     "adaptive": "attacked anew for each number of glimpses",
 }
-STYLE: Any = {"text.parse_math": False, "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "lpmbench"}
 
 
 def terminal_tables(accuracies: pd.DataFrame, fixations: pd.DataFrame, console: Console) -> None:
@@ -106,26 +104,16 @@ def _distance(row: dict[str, Any], name: str) -> str:
 
 def glimpse_figure(accuracies: pd.DataFrame, fixations: pd.DataFrame, title: str) -> dict[str, bytes]:
     """The figure as {"png": ..., "svg": ...}: accuracy against t, against glimpses spent, and the displacement."""
-    import matplotlib
-    from matplotlib.figure import Figure
+    panels = 3 if len(fixations) else 2
 
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, same bytes
-        matplotlib.rcParams.update(STYLE)
-        panels = 3 if len(fixations) else 2
-        figure = Figure(figsize=(4.3 * panels, 4.0), dpi=144, layout="constrained")
+    def draw(figure: Figure) -> None:
         left, middle, *rest = figure.subplots(1, panels)
         _draw_accuracy(left, accuracies)
         _draw_compute(middle, accuracies)
         for axes in rest:
             _draw_displacement(axes, fixations)
-        figure.suptitle(plain(title), fontsize=11)
-        found = {}
-        for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
-            buffer = BytesIO()
-            figure.savefig(buffer, format=kind, metadata=metadata)
-            found[kind] = buffer.getvalue()
-    return found
+
+    return curves.rendered((4.3 * panels, 4.0), title, draw)
 
 
 def _draw_accuracy(axes: Axes, accuracies: pd.DataFrame) -> None:
@@ -192,13 +180,10 @@ def _draw_displacement(axes: Axes, fixations: pd.DataFrame) -> None:
 def _dress(axes: Axes, x: str, y: str, *, shares: bool) -> None:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    axes.set(xlabel=x, ylabel=y)
+    curves.dress(axes, x, y)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if shares:
         axes.set_ylim(-0.02, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     else:
         axes.set_ylim(bottom=0)
-    axes.grid(axis="y", color="0.3", alpha=0.15, linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=0)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
@@ -68,6 +69,19 @@ def images(batch: int = 5, size: int = 20) -> Tensor:
 
 def noise_for(model: RecurrentAttention, indices: range | list[int], **options: int) -> dict[str, Tensor]:
     return model.sample_noise(len(indices), generators(0, indices, "grade"), **options)
+
+
+@for_every_model
+def test_the_work_of_the_networks_does_not_depend_on_the_size_of_the_image(build: Build) -> None:
+    """Counted in the multiply-adds of convolutions and matrix products."""
+    model = made(build)
+
+    def work(size: int, glimpses: int) -> int:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(images(2, size), noise_for(model, range(2), glimpses=glimpses))
+        return counter.get_total_flops()
+
+    assert work(20, 4) == work(150, 4) > work(20, 3) > 0
 
 
 @for_every_model

@@ -159,12 +159,14 @@ def test_noise_stays_far_from_the_worst_margin() -> None:
     ("fgsm", {"eot": 20}),
     ("pgd", {"steps": 20, "eot": 2}),
     ("pgd", {"steps": 10, "restarts": 3}),
+    ("pgd-kiritani2020", {"steps": 60}),  # 60 steps of 0.2/255 cross the ball from edge to edge
     ("apgd-ce", {"steps": 20, "eot": 2}),
     ("apgd-margin", {"steps": 20, "eot": 2}),
     ("autoattack-rand", {"steps": 30, "eot": 5}),
     ("art-pgd", {"steps": 20, "eot": 2}),
     ("cleverhans-pgd", {"steps": 20, "eot": 2}),
     ("spsa", {"iterations": 30, "pairs": 64, "learning_rate": 0.005}),
+    ("spsa-kiritani2020", {"iterations": 30, "pairs": 128, "learning_rate": 0.005}),
     ("square", {"queries": 1600, "draws": 1}),
     ("rays", {"queries": 800, "votes": 10}),
 ])  # fmt: skip

@@ -278,6 +278,69 @@ def test_a_checkpoint_of_the_authors_runs_with_their_padding_and_is_verified(tmp
     assert "6 of 6 on 2 stored images" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def authors_imagenet_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of the ImageNet experiment as the authors' code saves it, with weights that nobody trained."""
+    path = tmp_path_factory.mktemp("checkpoint") / "best_model.ckpt"
+    state = {f"module.{name}": tensor.float() for name, tensor in golden_state(golden_keys("imagenet")).items()}
+    torch.save({"model_state_dict": state, "epoch": 3}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("attack", "settings", "data", "size", "forwards"),
+    [
+        ("spsa", "--set pairs=2 --set iterations=2", "panda", "224", 2 * 2 * 2),
+        pytest.param(
+            "spsa",
+            "--set pairs=2 --set iterations=2",
+            "imagenet --data images",
+            "original",
+            2 * 2 * 2,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("pgd", "--steps 2 --gradient-mode detached", "panda", "original", 2, marks=pytest.mark.slow),
+        pytest.param(
+            "pgd", "--steps 2 --gradient-mode detached", "imagenet --data images", "224", 2, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_the_attacks_of_the_paper_on_a_checkpoint_of_its_authors(
+    attack: str, settings: str, data: str, size: str, forwards: int, authors_imagenet_checkpoint: Path, tmp_path: Path
+) -> None:
+    """End to end at both sizes; the pictures are small, and one is not square."""
+    for name, shape in {"n01440764": (60, 90), "n02510455": (80, 80)}.items():
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.effect_noise(shape, 60).convert("RGB").save(tmp_path / "images" / name / "1.png")
+    (tmp_path / "images" / "class_index.json").write_text('{"n01440764": 0, "n02510455": 388}')
+    lpmbench(
+        f"attack --model ramlpm-imagenet --checkpoint {authors_imagenet_checkpoint} --attack {attack}-kiritani2020"
+        f" {settings} --dataset {data} --size {size} --draws 2 --threads 1"
+    )
+    (record,) = records.read_all(tmp_path / "runs")
+    assert record.configuration["model"]["parameters"]["padding"] == "reference"
+    assert record.eps == 2 / 255
+    assert record.outcomes["forwards"].tolist() == [forwards] * len(record.outcomes)
+    assert set(record.labels) == {388} if data == "panda" else {0, 388}
+    moved = [abs(picture.adversarial - picture.clean).max() for picture in record.pictures()]
+    assert all(0 < distance <= 2 / 255 + 1e-6 for distance in moved)
+
+
+def test_the_whole_cost_is_told_beforehand(capsys: Capture) -> None:
+    """SPSA of the paper: 100 iterations of 8192 pairs, and a look at each iterate of a deterministic model."""
+    from robustbench_lpm.cli.console import announce, duration
+    from robustbench_lpm.evaluation.planning import make_plan
+    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
+
+    model, attack, data = resolve_model("ramlpm"), resolve_attack("spsa-kiritani2020"), resolve_data("digits")
+    announce(make_plan(model, attack, data, eps=0.1, limit=1), 455_000.0)
+    told = capsys.readouterr().out
+    assert "up to 1,638,500 forwards and 0 backwards, 40 forwards to grade, about 5.3 days" in told
+    announce(make_plan(model, attack, data, eps=0.1, limit=300), None)
+    assert "491,550,000 forwards and 0 backwards (1,638,500 and 0 for each image)" in capsys.readouterr().out
+    assert [duration(seconds) for seconds in (89, 3600, 9000, 71 * 3600)] == ["89 s", "60 min", "2.5 h", "71.0 h"]
+
+
 def test_verify_takes_the_card_of_an_unregistered_model(tmp_path: Path, capsys: Capture) -> None:
     for file in ("cnn.toml", "cnn.safetensors"):
         (tmp_path / file).write_bytes((cards.root() / "models" / file).read_bytes())

@@ -30,8 +30,10 @@ BUDGETS: dict[str, list[dict[str, Any]]] = {
     "fgsm": [{"eot": 2}],
     "noise": [{"tries": 3}],
     "pgd": [{"steps": 5, "eot": 1}, {"steps": 3, "restarts": 4, "eot": 1}],
+    "pgd-kiritani2020": [{"steps": 5}],
     "rays": [{"queries": 6, "votes": 1}],
     "spsa": [{"iterations": 3, "pairs": 4}],
+    "spsa-kiritani2020": [{"iterations": 3, "pairs": 4}],
     "square": [{"queries": 6, "draws": 3}],
 }
 # They need a model that glimpses, surrogates, or members; these modules have them.

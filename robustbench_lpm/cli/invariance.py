@@ -1,0 +1,82 @@
+"""lpmbench invariance: accuracy of some models against the rotation, scale and translation of the images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from robustbench_lpm import cards
+from robustbench_lpm.cli.options import prepare_machine
+from robustbench_lpm.cli.studies import carry_out, dataset_for, magnitudes, study_options, whole_numbers
+from robustbench_lpm.errors import LpmbenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_RUNS = 1000
+DEFAULTS = {"rotate": "0..360", "scale": "0.5..2", "translate": "-0.5..0.5"}
+STEPS = {"rotate": "15", "scale": "0.125", "translate": "0.1"}
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--rotate", metavar="DEGREES", help=f"Turns against the clock, like 0..360:15; step {STEPS['rotate']}.")
+@click.option("--scale", metavar="FACTORS", help=f"Magnifications, like 0.5..2 or 0.5,1,2; step {STEPS['scale']}.")
+@click.option("--translate", metavar="SHARES",
+              help="Shares of the image's side, like -0.5..0.5; each is tried to the right and, by itself, down; their "
+                   f"mean is told; step {STEPS['translate']}.")  # fmt: skip
+@study_options(draws=4, mc="1")
+def invariance(
+    names: tuple[str, ...],
+    rotate: str | None,
+    scale: str | None,
+    translate: str | None,
+    mc: str,
+    dataset: str | None,
+    data: Path | None,
+    split: str,
+    size: str | None,
+    device: str,
+    threads: int | None,
+    out: Path | None,
+    force: bool,
+    trust: bool,
+    **rest: Any,
+) -> None:
+    """How accurate the models NAME... are on turned, scaled and moved images: a panel for each, a line per model.
+
+    Without --rotate, --scale and --translate all three run, over 0..360, 0.5..2 and -0.5..0.5; naming some runs just
+    these. Images are warped about their centre, bilinearly, with zeros coming in from outside. Intervals (95 %) are
+    over images.
+
+    \b
+    lpmbench invariance ramlpm ram cnn
+    lpmbench invariance ramlpm cnn --rotate 0..360:15 --limit 100
+    lpmbench invariance ramlpm --scale 0.5..2:0.25 --translate -0.2,0,0.2 --mc 1,5
+    """
+    asked = {"rotate": rotate, "scale": scale, "translate": translate}
+    asked = {name: text for name, text in asked.items() if text is not None} or dict(DEFAULTS)
+    values = {name: magnitudes(f"--{name}", str(text), STEPS[name]) for name, text in asked.items()}
+    averages = whole_numbers("--mc", mc, MOST_RUNS)
+    models = list(dict.fromkeys(names))
+    if rest["checkpoint"] is not None and len(models) != 1:
+        raise LpmbenchError("--checkpoint goes with exactly one NAME.")
+    named = dataset_for([cards.model(name) for name in models], dataset)
+    cards.dataset(named)
+    prepare_machine(device, threads)
+    from robustbench_lpm.cli.console import console
+    from robustbench_lpm.evaluation.invariance import make_invariance
+    from robustbench_lpm.evaluation.tasks import resolve_data
+    from robustbench_lpm.reporting.exports import to_csv
+    from robustbench_lpm.reporting.invariance import invariance_figure, terminal_table
+
+    source = resolve_data(named, size=size, data=data, split=split, trust=trust)
+    study = make_invariance(models, source, values, mc=averages, device=device, trust=trust, **rest)
+
+    def draw(table: pd.DataFrame) -> dict[str, bytes]:
+        title = f"{study.data.name}, {study.images:,} images"
+        return {"invariance.csv": to_csv(table).encode()} | invariance_figure(table, title)
+
+    carry_out(study, out, force, lambda table: terminal_table(table, console), draw)

@@ -1,0 +1,211 @@
+"""What the commands that study clean accuracy share: their options, lists of numbers, the bar, and what comes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from robustbench_lpm import cards
+from robustbench_lpm.cli.options import machine_options, together, trust_option
+from robustbench_lpm.errors import Interrupted, LpmbenchError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from robustbench_lpm.cards import ModelCard
+    from robustbench_lpm.evaluation.studies import Result, Row, Study
+
+MOST_NUMBERS = 1000  # in a list; beyond it a typing error would ask for days
+
+
+def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The options of a study, with its defaults."""
+    return together(
+        click.option("--mc", default=mc, show_default=True,
+                     help="Values of M, the runs whose mean logits decide, like 1,5 or 1..4; 1 is always among them."),
+        click.option("--draws", type=click.IntRange(1), default=draws, show_default=True,
+                     help="Draws K of the average of the most runs; smaller M get more, for all runs serve each M."),
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the card."),
+        click.option("--dataset", help="A data set, or the path of its card; default: the one that the model learned."),
+        click.option("--data", type=click.Path(path_type=Path), help="The folder of the data, if they need one."),
+        click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True),
+        click.option("--size", help="224, original, or another side in pixels; default: the data set's own."),
+        click.option("--limit", type=click.IntRange(1), help="Only the first so many images."),
+        machine_options,
+        click.option("--out", type=click.Path(path_type=Path), help="Where everything goes; default: below runs/."),
+        click.option("--force", is_flag=True, help="Run again what has been run, and write over another study."),
+        trust_option,
+    )  # fmt: skip
+
+
+def whole_numbers(option: str, text: str, most: int) -> list[int]:
+    """The numbers in '1..14', '1,2,4' or '1..3,6', growing, each once.
+
+    Raises LpmbenchError unless all are whole, from 1 to `most`.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:\.\.\s*([0-9]{1,9})\s*)?", part)
+        if match is None:
+            raise LpmbenchError(f"{option} '{text}' must be whole numbers, like 6, 1,2,4 or 1..14.")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= most:
+            raise LpmbenchError(
+                f"{option} '{text}': {part.strip()} must be from 1 to {most}, the smaller number first."
+            )
+        found |= set(range(first, last + 1))
+    return sorted(found)
+
+
+def magnitudes(option: str, text: str, step: str) -> list[float]:
+    """The numbers in '0..360:15' (the last too, if the steps meet it), '0..360' (in steps of `step`) or '-0.1,0,0.1'.
+
+    They are counted in decimals, so that 0 and 1 are met exactly. Raises LpmbenchError for anything else.
+    """
+    shape = f"{option} '{text}' must be FROM..TO:STEP, FROM..TO (in steps of {step}), or numbers with commas between."
+    found: set[Decimal] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([^:\s]+?)\s*(?:\.\.\s*([^:\s]+?)\s*(?::\s*(\S+)\s*)?)?", part)
+        if match is None:
+            raise LpmbenchError(shape)
+        try:
+            first, last, by = Decimal(match[1]), Decimal(match[2] or match[1]), Decimal(match[3] or step)
+        except InvalidOperation:
+            raise LpmbenchError(shape) from None
+        if not (first.is_finite() and last.is_finite() and by.is_finite()) or max(abs(first), abs(last)) > 10**6:
+            raise LpmbenchError(shape)
+        if last < first or by <= 0:
+            raise LpmbenchError(f"{option} '{text}': {part.strip()} must grow, by steps above 0.")
+        if (last - first) / by >= MOST_NUMBERS:
+            raise LpmbenchError(f"{option} '{text}': that is more than {MOST_NUMBERS} points.")
+        found |= {first + i * by for i in range(int((last - first) / by) + 1)}
+    return sorted(map(float, found))
+
+
+def dataset_for(models: Sequence[ModelCard], named: str | None) -> str:
+    """The data set of a study: the one named, else the one that the first model learned, else one of its labels.
+
+    Raises LpmbenchError for models that do not predict the same labels, and where no data set has them.
+    """
+    first = models[0]
+    for model in models[1:]:
+        if model.labels != first.labels:
+            raise LpmbenchError(
+                f"Models '{first.name}' and '{model.name}' cannot be compared: they predict the labels "
+                f"'{first.labels}' and '{model.labels}'."
+            )
+    if named is not None:
+        return named
+    registered = cards.names("dataset")
+    if first.trained is not None and first.trained.dataset in registered:
+        return first.trained.dataset
+    fitting = [name for name in registered if cards.dataset(name).labels == first.labels]
+    if not fitting:
+        raise LpmbenchError(f"No registered data set has the labels '{first.labels}'; name one with --dataset.")
+    return first.labels if first.labels in fitting else fitting[0]
+
+
+def default_folder(study: Study) -> Path:
+    """A folder of its own for each configuration."""
+    words = "-".join([*(model.name for model in study.models[:4]), study.data.name])
+    return Path("runs") / study.name / f"{re.sub(r'[^A-Za-z0-9.]+', '-', words).strip('-.')[:80]}-{study.id[:8]}"
+
+
+class StudyBar:
+    """Progress of a study, in passes of the network; and the images that are done."""
+
+    def __init__(self, advance: Callable[[int], None], passes_per_image: int, images: int) -> None:
+        self._show, self._per_image = advance, passes_per_image
+        self._passes, self.done, self.images = 0, 0, images
+
+    def spent(self, passes: int) -> None:
+        """Passes that images of the current block have made."""
+        self._passes += passes
+        self._show(self._passes)
+
+    def finished(self, images: int) -> None:
+        """So many images are done, now or in an earlier attempt."""
+        self.done, self._passes = images, images * self._per_image
+        self._show(self._passes)
+
+
+@contextmanager
+def study_bar(study: Study) -> Iterator[StudyBar]:
+    """A bar for a study, with the time left; none where the output is no terminal."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from robustbench_lpm.cli.console import console
+    from robustbench_lpm.evaluation.studies import total_passes
+
+    columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        total = total_passes(study)
+        task = bars.add_task(study.name, total=total)
+        yield StudyBar(lambda passes: bars.update(task, completed=passes), total // study.images, study.images)
+
+
+def carry_out(
+    study: Study, out: Path | None, force: bool, show: Callable[[pd.DataFrame], None],
+    draw: Callable[[pd.DataFrame], dict[str, bytes]],
+) -> None:  # fmt: skip
+    """Run a study, or read what lies finished in its folder; show its table and write its files.
+
+    show: prints the table. draw: the table as {name of a file: content}.
+    Raises LpmbenchError where another study lies, and Interrupted, with what to do next, for Ctrl-C.
+    """
+    from robustbench_lpm.cli.console import duration, say, shown_path
+    from robustbench_lpm.evaluation import studies
+
+    folder = out if out is not None else default_folder(study)
+    result = None if force else studies.finished(study, folder)
+    renewed = result is None
+    if result is None:
+        announce(study)
+        result = run(study, folder)
+    else:
+        say(f"Already run, in {duration(result.seconds)} (--force runs it again).")
+    table = as_table(result.rows)
+    if renewed or not studies.whole(study, folder):
+        studies.write(study, result, draw(table), folder)
+    say("")
+    show(table)
+    say(f"\nWritten to {shown_path(folder)}: {study.name}.csv, {study.name}.json, summary.png, summary.svg")
+
+
+def announce(study: Study) -> None:
+    """What is about to run, and how long it takes if that is long."""
+    from robustbench_lpm.cli.console import LONG, duration, say
+    from robustbench_lpm.evaluation.studies import estimate_seconds, total_passes
+
+    seconds = estimate_seconds(study)
+    about = f", about {duration(seconds)}" if seconds >= LONG else ""
+    names = ", ".join(model.name for model in study.models)
+    data = f"{study.data.name} ({study.data.identity['split']}), {study.images:,} image(s)"
+    say(f"{names} · {data} · {total_passes(study):,} forwards{about}; Ctrl-C keeps what is finished")
+
+
+def run(study: Study, folder: Path) -> Result:
+    """Run a study under a bar."""
+    from robustbench_lpm.evaluation import studies
+
+    with study_bar(study) as bar:
+        try:
+            return studies.run(study, folder, bar)
+        except KeyboardInterrupt:
+            kept = f"{bar.done:,} of {bar.images:,} images are finished and kept: the same command goes on from there."
+            raise Interrupted(f"Interrupted; {kept}") from None
+
+
+def as_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Rows as a table; a missing end of an interval is NaN."""
+    import pandas as pd
+
+    table = pd.DataFrame(list(rows))
+    return table.astype(dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float))

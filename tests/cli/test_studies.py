@@ -1,0 +1,222 @@
+"""lpmbench sweep and lpmbench invariance, from words to files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from robustbench_lpm import cards, records
+from robustbench_lpm.cli import run, studies
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation import studies as evaluation
+
+Capture = pytest.CaptureFixture[str]
+SWEEP = "sweep ram --glimpses 1,3,7 --mc 1,2 --limit 21 --threads 1"
+INVARIANCE = "invariance ram cnn --rotate 0..90:45 --scale 0.5,1 --limit 21 --draws 2 --threads 1"
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def lpmbench(line: str) -> None:
+    assert run(line.split()) == 0
+
+
+@pytest.mark.parametrize(("name", "line", "cells"), [("sweep", SWEEP, 6), ("invariance", INVARIANCE, 10)])
+def test_a_study_writes_its_table_figure_and_provenance(
+    name: str, line: str, cells: int, tmp_path: Path, capsys: Capture
+) -> None:
+    lpmbench(f"{line} --out study")
+    shown = capsys.readouterr().out
+    assert f"Written to study: {name}.csv, {name}.json, summary.png, summary.svg" in shown
+    out = tmp_path / "study"
+    assert {path.name for path in out.iterdir()} == {f"{name}.csv", f"{name}.json", "summary.png", "summary.svg"}
+    table, stored = pd.read_csv(out / f"{name}.csv"), json.loads((out / f"{name}.json").read_text())
+    assert len(table) == len(stored["table"]) == cells
+    assert table["accuracy"].tolist() == pytest.approx([row["accuracy"] for row in stored["table"]])
+    assert table["accuracy_low"].notna().all()
+    assert Image.open(out / "summary.png").width > 1000
+
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    lpmbench(f"{line} --out study")
+    assert "Already run" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+
+    (out / "summary.png").unlink()
+    (out / f"{name}.csv").write_text("other")
+    lpmbench(f"{line} --out study")
+    assert "Already run" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in out.iterdir() if path.suffix != ".json"} == {
+        path: content for path, content in before.items() if path.suffix != ".json"
+    }
+
+
+@pytest.mark.parametrize(("name", "line"), [("sweep", SWEEP), ("invariance", INVARIANCE)])
+def test_the_stored_command_makes_the_study_again(name: str, line: str, tmp_path: Path, capsys: Capture) -> None:
+    lpmbench(line)  # into a folder of its own
+    (path,) = (tmp_path / "runs" / name).glob(f"*/{name}.json")
+    first = json.loads(path.read_text())
+    assert path.parent.name.endswith(first["id"][:8])
+    lpmbench(f"{first['command'].removeprefix('lpmbench ')} --threads 1 --out again")
+    again = json.loads((tmp_path / "again" / f"{name}.json").read_text())
+    assert (again["id"], again["table"]) == (first["id"], first["table"])
+
+
+def test_another_configuration_is_refused_or_written_anew_but_never_mixed(tmp_path: Path, capsys: Capture) -> None:
+    lpmbench("sweep ram --glimpses 1,2 --mc 1 --limit 3 --out study")
+    before = (tmp_path / "study" / "sweep.json").read_bytes()
+    other = "sweep ram --glimpses 1,2 --mc 1 --limit 3 --seed 1 --out study"
+    assert run(other.split()) == 1
+    complaint = capsys.readouterr().err
+    assert "holds another study: it differs in seed" in complaint
+    assert "--force" in complaint
+    assert (tmp_path / "study" / "sweep.json").read_bytes() == before
+    lpmbench(f"{other} --force")
+    assert json.loads((tmp_path / "study" / "sweep.json").read_text())["configuration"]["evaluation"]["seed"] == 1
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_so(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "sweep ram --glimpses 1,2 --mc 1 --limit 12 --out study"
+    monkeypatch.setattr(evaluation, "default_chunk", lambda height, width: 2)  # blocks of 8 images
+    finished = studies.StudyBar.finished
+
+    def press(self: studies.StudyBar, images: int) -> None:
+        finished(self, images)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(studies.StudyBar, "finished", press)
+        assert run(line.split()) == 130
+    assert capsys.readouterr().err == (
+        "lpmbench: Interrupted; 8 of 12 images are finished and kept: the same command goes on from there.\n"
+    )
+    assert not (tmp_path / "study" / "sweep.json").exists()
+    lpmbench(line)
+    assert not (tmp_path / "study" / ".partial").exists()
+
+
+def test_what_fails_while_writing_leaves_no_record_of_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lpmbench("sweep ram --glimpses 1 --mc 1 --limit 2 --out study")
+
+    def full(path: Path, content: bytes) -> None:
+        if path.suffix == ".svg":
+            raise OSError(28, "No space left on device")
+        records.write_atomically(path, content)
+
+    monkeypatch.setattr(evaluation, "write_atomically", full)
+    line = "sweep ram --glimpses 1 --mc 1 --limit 2 --out study --seed 2 --force"
+    assert run(line.split()) == 1
+    assert not (tmp_path / "study" / "sweep.json").exists()
+
+
+def test_a_deterministic_model_says_that_m_does_not_matter(capsys: Capture) -> None:
+    lpmbench("sweep ram-centre --glimpses 1,2 --limit 2 --out study")
+    assert "ram-centre answers the same in every run" in capsys.readouterr().out
+
+
+def test_all_three_transformations_run_by_default(tmp_path: Path) -> None:
+    lpmbench("invariance cnn --limit 2 --out study")
+    table = pd.read_csv(tmp_path / "study" / "invariance.csv")
+    assert table.groupby("transformation")["value"].agg(["min", "max", "count"]).to_numpy().tolist() == [
+        [0, 360, 25], [0.5, 2, 13], [-0.5, 0.5, 11],
+    ]  # fmt: skip
+
+
+NUMBERS = [("6", [6]), ("1..4", [1, 2, 3, 4]), ("1,2,4", [1, 2, 4]), ("8, 1..3,2", [1, 2, 3, 8])]
+
+
+@pytest.mark.parametrize(("text", "expected"), NUMBERS)
+def test_whole_numbers(text: str, expected: list[int]) -> None:
+    assert studies.whole_numbers("--glimpses", text, 100) == expected
+
+
+@pytest.mark.parametrize("text", ["", ",", "0", "1..", "..3", "4..2", "1.5", "-1", "101", "1..99999999999", "٣", "1 2"])
+def test_what_is_no_list_of_whole_numbers(text: str) -> None:
+    with pytest.raises(LpmbenchError, match="--glimpses"):
+        studies.whole_numbers("--glimpses", text, 100)
+
+
+MAGNITUDES = [
+    ("0..360:90", [0, 90, 180, 270, 360]),
+    ("0..40", [0, 15, 30]),  # the step given below
+    ("-0.3..0.3:0.1", [-0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3]),
+    ("1,0.5,2", [0.5, 1, 2]),
+    ("-1, 1..2:0.5", [-1, 1, 1.5, 2]),
+    ("5..5", [5]),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), MAGNITUDES)
+def test_magnitudes_are_exact_decimals(text: str, expected: list[float]) -> None:
+    assert studies.magnitudes("--rotate", text, "15") == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "1..", "2..1", "0..1:0", "0..1:-1", "nan", "inf", "0..inf", "0..9:0.001", "1:2"]
+)
+def test_what_are_no_magnitudes(text: str) -> None:
+    with pytest.raises(LpmbenchError, match="--rotate"):
+        studies.magnitudes("--rotate", text, "15")
+
+
+DATASETS = [
+    (["ramlpm"], None, "digits"),  # it was trained on it; MNIST has the same labels
+    (["ram-centre"], None, "digits"),  # the data set of its labels' name
+    (["ramlpm-sim2mnist"], None, "sim2mnist"),
+    (["resnet50-imagenet"], None, "imagenet"),
+    (["ramlpm", "cnn"], "mnist", "mnist"),
+]
+
+
+@pytest.mark.parametrize(("models", "named", "expected"), DATASETS)
+def test_the_data_set_is_the_one_that_the_model_learned(models: list[str], named: str | None, expected: str) -> None:
+    assert studies.dataset_for(list(map(cards.model, models)), named) == expected
+
+
+MISTAKES = [
+    ("sweep", "Missing argument 'NAME'"),
+    ("sweep ramlmp", "Did you mean 'ramlpm'?"),
+    ("sweep cnn", "Model 'cnn' sees an image whole"),
+    ("sweep ram --glimpses 0..3", "--glimpses '0..3'"),
+    ("sweep ram --mc two", "--mc 'two'"),
+    ("sweep ram --draws 0", "--draws"),
+    ("sweep ram --limit 0", "--limit"),
+    ("sweep ram --split dev", "--split"),
+    ("sweep ram --dataset digit", "Did you mean 'digits'?"),
+    ("sweep ram --dataset panda", "predicts the labels 'digits'"),
+    ("sweep ram --checkpoint nowhere.pt", "no checkpoint at nowhere.pt"),
+    ("sweep ram --device toaster", "not available"),
+    ("sweep ramlpm-imagenet --dataset panda", "no weights"),
+    ("invariance", "Missing argument 'NAME...'"),
+    ("invariance ram cmn", "Did you mean 'cnn'?"),
+    ("invariance ram resnet50-imagenet", "cannot be compared"),
+    ("invariance ram --rotate x", "--rotate 'x'"),
+    ("invariance ram --scale 0..2", "factor above 0"),
+    ("invariance ram --translate 1..0", "--translate '1..0'"),
+    ("invariance ram cnn --checkpoint a.pt", "exactly one NAME"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), MISTAKES)
+def test_mistakes_end_in_one_clear_line(line: str, reason: str, capsys: Capture) -> None:
+    assert run(line.split()) != 0
+    complaint = capsys.readouterr().err
+    assert len(complaint.strip().splitlines()) == 1
+    assert reason in complaint
+
+
+@pytest.mark.parametrize(("command", "example"), [
+    ("sweep", "lpmbench sweep ram --glimpses 1,2,4,8 --mc 1..4"),
+    ("invariance", "lpmbench invariance ramlpm cnn --rotate 0..360:15"),
+])  # fmt: skip
+def test_help_has_examples(command: str, example: str, capsys: Capture) -> None:
+    lpmbench(f"{command} --help")
+    assert example in capsys.readouterr().out
