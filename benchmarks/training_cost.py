@@ -1,9 +1,9 @@
-"""What one epoch of a recipe costs: arithmetic and memory counted on the network itself, days computed from them.
+"""What one epoch of a recipe costs: arithmetic and memory counted on the network itself, time computed from them.
 
     python -m benchmarks.training_cost ramlpm-imagenet --recipe imagenet --images 1281167
 
 Counted, not timed: floating point operations of one step (torch's FlopCounterMode, which sees convolutions and
-matrix products) and the bytes that autograd keeps for the backward pass. The days at the end are an estimate: the
+matrix products) and the bytes that autograd keeps for the backward pass. The time at the end is an estimate: the
 operations of all epochs over a device's throughput, at an assumed share of its peak.
 """
 
@@ -60,8 +60,8 @@ def main() -> None:
     for device, peaks in PEAKS.items():
         for name, peak in zip(("TF32", "bfloat16"), peaks, strict=True):
             rate = SHARE * peak / flops
-            days = total / (SHARE * peak) / 86400
-            speed = f"{rate:6.0f} images/s, {days:4.1f} days"
+            hours = total / (SHARE * peak) / 3600
+            speed = f"{rate:6.0f} images/s, " + (f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days")
             print(f"{device:9} {name:8} at {SHARE:.0%} of {peak / 1e12:.0f} TFLOP/s: {speed}")
 
 

@@ -183,7 +183,7 @@ class DatasetCard(Card):
 
 
 class Augmentation(Table):
-    """Random affine maps of the training images; the default changes nothing."""
+    """Random maps of the training images, affine ones and mirroring; the default changes nothing."""
 
     rotate: float = Field(default=0.0, ge=0, le=180)  # degrees, either way
     translate: float = Field(default=0.0, ge=0, le=1)  # share of the image's side, either way
@@ -191,6 +191,7 @@ class Augmentation(Table):
     scale: Annotated[tuple[float, float], Field(strict=False)] = (1.0, 1.0)
     shear: float = Field(default=0.0, ge=0, lt=90)  # degrees, either way
     keep: float = Field(default=0.0, ge=0, lt=1)  # least share of an image's brightness that stays in the frame
+    flip: float = Field(default=0.0, ge=0, le=1)  # share of the images that are mirrored, left to right
 
     @model_validator(mode="after")
     def _scales_are_ordered(self) -> Augmentation:
@@ -213,6 +214,7 @@ class RecipeCard(Card):
 
     dataset: str
     size: str | None = None  # side of the training images in pixels; None: as the data set's card says
+    fit: Literal["crop", "pad"] = "crop"  # the middle of an image, or all of it in a square of zeros; see preprocessing
     objective: str  # "module:function", see robustbench_lpm.training.objectives
     parameters: Parameters = {}  # of the objective
     epochs: int = Field(ge=1)

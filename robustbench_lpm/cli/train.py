@@ -12,6 +12,8 @@ from robustbench_lpm import cards
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 
+# What changes nothing about the network that is trained, so that the card of it need not repeat them.
+INCIDENTAL = ("resume", "trust", "save_every", "workers", "tensorboard")
 SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clean_accuracy")
 
 
@@ -24,8 +26,20 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Where it goes; by default runs/train/NAME-seedS.")
 @click.option("--resume", is_flag=True, help="Go on from the last save, to the same bits as without the break.")
-@click.option("--save-every", type=click.FloatRange(0, min_open=True), metavar="MINUTES",
-              help="Save within epochs too, that often; without it, after every epoch.")
+@click.option(
+    "--save-every",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Save within epochs too, that often; without it, after every epoch.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(0),
+    metavar="N",
+    help="Processes that read images ahead where the data do not fit into memory; by default as many as "
+    "there are processors to spare, at most 8.",
+)
+@click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too, to OUT/tensorboard.")
 @machine_options
 @trust_option
 def train(
@@ -37,12 +51,17 @@ def train(
     threads: int | None,
     **rest: Any,
 ) -> None:
-    """Train the model NAME and write checkpoint, log and card; the best epoch on the validation split is kept.
+    """Train the model NAME from a recipe; the best epoch on the validation split becomes the model.
+
+    OUT gets last.ckpt (all that --resume needs), best.safetensors, log.csv, curves.png and at the end card.toml, which
+    works as --model. What a recipe may say (augmentation, glimpses in stages, what is validated, ...) stands in
+    recipes/README.md.
 
     \b
     lpmbench train ramlpm
     lpmbench train ramlpm --seed 1 --out runs/train/mine
     lpmbench attack --model runs/train/mine/card.toml --attack pgd
+    lpmbench train ramlpm-imagenet --recipe imagenet --data DIR --device cuda --save-every 30 --tensorboard
     """
     card = cards.model(name)
     recipe = cards.recipe(recipe_name) if recipe_name is not None else None
@@ -63,7 +82,7 @@ def train(
                 progress=_Watcher(bars, task), command=command, **rest,
             )  # fmt: skip
     except KeyboardInterrupt:
-        again = f"{command} --out {shlex.quote(str(folder))} --resume"
+        again = _again(command, folder, rest)
         raise Interrupted(f"Interrupted; finished epochs are kept. Go on with: {again}") from None
     shares = ", ".join(f"{key.replace('_', ' ')} {100 * value:.1f} %" for key, value in result.accuracy.items())
     say(f"Best epoch {result.best_epoch} of {epochs}, {duration(result.seconds)}: {shares}")
@@ -72,13 +91,25 @@ def train(
 
 def _command(name: str, options: dict[str, Any]) -> str:
     """The command that repeats a training, wherever it goes and wherever its data lie."""
-    shown = {key: value for key, value in options.items() if key not in ("resume", "trust", "save_every") and value is not None}
+    shown = {key: value for key, value in options.items() if key not in INCIDENTAL and value is not None}
     if shown["device"] == "cpu":
         del shown["device"]
     if "data" in shown:
         shown["data"] = "DIR"
     words = [f"--{key} {shlex.quote(str(value))}" for key, value in shown.items()]
     return " ".join(["lpmbench train", shlex.quote(name), *words, *["--trust"] * bool(options["trust"])])
+
+
+def _again(command: str, out: Path, options: dict[str, Any]) -> str:
+    """What goes on with a training, here."""
+    if options["data"] is not None:
+        command = command.replace("--data DIR", f"--data {shlex.quote(str(options['data']))}")
+    words = [f"--out {shlex.quote(str(out))} --resume"]
+    if options["save_every"] is not None:
+        words.append(f"--save-every {options['save_every']:g}")
+    if options["workers"] is not None:
+        words.append(f"--workers {options['workers']}")
+    return " ".join([command, *words, *["--tensorboard"] * options["tensorboard"]])
 
 
 class _Watcher:

@@ -1,4 +1,4 @@
-"""Small random affine maps of training images, from a keyed generator: the same key, the same maps."""
+"""Random maps of training images, from a keyed generator: the same key, the same maps."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from torch import Tensor
 
 from robustbench_lpm.cards import Augmentation
 
-
 TRIES = 8
 
 
 def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    """Each image (B, C, H, W) turned, sheared, scaled and moved at random, zeros coming in from outside.
+    """Each image (B, C, H, W) mirrored, turned, sheared, scaled and moved at random, zeros coming in from outside.
 
-    With settings.keep, a map that pushes more than the rest of an image's brightness out of the frame is drawn again;
-    an image for which none of so many maps will do stays as it is.
+    Mirroring alone resamples nothing. With settings.keep, an affine map that pushes more than the rest of an image's
+    brightness out of the frame is drawn again; an image for which none of so many maps will do is not mapped.
     """
+    if settings.flip:
+        images = _mirrored(images, settings.flip, generator)
+        settings = settings.model_copy(update={"flip": 0.0})
     if settings == Augmentation():
         return images  # resampling on the identity grid would still round
     if not settings.keep:
@@ -37,6 +39,12 @@ def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) 
         if not len(left):
             break
     return result
+
+
+def _mirrored(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Left and right change places in a random share of the images."""
+    chosen = (torch.rand(len(images), generator=generator) < share).to(images.device)
+    return torch.where(chosen[:, None, None, None], images.flip(3), images)
 
 
 def _resample(images: Tensor, maps: Tensor) -> Tensor:

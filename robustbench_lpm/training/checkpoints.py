@@ -2,7 +2,8 @@
 
 last.ckpt         everything needed to go on, after every epoch and as often as asked; tensors and plain values only
 best.safetensors  the network of the best epoch so far
-log.csv           one row for each epoch
+log.csv           one row for each epoch; curves.png shows it
+tensorboard/      the same rows for TensorBoard, where asked for
 card.toml, NAME.safetensors   at the end: a model card and its weights
 """
 
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.records import write_atomically
+from robustbench_lpm.training.plans import completed
 
-LAST, BEST, LOG, CARD = "last.ckpt", "best.safetensors", "log.csv", "card.toml"
+LAST, BEST, LOG, CARD, CURVES = "last.ckpt", "best.safetensors", "log.csv", "card.toml", "curves.png"
 FORMAT = 2
 Row = dict[str, float]
 
@@ -42,6 +44,17 @@ class Journal:
     batch_seconds: float = 0.0  # spent on those batches
 
 
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all. Raises LpmbenchError where the disk is full or does not take it."""
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise LpmbenchError(
+            f"{path} cannot be written: {error.strerror}. What was saved before is whole: mend that, then go on with "
+            "--resume."
+        ) from None
+
+
 def refuse_to_overwrite(out: Path) -> None:
     """Raises LpmbenchError when a training lies in the folder already; one without a finished epoch is no loss."""
     if found := [name for name in (CARD, LOG, BEST) if (out / name).exists()]:
@@ -54,7 +67,7 @@ def save_last(out: Path, identity: dict[str, Any], journal: Journal, states: dic
     """Write last.ckpt. The network comes under "model", so that the file also loads as --checkpoint."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "plan": identity, "journal": asdict(journal), **states}, buffer)
-    write_atomically(out / LAST, buffer.getvalue())
+    write(out / LAST, buffer.getvalue())
 
 
 def load_last(out: Path, identity: dict[str, Any]) -> tuple[Journal, dict[str, Any]]:
@@ -69,7 +82,7 @@ def load_last(out: Path, identity: dict[str, Any]) -> tuple[Journal, dict[str, A
             raise ValueError(f"its format is {content['format']}, not {FORMAT}")
     except Exception as error:  # torch raises many kinds for damaged files
         raise LpmbenchError(f"{path} cannot be resumed: {' '.join(str(error).split())[:200]}.") from None
-    if difference := _first_difference(written, identity):
+    if difference := _first_difference(completed(written), identity):
         raise LpmbenchError(f"{path} was made by another training: {difference}. Resume with what it began with.")
     return journal, content
 
@@ -87,7 +100,7 @@ def _first_difference(old: Any, new: Any, where: str = "") -> str:
 
 def save_network(path: Path, network: nn.Module) -> None:
     """Write a network's state as safetensors, floats in float32. Tensors come in the order of their names."""
-    write_atomically(path, save({name: _plain(value) for name, value in sorted(network.state_dict().items())}))
+    write(path, save({name: _plain(value) for name, value in sorted(network.state_dict().items())}))
 
 
 def _plain(value: Tensor) -> Tensor:
@@ -101,4 +114,4 @@ def save_log(out: Path, rows: list[Row]) -> None:
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
-    write_atomically(out / LOG, text.getvalue().encode())
+    write(out / LOG, text.getvalue().encode())

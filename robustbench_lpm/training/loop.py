@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +21,14 @@ from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.cards import ModelCard, RecipeCard, Trained
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator, isolated_globals, key
-from robustbench_lpm.training import checkpoints, model_cards
+from robustbench_lpm.training import checkpoints, curves, model_cards
 from robustbench_lpm.training.augmentation import augment
-from robustbench_lpm.training.checkpoints import BEST, CARD, Journal, Row
-from robustbench_lpm.training.examples import InMemory, load_split, shuffled_batches
+from robustbench_lpm.training.checkpoints import BEST, CARD, CURVES, Journal, Row
+from robustbench_lpm.training.examples import Labelled, LabelledImages, load_split, shuffled_batches
 from robustbench_lpm.training.objectives import Batch, Objective, Terms, bind
 from robustbench_lpm.training.optimisation import make_optimiser, make_schedule, rates
 from robustbench_lpm.training.plans import Plan, make_plan
+from robustbench_lpm.training.scalars import Board, summary_writer
 from robustbench_lpm.training.validation import final_accuracy, validate
 
 
@@ -90,6 +91,8 @@ def train(
     out: Path,
     resume: bool = False,
     save_every: float | None = None,
+    workers: int | None = None,
+    tensorboard: bool = False,
     device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
@@ -104,6 +107,9 @@ def train(
         data: the folder of the data set, for those that need one.
         resume: go on from the last save in `out`, to the same bits as without the break.
         save_every: minutes; save within epochs too, that often. None saves after every epoch.
+        workers: processes that read images ahead where the data stay on the disk (see training.examples); None for as
+            many as there are processors to spare.
+        tensorboard: write the rows of the log for TensorBoard too.
         device: "cpu", "cuda", "cuda:1", "mps". threads: of torch on the CPU; None leaves them as they are.
         command: what the card shall say that made it; by default the equivalent call of `lpmbench train`.
         trust: allow code from outside this package.
@@ -112,30 +118,49 @@ def train(
     KeyboardInterrupt, or a kill, leaves last.ckpt of the last save (at first, of no epoch at all) whole.
 
     Raises LpmbenchError when `out` holds a training and resume is not set, when it holds another training than the
-    one to be resumed, when cards do not fit together, and when the loss stops being finite.
+    one to be resumed, when cards do not fit together, when an image cannot be read, when `out` cannot be written, and
+    when the loss stops being finite; the last save is then as it was.
     """
     plan = make_plan(model, recipe=recipe, dataset=dataset, epochs=epochs, seed=seed, command=command, trust=trust)
+    if tensorboard:
+        summary_writer()  # where it is missing, say so before the data are read
     if not resume:
         checkpoints.refuse_to_overwrite(out)
     with _threads(threads):
-        training = Training(plan, data, out, make_fabric(device), save_every)
+        training = Training(plan, data, out, make_fabric(device), save_every, workers)
         if resume:
             training.restore()
         else:
             training.save()
-        training.run(progress or Silent())
-        return training.finish()
+        if tensorboard:
+            training.board = Board(out, training.journal.rows)
+        try:
+            training.run(progress or Silent())
+            return training.finish()
+        finally:
+            training.close()
 
 
 class Training:
     """One training under way: the network with its optimiser and schedule, and the journal of finished epochs."""
 
-    def __init__(self, plan: Plan, data: Path | None, out: Path, fabric: Fabric, save_every: float | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        data: Path | None,
+        out: Path,
+        fabric: Fabric,
+        save_every: float | None = None,
+        workers: int | None = None,
+    ) -> None:
         self.plan, self.data, self.out, self.fabric = plan, data, out, fabric
         self.save_every = math.inf if save_every is None else 60 * save_every  # seconds
+        self.workers = workers
         self.journal = Journal()
-        self.images = load_split(plan, data, "train")
-        self.validation = load_split(plan, data, "validation")
+        self.board: Board | None = None
+        self._drawn = time.perf_counter()
+        self.images = load_split(plan, data, "train", workers)
+        self.validation = load_split(plan, data, "validation", workers)
         self.batches = -(-len(self.images) // plan.recipe.batch_size)
         with isolated_globals(key(plan.seed, "initialise")):
             self.network = zoo.build(plan.card, trust=plan.trust)
@@ -202,13 +227,17 @@ class Training:
                 row |= _named("validation", validated)
                 seconds += time.perf_counter() - started
             self._enter(epoch, row | rates(self.optimiser) | {"seconds": seconds})
+            if time.perf_counter() - self._drawn > curves.EVERY:
+                self.draw()
             progress.on_epoch(epoch, recipe.epochs, self.journal.rows[-1])
 
     def _validate(self) -> dict[str, float]:
         plan, device = self.plan, self.fabric.device
         if isinstance(self.network, RecurrentAttention):
             self.network.sigma = self.sigma  # the model's own, whatever it trained with
-        return validate(self.classifier, self.objective, self.validation, plan.seed, device, plan.recipe.validation)
+        mixed = plan.recipe.precision == "bf16-mixed"
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):  # as it trains; the end is measured in full
+            return validate(self.classifier, self.objective, self.validation, plan.seed, device, plan.recipe.validation)
 
     def _enter(self, epoch: int, row: Row) -> None:
         """Put a finished epoch on disk; last.ckpt comes last, so that it never speaks of what is not there."""
@@ -222,6 +251,23 @@ class Training:
         checkpoints.save_log(self.out, rows)
         self.journal = Journal(epoch, rows, epoch if best else journal.best_epoch, journal.seconds + row["seconds"])
         self.save()
+        if self.board:
+            self.board.add(row)
+
+    def draw(self) -> None:
+        """Write curves.png, once there is an epoch to show."""
+        plan, journal = self.plan, self.journal
+        if journal.rows:
+            title = f"{plan.card.name} · {plan.recipe.name} · seed {plan.seed}"
+            checkpoints.write(self.out / CURVES, curves.draw(journal.rows, title, journal.best_epoch))
+        self._drawn = time.perf_counter()
+
+    def close(self) -> None:
+        """Leave the pictures of all that is finished, whatever ended the training."""
+        with suppress(LpmbenchError):  # what ended it says more than a picture that could not be written
+            self.draw()
+            if self.board:
+                self.board.close()
 
     def _train_epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], float]:
         """One pass over the training split, or what is left of it.
@@ -232,11 +278,13 @@ class Training:
         totals, begun = dict(self.journal.totals), time.perf_counter() - self.journal.batch_seconds
         saved = time.perf_counter()
         batches = shuffled_batches(len(self.images), self.plan.recipe.batch_size, self.plan.seed, epoch)
-        for number in range(self.journal.batches, len(batches)):
+        left = range(self.journal.batches, len(batches))
+        stream = self.images.stream(batches[left.start :])
+        for number, found in zip(left, stream, strict=True):
             positions = batches[number]
             # Dropout and its like draw from the global generators: each step brings its own seed for them.
             with isolated_globals(key(self.plan.seed, "step", epoch, number)):
-                terms = self._train_batch(epoch, number, positions)
+                terms = self._train_batch(epoch, number, positions, found)
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(positions)
             _check_finite(totals["loss"], epoch, self.out)
@@ -248,10 +296,10 @@ class Training:
                 saved = time.perf_counter()
         return {name: total / len(self.images) for name, total in totals.items()}, time.perf_counter() - begun
 
-    def _train_batch(self, epoch: int, number: int, positions: list[int]) -> Terms:
+    def _train_batch(self, epoch: int, number: int, positions: list[int], found: Labelled) -> Terms:
         """One step of the optimiser."""
         recipe, seed = self.plan.recipe, self.plan.seed
-        images, labels = (self.fabric.to_device(tensor) for tensor in self.images.take(positions))
+        images, labels = (self.fabric.to_device(tensor) for tensor in found)
         images = augment(images, recipe.augmentation, generator(seed, "augment", epoch, number))
         own_keys = [generator(seed, "objective", epoch, position) for position in positions]
         noise = self._noise(epoch, number, positions)
@@ -303,9 +351,9 @@ class Training:
         )
 
     def _measure(self) -> dict[str, float]:
-        parts: dict[str, tuple[InMemory, Any]] = {
+        parts: dict[str, tuple[LabelledImages, Any]] = {
             "validation": (self.validation, "validate"),
-            "test": (load_split(self.plan, self.data, "test"), "clean"),
+            "test": (load_split(self.plan, self.data, "test", self.workers), "clean"),
         }
         found: dict[str, float] = {}
         for part, (images, purpose) in parts.items():
@@ -318,7 +366,8 @@ def make_fabric(device: str) -> Fabric:
     """lightning-fabric on one device. Raises LpmbenchError for a device that is not there."""
     kind, _, number = device.partition(":")
     try:
-        return Fabric(accelerator=kind, devices=[int(number)] if number else 1)  # type: ignore[arg-type]
+        devices: list[int] | int = [int(number)] if number else 1
+        return Fabric(accelerator=kind, devices=devices)
     except Exception as error:  # fabric and torch raise many kinds for a missing device
         raise LpmbenchError(f"Device '{device}' cannot be used: {' '.join(str(error).split())[:200]}") from None
 

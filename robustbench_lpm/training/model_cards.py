@@ -11,14 +11,14 @@ from typing import Any
 from robustbench_lpm import cards
 from robustbench_lpm.cards import ModelCard, Trained, Weights
 from robustbench_lpm.hashing import sha256_of
-from robustbench_lpm.records import write_atomically
+from robustbench_lpm.training.checkpoints import write
 
 
 def write_card(card: ModelCard, weights: Path, trained: Trained, path: Path) -> ModelCard:
     """Write `card`, with the weights that lie beside `path` and how they came to be; the card as it reads back."""
     source = Weights(file=weights.name, sha256=sha256_of(weights))
     whole = card.model_copy(update={"weights": source, "trained": trained, "hint": ""})
-    write_atomically(path, to_toml(whole.model_dump(mode="json", exclude_defaults=True)).encode())
+    write(path, to_toml(whole.model_dump(mode="json", exclude_defaults=True)).encode())
     return cards.read(path, ModelCard)
 
 

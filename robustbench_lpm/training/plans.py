@@ -6,10 +6,14 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.cards import DatasetCard, ModelCard, RecipeCard
 from robustbench_lpm.datasets.preprocessing import Size, parse_size
 from robustbench_lpm.errors import LpmbenchError
+
+WORDS = {"summary", "source"}
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,17 @@ class Plan:
         """What decides the trained network; the words on the cards, and weights that a card has already, do not."""
         model = self.card.identity()
         del model["weights"]
-        recipe = self.recipe.model_dump(mode="json", exclude={"summary", "source"})
+        recipe = self.recipe.model_dump(mode="json", exclude=WORDS)
         return {"model": model, "recipe": recipe, "dataset": self.dataset.identity(), "seed": self.seed}
+
+
+def completed(identity: dict[str, Any]) -> dict[str, Any]:
+    """An identity as it would be written today: keys that recipes did not have yet come with their defaults."""
+    try:
+        recipe = RecipeCard.model_validate(identity["recipe"] | {"summary": ""})
+    except ValidationError:  # of another time altogether: the comparison will say where
+        return identity
+    return identity | {"recipe": recipe.model_dump(mode="json", exclude=WORDS)}
 
 
 def make_plan(

@@ -11,11 +11,12 @@ from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.recurrent_attention import Policy, RecurrentAttention
 from robustbench_lpm.cards import Validation
 from robustbench_lpm.randomness import Purpose, generator, generators
-from robustbench_lpm.training.examples import InMemory, LabelledImages
+from robustbench_lpm.training.examples import LabelledImages
 from robustbench_lpm.training.objectives import Batch, Objective
 
 FINAL_DRAWS = 10  # at the end; also the M of the averaged classifier
-CHUNK = 250
+CHUNK = 250  # images at once, fewer where their pixels would take more than
+CHUNK_BYTES = 2**28
 CONTROLS: tuple[Policy, ...] = ("random", "centre")
 
 
@@ -37,8 +38,9 @@ def validate(
     classifier.eval()
     count = min(settings.limit or len(images), len(images))
     draws = settings.draws if classifier.stochastic else 1
+    policies = CONTROLS if settings.controls and isinstance(classifier.network, RecurrentAttention) else ()
     totals: dict[str, float] = {}
-    averaged = 0
+    averaged, controlled = 0, dict.fromkeys(policies, 0)
     for indices, pixels, labels in _chunks(images, device, count):
         logits: Tensor | None = None
         for draw in range(draws):
@@ -50,13 +52,13 @@ def validate(
                 logits = answers if logits is None else logits + answers
         if logits is not None:
             averaged += int((logits.argmax(1) == labels).sum())
+        for policy in policies:
+            batch = _keyed(classifier, indices, pixels, labels, seed, 0)
+            controlled[policy] += _right_under(classifier, policy, batch)
     found = {name: total / count for name, total in totals.items()}
     if draws > 1 and logits is not None:
         found[f"accuracy_m{draws}"] = averaged / count
-    if settings.controls and isinstance(classifier.network, RecurrentAttention):
-        for policy in CONTROLS:
-            found[f"accuracy_{policy}"] = _controlled(classifier, policy, images, count, seed, device)
-    return found
+    return found | {f"accuracy_{policy}": right / count for policy, right in controlled.items()}
 
 
 def _keyed(classifier: Classifier, indices: list[int], pixels: Tensor, labels: Tensor, seed: int, draw: int) -> Batch:
@@ -65,49 +67,38 @@ def _keyed(classifier: Classifier, indices: list[int], pixels: Tensor, labels: T
     return Batch(pixels, labels, noise, own)
 
 
-def _controlled(
-    classifier: Classifier, policy: Policy, images: LabelledImages, count: int, seed: int, device: torch.device
-) -> float:
-    """The accuracy of one draw under another policy, from the same weights."""
+def _right_under(classifier: Classifier, policy: Policy, batch: Batch) -> int:
+    """How many answers are right under another policy, from the same weights."""
     network = classifier.network
     assert isinstance(network, RecurrentAttention)
     learned, network.policy = network.policy, policy
     try:
-        right = 0
-        for indices, pixels, labels in _chunks(images, device, count):
-            batch = _keyed(classifier, indices, pixels, labels, seed, 0)
-            right += int((classifier(pixels, batch.noise).argmax(1) == labels).sum())
+        return int((classifier(batch.images, batch.noise).argmax(1) == batch.labels).sum())
     finally:
         network.policy = learned
-    return right / count
 
 
+@torch.no_grad()
 def final_accuracy(
-    classifier: Classifier, images: InMemory, seed: int, purpose: Purpose, device: torch.device
+    classifier: Classifier, images: LabelledImages, seed: int, purpose: Purpose, device: torch.device
 ) -> dict[str, float]:
     """The accuracy on the images as they are: {"": share} for a deterministic network.
 
     For a stochastic one {"_m1": the mean over ten single draws, "_m10": that of the ten draws' mean logits}.
     """
-    draws = FINAL_DRAWS if classifier.stochastic else 1
-    logits = torch.stack([_logits(classifier, images, seed, purpose, draw, device) for draw in range(draws)])
-    single = _share(logits.argmax(2) == images.labels)
-    if not classifier.stochastic:
-        return {"": single}
-    return {"_m1": single, "_m10": _share(logits.mean(0).argmax(1) == images.labels)}
-
-
-@torch.no_grad()
-def _logits(
-    classifier: Classifier, images: InMemory, seed: int, purpose: Purpose, draw: int, device: torch.device
-) -> Tensor:
-    """Logits (N, K), on the CPU, of one draw of noise for each image."""
     classifier.eval()
-    found = []
-    for indices, pixels, _ in _chunks(images, device):
-        noise = classifier.sample_noise(len(indices), generators(seed, indices, purpose, draw))
-        found.append(classifier(pixels, noise).float().cpu())
-    return torch.cat(found)
+    draws = FINAL_DRAWS if classifier.stochastic else 1
+    single = averaged = 0
+    for indices, pixels, labels in _chunks(images, device):
+        logits = []
+        for draw in range(draws):
+            noise = classifier.sample_noise(len(indices), generators(seed, indices, purpose, draw))
+            logits.append(classifier(pixels, noise).float())
+        answers = torch.stack(logits)
+        single += int((answers.argmax(2) == labels).sum())
+        averaged += int((answers.mean(0).argmax(1) == labels).sum())
+    share = single / (draws * len(images))
+    return {"_m1": share, "_m10": averaged / len(images)} if classifier.stochastic else {"": share}
 
 
 def _chunks(
@@ -115,11 +106,7 @@ def _chunks(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """The first `count` images (all by default), in their order."""
     end = len(images) if count is None else count
-    for start in range(0, end, CHUNK):
-        indices = list(range(start, min(start + CHUNK, end)))
-        pixels, labels = images.take(indices)
+    step = max(1, min(CHUNK, CHUNK_BYTES // (4 * images.shape.numel())))
+    chunks = [list(range(start, min(start + step, end))) for start in range(0, end, step)]
+    for indices, (pixels, labels) in zip(chunks, images.stream(chunks), strict=True):
         yield indices, pixels.to(device), labels.to(device)
-
-
-def _share(correct: Tensor) -> float:
-    return float(correct.double().mean())

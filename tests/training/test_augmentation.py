@@ -72,3 +72,52 @@ def test_a_magnified_image_shows_its_middle() -> None:
 def test_scales_must_be_ordered() -> None:
     with pytest.raises(ValueError, match="smallest, largest"):
         Augmentation(scale=(1.2, 0.8))
+
+
+def test_mirroring_moves_pixels_and_resamples_none() -> None:
+    images = torch.rand(400, 1, 4, 5, generator=generator("mirrored"))
+    result = augment(images, Augmentation(flip=0.25), generator(0))
+    mirrored = (result == images.flip(3)).flatten(1).all(1)
+    assert torch.equal(result[mirrored], images[mirrored].flip(3))
+    assert torch.equal(result[~mirrored], images[~mirrored])
+    assert int(mirrored.sum()) == pytest.approx(100, abs=4 * (400 * 0.25 * 0.75) ** 0.5)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, IMAGES), (1.0, IMAGES.flip(3))])
+def test_none_or_all_are_mirrored(share: float, expected: torch.Tensor) -> None:
+    assert torch.equal(augment(IMAGES, Augmentation(flip=share), generator(0)), expected)
+
+
+def test_mirroring_is_keyed_and_comes_before_the_other_maps() -> None:
+    both = ALL.model_copy(update={"flip": 1.0})
+    drawn = generator(0)
+    torch.rand(len(IMAGES), generator=drawn)  # which images to mirror
+    assert torch.equal(augment(IMAGES, both, generator(0)), augment(IMAGES.flip(3), ALL, drawn))
+
+
+BRIGHT = torch.ones(200, 1, 8, 8)
+
+
+def test_without_keep_images_leave_the_frame() -> None:
+    moved = augment(BRIGHT, Augmentation(translate=0.5), generator(0))
+    assert float(moved.mean((1, 2, 3)).min()) < 0.4
+
+
+def test_with_keep_enough_of_every_image_stays() -> None:
+    moved = augment(BRIGHT, Augmentation(translate=0.5, keep=0.7), generator(0))
+    kept = moved.mean((1, 2, 3))
+    assert float(kept.min()) >= 0.7 - 1e-6
+    assert len(kept.unique()) > 100  # they still move
+
+
+def test_an_image_that_no_map_suits_stays_as_it_is() -> None:
+    corner = torch.zeros(3, 1, 9, 9)
+    corner[:, :, 0, 0] = 1  # doubled in size about the middle, the corner is always outside
+    assert torch.equal(augment(corner, Augmentation(scale=(2.0, 2.0), keep=0.5), generator(0)), corner)
+
+
+def test_a_magnified_image_may_be_brighter_by_its_area() -> None:
+    spot = torch.zeros(1, 1, 32, 32)
+    spot[:, :, 12:20, 12:20] = 1
+    doubled = augment(spot, Augmentation(scale=(2.0, 2.0), keep=0.95), generator(0))
+    assert float(doubled.sum()) == pytest.approx(4 * float(spot.sum()), rel=0.02)

@@ -133,7 +133,14 @@ def test_a_folder_that_holds_a_training_is_not_overwritten(tiny_train: Trainer, 
     with pytest.raises(LpmbenchError, match="--resume"):
         tiny_train("cnn", "clean", tmp_path, epochs=1)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-    assert set(before) == {"last.ckpt", "best.safetensors", "log.csv", "card.toml", "tiny-cnn.safetensors"}
+    assert set(before) == {
+        "last.ckpt",
+        "best.safetensors",
+        "log.csv",
+        "curves.png",
+        "card.toml",
+        "tiny-cnn.safetensors",
+    }
 
 
 def test_a_training_that_failed_at_once_does_not_block_its_folder(tiny_train: Trainer, tmp_path: Path) -> None:

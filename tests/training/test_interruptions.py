@@ -1,0 +1,147 @@
+"""What a kill, a full disk or Ctrl-C leaves: files that are whole, and a training that goes on to the same bits."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustbench_lpm.errors import LpmbenchError
+from tests.training.conftest import Trainer, tiny_recipe
+from tests.training.test_training import StopAt, last, rows, tensors
+
+REPOSITORY = Path(__file__).parents[2]
+BEGIN = """
+import resource, signal, sys, os
+from pathlib import Path
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.training import train
+from tests.training.conftest import CARDS, tiny_recipe
+import torch
+torch.set_num_threads(1)
+out, model, recipe = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+
+class Watcher:
+    epoch = 0
+    def on_batch(self, done, total): ...
+    def on_epoch(self, epoch, epochs, row): ...
+
+def run(progress, **options):
+    train(str(CARDS / f"tiny-{model}.toml"), recipe=tiny_recipe(recipe), out=out, trust=True, progress=progress,
+          **options)
+"""
+KILLED = """
+class Killer(Watcher):
+    def on_epoch(self, epoch, epochs, row):
+        self.epoch = epoch
+    def on_batch(self, done, total):
+        if self.epoch == 1 and done == 2:  # of three batches
+            os.kill(os.getpid(), signal.SIGKILL)
+
+run(Killer(), save_every=1e-9)
+"""
+# Python ignores SIGXFSZ: a file that grows past the limit makes its write fail, as on a disk that is full.
+FULL = """
+class Filler(Watcher):
+    def on_epoch(self, epoch, epochs, row):
+        if epoch == 2:
+            limit = int(sys.argv[4])
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+try:
+    run(Filler())
+except LpmbenchError as error:
+    print(error)
+    sys.exit(error.status)
+"""
+
+
+def script(code: str, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", BEGIN + code, str(out), *arguments],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def assert_same(straight: Path, broken: Path) -> None:
+    """Networks, optimisers, schedules and logs, to the bit."""
+    expected, found = tensors(last(straight)), tensors(last(broken))
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+    assert rows(straight) == rows(broken)
+    assert (straight / "best.safetensors").read_bytes() == (broken / "best.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("model", "recipe"), [("cnn", "clean"), ("ramlpm", "reinforce")])
+def test_a_kill_after_a_save_within_an_epoch_costs_no_bit(
+    tiny_train: Trainer, tmp_path: Path, model: str, recipe: str
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    ended = script(KILLED, broken, model, recipe)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    journal = last(broken)["journal"]
+    assert (journal["epoch"], journal["batches"]) == (1, 1)  # the second batch was not saved yet
+    assert set(journal["totals"]) >= {"loss", "accuracy"}
+    resumed = tiny_train(model, recipe, broken, resume=True)
+    whole = tiny_train(model, recipe, straight)
+    assert_same(straight, broken)
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+    assert resumed.accuracy == whole.accuracy
+
+
+def test_without_save_every_nothing_is_saved_within_an_epoch(tiny_train: Trainer, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tiny_train("cnn", "clean", tmp_path, progress=StopAt(2))
+    assert last(tmp_path)["journal"]["batches"] == 0
+
+
+# best.safetensors, which is written first, or last.ckpt, the largest of all.
+LIMITS = [("best.safetensors", 10), ("last.ckpt", 40_000)]
+
+
+@pytest.mark.parametrize(("file", "limit"), LIMITS)
+def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_epoch(
+    tiny_train: Trainer, tmp_path: Path, file: str, limit: int
+) -> None:
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    ended = script(FULL, broken, "cnn", "clean", str(limit))
+    assert ended.returncode == 1, ended.stderr
+    (line,) = ended.stdout.splitlines()
+    assert "cannot be written: File too large" in line
+    assert "--resume" in line
+    assert f"{broken / file} cannot" in line or f"{broken / 'log.csv'} cannot" in line  # not every epoch is a best one
+    assert last(broken)["journal"]["epoch"] == 2
+    assert [path.name for path in broken.iterdir() if path.name.startswith(".")] == []  # no half of a file is left
+
+    tiny_train("cnn", "clean", broken, resume=True)
+    tiny_train("cnn", "clean", straight)
+    assert_same(straight, broken)
+
+
+def test_a_folder_that_takes_no_files_is_told(tiny_train: Trainer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(LpmbenchError, match=r"last\.ckpt cannot be written: (File exists|Not a directory)"):
+        tiny_train("cnn", "clean", tmp_path / "file")
+
+
+def test_a_checkpoint_from_before_a_key_was_added_resumes(tiny_train: Trainer, tmp_path: Path) -> None:
+    straight, old = tmp_path / "straight", tmp_path / "old"
+    with pytest.raises(KeyboardInterrupt):
+        tiny_train("cnn", "clean", old, progress=StopAt(2))
+    content: dict[str, Any] = last(old)
+    del content["plan"]["recipe"]["fit"]
+    del content["plan"]["recipe"]["augmentation"]["flip"]
+    torch.save(content, old / "last.ckpt")
+    with pytest.raises(LpmbenchError, match=r"recipe\.fit was 'crop', now it is 'pad'"):
+        tiny_train("cnn", "clean", old, {"fit": "pad"}, resume=True)
+    flipping = tiny_recipe("clean").augmentation.model_copy(update={"flip": 0.5})
+    with pytest.raises(LpmbenchError, match=r"recipe\.augmentation\.flip was 0\.0, now it is 0\.5"):
+        tiny_train("cnn", "clean", old, {"augmentation": flipping}, resume=True)
+    tiny_train("cnn", "clean", old, resume=True)
+    tiny_train("cnn", "clean", straight)
+    assert_same(straight, old)
