@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
     help="Processes that read images ahead where the data do not fit into memory; by default as many as "
     "there are processors to spare, at most 8.",
 )
+@click.option(
+    "--devices",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="So many devices of that kind share every batch; for another number of them the bits differ.",
+)
 @click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too, to OUT/tensorboard.")
 @machine_options
 @trust_option
@@ -69,8 +78,9 @@ def train(
         raise LpmbenchError(f"Model '{card.name}' names no recipe; give one with --recipe.")
     prepare_machine(device, threads)
     from robustbench_lpm import training
-    from robustbench_lpm.cli.console import duration, epoch_bar, say, shown_path
+    from robustbench_lpm.cli.console import console, duration, epoch_bar, say, shown_path
 
+    console.quiet = _follows()
     folder = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{seed}"
     epochs = rest["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
     command = _command(name, {"recipe": recipe_name, "seed": seed, "device": device} | rest)
@@ -84,9 +94,18 @@ def train(
     except KeyboardInterrupt:
         again = _again(command, folder, rest)
         raise Interrupted(f"Interrupted; finished epochs are kept. Go on with: {again}") from None
+    except LpmbenchError:
+        if _follows():  # the first process says it too
+            raise SystemExit(1) from None
+        raise
     shares = ", ".join(f"{key.replace('_', ' ')} {100 * value:.1f} %" for key, value in result.accuracy.items())
     say(f"Best epoch {result.best_epoch} of {epochs}, {duration(result.seconds)}: {shares}")
     say(f"Use it: lpmbench attack --model {shown_path(result.card_path)} --attack pgd")
+
+
+def _follows() -> bool:
+    """Whether this is one of the processes that a training on several devices has started, not the first."""
+    return any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 def _command(name: str, options: dict[str, Any]) -> str:
@@ -94,6 +113,8 @@ def _command(name: str, options: dict[str, Any]) -> str:
     shown = {key: value for key, value in options.items() if key not in INCIDENTAL and value is not None}
     if shown["device"] == "cpu":
         del shown["device"]
+    if shown.get("devices") == 1:
+        del shown["devices"]
     if "data" in shown:
         shown["data"] = "DIR"
     words = [f"--{key} {shlex.quote(str(value))}" for key, value in shown.items()]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from robustbench_lpm import cards, zoo
@@ -29,6 +28,7 @@ from robustbench_lpm.training.objectives import Batch, Objective, Terms, bind
 from robustbench_lpm.training.optimisation import make_optimiser, make_schedule, rates
 from robustbench_lpm.training.plans import Plan, make_plan
 from robustbench_lpm.training.scalars import Board, summary_writer
+from robustbench_lpm.training.team import Team, assemble
 from robustbench_lpm.training.validation import final_accuracy, validate
 
 
@@ -94,6 +94,7 @@ def train(
     workers: int | None = None,
     tensorboard: bool = False,
     device: str = "cpu",
+    devices: int = 1,
     threads: int | None = None,
     progress: Progress | None = None,
     command: str | None = None,
@@ -111,6 +112,8 @@ def train(
             many as there are processors to spare.
         tensorboard: write the rows of the log for TensorBoard too.
         device: "cpu", "cuda", "cuda:1", "mps". threads: of torch on the CPU; None leaves them as they are.
+        devices: of that kind, that share every batch; with several, the calling script is started again in as many
+            processes, all of which come here. Bits repeat with the same number of them.
         command: what the card shall say that made it; by default the equivalent call of `lpmbench train`.
         trust: allow code from outside this package.
 
@@ -127,12 +130,12 @@ def train(
     if not resume:
         checkpoints.refuse_to_overwrite(out)
     with _threads(threads):
-        training = Training(plan, data, out, make_fabric(device), save_every, workers)
+        training = Training(plan, data, out, assemble(device, devices), save_every, workers)
         if resume:
             training.restore()
         else:
             training.save()
-        if tensorboard:
+        if tensorboard and training.team.leads:
             training.board = Board(out, training.journal.rows)
         try:
             training.run(progress or Silent())
@@ -149,11 +152,11 @@ class Training:
         plan: Plan,
         data: Path | None,
         out: Path,
-        fabric: Fabric,
+        team: Team,
         save_every: float | None = None,
         workers: int | None = None,
     ) -> None:
-        self.plan, self.data, self.out, self.fabric = plan, data, out, fabric
+        self.plan, self.data, self.out, self.team, self.fabric = plan, data, out, team, team.fabric
         self.save_every = math.inf if save_every is None else 60 * save_every  # seconds
         self.workers = workers
         self.journal = Journal()
@@ -165,7 +168,7 @@ class Training:
         with isolated_globals(key(plan.seed, "initialise")):
             self.network = zoo.build(plan.card, trust=plan.trust)
         self._check_batches()
-        self.classifier = lay_out(zoo.wrap(self.network, plan.card), fabric.device.type)
+        self.classifier = lay_out(zoo.wrap(self.network, plan.card), self.fabric.device.type)
         self._prepare_glimpses()
         mixed = plan.recipe.precision == "bf16-mixed"
         if mixed:
@@ -175,7 +178,7 @@ class Training:
         self.optimiser = make_optimiser(self.network, plan.recipe)
         self.schedule = make_schedule(self.optimiser, plan.recipe, plan.recipe.epochs * self.batches)
         step = TrainingStep(self.classifier, self.objective, mixed=mixed)
-        self.step, self.stepper = fabric.setup(
+        self.step, self.stepper = self.fabric.setup(
             step, self.optimiser
         )  # on the device; self.optimiser stays the plain one
 
@@ -191,7 +194,7 @@ class Training:
 
     def _check_batches(self) -> None:
         """Batch norm cannot normalise one vector; torch would say so in the middle of an epoch."""
-        smallest = len(self.images) // self.batches
+        smallest = len(self.images) // self.batches // self.team.size
         if smallest < 2 and any(isinstance(module, nn.BatchNorm1d) for module in self.network.modules()):
             raise LpmbenchError(
                 f"Recipe '{self.plan.recipe.name}': batch_size {self.plan.recipe.batch_size} makes a batch of one "
@@ -200,6 +203,8 @@ class Training:
 
     def save(self) -> None:
         """Write last.ckpt."""
+        if not self.team.leads:
+            return
         states = {
             "model": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -237,7 +242,9 @@ class Training:
             self.network.sigma = self.sigma  # the model's own, whatever it trained with
         mixed = plan.recipe.precision == "bf16-mixed"
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):  # as it trains; the end is measured in full
-            return validate(self.classifier, self.objective, self.validation, plan.seed, device, plan.recipe.validation)
+            return validate(
+                self.classifier, self.objective, self.validation, plan.seed, device, plan.recipe.validation, self.team
+            )
 
     def _enter(self, epoch: int, row: Row) -> None:
         """Put a finished epoch on disk; last.ckpt comes last, so that it never speaks of what is not there."""
@@ -246,9 +253,10 @@ class Training:
         best = "validation_accuracy" in row and (
             not journal.best_epoch or _score(row) > _score(rows[journal.best_epoch - 1])
         )
-        if best:
+        if best and self.team.leads:
             checkpoints.save_network(self.out / BEST, self.network)
-        checkpoints.save_log(self.out, rows)
+        if self.team.leads:
+            checkpoints.save_log(self.out, rows)
         self.journal = Journal(epoch, rows, epoch if best else journal.best_epoch, journal.seconds + row["seconds"])
         self.save()
         if self.board:
@@ -257,7 +265,7 @@ class Training:
     def draw(self) -> None:
         """Write curves.png, once there is an epoch to show."""
         plan, journal = self.plan, self.journal
-        if journal.rows:
+        if journal.rows and self.team.leads:
             title = f"{plan.card.name} · {plan.recipe.name} · seed {plan.seed}"
             checkpoints.write(self.out / CURVES, curves.draw(journal.rows, title, journal.best_epoch))
         self._drawn = time.perf_counter()
@@ -279,14 +287,16 @@ class Training:
         saved = time.perf_counter()
         batches = shuffled_batches(len(self.images), self.plan.recipe.batch_size, self.plan.seed, epoch)
         left = range(self.journal.batches, len(batches))
-        stream = self.images.stream(batches[left.start :])
-        for number, found in zip(left, stream, strict=True):
+        stream = self.images.stream([self.team.share(batch) for batch in batches[left.start :]])
+        for number in left:
             positions = batches[number]
+            found = self.team.together(lambda: next(stream))
             # Dropout and its like draw from the global generators: each step brings its own seed for them.
-            with isolated_globals(key(self.plan.seed, "step", epoch, number)):
+            with isolated_globals(key(self.plan.seed, "step", epoch, number, *self._rank)):
                 terms = self._train_batch(epoch, number, positions, found)
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * len(positions)
+            mine = len(self.team.share(positions))
+            for name, value in self.team.sums({name: float(value) * mine for name, value in terms.items()}).items():
+                totals[name] = totals.get(name, 0.0) + value
             _check_finite(totals["loss"], epoch, self.out)
             progress.on_batch(number + 1, len(batches))
             if time.perf_counter() - saved > self.save_every and number + 1 < len(batches):
@@ -298,19 +308,25 @@ class Training:
 
     def _train_batch(self, epoch: int, number: int, positions: list[int], found: Labelled) -> Terms:
         """One step of the optimiser."""
-        recipe, seed = self.plan.recipe, self.plan.seed
+        recipe, seed, weight = self.plan.recipe, self.plan.seed, self.team.weight(len(found[1]), len(positions))
+        positions = self.team.share(positions)
         images, labels = (self.fabric.to_device(tensor) for tensor in found)
-        images = augment(images, recipe.augmentation, generator(seed, "augment", epoch, number))
+        images = augment(images, recipe.augmentation, generator(seed, "augment", epoch, number, *self._rank))
         own_keys = [generator(seed, "objective", epoch, position) for position in positions]
         noise = self._noise(epoch, number, positions)
         terms: Terms = self.step(images, labels, noise, own_keys)
         self.stepper.zero_grad()
-        self.fabric.backward(terms["loss"])
+        self.fabric.backward(terms["loss"] * weight if weight != 1 else terms["loss"])
         if recipe.gradient_clip is not None:
             self.fabric.clip_gradients(self.step, self.stepper, max_norm=recipe.gradient_clip, error_if_nonfinite=False)
         self.stepper.step()
         self.schedule.step()
         return {name: value.detach() for name, value in terms.items() if name != "logits"}
+
+    @property
+    def _rank(self) -> tuple[int, ...]:
+        """What tells the random numbers of several processes apart; nothing where there is one."""
+        return (self.fabric.global_rank,) if self.team.size > 1 else ()
 
     def _noise(self, epoch: int, number: int, positions: list[int]) -> Noise:
         """The network's noise for one batch, of as many glimpses and as much policy noise as the recipe says now."""
@@ -330,11 +346,13 @@ class Training:
         started = time.perf_counter()
         if isinstance(self.network, RecurrentAttention):
             self.network.sigma = self.sigma
+        self.team.wait()  # for what the leader has written
         zoo.load_state(self.network, zoo.read_checkpoint(self.out / BEST), source=str(self.out / BEST))
         accuracy = self._measure()
         seconds = self.journal.seconds + time.perf_counter() - started
         weights = self.out / model_cards.weights_file(self.plan.card)
-        checkpoints.save_network(weights, self.network)
+        if self.team.leads:
+            checkpoints.save_network(weights, self.network)
         trained = Trained(
             recipe=self.plan.recipe.name,
             seed=self.plan.seed,
@@ -345,7 +363,10 @@ class Training:
             seconds=round(seconds, 1),
             versions=model_cards.versions(),
         )
-        card = model_cards.write_card(self.plan.card, weights, trained, self.out / CARD)
+        if self.team.leads:
+            model_cards.write_card(self.plan.card, weights, trained, self.out / CARD)
+        self.team.wait()
+        card = cards.read(self.out / CARD, ModelCard)
         return TrainingResult(
             card, self.out / CARD, weights, accuracy, self.journal.rows, self.journal.best_epoch, seconds
         )
@@ -357,19 +378,9 @@ class Training:
         }
         found: dict[str, float] = {}
         for part, (images, purpose) in parts.items():
-            shares = final_accuracy(self.classifier, images, self.plan.seed, purpose, self.fabric.device)
+            shares = final_accuracy(self.classifier, images, self.plan.seed, purpose, self.fabric.device, self.team)
             found |= {f"{part}{suffix}": share for suffix, share in shares.items()}
         return found
-
-
-def make_fabric(device: str) -> Fabric:
-    """lightning-fabric on one device. Raises LpmbenchError for a device that is not there."""
-    kind, _, number = device.partition(":")
-    try:
-        devices: list[int] | int = [int(number)] if number else 1
-        return Fabric(accelerator=kind, devices=devices)
-    except Exception as error:  # fabric and torch raise many kinds for a missing device
-        raise LpmbenchError(f"Device '{device}' cannot be used: {' '.join(str(error).split())[:200]}") from None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from robustbench_lpm.cards import Validation
 from robustbench_lpm.randomness import Purpose, generator, generators
 from robustbench_lpm.training.examples import LabelledImages
 from robustbench_lpm.training.objectives import Batch, Objective
+from robustbench_lpm.training.team import Team
 
 FINAL_DRAWS = 10  # at the end; also the M of the averaged classifier
 CHUNK = 250  # images at once, fewer where their pixels would take more than
@@ -28,37 +29,39 @@ def validate(
     seed: int,
     device: torch.device,
     settings: Validation = Validation(),  # noqa: B008 (it is frozen)
+    team: Team | None = None,
 ) -> dict[str, float]:
     """Every term of the objective, averaged over images and, for a stochastic network, over single draws (M = 1).
 
     For a stochastic network of several draws also "accuracy_mM", that of their mean logits; with settings.controls,
     for a glimpsing one, "accuracy_random" and "accuracy_centre", that of one draw with fixations that the image has no
-    say in. The noise is the same at every epoch, so that epochs compare.
+    say in. The noise is the same at every epoch, so that epochs compare. A team shares the images.
     """
     classifier.eval()
     count = min(settings.limit or len(images), len(images))
     draws = settings.draws if classifier.stochastic else 1
     policies = CONTROLS if settings.controls and isinstance(classifier.network, RecurrentAttention) else ()
     totals: dict[str, float] = {}
-    averaged, controlled = 0, dict.fromkeys(policies, 0)
-    for indices, pixels, labels in _chunks(images, device, count):
+    for indices, pixels, labels in _chunks(images, device, team, count):
         logits: Tensor | None = None
         for draw in range(draws):
             terms = objective(classifier, _keyed(classifier, indices, pixels, labels, seed, draw))
             answers = terms.pop("logits", None)
             for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + float(value) * len(indices) / draws
+                _add(totals, name, float(value) * len(indices) / draws)
             if answers is not None:
                 logits = answers if logits is None else logits + answers
-        if logits is not None:
-            averaged += int((logits.argmax(1) == labels).sum())
+        if logits is not None and draws > 1:
+            _add(totals, f"accuracy_m{draws}", int((logits.argmax(1) == labels).sum()))
         for policy in policies:
             batch = _keyed(classifier, indices, pixels, labels, seed, 0)
-            controlled[policy] += _right_under(classifier, policy, batch)
-    found = {name: total / count for name, total in totals.items()}
-    if draws > 1 and logits is not None:
-        found[f"accuracy_m{draws}"] = averaged / count
-    return found | {f"accuracy_{policy}": right / count for policy, right in controlled.items()}
+            _add(totals, f"accuracy_{policy}", _right_under(classifier, policy, batch))
+    whole = team.sums(totals) if team else totals
+    return {name: total / count for name, total in whole.items()}
+
+
+def _add(totals: dict[str, float], name: str, value: float) -> None:
+    totals[name] = totals.get(name, 0.0) + value
 
 
 def _keyed(classifier: Classifier, indices: list[int], pixels: Tensor, labels: Tensor, seed: int, draw: int) -> Batch:
@@ -80,7 +83,12 @@ def _right_under(classifier: Classifier, policy: Policy, batch: Batch) -> int:
 
 @torch.no_grad()
 def final_accuracy(
-    classifier: Classifier, images: LabelledImages, seed: int, purpose: Purpose, device: torch.device
+    classifier: Classifier,
+    images: LabelledImages,
+    seed: int,
+    purpose: Purpose,
+    device: torch.device,
+    team: Team | None = None,
 ) -> dict[str, float]:
     """The accuracy on the images as they are: {"": share} for a deterministic network.
 
@@ -88,25 +96,27 @@ def final_accuracy(
     """
     classifier.eval()
     draws = FINAL_DRAWS if classifier.stochastic else 1
-    single = averaged = 0
-    for indices, pixels, labels in _chunks(images, device):
+    right = {"single": 0.0, "averaged": 0.0}
+    for indices, pixels, labels in _chunks(images, device, team):
         logits = []
         for draw in range(draws):
             noise = classifier.sample_noise(len(indices), generators(seed, indices, purpose, draw))
             logits.append(classifier(pixels, noise).float())
         answers = torch.stack(logits)
-        single += int((answers.argmax(2) == labels).sum())
-        averaged += int((answers.mean(0).argmax(1) == labels).sum())
-    share = single / (draws * len(images))
-    return {"_m1": share, "_m10": averaged / len(images)} if classifier.stochastic else {"": share}
+        right["single"] += int((answers.argmax(2) == labels).sum())
+        right["averaged"] += int((answers.mean(0).argmax(1) == labels).sum())
+    whole = team.sums(right) if team else right
+    share = whole["single"] / (draws * len(images))
+    return {"_m1": share, "_m10": whole["averaged"] / len(images)} if classifier.stochastic else {"": share}
 
 
 def _chunks(
-    images: LabelledImages, device: torch.device, count: int | None = None
+    images: LabelledImages, device: torch.device, team: Team | None, count: int | None = None
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """The first `count` images (all by default), in their order."""
+    """The first `count` images (all by default), in their order; of a team, this process's share of the chunks."""
     end = len(images) if count is None else count
     step = max(1, min(CHUNK, CHUNK_BYTES // (4 * images.shape.numel())))
     chunks = [list(range(start, min(start + step, end))) for start in range(0, end, step)]
+    chunks = team.share(chunks) if team else chunks
     for indices, (pixels, labels) in zip(chunks, images.stream(chunks), strict=True):
         yield indices, pixels.to(device), labels.to(device)
