@@ -129,7 +129,7 @@ def test_chunks_of_large_images_are_small(monkeypatch: pytest.MonkeyPatch, tree:
     classifier = zoo.wrap(zoo.build(card), card)
     whole = final_accuracy(classifier, kept, 0, "clean", CPU), validate(classifier, cross_entropy, kept, 0, CPU)
     monkeypatch.setattr(validation, "CHUNK_BYTES", 7 * 4 * 3 * 24 * 24)
-    sizes = [len(indices) for indices, _, _ in validation._chunks(lazy, CPU)]
+    sizes = [len(indices) for indices, _, _ in validation._chunks(lazy, CPU, None)]
     assert sizes == [7, 7, 7, 3]
     cut = final_accuracy(classifier, lazy, 0, "clean", CPU), validate(classifier, cross_entropy, lazy, 0, CPU)
     assert cut[0] == whole[0]
