@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One thread for each test process: two processes with two threads each on two cores run far slower.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test test-slow bench bench-full lint clean
+.PHONY: demo test test-slow verify-results bench bench-full lint clean
 
 demo: $(VENV)/.installed  ## attack RAM-LPM and CNN baselines on real data and rank them
 	$(BIN)/lpmbench run demo
@@ -15,6 +15,11 @@ test: lint  ## lint, types, import rules and the fast tests
 
 test-slow: $(VENV)/.installed-dev  ## what needs longer, a build, or more installed
 	$(PYTEST) -m slow
+
+verify-results: $(VENV)/.installed  ## recompute what every record in results/ claims; whatever fails must not enter
+	$(BIN)/lpmbench verify results --strict --threads 1 --part 1/2 & first=$$!; \
+	$(BIN)/lpmbench verify results --strict --threads 1 --part 2/2; second=$$?; \
+	wait $$first && exit $$second
 
 bench: $(VENV)/.installed-peers  ## speed beside other libraries, in under 10 minutes on 2 quiet cores
 	$(BIN)/python -m benchmarks --small --out runs/benchmarks-small.json

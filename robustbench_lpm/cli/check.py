@@ -20,28 +20,81 @@ from robustbench_lpm.errors import LpmbenchError
 
 
 @click.command()
-@click.argument("record", type=click.Path(path_type=Path))
+@click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECORD...")
 @click.option("--model", help="The path of the model's card, if the model is not a registered one.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="The weights, if they are not those of the card.")
+@click.option(
+    "--part",
+    metavar="I/N",
+    callback=lambda _, __, value: parse_part(value),
+    help="Only every N-th record, from the I-th.",
+)
+@click.option(
+    "--strict", is_flag=True, help="Fail, too, where a claim cannot be checked, as when a model is not at hand."
+)
 @machine_options
 @trust_option
 def verify(
-    record: Path, model: str | None, checkpoint: Path | None, device: str, threads: int | None, trust: bool
+    records: tuple[Path, ...],
+    model: str | None,
+    checkpoint: Path | None,
+    part: tuple[int, int],
+    strict: bool,
+    device: str,
+    threads: int | None,
+    trust: bool,
 ) -> None:
-    """Recompute the claims of RECORD (a run's folder) from what is stored beside it.
+    """Recompute the claims of each RECORD (a run's folder, or a folder of them) from what is stored beside it.
 
     Hashes, budgets and distances are checked, and the stored adversarial images are predicted again with the model of
-    the record, on the same noise. Ends with a non-zero status when a claim does not hold.
+    the record, on the same noise. Of several records only what does not hold is told. Ends with a non-zero status when
+    a claim does not hold.
+
+    \b
+    lpmbench verify runs/ramlpm--pgd--linf--0.1--digits--mc1--8766c2dc7087
+    lpmbench verify results
     """
     prepare_machine(device, threads)
     from robustbench_lpm.cli.console import say
     from robustbench_lpm.evaluation.verification import verify as check
 
-    findings = check(record, model=model, checkpoint=checkpoint, device=device, trust=trust)
-    for finding in findings:
-        say(f"{finding.verdict:<12} {finding.claim}: {finding.evidence}")
-    if failed := [finding for finding in findings if finding.verdict == "FAILS"]:
-        raise LpmbenchError(f"{len(failed)} claim(s) of {record} do not hold.")
+    folders = [folder for record in records for folder in record_folders(record)]
+    first, step = part
+    wanted, failed, unchecked = folders[first - 1 :: step], 0, 0
+    for folder in wanted:
+        findings = check(folder, model=model, checkpoint=checkpoint, device=device, trust=trust)
+        failed += sum(finding.verdict == "FAILS" for finding in findings)
+        unchecked += any(finding.verdict == "not checked" for finding in findings)
+        for finding in findings:
+            if len(folders) == 1:
+                say(f"{finding.verdict:<12} {finding.claim}: {finding.evidence}")
+            elif finding.verdict != "holds":
+                say(f"{finding.verdict:<12} {folder.name}: {finding.claim}: {finding.evidence}")
+    if len(folders) > 1:
+        left = f", of {unchecked} not everything could be checked" if unchecked else ""
+        say(f"{len(wanted)} of {len(folders)} records verified{left}")
+    if failed:
+        named = str(records[0]) if len(records) == 1 else f"{len(folders)} records"
+        raise LpmbenchError(f"{failed} claim(s) of {named} do not hold.")
+    if strict and unchecked:
+        raise LpmbenchError(f"{unchecked} record(s) could not be checked in full, which --strict asks for.")
+
+
+def record_folders(path: Path) -> list[Path]:
+    """The record at a path, or every record below it, in a stable order; what holds none is left to be refused."""
+    from robustbench_lpm.records import RECORD
+
+    if path.name == RECORD or (path / RECORD).is_file() or not path.is_dir():
+        return [path]
+    return sorted(found.parent for found in path.rglob(RECORD)) or [path]
+
+
+def parse_part(text: str | None) -> tuple[int, int]:
+    """Which part of several, (I, N) with 1 <= I <= N, in "I/N"; all of them without a text. Raises LpmbenchError."""
+    first, slash, parts = (text or "1/1").partition("/")
+    if slash and all(word.isascii() and word.isdigit() for word in (first, parts)) and 1 <= int(first) <= int(parts):
+        return int(first), int(parts)
+    raise LpmbenchError(f"--part '{text}' must be like 1/2: the first of two parts.")
 
 
 @click.command()

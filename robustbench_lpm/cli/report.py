@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+from robustbench_lpm.cli.options import trust_option
+from robustbench_lpm.errors import LpmbenchError
+
+if TYPE_CHECKING:
+    from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.reporting.gazes import Gaze
+    from robustbench_lpm.reporting.pictures import Example
 
 
 @click.command()
@@ -12,21 +22,86 @@ import click
     "--results", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where records lie."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Where the report goes; by default beside the records.")
-def report(results: Path, out: Path | None) -> None:
+@click.option(
+    "--scanpaths", is_flag=True,
+    help="Look again at the examples of the page with the models at hand; later reports keep where they looked.",
+)  # fmt: skip
+@trust_option
+def report(results: Path, out: Path | None, scanpaths: bool, trust: bool) -> None:
     """Make leaderboard.csv, .md, .tex and .html (one file that needs no network) from all records below a folder.
+
+    Beside them: the plots, json/leaderboard.json with the same numbers, and a file for each model as RobustBench keeps
+    them (robustbench/DATASET/NORM/MODEL.json).
 
     \b
     lpmbench report --results runs
     lpmbench report --results results --out /tmp/report
+    lpmbench report --results results --scanpaths
     """
     from robustbench_lpm import records, reporting
     from robustbench_lpm.cli.console import console, say, shown_path
+    from robustbench_lpm.reporting import gazes
 
     found = records.read_all(results)
-    paths = reporting.write_report(found, out if out is not None else results)
+    target = out if out is not None else results
+    if scanpaths:
+        say(shown_path(gazes.write(look_at_gallery(found, trust), target)))
+    paths = reporting.write_report(found, target)
     reporting.terminal_table(found, console)
     for path in paths:
         say(shown_path(path))
+
+
+def look_at_gallery(found: Sequence[RunRecord], trust: bool) -> list[Gaze]:
+    """How the models that look in glimpses look at the examples that the page shows; others are left out."""
+    from robustbench_lpm.cli.console import say
+    from robustbench_lpm.reporting import page, pictures, table, tables
+
+    gazes = []
+    records = tables.in_order(found)
+    for record, example in pictures.gallery(records, table(records), page.GALLERY_EXAMPLES):
+        try:
+            gaze = look_at(record, example, trust)
+        except LpmbenchError as error:
+            say(f"No scanpath of {record.folder_name}: {error}")
+            continue
+        gazes += [gaze] if gaze is not None else []
+    return gazes
+
+
+def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
+    """One draw's look at an example before and after the attack: the first draw that the attack turned, or draw 0.
+
+    None for a model that sees images whole, for an average of several runs, and for noise that is not the grader's own.
+    Raises LpmbenchError where the model at hand is not that of the record.
+    """
+    import torch
+
+    from robustbench_lpm import cards, zoo
+    from robustbench_lpm.randomness import generators
+    from robustbench_lpm.reporting.gazes import Gaze
+
+    if record.model not in cards.names("model") or record.mc > 1 or record.configuration["evaluation"].get("noise"):
+        return None
+    model = zoo.load_model(record.model, trust=trust)
+    if not model.classifier.glimpsing:
+        return None
+    if model.weights_sha256 != record.configuration["model"]["weights_sha256"]:
+        raise LpmbenchError("its weights are not those of the card")
+    picture = example.picture
+    row = record.outcomes["index"].to_list().index(picture.index)
+    draw = int((~record.correct[row]).argmax())
+    paths = []
+    for image, said in ((picture.clean, None), (picture.adversarial, int(record.predictions[row, draw]))):
+        noise = model.classifier.sample_noise(
+            1, generators(record.configuration["evaluation"]["seed"], [picture.index], "grade", draw)
+        )
+        with torch.inference_mode():
+            trajectory = model.classifier.look(torch.from_numpy(image)[None], noise or None)
+        if said is not None and int(trajectory.logits[-1, 0].argmax()) != said:
+            raise LpmbenchError(f"its model says something else of image {picture.index} than the record")
+        paths.append([(float(x), float(y)) for x, y in trajectory.fixations[:, 0]])
+    return Gaze(record.id, picture.index, draw, *paths)
 
 
 @click.command()

@@ -24,7 +24,8 @@ Audits = Mapping[str, Audit] | None
 
 
 def write_report(records: Sequence[RunRecord], out: Path, audits: Audits = None) -> list[Path]:
-    """Write leaderboard.csv, .md, .tex, plots/*.svg and leaderboard.html below `out`; their paths, HTML last.
+    """Write leaderboard.csv, .md, .tex, json/leaderboard.json, robustbench/*/*/*.json, plots/*.svg and leaderboard.html
+    below `out`; their paths, HTML last. Scanpaths that lie there (`gazes`) are drawn in the page.
 
     The same records and audits give the same bytes, in whatever order they come. Raises OSError, and LpmbenchError for
     a broken audit.

@@ -1,15 +1,18 @@
-"""Write the report's files: CSV for programs, Markdown and LaTeX for papers, SVG plots, and the HTML page."""
+"""Write the report's files: CSV and JSON for programs, Markdown and LaTeX for papers, SVG plots, and the HTML page."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from robustbench_lpm.audits import Audit
 from robustbench_lpm.records import RunRecord, write_atomically
-from robustbench_lpm.reporting import cells, escaping, page, plots, tables
+from robustbench_lpm.reporting import cells, comparisons, escaping, gazes, page, plots, robustbench, tables
+from robustbench_lpm.reporting.comparisons import Agreement, Comparison
 from robustbench_lpm.reporting.tables import Ranking
 
 RANKING_HEADER = ("Rank", "Model", "Clean, %", "Robust, %", "Strongest attack", "Audit", "Notes")
@@ -17,10 +20,12 @@ RUNS_HEADER = (
     "Data", "Norm", "eps", "M", "Model", "Attack", "Images", "Clean, %", "Robust, %", "Majority, %", "Worst of K, %",
     "Forwards", "Failed", "Record",
 )  # fmt: skip
+JSON_SCHEMA_VERSION = 1
 EXPLANATION = (
     "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
     "A model's rank follows its lowest robust accuracy over all attacks but controls. Where models met different "
-    "images, each image set has a ranking of its own. A result that fails its audit has no rank."
+    "images, each image set has a ranking of its own. A result that fails its audit has no rank, and neither has one "
+    "without an audit beside audited ones; where none was audited, ranks are an order only."
 )
 
 
@@ -29,13 +34,18 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
     records, audits = tables.in_order(records), audits or {}
     runs = tables.table(records, audits)
     ranked = tables.ranking(runs)
-    figures = plots.accuracy_plots(runs, ranked)
+    figures = [*plots.accuracy_plots(runs, ranked), *plots.query_plots(runs, ranked)]
+    pairs = comparisons.compare(records, runs, ranked)
+    agreements = comparisons.agree(records, runs, ranked)
+    shown = page.Content(figures, pairs, agreements, gazes.read(out))
     contents = {
         "leaderboard.csv": to_csv(runs),
         "leaderboard.md": to_markdown(runs, ranked),
         "leaderboard.tex": to_latex(runs, ranked),
+        "json/leaderboard.json": to_json(runs, ranked, pairs, agreements),
+        **robustbench.to_robustbench(records, ranked),
         **{f"plots/{figure.name}.svg": figure.standalone for figure in figures},
-        "leaderboard.html": page.to_html(records, runs, ranked, figures, audits),
+        "leaderboard.html": page.to_html(records, runs, ranked, audits, shown),
     }
     for name, content in contents.items():
         write_atomically(out / name, content.encode())
@@ -49,6 +59,28 @@ def to_csv(runs: pd.DataFrame) -> str:
         if not pd.api.types.is_numeric_dtype(safe[column]):
             safe[column] = [escaping.csv(value) for value in safe[column]]
     return safe.to_csv(index=False, lineterminator="\n")
+
+
+def to_json(
+    runs: pd.DataFrame, ranked: pd.DataFrame, pairs: Sequence[Comparison], agreements: Sequence[Agreement]
+) -> str:
+    """Runs, rankings, comparisons of models, agreement of attacks; numbers in full precision, what is absent null."""
+    content = {
+        "schema_version": JSON_SCHEMA_VERSION,
+        "runs": _json_rows(runs),
+        "rankings": _json_rows(ranked),
+        "comparisons": comparisons.plainly(pairs),
+        "agreements": comparisons.plainly(agreements),
+    }
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as what JSON knows."""
+    rows = table.astype(object).where(table.notna(), None).to_dict("records")
+    return [
+        {str(name): getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in rows
+    ]
 
 
 def ranking_cells(ranking: Ranking) -> list[list[str]]:
@@ -90,13 +122,6 @@ def run_cells(runs: pd.DataFrame) -> list[list[str]]:
     ]
 
 
-def heading(ranking: Ranking) -> str:
-    """What a ranking ranks: data, size, norm, budget, M; the images when others at this budget met others."""
-    parts = [ranking.dataset, cells.size(ranking.size), f"{cells.norm(ranking.norm)} eps {ranking.eps_text}"]
-    parts.append(f"M = {ranking.mc}")
-    return ", ".join([*parts, f"image set {ranking.image_set}"] if ranking.several_sets else parts)
-
-
 def notes(runs: pd.DataFrame) -> list[str]:
     """What a reader must know of the runs, such as an attack's known defects, each once."""
     noted = runs[runs["notes"] != ""]
@@ -114,7 +139,7 @@ def to_markdown(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as GitHub-flavoured Markdown."""
     blocks = ["# Leaderboard", EXPLANATION]
     for ranking in tables.split(ranked):
-        blocks += [f"## {escaping.markdown(heading(ranking))}"]
+        blocks += [f"## {escaping.markdown(tables.heading(ranking))}"]
         blocks += [_markdown_table(RANKING_HEADER, ranking_cells(ranking))]
     ordinary = runs[~runs["probe"]]
     blocks += ["## All runs", _markdown_table(RUNS_HEADER, run_cells(ordinary))]
@@ -133,7 +158,7 @@ def to_latex(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as LaTeX tables, to be \\input into a document."""
     blocks = ["% Needs \\usepackage{booktabs,longtable}.", "% " + escaping.latex(EXPLANATION)]
     for ranking in tables.split(ranked):
-        caption = escaping.latex(heading(ranking))
+        caption = escaping.latex(tables.heading(ranking))
         body = _latex_rows(RANKING_HEADER, ranking_cells(ranking))
         blocks.append(
             f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\begin{{tabular}}{{rlrrlll}}\n{body}"

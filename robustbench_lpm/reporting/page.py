@@ -1,14 +1,16 @@
 """The leaderboard as one HTML file that needs nothing else and asks nothing of the network.
 
 Whatever comes from a card or record passes through jinja2's autoescape; the page's Content-Security-Policy lets no
-script run but the one that is hashed here.
+script run and no style sheet apply but those that are hashed here, and nothing be fetched. Without scripts everything
+but the comparison of models is there to be read.
 """
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +21,29 @@ from markupsafe import Markup
 from robustbench_lpm.audits import Audit, Check
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.records import RunRecord
-from robustbench_lpm.reporting import cells, evidence, pictures, tables, variants
+from robustbench_lpm.reporting import cells, evidence, pictures, table_library, tables, variants
+from robustbench_lpm.reporting.comparisons import Agreement, Comparison, Pair
 from robustbench_lpm.reporting.escaping import plain
-from robustbench_lpm.reporting.plots import Figure
+from robustbench_lpm.reporting.gazes import Gaze
+from robustbench_lpm.reporting.plots import WORST, Figure
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
-GALLERY_EXAMPLES = 8  # of three pictures each
+GALLERY_EXAMPLES = 16  # of three pictures each
+# What the table of runs can be filtered by: the column of `tables.table`, its name, and how its values are written.
+FILTERS: tuple[tuple[str, str, Any], ...] = (
+    ("dataset", "Data set", str),
+    ("size", "Size", cells.size),
+    ("norm", "Norm", cells.norm),
+    ("eps_text", "eps", str),
+    ("mc", "M", str),
+    ("model", "Model", str),
+    ("attack", "Attack", str),
+    ("knowledge", "Knowledge", lambda name: "none (control)" if name == tables.CONTROL else name),
+    ("verdict", "Audit", cells.verdict),
+)
 MARKS = {"pass": "✓", "fail": "✕", "undecided": "?"}
 
 
@@ -101,39 +117,100 @@ class Finding:
 
 @dataclass(frozen=True)
 class Section:
-    """The rankings of one data set, size, norm and M, by eps."""
+    """The rankings of one data set, size, norm and M: audited ones first, those of most images before the others."""
 
     title: str
-    parts: list[tables.Ranking] = field(default_factory=list)
+    parts: list[tables.Ranking]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the page shows beside the two tables."""
+
+    figures: Sequence[Figure] = ()
+    comparisons: Sequence[Comparison] = ()
+    agreements: Sequence[Agreement] = ()
+    gazes: Mapping[tuple[str, int], Gaze] | None = None
 
 
 def to_html(
     records: Sequence[RunRecord],
     runs: pd.DataFrame,
     ranked: pd.DataFrame,
-    figures: Sequence[Figure],
     audits: Mapping[str, Audit],
+    content: Content,
 ) -> str:
-    """The page, for records in the order of `tables.in_order` and the tables and plots made from them."""
+    """The page, for records in the order of `tables.in_order` and what was made from them."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    script = Markup((TEMPLATES / "leaderboard.js").read_text(encoding="utf-8"))
+    script = table_library.script() + (TEMPLATES / "leaderboard.js").read_text(encoding="utf-8")
+    style = (TEMPLATES / "leaderboard.css").read_text(encoding="utf-8")
+    figures = [(figure, Markup(figure.inline)) for figure in content.figures]
     return environment.get_template("leaderboard.html.jinja").render(
         cells=cells,
         rate=_rate,
         verdict=Verdict,
-        style=Markup((TEMPLATES / "leaderboard.css").read_text(encoding="utf-8")),
-        script=script,
-        script_sha256=b64encode(sha256(script.encode()).digest()).decode(),
+        anchor=anchor,
+        style=Markup(style),
+        style_sha256=_digest(style),
+        script=Markup(script),
+        script_sha256=_digest(script),
         summary=_summary(runs),
         probes=bool(runs["probe"].any()),
         sections=_sections(ranked),
-        figures=[(figure, Markup(figure.inline)) for figure in figures],
+        main_figures=[pair for pair in figures if pair[0].attack == WORST],
+        other_figures=[pair for pair in figures if pair[0].attack != WORST],
+        comparisons=_comparison_data(content.comparisons),
+        agreements=content.agreements,
+        filters=_filters(runs),
         runs=_rows(records, runs, audits),
-        gallery=[_tile(record, example) for record, example in pictures.gallery(records, runs, GALLERY_EXAMPLES)],
+        gallery=[
+            _tile(record, example, (content.gazes or {}).get((record.id, example.picture.index)))
+            for record, example in pictures.gallery(records, runs, GALLERY_EXAMPLES)
+        ],
     )
+
+
+def _digest(text: str) -> str:
+    """The sha256 of an inline script or style sheet, as a Content-Security-Policy names it."""
+    return b64encode(sha256(text.encode()).digest()).decode()
+
+
+def _filters(runs: pd.DataFrame) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """For each choice above the table of runs its column, its name, and its values with their text, two at least."""
+    found = []
+    for column, name, text in FILTERS:
+        by = runs.sort_values("eps")[column] if column == "eps_text" else runs[column].sort_values()
+        values = list(dict.fromkeys(by))
+        if len(values) > 1:
+            found.append((column, name, [(str(value), text(value)) for value in values]))
+    return found
+
+
+def _pair_data(pair: Pair) -> dict[str, Any]:
+    """A pair for the script: numbers to draw with, and their sizes in per cent as text, rounded as everywhere."""
+    numbers = {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(pair).items()}
+    shown = ("first_accuracy", "second_accuracy", "difference", "low", "high")
+    return numbers | {
+        "texts": {name: cells.percent(None if numbers[name] is None else abs(getattr(pair, name))) for name in shown}
+    }
+
+
+def _comparison_data(comparisons: Sequence[Comparison]) -> Markup:
+    """What the script compares models with, as JSON that may stand inside a script element."""
+    content = [
+        {
+            "budget": comparison.budget,
+            "notes": comparison.models,
+            "attacks": comparison.attacks,
+            "pairs": [_pair_data(pair) for pair in comparison.pairs],
+        }
+        for comparison in comparisons
+    ]
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _number(value: Any) -> float | None:
@@ -159,9 +236,9 @@ def _summary(runs: pd.DataFrame) -> str:
 
 def _sections(ranked: pd.DataFrame) -> list[Section]:
     found: dict[tuple[str, ...], Section] = {}
-    for part in tables.split(ranked):
+    for part in sorted(tables.split(ranked), key=lambda part: (not part.audited, -part.rows[0]["images"])):
         words = part.dataset, cells.size(part.size), cells.norm(part.norm), f"M = {part.mc}"
-        found.setdefault(words, Section(" · ".join(words))).parts.append(part)
+        found.setdefault(words, Section(" · ".join(words), [])).parts.append(part)
     return list(found.values())
 
 
@@ -226,10 +303,15 @@ def _details(record: RunRecord, row: dict[str, Any]) -> list[Field]:
     dataset, evaluation = configuration["dataset"], configuration["evaluation"]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
     hardware = record.timing.get("hardware")
+    model = configuration["model"]
     fields = [
         Field("Reproduce", row["command"], code=True),
         Field("Record", row["record"], code=True),
-        Field("Checkpoint sha256", str(configuration["model"].get("weights_sha256") or "no weights"), code=True),
+        Field("Folder", record.folder_name, code=True),
+        Field(
+            "Model card", f"{model['name']}: {model['entry']}, {_settings(model.get('parameters', {}))}".rstrip(", ")
+        ),
+        Field("Checkpoint sha256", str(model.get("weights_sha256") or "no weights"), code=True),
         Field("Data sha256", str(dataset.get("data_sha256", "")), code=True),
         Field("Images", f"{row['images']} of {len(dataset['indices'])}, image set {row['image_set']}"),
         Field(
@@ -273,12 +355,12 @@ def _span(indices: Sequence[int]) -> str:
     return f"index {shown}{', …' if len(indices) > 8 else ''}"
 
 
-def _tile(record: RunRecord, example: pictures.Example) -> dict[str, Any]:
+def _tile(record: RunRecord, example: pictures.Example, gaze: Gaze | None) -> dict[str, Any]:
     picture = example.picture
     panels = (
-        ("original", picture.clean, f"predicted {example.clean.named(None)}"),
-        (f"perturbation × {example.factor}", example.amplified, ""),
-        ("adversarial", picture.adversarial, f"predicted {example.attacked.named(None)}"),
+        ("original", picture.clean, f"predicted {example.clean.named(None)}", gaze and gaze.clean),
+        (f"perturbation × {example.factor}", example.amplified, "", None),
+        ("adversarial", picture.adversarial, f"predicted {example.attacked.named(None)}", gaze and gaze.adversarial),
     )
     return {
         "model": plain(record.model),
@@ -288,5 +370,6 @@ def _tile(record: RunRecord, example: pictures.Example) -> dict[str, Any]:
         "fooled": example.fooled,
         "anchor": anchor(record.id),
         "pixelated": max(picture.clean.shape[1:]) <= pictures.THUMBNAIL,
-        "panels": [(title, pictures.data_uri(image), caption) for title, image, caption in panels],
+        "draw": gaze.draw + 1 if gaze else None,
+        "panels": [(title, pictures.data_uri(image), caption, path) for title, image, caption, path in panels],
     }

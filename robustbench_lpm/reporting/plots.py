@@ -1,18 +1,20 @@
-"""Draw accuracy against eps as SVG: same table, same bytes; text stays text, ink takes the colour of the page.
+"""Draw accuracy against eps, and against queries, as SVG: same table, same bytes; text stays text, ink takes the
+colour of the page, and each drawing holds its numbers in words.
 
-A plot is drawn only where there are at least two points, the clean accuracy (eps = 0) being one of them; runs with
-failed examples are left out, for what failed could lie on either side, and so are the probes of audits.
+A plot is drawn only where there are at least two points, the clean accuracy (eps = 0, one pass) being one of them; runs
+with failed examples are left out, for what failed could lie on either side, and so are the probes of audits.
 """
 
 from __future__ import annotations
 
 import re
+import textwrap
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pandas as pd
 
@@ -48,6 +50,7 @@ STYLE: Any = {
 class Figure:
     """One plot: where it belongs, what it shows, and its drawing."""
 
+    kind: Literal["eps", "queries"]  # what accuracy is drawn against
     name: str  # of the file, and the prefix of every id inside the drawing
     scene: str  # data, size, norm, M
     attack: str
@@ -58,17 +61,20 @@ class Figure:
 def accuracy_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
     """One plot per data set, size, norm, M, image set and attack, the lowest over all attacks first."""
     runs = runs[~runs["probe"]]
-    names = sorted({cells.label(*pair) for pair in zip(runs["model"], runs["model_variant"], strict=True)})
+    names = _names(runs)
     found = []
-    for scene, attack, points in _facets(runs, ranked):
-        curves = _curves(points)
+    for (*scene, images), attack, points in _facets(runs, ranked):
+        curves = _curves(points).rename(columns={"eps": "x"})
         # A share of one image is no accuracy: its picture says more than a line from 100 to 0 %.
-        if curves["eps"].nunique() >= 2 and points["images"].max() > 1:
-            found.append(_figure(scene, attack, curves, names))
+        if curves["x"].nunique() >= 2 and points["images"].max() > 1:
+            identity = [*map(str, scene), images, attack]
+            words = _scene_words(scene, images)
+            found.append(_figure(words, attack, curves, names, _eps_axis(scene[2]), identity))
     return found
 
 
 def _facets(runs: pd.DataFrame, ranked: pd.DataFrame) -> Iterator[tuple[tuple[Any, ...], str, pd.DataFrame]]:
+    failed = _with_failures(runs)
     runs = runs[runs["failed_examples"] == 0]
     sets = {key: group["image_set"].nunique() for key, group in runs.groupby(SCENE[:-1])}
     for scene, group in runs.groupby(SCENE):
@@ -76,16 +82,22 @@ def _facets(runs: pd.DataFrame, ranked: pd.DataFrame) -> Iterator[tuple[tuple[An
         group = group.assign(label=[cells.label(*a) for a in zip(group.attack, group.attack_variant, strict=True)])
         if group.loc[group["knowledge"] != CONTROL, "label"].nunique() > 1:
             at_scene = (ranked[SCENE] == list(scene)).all(axis=1)
-            yield title, WORST, ranked[at_scene & ranked["rank"].notna()]
+            whole = ~ranked["record"].isin(failed) & ranked["robust_accuracy"].notna()
+            yield title, WORST, ranked[at_scene & whole]
         for (control, attack), points in group.groupby([group["knowledge"] == CONTROL, "label"]):
             yield title, f"{attack} (control)" if control else str(attack), points
+
+
+def _with_failures(runs: pd.DataFrame) -> set[str]:
+    """The runs of all models that have failed examples in any run at the same budget."""
+    key = [*SCENE, "eps", "model", "model_variant"]
+    return set(runs.loc[runs.groupby(key)["failed_examples"].transform("max") > 0, "record"])
 
 
 def _curves(points: pd.DataFrame) -> pd.DataFrame:
     """Points to draw: of several runs at one eps the lowest, and the clean accuracy at eps = 0 where no run is."""
     columns = ["series", "eps", "accuracy", "low", "high"]
-    series = [cells.label(*pair) for pair in zip(points["model"], points["model_variant"], strict=True)]
-    points = points.assign(series=series)
+    points = points.assign(series=_series(points))
     attacked = points.rename(columns={f"robust_accuracy{end}": f"accuracy{end}" for end in ("", "_low", "_high")})
     clean = points.rename(columns={f"clean_accuracy{end}": f"accuracy{end}" for end in ("", "_low", "_high")})
     both = pd.concat([attacked, clean.assign(eps=0.0)[lambda rows: ~rows["series"].isin(_at_zero(attacked))]])
@@ -98,27 +110,115 @@ def _at_zero(attacked: pd.DataFrame) -> set[str]:
     return set(attacked.loc[attacked["eps"] == 0, "series"])
 
 
-def _figure(scene: tuple[Any, ...], attack: str, curves: pd.DataFrame, names: list[str]) -> Figure:
-    dataset, size, norm, mc, images = scene
-    words = [dataset, cells.size(size), cells.norm(norm), f"M = {mc}", *([f"image set {images}"] if images else [])]
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", f"{dataset} {size} {norm} mc{mc} {images} {attack}").strip("-")[:80]
-    name = f"{slug}-{sha256_of_value([*map(str, scene), attack])[:6]}"
-    drawing = _draw(curves, norm, attack, ", ".join(words), names)
-    root = _tidy(drawing, prefix=f"plot-{name}-", title=f"Accuracy against eps, {', '.join(words)}, {attack}")
+def query_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
+    """One plot per budget and image set: the lowest accuracy that attacks of at most so many passes left each model."""
+    names = _names(runs[~runs["probe"]])
+    listed = runs[~runs["probe"] & (runs["failed_examples"] == 0) & (runs["knowledge"] != CONTROL)]
+    several = set(ranked.loc[ranked["image_sets"] > 1, "image_set"])
+    found = []
+    for key, points in listed.groupby([*SCENE, "eps", "eps_text"]):
+        *scene, eps, eps_text = cast("tuple[Any, ...]", key)
+        curves = _falling(points)
+        # One attack has no course; see also `accuracy_plots`.
+        if curves.groupby("series").size().max() > 2 and points["images"].max() > 1:
+            words = _scene_words(scene[:-1], scene[-1] if scene[-1] in several else "")
+            budget = f"{cells.norm(scene[2])} eps {eps_text}"
+            title = [*words[:2], budget, *words[3:]]
+            axis = Axis("queries", "forward passes for each image", steps=True)
+            identity = [*map(str, scene), repr(float(eps)), "queries"]
+            found.append(_figure(title, WORST, curves, names, axis, identity))
+    return found
+
+
+def _falling(points: pd.DataFrame) -> pd.DataFrame:
+    """Per model the lowest accuracy so far, by growing cost; the clean accuracy is that after the one pass of a user.
+
+    x counts forward passes; runs that cost more and find nothing more make no point.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, mine in points.assign(series=_series(points)).groupby("series"):
+        ordered = mine.sort_values(["forwards", "robust_accuracy", "record"])
+        lowest = float(ordered["clean_accuracy"].iloc[0])
+        rows.append({"series": name, "x": 1.0, "accuracy": lowest, "low": None, "high": None})
+        last = max(1.0, float(ordered["forwards"].max()))
+        # An attack that asks nothing of the model, such as transfer, is drawn at one pass, too.
+        runs: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in ordered.to_dict("records")]
+        for row in runs:
+            if row["robust_accuracy"] < lowest:
+                lowest = row["robust_accuracy"]
+                bounds = {"low": row["robust_accuracy_low"], "high": row["robust_accuracy_high"]}
+                rows.append({"series": name, "x": max(1.0, row["forwards"]), "accuracy": lowest, **bounds})
+        if rows[-1]["x"] < last:
+            rows.append(rows[-1] | {"x": last, "low": None, "high": None})
+    found = pd.DataFrame(rows, columns=["series", "x", "accuracy", "low", "high"])
+    found = found.drop_duplicates(["series", "x"], keep="last")
+    return found.astype(dict.fromkeys(("x", "accuracy", "low", "high"), "float64"))
+
+
+def _names(runs: pd.DataFrame) -> list[str]:
+    """All models, in the order that gives each its look."""
+    return sorted(set(_series(runs)))
+
+
+def _series(runs: pd.DataFrame) -> list[str]:
+    return [cells.label(*pair) for pair in zip(runs["model"], runs["model_variant"], strict=True)]
+
+
+def _scene_words(scene: Sequence[Any], images: str) -> list[str]:
+    dataset, size, norm, mc = scene
+    return [dataset, cells.size(size), cells.norm(norm), f"M = {mc}", *([f"image set {images}"] if images else [])]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What accuracy is drawn against."""
+
+    kind: Literal["eps", "queries"]
+    label: str
+    unit: float = 1.0  # x is multiplied by it
+    steps: bool = False  # a staircase on a logarithmic scale
+
+
+def _eps_axis(norm: str) -> Axis:
+    label = f"eps ({cells.norm(norm)})"
+    return Axis("eps", f"{label}, in 1/255", 255.0) if norm == "linf" else Axis("eps", label)
+
+
+def _figure(
+    words: list[str], attack: str, curves: pd.DataFrame, names: list[str], axis: Axis, identity: list[str]
+) -> Figure:
+    scene = ", ".join(words)
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", " ".join([*identity[:3], f"mc{identity[3]}", *identity[4:]])).strip("-")[:80]
+    name = f"{slug}-{sha256_of_value(identity)[:6]}"
+    drawing = _draw(curves, axis, attack, scene, names)
+    title = f"Accuracy against {axis.kind}, {scene}, {attack}"
+    root = _tidy(drawing, f"plot-{name}-", title, _told(curves, axis))
     inline = ElementTree.tostring(root, encoding="unicode")
     root.set("xmlns", SVG)
     standalone = ElementTree.tostring(root, encoding="unicode") + "\n"
-    return Figure(name, ", ".join(words), attack, inline, standalone)
+    return Figure(axis.kind, name, scene, attack, inline, standalone)
 
 
-def _draw(curves: pd.DataFrame, norm: str, attack: str, scene: str, names: list[str]) -> bytes:
+def _told(curves: pd.DataFrame, axis: Axis) -> str:
+    """The numbers of a plot in words, for those who do not see it."""
+    lines = []
+    for name, rows in curves.groupby("series"):
+        points = [f"{cells.percent(row['accuracy'])} % at {_x_text(row['x'], axis)}" for row in rows.to_dict("records")]
+        lines.append(f"{name}: {', '.join(points)}.")
+    return f"Accuracy, by {axis.label}. {' '.join(lines)}"
+
+
+def _x_text(x: float, axis: Axis) -> str:
+    return cells.count(x) if axis.steps else f"{x * axis.unit:.4g}"
+
+
+def _draw(curves: pd.DataFrame, axis: Axis, attack: str, scene: str, names: list[str]) -> bytes:
     """The plot as matplotlib writes it."""
     import matplotlib
     import seaborn
     from matplotlib.figure import Figure as Canvas
 
-    in_steps = norm == "linf"
-    unit = 255.0 if in_steps else 1.0
+    curves = curves.assign(x=curves["x"] * axis.unit)
     present = [name for name in names if name in set(curves["series"])]
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, same bytes
@@ -130,19 +230,18 @@ def _draw(curves: pd.DataFrame, norm: str, attack: str, scene: str, names: list[
         axes = canvas.subplots()
         look: dict[str, dict[str, Any]] = {name: _look(names.index(name)) for name in present}
         seaborn.lineplot(
-            curves.assign(eps=curves["eps"] * unit), x="eps", y="accuracy", hue="series", style="series",
+            curves, x="x", y="accuracy", hue="series", style="series",
             hue_order=present, style_order=present, errorbar=None, legend=False, ax=axes, linewidth=1.6, markersize=5.5,
             palette={name: style["colour"] for name, style in look.items()},
             markers={name: style["marker"] for name, style in look.items()},
             dashes={name: style["dashes"] for name, style in look.items()},
-            markeredgecolor="none",
+            markeredgecolor="none", drawstyle="steps-post" if axis.steps else "default",
         )  # fmt: skip
         for name, rows in curves.groupby("series"):
-            axes.vlines(
-                rows["eps"] * unit, rows["low"], rows["high"], color=look[str(name)]["colour"], alpha=0.45, lw=1.2
-            )
-        _dress(axes, f"eps ({cells.norm(norm)}), in 1/255" if in_steps else f"eps ({cells.norm(norm)})")
-        axes.set_title(f"{_short(scene)}\n{_short(attack)}", loc="left")
+            axes.vlines(rows["x"], rows["low"], rows["high"], color=look[str(name)]["colour"], alpha=0.45, lw=1.2)
+        _dress(axes, axis)
+        lines = textwrap.wrap(scene, LINE)
+        axes.set_title("\n".join(map(_short, [*lines[:2], attack])), loc="left")
         _legend(axes, look, columns)
         buffer = BytesIO()
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -165,13 +264,18 @@ def _short(text: str) -> str:
     return text if len(text) <= LINE else f"{text[: half - 1]}…{text[-half:]}"
 
 
-def _dress(axes: Axes, label: str) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
+def _dress(axes: Axes, axis: Axis) -> None:
+    from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
-    axes.set(ylim=(-0.02, 1.02), xlabel=label, ylabel="accuracy")
-    axes.set_xlim(left=0)
+    axes.set(ylim=(-0.02, 1.02), xlabel=axis.label, ylabel="accuracy")
     axes.margins(x=0.03)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if axis.steps:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.7)
@@ -206,8 +310,11 @@ def _legend(axes: Axes, look: dict[str, dict[str, Any]], columns: int) -> None:
         text.set_text(_short(name))  # set afterwards: matplotlib leaves labels that begin with "_" out of legends
 
 
-def _tidy(drawing: bytes, prefix: str, title: str) -> ElementTree.Element:
-    """Matplotlib's SVG made fit for a page: ids of its own, no style sheet, no metadata, ink as currentColor."""
+def _tidy(drawing: bytes, prefix: str, title: str, told: str) -> ElementTree.Element:
+    """Matplotlib's SVG made fit for a page: ids of its own, no style sheet, no metadata, ink as currentColor.
+
+    What it shows stands in <title>, its numbers in <desc>.
+    """
     root = ElementTree.fromstring(drawing)
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
@@ -220,9 +327,11 @@ def _tidy(drawing: bytes, prefix: str, title: str) -> ElementTree.Element:
     viewbox = root.attrib["viewBox"]
     root.attrib.clear()
     root.attrib |= {"viewBox": viewbox, "role": "img", "stroke-linejoin": "round", "stroke-linecap": "butt"}
-    heading = ElementTree.Element("title")
-    heading.text = title
-    root.insert(0, heading)
+    for place, (tag, text, role) in enumerate((("title", title, "labelledby"), ("desc", told, "describedby"))):
+        element = ElementTree.Element(tag, {"id": prefix + tag})
+        element.text = text
+        root.insert(place, element)
+        root.set(f"aria-{role}", prefix + tag)
     return root
 
 

@@ -14,7 +14,7 @@ from robustbench_lpm.audits import Audit, probes
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.records import RunRecord
-from robustbench_lpm.reporting import evidence, variants
+from robustbench_lpm.reporting import cells, evidence, variants
 from robustbench_lpm.reporting.cells import label, missing
 from robustbench_lpm.reporting.escaping import plain
 from robustbench_lpm.statistics import Rate
@@ -42,7 +42,8 @@ RATES = (
 RANKING_COLUMNS = (
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set", "images", "rank", "model", "model_variant",
     *RATES, "strongest_attack", "attacks", "members", "chosen", "probe", "verdict", "audit", "image_sets", "notes",
-    "record",
+    "record",  # of the run that decides
+    "audited",  # the record whose audit speaks for the model, "" where none does
 )  # fmt: skip
 BUDGET = ["dataset", "size", "norm", "eps", "mc"]
 CONTROL = "none"  # the knowledge of an attack that is a control, like random noise
@@ -186,8 +187,8 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
     the attacks that are not controls, models compared only on the same images and under the same attacks.
 
     A model with failed examples, with a result that its audit speaks against, or that met fewer attacks than its
-    neighbours, has no rank; `notes` says why. `image_sets` counts the sets of images that were met at this budget;
-    ranks hold within one `image_set`.
+    neighbours, has no rank, and neither has one that was not audited where others were; `notes` says why.
+    `image_sets` counts the sets of images that were met at this budget; ranks hold within one `image_set`.
 
     Probes of an audit are asked of nobody, and a model (or one with frozen noise) that met only probes at a budget is
     not listed there; but what a probe found beyond the other runs of a model counts against it.
@@ -216,10 +217,19 @@ def _ranked(group: pd.DataFrame, glimpsing: set[tuple[str, str]]) -> list[dict[s
     for name, mine in group.groupby(MODEL, sort=True):
         expected = scored if name in glimpsing else scored[scored["applies_to"] != "glimpsing"]
         rows.append(_standing(mine, expected))
+    if any(row["verdict"] for row in rows):
+        for row in rows:
+            _withhold_unless_audited(row)
     scores = [round(row["robust_accuracy"], 12) for row in rows if row["rank"]]
     for row in rows:
         row["rank"] = 1 + sum(s > round(row["robust_accuracy"], 12) for s in scores) if row["rank"] else None
     return sorted(rows, key=lambda r: (r["rank"] is None, r["rank"] or 0, r["model"], r["model_variant"]))
+
+
+def _withhold_unless_audited(row: dict[str, Any]) -> None:
+    """Take the rank of a model that nobody audited: beside audited ones, its number is held to less."""
+    if row["rank"] and not row["verdict"]:
+        row |= {"rank": False, "notes": "not audited, as others here are"}
 
 
 def _standing(mine: pd.DataFrame, expected: pd.DataFrame) -> dict[str, Any]:
@@ -231,7 +241,9 @@ def _standing(mine: pd.DataFrame, expected: pd.DataFrame) -> dict[str, Any]:
         row |= dict.fromkeys(("robust_accuracy", "robust_accuracy_low", "robust_accuracy_high"), float("nan"))
         row |= dict.fromkeys(("verdict", "audit", "members", "chosen"), "")
     judged = _judged(equal, scored)
-    row |= {"verdict": judged["verdict"], "audit": judged["audit"]} if judged is not None else {}
+    row["audited"] = ""
+    if judged is not None:
+        row |= {"verdict": judged["verdict"], "audit": judged["audit"], "audited": judged["record"]}
     obstacles = _obstacles(scored, expected)
     if judged is not None and judged["verdict"] == "fail":
         obstacles.append(f"audit failed: {judged['failed_checks']}")
@@ -326,6 +338,11 @@ class Ranking:
     several_sets: bool
     rows: list[dict[str, Any]]
 
+    @property
+    def audited(self) -> bool:
+        """Whether any of its results was audited; where none was, ranks are an order and no more."""
+        return any(row["verdict"] for row in self.rows)
+
 
 def split(ranked: pd.DataFrame) -> list[Ranking]:
     """A ranking cut into the parts in which models can be compared."""
@@ -336,3 +353,10 @@ def split(ranked: pd.DataFrame) -> list[Ranking]:
         several = rows[0]["image_sets"] > 1
         parts.append(Ranking(dataset, size, norm, eps, rows[0]["eps_text"], mc, images, several, rows))
     return parts
+
+
+def heading(ranking: Ranking) -> str:
+    """What a ranking ranks: data, size, norm, budget, M; the images when others at this budget met others."""
+    budget = f"{cells.norm(ranking.norm)} eps {ranking.eps_text}"
+    parts = [ranking.dataset, cells.size(ranking.size), budget, f"M = {ranking.mc}"]
+    return ", ".join([*parts, f"image set {ranking.image_set}"] if ranking.several_sets else parts)

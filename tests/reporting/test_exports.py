@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 import re
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 from robustbench_lpm import reporting
+from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.reporting import cells, escaping
 from tests.reporting.conftest import ORDINARY, check, make_audit, probed
 
@@ -45,17 +47,21 @@ class Page(HTMLParser):
     def __init__(self, html):
         super().__init__(convert_charrefs=True)
         self.elements, self.attributes, self.models, self.svg_texts = [], [], [], []
-        self.rows, self._inside = {}, None
+        self.rows, self.scripts, self._inside = {}, [], None
         self.feed(html)
 
     def handle_starttag(self, tag, attributes):
         self.elements.append(tag)
         self.attributes += attributes
         found = dict(attributes)
-        if tag == "tbody" and "id" in found:
-            self.rows[found["id"]] = []
-        if tag == "td" and "data-value" in found and self.rows:
-            list(self.rows.values())[-1].append(found["data-value"])
+        if tag == "tr" and "data-run" in found:
+            self.rows[found["data-run"]] = []
+        if tag == "td" and "data-order" in found and self.rows:
+            list(self.rows.values())[-1].append(found["data-order"])
+        if tag == "script":
+            self.scripts.append(found.get("type", ""))
+        if tag == "span":
+            self._inside = None  # what stands beside a name
         if tag == "text" or (tag == "th" and found.get("class") == "model"):
             self._inside = self.svg_texts if tag == "text" else self.models
             self._inside.append("")
@@ -89,9 +95,10 @@ def matrix(make):
 def test_files_are_written_html_last(make, tmp_path):
     paths = reporting.write_report(matrix(make), tmp_path / "out")
     names = [path.name for path in paths]
-    assert names[:3] == ["leaderboard.csv", "leaderboard.md", "leaderboard.tex"]
+    assert names[:4] == ["leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard.json"]
     assert names[-1] == "leaderboard.html"
     assert len([path for path in paths if path.suffix == ".svg"]) == 2
+    assert [path.stem for path in paths if path.parent.name == "Linf"] == ["ram", "cnn"]
     assert all(path.is_file() for path in paths)
 
 
@@ -123,6 +130,42 @@ def test_all_formats_agree(make, tmp_path):
             assert escaping.markdown(text) in markdown[short]
             assert escaping.latex(text) in latex[short]
             assert repr(row[rate]) in page.rows[f"run-{row['record'][:16]}"]
+
+
+def test_json_holds_what_the_other_formats_hold(make, tmp_path):
+    records = matrix(make)
+    files = {name: content.decode() for name, content in exports(records, tmp_path).items()}
+    content = json.loads(files["json/leaderboard.json"])
+    for line, row in zip(csv.DictReader(StringIO(files["leaderboard.csv"])), content["runs"], strict=True):
+        assert list(line) == list(row)
+        for column, cell in line.items():
+            value = row[column]
+            assert cell == ("" if value is None else str(value)) or float(cell) == value, column
+    ranked = {(row["model"], row["eps"]): row for row in content["rankings"]}
+    for pair in (pair for found in content["comparisons"] for pair in found["pairs"]):
+        eps = next(e for _, e in ranked if f"eps {format_eps(e)}," in budget_of(content, pair))
+        if pair["attack"] == "lowest over all attacks":
+            for side in ("first", "second"):
+                assert pair[f"{side}_accuracy"] == pytest.approx(ranked[pair[side], eps]["robust_accuracy"], abs=1e-12)
+    for name, text in files.items():
+        if name.startswith("robustbench/"):
+            told = json.loads(text)
+            row = ranked[told["name"], 1 / 255]
+            assert told["autoattack_acc"] == f"{100 * row['robust_accuracy']:.2f}"
+            assert told["lpmbench"]["robust_accuracy"] == row["robust_accuracy"]
+            assert told["lpmbench"]["rank"] == row["rank"]
+    shown = re.search(r'id="comparisons">(.*?)</script>', files["leaderboard.html"]).group(1)
+    for compared, found in zip(json.loads(shown), content["comparisons"], strict=True):
+        assert compared["budget"] == found["budget"]
+        for here, there in zip(compared["pairs"], found["pairs"], strict=True):
+            told = here.pop("texts")
+            assert here == {k: pytest.approx(v, abs=1e-6) if isinstance(v, float) else v for k, v in there.items()}
+            assert told["first_accuracy"] == cells.percent(there["first_accuracy"])
+            assert told["difference"] == cells.percent(abs(there["difference"]))
+
+
+def budget_of(content, pair):
+    return next(found["budget"] for found in content["comparisons"] if pair in found["pairs"])
 
 
 def test_rankings_agree(make, tmp_path):
@@ -182,7 +225,7 @@ def hostile_files(make, tmp_path_factory):
 
 def test_hostile_names_stay_text_in_html(hostile_files):
     page = Page(hostile_files["leaderboard.html"])
-    assert page.elements.count("script") == 1
+    assert page.scripts == ["application/json", ""]
     assert not {"b", "iframe", "object", "embed", "foreignObject"} & set(page.elements)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     for name in HOSTILE:
@@ -214,6 +257,19 @@ def test_hostile_names_are_no_commands_in_latex(hostile_files):
     assert not re.search(r"\\(input|frac)", body)
     assert not re.search(r"(?<!\\)[$#~^_%]", body)
     assert re.sub(r"\\[{}]", "", body).count("{") == re.sub(r"\\[{}]", "", body).count("}")
+
+
+def test_hostile_names_stay_text_in_json(hostile_files):
+    content = json.loads(hostile_files["json/leaderboard.json"])
+    assert {escaping.plain(name) for name in HOSTILE} == {row["model"] for row in content["runs"]}
+    for name, text in hostile_files.items():
+        if name.startswith("robustbench/"):
+            assert re.fullmatch(r"robustbench/[\w.-]+/Linf/\w[\w.-]*\.json", name)
+            assert json.loads(text)["unreliable"] is not None
+    shown = re.search(r'id="comparisons">(.*?)</script>', hostile_files["leaderboard.html"]).group(1)
+    assert not set("<>&") & set(shown)
+    assert escaping.plain(HOSTILE[0]) not in shown
+    assert any(escaping.plain(HOSTILE[1]) in found["notes"] for found in json.loads(shown))
 
 
 def test_no_cell_of_the_csv_is_a_formula(hostile_files):

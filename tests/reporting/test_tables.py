@@ -196,10 +196,23 @@ def test_a_result_that_fails_its_audit_has_no_rank(make):
     assert pd.isna(row["rank"])
     assert row["notes"] == "audit failed: white-box vs black-box"
     assert row["audit"] == "white-box vs black-box: 62.0 % against 40.1 %, difference [14.1, 29.7]"
-    assert row_of([a, b], "b", audited(a, "fail"))["rank"] == 1
+    assert row_of([a, b], "b", audited(a, "fail") | audited(b, "pass"))["rank"] == 1
     table = reporting.table([a, b], audited(a, "fail")).set_index("model")
     assert list(table["verdict"]) == ["fail", ""]
     assert pd.isna(table.loc["a", "rank"])
+
+
+def test_beside_audited_results_one_without_an_audit_has_no_rank(make):
+    a, b, c = make("a", robust=0.75), make("b", robust=0.5), make("c", robust=0.25)
+    judged = audited(b, "pass") | audited(c, "undecided")
+    assert row_of([a, b, c], "a", judged)["notes"] == "not audited, as others here are"
+    ranked = reporting.leaderboard([a, b, c], judged)
+    assert list(ranked["model"]) == ["b", "c", "a"]
+    assert list(ranked["rank"])[:2] == [1, 2]
+    assert pd.isna(ranked["rank"].iloc[2])
+    assert list(ranked["audited"]) == [b.id, c.id, ""]
+    elsewhere = make("d", robust=0.1, eps=1 / 255)  # at a budget where nothing was audited
+    assert row_of([a, b, c, elsewhere], "d", judged)["rank"] == 1
 
 
 @pytest.mark.parametrize("verdict", ["pass", "undecided", None])
@@ -386,7 +399,7 @@ def test_probes_make_no_ranking_and_no_row_and_are_asked_of_nobody(make):
     others = [make("cnn", name, robust=0.4) for name in ("pgd", "square", "fgsm")]
     worst = make("cnn", "worst-case", robust=0.4, parameters={"attacks": ["pgd", "square"]},
                  attack_identity={"members": {"pgd": "x", "square": "y"}})  # fmt: skip
-    ranked = reporting.leaderboard([*found.values(), *others, worst], judged)
+    ranked = reporting.leaderboard([*found.values(), *others, worst], judged | audited(worst, "pass"))
     assert list(ranked["eps"].unique()) == [8 / 255]  # at half the eps only probes were run
     assert list(zip(ranked["rank"], ranked["model"], ranked["model_variant"], strict=True)) == [
         (1, "ram", ""), (2, "cnn", ""),
@@ -400,7 +413,7 @@ def test_probes_make_no_ranking_and_no_row_and_are_asked_of_nobody(make):
 
 def test_twice_the_work_is_not_asked_of_models_without_a_worst_case(make):
     a, b, twice = make("a", robust=0.5), make("b", robust=0.4), make("a", robust=0.5, parameters={"steps": 20})
-    judged = {a.id: make_audit(a, check("pass", records=(a.id, twice.id)))}
+    judged = {a.id: make_audit(a, check("pass", records=(a.id, twice.id)))} | audited(b, "pass")
     ranked = reporting.leaderboard([a, b, twice], judged)
     assert list(zip(ranked["model"], ranked["rank"], strict=True)) == [("a", 1), ("b", 2)]
     assert list(ranked["attacks"]) == [1, 1]

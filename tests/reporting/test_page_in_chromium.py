@@ -1,0 +1,411 @@
+"""The page as a reader meets it: in a browser, by mouse and by keyboard, on a phone, in the dark, without scripts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustbench_lpm import reporting
+from robustbench_lpm.reporting import gazes
+from robustbench_lpm.reporting.gazes import Gaze
+from tests.reporting.conftest import check, make_and_read, make_audit
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (it is in the extra `dev`)")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select  # noqa: E402
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (BROWSER and DRIVER), reason="Chromium is not installed (Debian: apt-get install chromium chromium-driver)"
+    ),
+]
+HOSTILE = "<script>alert(1)</script>"
+KNOWLEDGE = {"pgd": "white-box", "spsa": "black-box", "noise": "none"}
+PUBLISHED = Path(__file__).parents[2] / "results" / "leaderboard.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """34 runs: three models under two attacks and a control at several eps, one of another norm, one averaged, one of
+    a hostile name, one that failed its audit, and a probe."""
+    make = make_and_read(tmp_path_factory.mktemp("runs"))
+    robust = {"cnn": 0.5, "ram": 0.75, HOSTILE: 0.25}
+    records = [
+        make(model, attack, eps=eps / 255, robust=1.0 if attack == "noise" else share / eps, stored=2,
+             knowledge=KNOWLEDGE[attack], draws=4 if model == "ram" else 1)
+        for model, share in robust.items()
+        for attack in ("pgd", "spsa", "noise")
+        for eps in (1, 2, 4)
+    ]  # fmt: skip
+    good, judged = make("cnn", robust=0.5), make("ram", robust=0.75, draws=4, stored=1)
+    probe = make("ram", robust=0.5, draws=4, parameters={"steps": 20})
+    records += [good, judged, probe, make("other", norm="l2", eps=0.5), make("averaged", mc=10, draws=4, robust=0.8)]
+    records += [make("photo", dataset="photos", size="224", shape=(3, 8, 8), stored=1), make("few", images=5, eps=0.5)]
+    audits = {
+        good.id: make_audit(good, check("pass")),
+        judged.id: make_audit(judged, check("fail", "twice the steps", records=(judged.id, probe.id))),
+    }
+    out = tmp_path_factory.mktemp("report")
+    path = [(0.0, 0.0), (0.5, -0.5), (-0.25, 0.75)]
+    gazes.write([Gaze(record.id, 0, 0, path, path[::-1]) for record in records if record.model == "ram"], out)
+    return reporting.write_report(records, out, audits)[-1]
+
+
+class Reader:
+    """A browser with the page open, and what is asked of it."""
+
+    def __init__(self, driver: Any, path: Path, width: int = 1280, dark: bool = False, scripts: bool = True) -> None:
+        self.driver = driver
+        driver.get("about:blank")
+        self.logged("browser"), self.logged("performance")
+        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        features = [
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
+        driver.get(path.as_uri())
+
+    def logged(self, kind: str) -> list[Any]:
+        return self.driver.get_log(kind)
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> Any:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def click(self, element: Any) -> None:
+        self.run("arguments[0].scrollIntoView({block: 'center'})", element)
+        element.click()
+
+    def choose(self, selector: str, text: str) -> None:
+        Select(self.one(selector)).select_by_visible_text(text)
+
+    def column(self, name: str) -> list[str]:
+        """The shown values of a column of the table of runs, as they are sorted by."""
+        return self.run(
+            """const table = document.getElementById("runs-table");
+            const place = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.trim() === arguments[0]);
+            return [...table.tBodies[0].querySelectorAll("tr[data-run]")].map((row) => {
+              const cell = row.cells[place];
+              return cell.dataset.order ?? cell.textContent.trim();
+            });""",
+            name,
+        )
+
+    def heading(self, name: str) -> Any:
+        return next(h for h in self.all("#runs-table thead th") if h.text.strip() == name)
+
+    def info(self) -> str:
+        return self.one("#runs .dt-info").text
+
+    def show_all(self) -> None:
+        self.choose("#runs .dt-length select", "All")
+
+
+@pytest.fixture
+def reader(browser: Any, page: Path) -> Reader:
+    return Reader(browser, page)
+
+
+@pytest.mark.parametrize("which", ["made here", "published"])
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_is_complained_of_and_nothing_asked_of_the_network(browser, page, which, dark):
+    reader = Reader(browser, page if which == "made here" else PUBLISHED, dark=dark)
+    assert reader.info().startswith("1 to 25 of")
+    reader.run("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
+    assert [entry for entry in reader.logged("browser") if entry["level"] != "DEBUG"] == []
+    messages = [json.loads(entry["message"])["message"] for entry in reader.logged("performance")]
+    asked = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith("data:")] == [browser.current_url]
+
+
+def test_the_policy_would_stop_a_request(reader):
+    """The test above cannot see a request that no visit makes; the policy stands in the way of any."""
+    reader.run("new Image().src = 'https://example.org/x.png'; fetch('https://example.org/').catch(() => {});")
+    stopped: list[str] = []
+    until = time.monotonic() + 20
+    while len(stopped) < 2 and time.monotonic() < until:
+        stopped += [e["message"] for e in reader.logged("browser") if "violates the following" in e["message"]]
+        time.sleep(0.1)
+    assert sorted("img-src" in message for message in stopped) == [False, True]
+
+
+@pytest.mark.parametrize("name", ["Robust", "eps", "Forwards", "Majority"])
+def test_numbers_are_sorted_as_numbers_and_what_is_absent_stays_last(reader, name):
+    reader.show_all()
+    for turn, state in enumerate(("ascending", "descending")):
+        reader.click(reader.heading(name).find_element(By.CSS_SELECTOR, ".dt-column-order"))
+        assert reader.heading(name).get_attribute("aria-sort") == state
+        values = reader.column(name)
+        present = [float(value) for value in values if value]
+        assert present == sorted(present, reverse=turn == 1)
+        assert len(set(present)) > 1
+        assert "" not in values[: len(present)]
+    assert ("" in values) == (name == "Majority")  # which deterministic models have none of
+
+
+def test_a_column_is_sorted_from_the_keyboard(reader):
+    control = reader.heading("Model").find_element(By.CSS_SELECTOR, "[tabindex='0']")
+    assert control.aria_role == "button"
+    reader.run("arguments[0].focus()", control)
+    reader.driver.switch_to.active_element.send_keys(Keys.ENTER)
+    assert reader.heading("Model").get_attribute("aria-sort") == "ascending"
+    assert reader.column("Model") == sorted(reader.column("Model"), key=str.lower)
+
+
+FILTERED = [
+    ({"norm": "L2"}, 1),
+    ({"dataset": "photos"}, 1),
+    ({"size": "224 px"}, 1),
+    ({"mc": "10"}, 1),
+    ({"knowledge": "black-box"}, 9),
+    ({"knowledge": "none (control)", "eps_text": "2/255"}, 3),
+    ({"attack": "spsa", "model": HOSTILE}, 3),
+    ({"verdict": "failed"}, 1),
+    ({"verdict": "not audited", "norm": "L2"}, 1),
+    ({"model": "few", "norm": "L2"}, 0),
+]
+
+
+@pytest.mark.parametrize(("choices", "left"), FILTERED)
+def test_runs_are_filtered(reader, choices, left):
+    everything = reader.info()
+    for column, text in choices.items():
+        reader.choose(f"select[data-column='{column}']", text)
+    assert len(reader.column("Model")) == left
+    assert reader.info() == (f"1 to {left} of {left} runs" if left else "no runs")
+    reader.click(reader.one("#reset"))
+    assert reader.info() == everything == "1 to 25 of 33 runs"
+
+
+def test_words_are_sought_in_the_records_too(reader):
+    reader.one("#search").send_keys(f"{'a' * 64} l2 OTHER")
+    assert reader.column("Model") == ["other"]
+
+
+def test_probes_are_shown_when_asked_for(reader):
+    reader.click(reader.one("#probes"))
+    assert reader.info() == "1 to 25 of 34 runs"
+
+
+def test_pages_are_turned(reader):
+    first = reader.run("return document.querySelector('tr[data-run]').dataset.run")
+    reader.click(reader.one("#runs .dt-paging-button.next"))
+    assert reader.info() == "26 to 33 of 33 runs"
+    assert reader.run("return document.querySelector('tr[data-run]').dataset.run") != first
+
+
+def test_a_row_opens_to_its_record_by_mouse_and_by_key(reader):
+    button = reader.one("#runs-table .toggle button")
+    reader.click(button)
+    assert button.get_attribute("aria-expanded") == "true"
+    record = reader.one("#" + button.get_attribute("aria-controls"))
+    for text in (
+        "Reproduce",
+        "lpmbench attack --model",
+        "Checkpoint sha256",
+        "a" * 64,
+        "seed 0",
+        "lpmbench 0.1.0",
+        "cpu",
+    ):
+        assert text in record.text
+    button.send_keys(Keys.SPACE)
+    assert button.get_attribute("aria-expanded") == "false"
+    assert reader.all("#runs-table .record") == []
+    button.send_keys(Keys.ENTER)
+    assert reader.one("#runs-table .record").is_displayed()
+
+
+def test_a_verdict_leads_to_its_evidence_and_on_to_a_probe(reader):
+    reader.choose("select[data-column='norm']", "L2")  # hides the run that is led to
+    reader.click(reader.one("#rankings a.badge.bad"))
+    focused = reader.driver.switch_to.active_element
+    assert focused.text == "Audit ✕ failed"
+    findings = reader.one("#runs-table .findings")
+    assert "twice the steps" in findings.text
+    assert "+21.9 [14.1, 29.7]" in findings.text
+    reader.click(findings.find_element(By.CSS_SELECTOR, "a.code"))
+    assert reader.one("#probes").is_selected()
+    assert reader.one("tr.probe .toggle button").get_attribute("aria-expanded") == "true"
+    assert "Made for the audit of" in reader.all("#runs-table .record")[-1].text
+
+
+def test_a_number_in_the_ranking_leads_to_its_run_on_whatever_page(reader):
+    for link in reader.all("#rankings a.value"):
+        target = link.get_attribute("hash")[1:]
+        reader.click(link)
+        assert reader.one(f"#runs-table #{target}").is_displayed()
+        button = reader.one(f"tr[data-run='{target}'] .toggle button")
+        assert button == reader.driver.switch_to.active_element
+
+
+def test_two_models_are_compared(reader):
+    budget = next(o.text for o in Select(reader.one("#compare-budget")).options if "eps 4/255" in o.text)
+    reader.choose("#compare-budget", budget)
+    reader.choose("#compare-attack", "pgd")
+    reader.choose("#compare-first", "cnn")
+    reader.choose("#compare-second", "ram")
+    straight = reader.one("#compare-result").text
+    data = json.loads(reader.one("#comparisons").get_attribute("textContent"))
+    pairs = next(found for found in data if found["budget"] == budget)["pairs"]
+    (pair,) = [p for p in pairs if p["attack"] == "pgd" and {p["first"], p["second"]} == {"cnn", "ram"}]
+    sign = 1 if pair["first"] == "cnn" else -1
+    assert f"{'+' if sign * pair['difference'] > 0 else '−'}{pair['texts']['difference']} points" in straight
+    reader.choose("#compare-first", "ram")
+    assert "Choose two different models" in reader.one("#compare-result").text
+    reader.choose("#compare-second", "cnn")
+    turned = reader.one("#compare-result").text
+    low, high = (pair["texts"][name] for name in ("low", "high"))
+    shown = {f"[{sign}{low}, {other}{high}]" for sign in "+−" for other in "+−"}
+    turned_shown = {f"[{sign}{high}, {other}{low}]" for sign in "+−" for other in "+−"}
+    both = (straight, turned) if pair["first"] == "cnn" else (turned, straight)
+    assert any(text in both[0] for text in shown)
+    assert any(text in both[1] for text in turned_shown)
+    reader.choose("#compare-second", HOSTILE)
+    assert HOSTILE in reader.one("#compare-result").text
+    assert reader.all("#compare-result script") == []
+
+
+def test_one_matrix_of_agreement_is_shown_at_a_time(reader):
+    select = Select(reader.one("#agreement-choice"))
+    for option in select.options:
+        select.select_by_visible_text(option.text)
+        (shown,) = [m for m in reader.all(".agreement") if m.is_displayed()]
+        assert shown.find_element(By.TAG_NAME, "h3").text.startswith(option.text)
+
+
+def test_scanpaths_lie_over_the_pictures(reader):
+    path = reader.one("#gallery svg.path")
+    assert path.is_displayed()
+    picture = path.find_element(By.XPATH, "../img")
+    assert path.size == pytest.approx(picture.size, abs=1)
+    assert len(path.find_elements(By.TAG_NAME, "circle")) == 3
+
+
+@pytest.mark.parametrize("width", [390, 320])
+@pytest.mark.parametrize("which", ["made here", "published"])
+def test_a_narrow_screen_need_not_be_scrolled_sideways(browser, page, width, which):
+    reader = Reader(browser, page if which == "made here" else PUBLISHED, width)
+    reader.click(reader.one("#runs-table .toggle button"))
+    assert reader.one("#runs-table .record").is_displayed()
+    assert reader.run("return document.documentElement.scrollWidth") <= width
+    assert (
+        reader.run(
+            "const row = document.querySelector('#runs .dt-layout-table'); return row.scrollWidth - row.clientWidth"
+        )
+        <= 1
+    )
+    for selector in ("#search", "#compare-first", ".dt-paging-button", "#runs-table tbody .bar-cell .value"):
+        box = reader.one(selector).rect
+        assert box["width"] > 0
+        assert box["x"] + box["width"] <= width
+
+
+CONTRAST = """
+const luminance = (colour) => {
+  const scale = colour.startsWith("color(srgb") ? 1 : 255; // as color-mix() is told
+  const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((value) => value / scale)
+    .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const ground = (element) => {
+  for (let at = element; at; at = at.parentElement) {
+    const colour = getComputedStyle(at).backgroundColor;
+    if (!/, 0\\)$|transparent/.test(colour)) return colour;
+  }
+  return "rgb(255, 255, 255)";
+};
+return arguments[0].map((selector) => {
+  const element = document.querySelector(selector);
+  const [a, b] = [luminance(getComputedStyle(element).color), luminance(ground(element))].sort((x, y) => y - x);
+  return [selector, (a + 0.05) / (b + 0.05)];
+});
+"""
+TEXTS = ["body", ".note", "h2", "nav a", ".badge.good", ".badge.bad", ".interval", ".unranked .model", ".why",
+         ".controls label", ".controls select", ".dt-info", ".dt-paging-button.current", "figcaption span",
+         ".matrix td.share"]  # fmt: skip
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_can_be_read_by_day_and_in_the_dark(browser, page, dark):
+    """WCAG 2.2 asks for a contrast of 4.5 to 1."""
+    reader = Reader(browser, page, dark=dark)
+    contrasts = dict(reader.run(CONTRAST, TEXTS))
+    assert min(contrasts.values()) >= 4.5, contrasts
+    ground = reader.run("return getComputedStyle(document.body).backgroundColor")
+    assert (ground == "rgb(20, 23, 27)") == dark
+
+
+NAMED = {"button", "link", "combobox", "searchbox", "checkbox", "img", "image", "table", "region", "columnheader"}
+
+
+def test_whatever_can_be_used_has_a_name_for_a_screen_reader(reader):
+    reader.click(reader.one("#runs-table .toggle button"))
+    nodes = reader.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    found = [node for node in nodes if not node["ignored"] and node["role"]["value"] in NAMED - {"table"}]
+    roles = {node["role"]["value"] for node in found}
+    assert {"button", "link", "combobox", "searchbox", "checkbox", "region", "columnheader"} <= roles
+    nameless = [node for node in found if not node.get("name", {}).get("value")]
+    assert nameless == []
+    plots = [node for node in found if node.get("name", {}).get("value", "").startswith("Accuracy against")]
+    assert plots
+    assert all("% at" in node["description"]["value"] for node in plots)
+
+
+def test_the_skip_link_is_met_first(reader):
+    reader.one("body").send_keys(Keys.TAB)
+    focused = reader.driver.switch_to.active_element
+    assert focused.text == "Skip to the table of runs"
+    assert focused.location["x"] >= 0
+
+
+def test_a_hostile_name_is_text(reader):
+    assert HOSTILE in [cell.text.splitlines()[0] for cell in reader.all("#rankings th.model")]
+    assert reader.run("return document.querySelectorAll('script').length") == 2
+    with pytest.raises(Exception, match="no such alert"):
+        reader.driver.switch_to.alert.accept()
+
+
+def test_without_scripts_all_is_there_to_be_read(browser, page):
+    reader = Reader(browser, page, scripts=False)
+    try:
+        rows = reader.all("#runs-table tbody tr")
+        assert len(rows) == 34
+        assert all(row.is_displayed() for row in (rows[0], rows[-1]))
+        assert all(record.is_displayed() for record in reader.all("#records .record")[:2])
+        assert not reader.one("#filters").is_displayed()
+        assert not reader.one("#comparing").is_displayed()
+        assert "json/leaderboard.json" in reader.one("#compare noscript").text
+    finally:
+        browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

@@ -1,0 +1,62 @@
+"""The files that RobustBench's tools read: which there are, and what they say."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from robustbench_lpm.reporting import robustbench, tables
+from tests.reporting.conftest import check, make_audit
+
+# Every file of RobustBench's own has these, https://github.com/RobustBench/robustbench, model_info/.
+KEYS = {
+    "link": str, "name": str, "authors": str, "additional_data": bool, "number_forward_passes": int, "dataset": str,
+    "venue": str, "architecture": str, "eps": str, "clean_acc": str, "reported": str, "autoattack_acc": str,
+}  # fmt: skip
+
+
+def files(*records, audits=None):
+    ranked = tables.ranking(tables.table(records, audits or {}))
+    return {name: json.loads(text) for name, text in robustbench.to_robustbench(records, ranked).items()}
+
+
+def test_a_file_says_what_the_ranking_says(make):
+    a, b = make("a", robust=0.25, clean=0.975), make("a", "spsa", robust=0.5, clean=0.975)
+    found = files(a, b, audits={a.id: make_audit(a, check("fail"))})
+    told = found["robustbench/digits/Linf/a.json"]
+    for key, kind in KEYS.items():
+        assert isinstance(told[key], kind), key
+    assert (told["clean_acc"], told["autoattack_acc"], told["eps"]) == ("97.50", "25.00", "8/255")
+    assert told["unreliable"] is True
+    assert "Not AutoAttack" in told["footnote"]
+    assert (told["lpmbench"]["record"], told["lpmbench"]["rank"]) == (a.id, None)
+
+
+def test_each_norm_has_one_budget_that_of_most_images(make):
+    found = files(make("a", eps=0.1), make("a", eps=0.2, images=80), make("a", eps=1.0, norm="l2"))
+    assert {name: told["eps"] for name, told in found.items()} == {
+        "robustbench/digits/L2/a.json": "255/255",
+        "robustbench/digits/Linf/a.json": "51/255",
+    }
+
+
+@pytest.mark.parametrize("change", [{"images": 19}, {"mc": 10}, {"knowledge": "none"}])
+def test_what_their_format_would_mislead_about_has_no_file(make, change):
+    assert files(make("a", **change)) == {}
+
+
+def test_a_registered_model_leads_to_its_paper(make):
+    configuration = make("ramlpm").configuration
+    assert files(make("ramlpm"))["robustbench/digits/Linf/ramlpm.json"]["link"] == ""  # another model of that name
+    record = make("ramlpm")
+    configuration["model"]["entry"] = "robustbench_lpm.architectures.ramlpm:RamLpm"
+    record.configuration = configuration
+    told = files(record)["robustbench/digits/Linf/ramlpm.json"]
+    assert (told["link"], told["architecture"]) == ("https://arxiv.org/abs/2002.05388", "RamLpm")
+
+
+def test_names_that_would_leave_the_folder_do_not(make):
+    found = files(make("../../etc/passwd"), make("..", attack="q"))
+    assert len(found) == 2
+    assert all(name.startswith("robustbench/digits/Linf/") and ".." not in name for name in found)
