@@ -95,6 +95,7 @@ def attack(
     from robustbench_lpm.budgets import parse_eps_list
 
     budgets = parse_eps_list(eps if eps is not None else cards.dataset(dataset).default_eps(norm))
+    from robustbench_lpm.evaluation.keeping import NotKept
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 
     parameters, of_members = split_settings(read_settings(settings))
@@ -118,7 +119,7 @@ def attack(
                 planning={"norm": norm, "device": device} | rest,
             )  # fmt: skip
         except LpmbenchError as error:
-            if len(names) == 1:
+            if len(names) == 1 or isinstance(error, NotKept):
                 raise
             refused.append(name)  # the other models go on; the status at the end says that something is missing
             click.echo(f"lpmbench: {name}: {error}", err=True)
@@ -126,6 +127,7 @@ def attack(
         finish(records, source, out)
     if refused:
         raise LpmbenchError(f"{len(refused)} of {len(names)} models could not be attacked: {', '.join(refused)}.")
+    complain_of_failures(records)
 
 
 # What an option of the command line is called by attacks.
@@ -215,18 +217,36 @@ def run_plan(plan: Plan, out: Path, *, force: bool = False) -> list[RunRecord]:
     """Run one plan, or read what lies finished in `out`, telling what happens; members of a worst case come first."""
     from robustbench_lpm.cli.console import announce, attack_bar, result_line, say
     from robustbench_lpm.evaluation.estimates import estimate_seconds
-    from robustbench_lpm.evaluation.runner import finished_run, run
+    from robustbench_lpm.evaluation.runner import FailedBlocks, finished_run, forget_progress, run
 
     members = [record for member in plan.members for record in run_plan(member, out, force=force)]
-    record = None if force else finished_run(plan, out)
+    news: list[str] = []
+    record = None if force else finished_run(plan, out, news.append)
     announce(plan, None if record else estimate_seconds(plan))
+    for line in news:
+        say(f"  {line}")
     if record is None:
-        with attack_bar(plan) as progress:
-            record = run(plan, out, progress)
+        try:
+            with attack_bar(plan) as progress:
+                record = run(plan, out, progress, again=force, tell=lambda line: say(f"  {line}"))
+        except FailedBlocks as error:
+            record = error.record
     else:
+        forget_progress(plan, out)
         say("  already run (--force runs it again)")
     result_line(record)
     return [*members, record]
+
+
+def complain_of_failures(records: Iterable[RunRecord]) -> None:
+    """Raise LpmbenchError, with what to do next, where examples of some runs failed."""
+    from robustbench_lpm.evaluation.runner import told_failures
+
+    failed = {record.id: record for record in records if record.failures}
+    if failed:
+        said = "; ".join(told_failures(record) for record in list(failed.values())[:3])
+        more = f"; and {len(failed) - 3} more" if len(failed) > 3 else ""
+        raise LpmbenchError(f"{len(failed)} run(s) are not whole: {said}{more}. The same command tries them again.")
 
 
 def finish(records: list[RunRecord], source: Data, out: Path) -> None:

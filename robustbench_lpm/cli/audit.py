@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from robustbench_lpm import cards
-from robustbench_lpm.cli.attack import check_names, run_plan, split_settings, with_budget
+from robustbench_lpm.cli.attack import check_names, complain_of_failures, run_plan, split_settings, with_budget
 from robustbench_lpm.cli.options import (
     budget_options,
     data_options,
@@ -150,21 +150,34 @@ def judge_results(
     black_box: Sequence[Attack],
     out: Path,
     planning: dict[str, Any],
+    obtain: Callable[[Plan], RunRecord] | None = None,
+    refused: list[str] | None = None,
 ) -> list[Audit]:
-    """Audit the results of some attacks on one model, print the evidence, and write it below `out`."""
+    """Audit the results of some attacks on one model, print the evidence, and write it below `out`.
+
+    obtain: how records come about; by default they are run, or read from `out`. refused: where it is noted why a result
+    cannot be judged, while the others are; None raises that.
+    """
     from robustbench_lpm import audits
     from robustbench_lpm.cli.console import say, shown_path
     from robustbench_lpm.evaluation.audit import judge
+    from robustbench_lpm.evaluation.keeping import NotKept
     from robustbench_lpm.evaluation.planning import make_plan
 
-    obtain = _Obtain(out)
+    obtain = obtain or Obtain(out)
     found: list[Audit] = []
     for attack in attacks:
         if not attack.applies(model.classifier) or attack.knowledge == "none":
             continue
         for eps in budgets:
             plan = make_plan(model, attack, source, eps=eps, **planning)
-            result = judge(plan, obtain, black_box=black_box)
+            try:
+                result = judge(plan, obtain, black_box=black_box)
+            except LpmbenchError as error:
+                if refused is None or isinstance(error, NotKept):
+                    raise
+                refused.append(str(error))
+                continue
             path = audits.write(result, out)
             _print(result, plan)
             say(f"Audit: {shown_path(path)}\n")
@@ -172,7 +185,7 @@ def judge_results(
     return found
 
 
-class _Obtain:
+class Obtain:
     """Runs plans, or reads what lies finished; what has been obtained once in this audit is not announced again."""
 
     def __init__(self, out: Path) -> None:
@@ -183,6 +196,7 @@ class _Obtain:
 
         if plan.id not in self._records or not keeps_enough(self._records[plan.id], plan):
             *members, record = run_plan(plan, self._out)
+            complain_of_failures([record])  # what is compared example by example must be whole
             self._records |= {member.id: member for member in members} | {plan.id: record}
         return self._records[plan.id]
 

@@ -122,8 +122,13 @@ def result_line(record: RunRecord) -> None:
     """One line at the end of a run."""
     seconds = record.timing.get("seconds")
     took = f" in {duration(float(seconds))}" if seconds is not None else ""
+    failed = sum(len(failure["indices"]) for failure in record.failures)
+    lost = f"; {failed} example(s) FAILED: {record.failures[0]['error']}" if failed else ""
+    if len(record.outcomes) == 0:
+        say(f"  nothing could be computed{lost}")
+        return
     clean, robust = record.clean_accuracy, record.robust_accuracy
-    say(f"  clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}")
+    say(f"  clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}{lost}")
 
 
 def say(text: str) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import itertools
+import shlex
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_lpm import cards
-from robustbench_lpm.cli.attack import attack_model, draw_single_images
-from robustbench_lpm.cli.audit import judge_results
+from robustbench_lpm.cli.attack import complain_of_failures, draw_single_images
+from robustbench_lpm.cli.audit import Obtain, judge_results
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
+from robustbench_lpm.errors import Interrupted, LpmbenchError
 
 if TYPE_CHECKING:
     from robustbench_lpm.cards import SuiteCard
+    from robustbench_lpm.cli.board import Board
+    from robustbench_lpm.evaluation.cluster import RayWorkers
+    from robustbench_lpm.evaluation.matrix import Cell, Forecast, Matrix
+    from robustbench_lpm.evaluation.planning import Plan
+    from robustbench_lpm.evaluation.runner import Workers
     from robustbench_lpm.records import RunRecord
+
+MOST_AT_ONCE = 64  # cells under way with many workers
 
 
 @click.command()
@@ -24,70 +35,198 @@ if TYPE_CHECKING:
 @machine_options
 @click.option("--out", type=click.Path(path_type=Path), help="Where records go; by default runs/NAME.")
 @click.option("--force", is_flag=True, help="Run again what has been run.")
+@click.option("--workers", type=click.IntRange(1), help="Compute in so many processes of this machine (needs Ray).")
+@click.option("--ray", "address", metavar="ADDRESS", help="Compute on the Ray cluster there: auto, HOST:PORT.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be run, what it costs and how long it takes.")
 @trust_option
+@click.pass_context
 def run(
-    name: str, data: Path | None, device: str, threads: int | None, out: Path | None, force: bool, trust: bool
+    context: click.Context,
+    name: str,
+    data: Path | None,
+    device: str,
+    threads: int | None,
+    out: Path | None,
+    force: bool,
+    workers: int | None,
+    address: str | None,
+    dry_run: bool,
+    trust: bool,
 ) -> None:
     """Run every cell of the suite NAME (or of the card at that path), then make its leaderboard.
 
-    Interrupted, it goes on where it stopped when it is called again.
+    Interrupted or killed, it goes on where it stopped when it is called again, to the same bytes. Examples that could
+    not be computed (memory, NaN) are listed in their record, and the same command tries them again. Several such
+    commands on one --out share the work.
+
+    With --workers or --ray the blocks of all runs are computed side by side, each with --threads threads (by default
+    the cores shared out among the workers), on GPUs where Ray has some. With the same --threads and device the records
+    are the same as without.
 
     \b
     lpmbench run demo
+    lpmbench run full --dry-run
+    lpmbench run full --workers 4
     """
     suite = cards.suite(name)
-    prepare_machine(device, threads)
-    from robustbench_lpm import reporting
-    from robustbench_lpm.cli.console import console, say, shown_path
+    if workers is not None and address is not None:
+        raise LpmbenchError("--workers is for this machine and --ray for a cluster: give one of them.")
+    with cluster(workers, address) as pool:
+        if pool is not None:
+            from robustbench_lpm.evaluation.cluster import threads_for
 
+            threads = threads or (threads_for(workers) if workers else 1)
+            chosen = context.get_parameter_source("device") is not click.core.ParameterSource.DEFAULT
+            device = device if chosen else device_of(pool)
+        prepare_machine(device, threads)
+        if pool is not None and threads is not None:
+            pool.use_threads(threads)
+        options = {"data": data, "device": device, "threads": threads, "out": out, "workers": workers, "ray": address}
+        _run(suite, name, options, force=force, dry_run=dry_run, trust=trust, workers=pool)
+
+
+@contextmanager
+def cluster(workers: int | None, address: str | None) -> Iterator[RayWorkers | None]:
+    """Ray's workers, if some are asked for."""
+    if workers is None and address is None:
+        yield None
+        return
+    from robustbench_lpm.evaluation.cluster import RayWorkers
+
+    with RayWorkers(workers, address) as pool:
+        yield pool
+
+
+def device_of(pool: RayWorkers) -> str:
+    """A GPU where Ray has some, and this process too: plans are made here."""
+    import torch
+
+    return "cuda" if pool.gpus and torch.cuda.is_available() else "cpu"
+
+
+def _run(
+    suite: SuiteCard,
+    name: str,
+    options: dict[str, Any],
+    *,
+    force: bool,
+    dry_run: bool,
+    trust: bool,
+    workers: RayWorkers | None,
+) -> None:
+    """The command, once the machine is ready."""
+    from robustbench_lpm import reporting
+    from robustbench_lpm.cli.board import Board, show_plan
+    from robustbench_lpm.cli.console import LONG, console, duration, say, shown_path
+    from robustbench_lpm.evaluation.estimates import Clock
+    from robustbench_lpm.evaluation.matrix import forecast, resolve_suite
+
+    out, data, device = options["out"], options["data"], options["device"]
     folder = out if out is not None else Path("runs") / suite.name
-    records = run_suite(suite, folder, data=data, device=device, force=force, trust=trust)
+    given = {option: value for option, value in options.items() if value is not None and value != "cpu"}
+    words = [f"--{option} {shlex.quote(str(value))}" for option, value in given.items()]
+    command = " ".join(["lpmbench run", shlex.quote(name), *words, *["--trust"] * trust])
+    matrix = resolve_suite(suite, data=data, device=device, trust=trust)
+    seconds = Clock().seconds
+    forecasts = [forecast(cell, folder, seconds, force=force) for cell in matrix.cells]
+    if dry_run:
+        show_plan(forecasts)
+        return
+    left = [found for found in forecasts if not found.finished]
+    in_all = sum(found.seconds or 0.0 for found in left)
+    about = f", about {duration(in_all)} at most" if in_all >= LONG else ""
+    say(f"{suite.name}: {len(matrix.cells)} runs, {len(left)} of them to be made{about}")
+    with Board(forecasts) as board:
+        try:
+            found = run_cells(forecasts, folder, board, force=force, workers=workers)
+        except KeyboardInterrupt:
+            kept = f"{board.finished} of {len(matrix.cells)} runs are finished, and what is done of others is kept"
+            raise Interrupted(f"Interrupted: {kept}. Go on with: {command}") from None
+    refused = judge_all(matrix, found, folder)
+    records = [found[cell.plan.id] for cell in matrix.cells if cell.listed]
+    draw_pictures(matrix, found)
     say("")
     reporting.terminal_table(records, console)
     *others, page = reporting.write_report(records, folder)
     tables = ", ".join(path.name for path in others if path.parent == folder)
     say(f"Records: {shown_path(folder)}    Tables: {tables}")
     say(f"Leaderboard: {page.resolve()}")
+    complain_of_failures(found.values())
+    if refused:
+        raise LpmbenchError(f"{len(refused)} audit(s) could not be made: {refused[0]}")
 
 
-def run_suite(
-    suite: SuiteCard, out: Path, *, data: Path | None, device: str, force: bool, trust: bool
-) -> list[RunRecord]:
-    """Every cell of a suite, in the order of its card."""
-    from robustbench_lpm.budgets import parse_eps
-    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
+def run_cells(
+    forecasts: Sequence[Forecast], out: Path, board: Board, *, force: bool, workers: RayWorkers | None = None
+) -> dict[str, RunRecord]:
+    """The record of every cell, by the id of its run; what lies finished in `out` is read.
 
-    records: list[RunRecord] = []
-    for part in suite.part:
-        done = len(records)
-        source = resolve_data(part.dataset, size=part.size, data=data, trust=trust)
-        budgets = [parse_eps(text) for text in part.eps]
-        planning: dict[str, Any] = {
-            "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,
-            "precision": part.precision,
-            "save_adversarials": part.save_adversarials,
-        }  # fmt: skip
-        attacks = {
-            name: resolve_attack(name, parameters=part.parameters.get(name), settings=part.parameters, trust=trust)
-            for name in dict.fromkeys([*part.attacks, *part.audit, *(part.black_box if part.audit else [])])
-        }
-        for model in part.models:
-            loaded = resolve_model(model, trust=trust, device=device)
-            classifier = loaded.classifier
-            # What only stochastic or glimpsing models have is asked of them alone: one part may hold all models.
-            runs = part.mc if classifier.stochastic else [1]
-            modes = part.gradient_modes if classifier.gradient_modes else [None]
-            noise = part.noise if classifier.stochastic else []
-            for mc, mode in itertools.product(runs, modes):
-                own = planning | {"mc": mc, "gradient_mode": mode, "noise": noise}
-                for name in part.attacks:
-                    if attacks[name].applies(classifier):
-                        records += attack_model(
-                            loaded, attacks[name], source, budgets, out=out, force=force, planning=own
-                        )
-                judge_results(
-                    loaded, [attacks[name] for name in part.audit], source, budgets,
-                    black_box=[attacks[name] for name in part.black_box if part.audit], out=out, planning=own,
-                )  # fmt: skip
-        draw_single_images(records[done:], source)
-    return records
+    With workers many cells are under way at the same time: some are small.
+    """
+
+    def one(found: Forecast) -> tuple[str, RunRecord]:
+        return found.cell.plan.id, run_cell(found.cell, out, board, force=force, workers=workers)
+
+    if workers is None:
+        return dict(map(one, forecasts))
+    at_once = min(MOST_AT_ONCE, 2 * max(workers.slots(found.cell.plan.device) for found in forecasts))
+    with ThreadPoolExecutor(at_once) as threads:
+        try:
+            waiting = [threads.submit(one, found) for found in forecasts]
+            return dict(future.result() for future in as_completed(waiting))
+        except BaseException:
+            workers.stop()  # threads that wait for blocks end, those that wait for their turn never start
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def run_cell(cell: Cell, out: Path, board: Board, *, force: bool, workers: Workers | None = None) -> RunRecord:
+    """Run one cell, or read it."""
+    from robustbench_lpm.evaluation.runner import FailedBlocks, finished_run, forget_progress, run
+
+    plan = cell.plan
+
+    def tell(line: str) -> None:
+        board.tell(plan, line)
+
+    record = None if force else finished_run(plan, out, tell)
+    if record is not None:
+        forget_progress(plan, out)
+        board.end(plan, record, read=True)
+        return record
+    progress = board.begin(plan)
+    try:
+        record = run(plan, out, progress, again=force, tell=tell, workers=workers)
+    except FailedBlocks as error:
+        record = error.record
+    board.end(plan, record, read=False)
+    return record
+
+
+def judge_all(matrix: Matrix, found: dict[str, RunRecord], out: Path) -> list[str]:
+    """Audit what the card says; the reasons why some results could not be judged."""
+    fallback = Obtain(out)
+
+    def obtain(plan: Plan) -> RunRecord:
+        from robustbench_lpm.evaluation.runner import keeps_enough
+
+        record = found.get(plan.id)
+        if record is None or not keeps_enough(record, plan):
+            return fallback(plan)
+        complain_of_failures([record])
+        return record
+
+    refused: list[str] = []
+    for judged in matrix.judged:
+        judge_results(
+            judged.model, judged.attacks, judged.source, judged.budgets, black_box=judged.black_box, out=out,
+            planning=judged.planning, obtain=obtain, refused=refused,
+        )  # fmt: skip
+    return refused
+
+
+def draw_pictures(matrix: Matrix, found: dict[str, RunRecord]) -> None:
+    """Pictures of runs on a single image."""
+    for number, source in enumerate(matrix.sources):
+        cells = [cell for cell in matrix.cells if cell.part == number and cell.listed]
+        draw_single_images([found[cell.plan.id] for cell in cells], source)

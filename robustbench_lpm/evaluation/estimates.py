@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.evaluation.planning import Plan
+from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.randomness import generators
 
 
 def estimate_seconds(plan: Plan) -> float | None:
     """About how long a run takes at most, from the time of a few passes; None if the attack's cost is unknown."""
-    cost = plan.cost()
-    if cost is None:
-        return None
-    batch = plan.data.read(plan.blocks[0])
-    shape = batch.images[0].shape
-    images = torch.stack([image for image in batch.images if image.shape == shape]).to(plan.device)
-    forward, backward = _time_passes(plan, images, with_backward=cost.backwards > 0)
-    total = len(plan.indices)
-    return total * ((cost.forwards + plan.grading_passes()) * forward + cost.backwards * backward)
+    return Clock().seconds(plan)
+
+
+class Clock:
+    """Estimates of many plans; passes that are alike are timed once."""
+
+    def __init__(self) -> None:
+        self._timed: dict[tuple[Any, ...], tuple[float, float]] = {}
+
+    def seconds(self, plan: Plan) -> float | None:
+        """About how long a run takes at most; None if the attack's cost is unknown. Members of a worst case are not in
+        it."""
+        cost = plan.cost()
+        if cost is None:
+            return None
+        alike = (
+            id(plan.model.classifier.network), sha256_of_value(plan.data.identity), plan.chunk, plan.precision,
+            plan.device, min(len(plan.indices), plan.chunk), cost.backwards > 0, _asks_about_many_versions(plan),
+        )  # fmt: skip
+        if alike not in self._timed:
+            batch = plan.data.read(plan.blocks[0])
+            shape = batch.images[0].shape
+            images = torch.stack([image for image in batch.images if image.shape == shape]).to(plan.device)
+            self._timed[alike] = _time_passes(plan, images, with_backward=cost.backwards > 0)
+        forward, backward = self._timed[alike]
+        return len(plan.indices) * ((cost.forwards + plan.grading_passes()) * forward + cost.backwards * backward)
 
 
 def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from robustbench_lpm.records import write_atomically
+from robustbench_lpm.evaluation.keeping import keep
 
 Step = TypeVar("Step")
 State = dict[str, Tensor]
@@ -68,10 +68,10 @@ class Journal:
             self.write()
 
     def write(self) -> None:
-        """Write what there is. Raises OSError."""
+        """Write what there is. Raises NotKept."""
         if self.path is None or not self.snapshots:
             return
-        write_atomically(self.path, _packed(self.snapshots, self._run, self.seconds))
+        keep(self.path, _packed(self.snapshots, self._run, self.seconds))
         self._written = time.monotonic()
 
     def remove(self) -> None:

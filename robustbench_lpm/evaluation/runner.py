@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import threading
+import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,10 +21,11 @@ from torch import Tensor, nn
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.evaluation.blocks import Arrays, BlockStore
+from robustbench_lpm.evaluation.blocks import Arrays, Block, BlockStore, differences
 from robustbench_lpm.evaluation.grading import predict, within_budget
 from robustbench_lpm.evaluation.journal import Journal
-from robustbench_lpm.evaluation.machine import hardware, versions
+from robustbench_lpm.evaluation.keeping import NotKept, kept_below
+from robustbench_lpm.evaluation.machine import code_sha256, hardware, sources_sha256, versions
 from robustbench_lpm.evaluation.oracle import ClassifierOracle, Ledger, pick
 from robustbench_lpm.evaluation.planning import STORED_PICTURES, Plan, execution, make_plan
 from robustbench_lpm.evaluation.tasks import (
@@ -33,11 +39,18 @@ from robustbench_lpm.evaluation.tasks import (
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.norms import distance
 from robustbench_lpm.randomness import generator
-from robustbench_lpm.records import Picture, RunRecord, group_pictures, read, write
+from robustbench_lpm.records import COLUMNS, RECORD, Picture, RunRecord, group_pictures, read, write
 from robustbench_lpm.zoo import LoadedModel
 
 PROGRESS = ".partial"
 COSTS = ("forwards", "backwards", "glimpses")
+PATIENCE = 0.2  # seconds between two looks at what others are computing
+
+log = logging.getLogger(__name__)
+Tell = Callable[[str], None]  # given a line for the reader
+
+
+def _to_nobody(_: str) -> None: ...
 
 
 class Progress(Protocol):
@@ -110,7 +123,8 @@ def evaluate(
         The record; `record.clean_accuracy` and `record.robust_accuracy` are rates with 95 % intervals.
 
     Raises:
-        LpmbenchError: for anything that cannot be run as asked.
+        LpmbenchError: for anything that cannot be run as asked. Where only some examples failed it is a FailedBlocks,
+            whose `record` holds the others.
     """
     options: dict[str, Any] = {
         "eps": eps, "norm": norm, "size": size, "data": data, "limit": limit, "mc": mc, "draws": draws,
@@ -166,41 +180,332 @@ def left_as_it_was(model: object) -> Iterator[None]:
             parameter.data = parameter.data.contiguous()
 
 
-def run(plan: Plan, out: Path | None = None, progress: Progress | None = None) -> RunRecord:
+def run(
+    plan: Plan,
+    out: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    again: bool = True,
+    tell: Tell = _to_nobody,
+    workers: Workers | None = None,
+) -> RunRecord:
     """Run a plan block by block; with `out`, what was done survives an interruption, and the record is written.
 
     Finished blocks are kept, and so is, now and then, what the attack on an unfinished one has come to. The record is
     the same, byte by byte, however often the run was interrupted. Members of a worst case run first, each with a record
-    of its own; those that lie finished in `out` are read instead.
+    of its own; those that lie finished in `out` are read instead. Processes that run the same plan in the same `out`
+    share its blocks: each computes those that no other one has taken, and one of them writes the record.
+
+    Args:
+        again: whether to run what lies finished in `out`; False reads it instead, also where another process has
+            finished it just now.
+        tell: given a line for the reader about anything unexpected.
+        workers: who computes the blocks; None computes them here, one after the other.
+
+    Raises:
+        FailedBlocks: where some examples could not be computed, after the record of all others was written; to run it
+            again tries them again.
+        NotKept: where something could not be written, as on a full disk.
     """
     watcher = progress or Silent()
-    made = _made_by_members(plan, out, watcher)
+    made = _made_by_members(plan, out, watcher, tell, workers)
     record = _empty_record(plan)
-    store = BlockStore(out / PROGRESS / record.folder_name if out is not None else None)
-    store.open({"id": record.id, "execution": record.execution, "versions": record.versions, "stored": _stored(plan)})
-    parts, done, seconds = [], 0, 0.0
-    for number, indices in enumerate(plan.blocks):
-        arrays = store.load(number)
-        if arrays is None:
-            journal = store.journal(number)
-            try:
-                arrays = run_block(plan, indices, watcher, first_position=done, made=made, journal=journal)
-            except KeyboardInterrupt:
-                journal.write()
-                raise
-            arrays["seconds"] = np.array(journal.seconds)
-            store.save(number, arrays)
-            journal.remove()
-        parts.append(arrays)
-        done, seconds = done + len(indices), seconds + float(arrays["seconds"])
-        watcher.finished(done)
-    record.outcomes = _outcomes(parts, plan.candidates)
-    record.adversarials = group_pictures(_pictures(parts))
-    record.timing = {"seconds": seconds, "hardware": hardware()}
-    if out is not None:
-        write(record, out)
-    store.close()
+    store = BlockStore(out / PROGRESS / record.folder_name if out is not None else None, tell)
+    with _one_thread_for(store.folder):
+        store.open(_manifest(plan, record, made))
+        try:
+            if not again and out is not None and (found := finished_run(plan, out)) is not None:
+                store.close()
+                return found
+            blocks = _blocks(plan, store, watcher, made, tell, workers)
+            _fill(record, plan, blocks)
+            with store.writing():
+                _write(record, plan, out)
+                if not record.failures:
+                    store.close()
+        finally:
+            store.leave()
+    if record.failures:
+        raise FailedBlocks(record)
     return record
+
+
+_running: dict[Path, threading.Lock] = {}
+
+
+@contextmanager
+def _one_thread_for(folder: Path | None) -> Iterator[None]:
+    """Two threads of one process that run the same plan do so one after the other: their locks on files are one."""
+    if folder is None:
+        yield
+        return
+    with _running.setdefault(folder.absolute(), threading.Lock()):
+        yield
+
+
+def _manifest(plan: Plan, record: RunRecord, made: Mapping[str, Made]) -> dict[str, Any]:
+    """What decides the bits of a run's blocks: where any of it differs, old blocks are worth nothing."""
+    manifest: dict[str, Any] = {
+        "id": record.id,
+        "execution": record.execution,
+        "versions": record.versions,
+        "stored": _stored(plan),
+        "code": {
+            "package": code_sha256(),
+            "attack": sources_sha256([plan.attack.function]),
+            "model": sources_sha256([type(plan.model.classifier.network)]),
+        },
+    }
+    if plan.surrogates:
+        manifest["surrogates"] = {surrogate.name: surrogate.identity for surrogate in plan.surrogates}
+    if made:  # the same runs may have been computed again, elsewhere, to other bits
+        manifest["members"] = {name: member.sha256() for name, member in made.items()}
+    return manifest
+
+
+def _blocks(
+    plan: Plan,
+    store: BlockStore,
+    watcher: Progress,
+    made: Mapping[str, Made],
+    tell: Tell,
+    workers: Workers | None,
+) -> list[Block]:
+    """Every block of a plan: read, computed, or waited for where another process has taken it."""
+    workers = workers or Here()
+    job = workers.job(plan, made, watcher)
+    waiting = dict(enumerate(plan.blocks))
+    found: dict[int, Block] = {}
+    working: set[int] = set()
+    told = False
+
+    def finish(number: int, block: Block) -> None:
+        found[number] = block
+        done = sum(len(plan.blocks[other]) for other in found)
+        watcher.finished(done)
+
+    try:
+        while waiting or working:
+            taken = False
+            for number, indices in list(waiting.items()):
+                block = store.read(number)
+                if block is None and job.free() and store.claim(number):
+                    block = store.read(number)  # another process may have finished it just now
+                    if block is None:
+                        working.add(number)
+                        job.start(number, indices, store.journal(number))
+                    else:
+                        store.release(number)
+                if block is not None:
+                    finish(number, block)
+                if block is not None or number in working:
+                    del waiting[number]
+                    taken = True
+                if working and not job.free():  # the rest can wait until there is room
+                    break
+            for number, block, journal in job.finished():
+                store.write(number, block)
+                journal.remove()
+                store.release(number)
+                working.remove(number)
+                finish(number, block)
+                taken = True
+            if not taken:
+                if waiting and not working and not told and job.free():
+                    told = True
+                    tell(f"waiting for {len(waiting)} block(s) that another process is computing")
+                time.sleep(PATIENCE)
+    finally:
+        job.end()
+    return [found[number] for number in sorted(found)]
+
+
+class Job(Protocol):
+    """The blocks of one plan as they are computed."""
+
+    def free(self) -> bool:
+        """Whether another block can be started."""
+
+    def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
+        """Compute a block, or have it computed."""
+
+    def finished(self) -> list[tuple[int, Block, Journal]]:
+        """The blocks that are done by now, each told once."""
+
+    def end(self) -> None:
+        """Nothing more is wanted; what is not done may be dropped."""
+
+
+class Workers(Protocol):
+    """Who computes blocks."""
+
+    def job(self, plan: Plan, made: Mapping[str, Made], progress: Progress) -> Job:
+        """Be ready for the blocks of a plan."""
+
+
+class Here:
+    """This process computes, one block after the other."""
+
+    def job(self, plan: Plan, made: Mapping[str, Made], progress: Progress) -> Job:
+        return _JobHere(plan, made, progress)
+
+
+class _JobHere:
+    def __init__(self, plan: Plan, made: Mapping[str, Made], progress: Progress) -> None:
+        self._plan, self._made, self._progress = plan, made, progress
+        self._done: list[tuple[int, Block, Journal]] = []
+
+    def free(self) -> bool:
+        return not self._done
+
+    def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
+        try:
+            block = compute(self._plan, number, indices, self._progress, made=self._made, journal=journal)
+        except KeyboardInterrupt:
+            journal.write()
+            raise
+        self._done.append((number, block, journal))
+
+    def finished(self) -> list[tuple[int, Block, Journal]]:
+        done, self._done = self._done, []
+        return done
+
+    def end(self) -> None: ...
+
+
+def compute(
+    plan: Plan,
+    number: int,
+    indices: Sequence[int],
+    progress: Progress,
+    *,
+    made: Mapping[str, Made] | None = None,
+    journal: Journal | None = None,
+) -> Block:
+    """Compute a block; where that fails it is tried again in halves, down to single images, which then have failed.
+
+    A disk that cannot be written or read ends it: that has nothing to do with the block.
+    """
+    start = time.monotonic()
+    made = made or {}
+    given = [index for index in indices if all(index in member.images for member in made.values())]
+    parts, failures, halved = _attempt(plan, given, progress, number * plan.chunk, made, journal)
+    for name, member in made.items():
+        lost = [index for index in indices if index not in member.images]
+        failures += [(index, f"the member '{name}' failed on it") for index in lost]
+    arrays = _joined(parts)
+    arrays["seconds"] = np.array(journal.seconds if journal is not None else time.monotonic() - start)
+    return Block(arrays, tuple(_failures(number, indices, failures)), halved)
+
+
+Failed = list[tuple[int, str]]  # an example's index, and why
+
+
+def _attempt(
+    plan: Plan,
+    indices: Sequence[int],
+    progress: Progress,
+    first_position: int,
+    made: Mapping[str, Made],
+    journal: Journal | None,
+) -> tuple[list[Arrays], Failed, bool]:
+    """Arrays of what could be computed, what could not, and whether memory ran out."""
+    if not indices:
+        return [], [], False
+    try:
+        arrays = run_block(plan, indices, progress, first_position=first_position, made=made, journal=journal)
+    except (OSError, NotKept):
+        raise
+    except Exception as error:  # whatever it is, the other examples do not share it
+        reason, exhausted = _reason(error), out_of_memory(error)
+        log.debug("examples %s failed", list(indices), exc_info=error)
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors for which there was no room
+    else:
+        return [arrays], [], False
+    if exhausted and torch.device(plan.device).type == "cuda":
+        torch.cuda.empty_cache()
+    if len(indices) == 1:
+        return [], [(indices[0], reason)], exhausted
+    middle = (len(indices) + 1) // 2
+    first, lost, early = _attempt(plan, indices[:middle], progress, first_position, made, journal)
+    second, also_lost, late = _attempt(plan, indices[middle:], progress, first_position + middle, made, journal)
+    return [*first, *second], [*lost, *also_lost], exhausted or early or late
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, in any of the ways in which Python and torch say so."""
+    words = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_cpu")
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Why a block failed, in one line that is the same when it fails in the same way again."""
+    if out_of_memory(error):
+        return "out of memory"
+    text = " ".join(str(error).split())[:300]
+    return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text}"
+
+
+def _failures(number: int, indices: Sequence[int], failed: Failed) -> list[dict[str, Any]]:
+    """The failed examples of a block in their order, one entry for each reason."""
+    reasons: dict[str, list[int]] = {}
+    order = {index: position for position, index in enumerate(indices)}
+    for index, reason in sorted(dict(reversed(failed)).items(), key=lambda pair: order[pair[0]]):
+        reasons.setdefault(reason, []).append(index)
+    return [{"block": number, "indices": found, "error": reason} for reason, found in reasons.items()]
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    """The arrays of parts of a block as those of the whole."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
+
+
+def _fill(record: RunRecord, plan: Plan, blocks: Sequence[Block]) -> None:
+    """Let a record hold what came of the blocks."""
+    parts = [block.arrays for block in blocks]
+    record.outcomes = _outcomes([part for part in parts if "index" in part], plan.candidates)
+    record.adversarials = group_pictures(_pictures(parts))
+    record.failures = [failure for block in blocks for failure in block.failures]
+    record.timing = {"seconds": float(sum(part["seconds"] for part in parts)), "hardware": hardware()}
+    if halved := [str(number) for number, block in enumerate(blocks) if block.halved]:
+        record.notes.append(
+            f"Memory ran out: block(s) {', '.join(halved)} were computed in parts, so that outcomes may differ by "
+            "rounding from those of whole blocks."
+        )
+
+
+def _write(record: RunRecord, plan: Plan, out: Path | None) -> None:
+    """Write a record, or take note of the equal one that another process has written just now."""
+    if out is None:
+        return
+    folder = out / record.folder_name
+    lying = _lying(plan, out)
+    if lying is not None and (lying.timing, lying.failures) == (record.timing, record.failures):
+        record.path = lying.path
+        return
+    with kept_below(folder):
+        for leftover in folder.glob(".*.*") if folder.is_dir() else ():  # of a process that was killed as it wrote
+            leftover.unlink(missing_ok=True)
+        write(record, out)
+
+
+class FailedBlocks(LpmbenchError):
+    """Some examples could not be computed; `record` holds all others."""
+
+    def __init__(self, record: RunRecord) -> None:
+        self.record = record
+        super().__init__(f"{told_failures(record)}. The same command tries them again.")
+
+
+def told_failures(record: RunRecord) -> str:
+    """How many examples of a run failed, and the first reason, in one line without its full stop."""
+    failed = sum(len(failure["indices"]) for failure in record.failures)
+    reason = str(record.failures[0]["error"]).rstrip(".")
+    total = len(record.configuration["dataset"]["indices"])
+    return f"{record.model} under {record.attack}: {failed} of {total} example(s) failed: {reason}"
 
 
 @dataclass(frozen=True)
@@ -210,13 +515,31 @@ class Made:
     images: dict[int, NDArray[np.float32]]  # (C, H, W) each
     spent: dict[int, tuple[int, ...]]  # forwards, backwards, glimpses
 
+    def sha256(self) -> str:
+        """A hash of all of it."""
+        digest = hashlib.sha256()
+        for index, image in sorted(self.images.items()):
+            digest.update(f"{index}{image.shape}{self.spent[index]}".encode())
+            digest.update(np.ascontiguousarray(image).tobytes())
+        return digest.hexdigest()
 
-def _made_by_members(plan: Plan, out: Path | None, progress: Progress) -> dict[str, Made]:
+    def of(self, indices: Sequence[int]) -> Made:
+        """What it has made of some examples."""
+        chosen = [index for index in indices if index in self.images]
+        return Made({i: self.images[i] for i in chosen}, {i: self.spent[i] for i in chosen})
+
+
+def _made_by_members(
+    plan: Plan, out: Path | None, progress: Progress, tell: Tell, workers: Workers | None
+) -> dict[str, Made]:
     """What the members of a worst case have made, by name; run now where no finished record lies in `out`."""
     made = {}
     for member in plan.members:
         record = finished_run(member, out) if out is not None else None
-        record = record or run(member, out, progress)
+        try:
+            record = record or run(member, out, progress, again=False, tell=tell, workers=workers)
+        except FailedBlocks as error:
+            record = error.record
         costs = record.outcomes[["index", *COSTS]].to_numpy()
         made[member.attack.name] = Made(
             images={picture.index: picture.adversarial for picture in record.pictures()},
@@ -225,21 +548,49 @@ def _made_by_members(plan: Plan, out: Path | None, progress: Progress) -> dict[s
     return made
 
 
-def finished_run(plan: Plan, out: Path) -> RunRecord | None:
-    """The record of this plan in `out`, if it lies there whole, made by the same versions in the same way."""
+def finished_run(plan: Plan, out: Path, tell: Tell = _to_nobody) -> RunRecord | None:
+    """The record of this plan in `out`, if it lies there whole, made by the same versions in the same way.
+
+    One of which some examples failed is not finished. tell: given a line where one lies there that is not used.
+    """
+    record = _lying(plan, out, tell)
+    return record if record is not None and not record.failures else None
+
+
+def _lying(plan: Plan, out: Path, tell: Tell = _to_nobody) -> RunRecord | None:
+    """The record of this plan in `out`, whether or not some of its examples failed."""
     expected = _empty_record(plan)
     folder = out / expected.folder_name
+    if not (folder / RECORD).is_file():
+        return None
     try:
         record = read(folder)
-    except LpmbenchError:
+    except LpmbenchError as error:
+        tell(f"not used, and run again: {error}")
         return None
-    same = (record.id, record.execution, record.versions) == (expected.id, expected.execution, expected.versions)
-    return record if same and keeps_enough(record, plan) else None
+    if record.id != expected.id:
+        return None
+    made, wanted = ({**one.execution, "versions": one.versions} for one in (record, expected))
+    if made != wanted:
+        tell(f"run again, for what lies there was made with other {differences(made, wanted)}")
+        return None
+    return record if keeps_enough(record, plan) else None
+
+
+def forget_progress(plan: Plan, out: Path) -> None:
+    """Remove what a finished run has left of its blocks: it was killed between its record and their removal."""
+    BlockStore(out / PROGRESS / _empty_record(plan).folder_name).close()
+
+
+def blocks_kept(plan: Plan, out: Path) -> int:
+    """How many blocks of an unfinished run lie in `out`, whatever their manifest."""
+    return len(list((out / PROGRESS / _empty_record(plan).folder_name).glob("block-*.safetensors")))
 
 
 def keeps_enough(record: RunRecord, plan: Plan) -> bool:
     """Whether a record of this plan stores as many images as the plan asks for: the id does not say."""
-    return len(record.pictures()) >= min(_stored(plan), len(plan.indices))
+    failed = sum(len(failure["indices"]) for failure in record.failures)
+    return len(record.pictures()) >= min(_stored(plan), len(plan.indices)) - failed
 
 
 def _stored(plan: Plan) -> int:
@@ -407,6 +758,8 @@ def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | Non
 def _outcomes(parts: list[Arrays], candidates: Sequence[str]) -> Any:
     import pandas as pd
 
+    if not parts:
+        return pd.DataFrame(columns=list(COLUMNS))
     names = [name for name in parts[0] if not name.startswith("picture.") and name != "seconds"]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
     columns["input_sha256"] = np.array([bytes(row).hex() for row in columns["input_sha256"]])

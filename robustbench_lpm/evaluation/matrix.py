@@ -1,0 +1,168 @@
+"""A suite, resolved to the runs that it takes, before any of them starts: those that its card lists, the members of
+their worst cases, and what an audit compares them with."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustbench_lpm.budgets import parse_eps
+from robustbench_lpm.cards import SuiteCard
+from robustbench_lpm.evaluation import audit
+from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
+from robustbench_lpm.evaluation.planning import Plan, make_plan, vary
+from robustbench_lpm.evaluation.runner import blocks_kept, finished_run
+from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_attack, resolve_data, resolve_model
+from robustbench_lpm.zoo import LoadedModel
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Results of one model that are to be audited."""
+
+    model: LoadedModel
+    attacks: Sequence[Attack]
+    source: Data
+    budgets: Sequence[float]
+    black_box: Sequence[Attack]
+    planning: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a matrix."""
+
+    plan: Plan
+    listed: bool  # whether it is a result of its own, or only compared with one by an audit
+    part: int  # of the card, counted from 0
+
+
+@dataclass
+class Matrix:
+    """All that a suite runs, in order and each run once; and what is judged when that is done."""
+
+    cells: list[Cell] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+    sources: list[Data] = field(default_factory=list)  # by part
+
+    def add(self, plan: Plan, part: int, *, listed: bool) -> None:
+        """A run and, before it, the members of a worst case; one that is there already keeps the most images."""
+        for member in plan.members:
+            self.add(member, part, listed=listed)
+        for position, cell in enumerate(self.cells):
+            if cell.plan.id == plan.id:
+                kept = cell.plan if cell.plan.save_adversarials else plan
+                self.cells[position] = Cell(kept, cell.listed or listed, cell.part)
+                return
+        self.cells.append(Cell(plan, listed, part))
+
+
+def resolve_suite(suite: SuiteCard, *, data: Path | None = None, device: str = "cpu", trust: bool = False) -> Matrix:
+    """Every run of a suite, in the order of its card. Raises LpmbenchError for anything that cannot be run as asked."""
+    found = Matrix()
+    for number, part in enumerate(suite.part):
+        source = resolve_data(part.dataset, size=part.size, data=data, trust=trust)
+        source = replace(source, fingerprint=cache(source.fingerprint))  # each plan asks for them again
+        found.sources.append(source)
+        budgets = [parse_eps(text) for text in part.eps]
+        planning: dict[str, Any] = {
+            "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,
+            "precision": part.precision, "save_adversarials": part.save_adversarials,
+        }  # fmt: skip
+        attacks = {
+            name: resolve_attack(name, parameters=part.parameters.get(name), settings=part.parameters, trust=trust)
+            for name in dict.fromkeys([*part.attacks, *part.audit, *(part.black_box if part.audit else [])])
+        }
+        for name in part.models:
+            model = resolve_model(name, trust=trust, device=device)
+            classifier = model.classifier
+            # What only stochastic or glimpsing models have is asked of them alone: one part may hold all models.
+            runs = part.mc if classifier.stochastic else [1]
+            modes = part.gradient_modes if classifier.gradient_modes else [None]
+            noise = part.noise if classifier.stochastic else []
+            for mc, mode in itertools.product(runs, modes):
+                own = planning | {"mc": mc, "gradient_mode": mode, "noise": noise}
+                for attack in (attacks[other] for other in part.attacks):
+                    for eps in budgets if attack.applies(classifier) else ():
+                        found.add(make_plan(model, attack, source, eps=eps, **own), number, listed=True)
+                if part.audit:
+                    judged = [attacks[other] for other in part.audit]
+                    black_box = [attacks[other] for other in part.black_box]
+                    found.judged.append(Judged(model, judged, source, budgets, black_box, own))
+                    for plan in results_of(found.judged[-1]):
+                        for probe in runs_of_an_audit(plan, black_box):
+                            found.add(probe, number, listed=False)
+    return found
+
+
+def results_of(judged: Judged) -> list[Plan]:
+    """The results that are judged."""
+    applying = [a for a in judged.attacks if a.applies(judged.model.classifier) and a.knowledge != "none"]
+    return [
+        make_plan(judged.model, attack, judged.source, eps=eps, **judged.planning)
+        for attack in applying
+        for eps in judged.budgets
+    ]
+
+
+class _Unknown:
+    """A record of which nothing is known yet: enough of one for the audit to say what it would ask for next."""
+
+    id = ""
+
+    def __init__(self, plan: Plan) -> None:
+        self.correct = np.zeros((len(plan.indices), 1))
+
+
+def runs_of_an_audit(judged: Plan, black_box: Sequence[Attack]) -> list[Plan]:
+    """The runs for which `audit.judge` asks to judge a result, that of the result first."""
+    asked: list[Plan] = []
+
+    def obtain(plan: Plan) -> Any:
+        asked.append(plan)
+        return _Unknown(plan)
+
+    if judged.stochastic:
+        judged = vary(judged, save_adversarials=True)
+    record: Any = obtain(judged)
+    audit._against_others(judged, record, obtain, black_box)
+    audit._against_other_budgets(judged, record, obtain)
+    audit._against_twice_the_work(judged, record, obtain)
+    if judged.stochastic and can_freeze(judged.model.classifier):
+        asked.append(vary(judged, noise=[FROZEN]))
+    return asked
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a cell will cost at most, and what of it lies there."""
+
+    cell: Cell
+    forwards: int | None  # of the attack, on all images; None where the attack does not say
+    backwards: int | None
+    grading: int
+    seconds: float | None
+    finished: bool
+    blocks: int  # of an unfinished run, those that are finished
+
+
+def forecast(cell: Cell, out: Path, seconds: Callable[[Plan], float | None], *, force: bool = False) -> Forecast:
+    """Look ahead to one cell; nothing is written."""
+    plan, images = cell.plan, len(cell.plan.indices)
+    cost = plan.cost()
+    finished = not force and finished_run(plan, out) is not None
+    return Forecast(
+        cell,
+        cost.forwards * images if cost else None,
+        cost.backwards * images if cost else None,
+        plan.grading_passes() * images,
+        0.0 if finished else seconds(plan),
+        finished,
+        0 if finished else blocks_kept(plan, out),
+    )

@@ -1,0 +1,50 @@
+"""lpmbench report --scanpaths: the models look once, and the page keeps where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from robustbench_lpm import records
+from robustbench_lpm.cli import run
+from robustbench_lpm.reporting import gazes
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def lpmbench(line: str) -> None:
+    assert run(line.split()) == 0, line
+
+
+def test_glimpsing_models_look_and_later_reports_draw_it(tmp_path: Path, capsys: Capture) -> None:
+    lpmbench("attack --model ram --model cnn --attack fgsm --eps 0.1 --limit 3 --draws 3 --threads 1")
+    lpmbench("report --scanpaths")
+    ((record, index),) = found = gazes.read(tmp_path / "runs")
+    (ram,) = [r for r in records.read_all(tmp_path / "runs") if r.model == "ram"]
+    assert (record, index) in {(ram.id, picture.index) for picture in ram.pictures()}
+    gaze = found[record, index]
+    assert len(gaze.clean) == len(gaze.adversarial) > 1
+    assert gaze.clean[0] == gaze.adversarial[0]  # the first fixation does not depend on the image
+    assert gaze.clean != gaze.adversarial
+    lpmbench("report")
+    page = (tmp_path / "runs" / "leaderboard.html").read_text(encoding="utf-8")
+    assert page.count('<svg class="path"') == 2
+
+
+def test_a_model_that_says_something_else_than_the_record_is_left_out(tmp_path: Path, capsys: Capture) -> None:
+    lpmbench("attack --model ram --attack fgsm --eps 0.1 --limit 1 --draws 2 --threads 1")
+    (record,) = records.read_all(tmp_path / "runs")
+    rows = record.outcomes
+    rows["predictions"] = [[(said + 1) % 10 for said in draws] for draws in rows["predictions"]]
+    records.write(record, tmp_path / "runs")
+    capsys.readouterr()
+    lpmbench("report --scanpaths")
+    assert "says something else of image" in capsys.readouterr().out.replace("\n", " ")
+    assert json.loads((tmp_path / "runs" / gazes.FILE).read_text())["scanpaths"] == []

@@ -1,0 +1,188 @@
+"""A suite: planned before it starts, killed and interrupted while it runs, and seen to be the same in the end."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import kills
+from robustbench_lpm import audits, cards, records
+from robustbench_lpm.cli import run
+from robustbench_lpm.evaluation.matrix import resolve_suite
+
+Capture = pytest.CaptureFixture[str]
+
+SUITE = """
+name = "tiny"
+summary = "an audit and a worst case"
+[[part]]
+dataset = "digits"
+models = ["cnn", "ram"]
+attacks = ["noise", "PLACE/worst.toml"]
+audit = ["pgd"]
+black_box = ["square"]
+eps = ["0.1"]
+limit = 4
+draws = 2
+gradient_modes = ["detached"]
+[part.parameters]
+pgd = { steps = 2, eot = 1, restarts = 1 }
+square = { queries = 3, draws = 1 }
+[[part]]
+dataset = "panda"
+models = ["efficientnet-lite0"]
+attacks = ["fgsm"]
+eps = ["2/255"]
+"""
+WORST = """
+name = "worst"
+summary = "noise or PGD"
+members = ["noise", "pgd"]
+knowledge = "white-box"
+norms = ["linf", "l2"]
+"""
+LONG = """
+name = "long"
+summary = "long enough to be interrupted"
+[[part]]
+dataset = "digits"
+models = ["cnn", "ramlpm"]
+attacks = ["noise", "spsa"]
+eps = ["0.1"]
+limit = 128
+draws = 2
+"""
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(SUITE.replace("PLACE", str(tmp_path)))
+    (tmp_path / "worst.toml").write_text(WORST)
+    (tmp_path / "long.toml").write_text(LONG)
+
+
+def test_what_is_planned_is_what_is_run(tmp_path: Path, capsys: Capture) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert run(["run", "tiny.toml", "--dry-run", "--threads", "1"]) == 0
+    planned = capsys.readouterr().out
+    assert sorted(tmp_path.rglob("*")) == before  # nothing is written
+    matrix = resolve_suite(cards.suite("tiny.toml"))
+    assert f"{len(matrix.cells)} runs" in planned
+    assert planned.count("for the audit") == sum(not cell.listed for cell in matrix.cells) > 10
+    (row,) = [
+        line.split() for line in planned.splitlines() if line.startswith("cnn") and " 0.1 " in line and "fgsm" in line
+    ]
+    assert row[4:7] == ["4", "4", "4"]  # images, forwards, backwards
+    totals = next(line for line in planned.splitlines() if line.startswith("Total to run"))
+    assert f"{sum(len(cell.plan.indices) for cell in matrix.cells):,}" in totals
+
+    assert run(["run", "tiny.toml", "--threads", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "queries per second" in shown
+    assert "left" in shown
+    made = {record.id for record in records.read_all(tmp_path / "runs" / "tiny")}
+    assert made == {cell.plan.id for cell in matrix.cells}
+    assert len(list((tmp_path / "runs" / "tiny").rglob("audits/*.json"))) == 2
+    assert len(list((tmp_path / "runs" / "tiny").rglob("picture.png"))) == 1
+    found = audits.read_for(records.read_all(tmp_path / "runs" / "tiny"))
+    assert {audit.attack for audit in found.values()} == {"pgd"}
+
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
+    assert run(["run", "tiny.toml", "--dry-run", "--threads", "1"]) == 0
+    again = capsys.readouterr().out
+    assert again.count("finished") == len(matrix.cells)
+    assert "0 runs" in again
+    assert run(["run", "tiny.toml", "--threads", "1"]) == 0
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
+
+
+def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "robustbench_lpm", "run", "tiny.toml", "--threads", "1"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other side has gone
+            break
+        if not part:
+            break
+        shown += part
+    assert process.wait(timeout=60) == 0
+    text = shown.decode(errors="replace")
+    assert "queries per second" in text
+    assert "runs done" in text
+    assert "Ctrl-C stops" in text
+    assert "Traceback" not in text
+
+
+def test_failed_examples_end_a_suite_with_status_1_and_the_rest_goes_on(tmp_path: Path, capsys: Capture) -> None:
+    import torch
+
+    from tests.evaluation.test_failing_blocks import NAN_SOMETIMES
+
+    (tmp_path / "sometimes_nan.py").write_text(NAN_SOMETIMES)
+    torch.save({"w": torch.ones(10)}, tmp_path / "w.pt")
+    import hashlib
+
+    (tmp_path / "nan.toml").write_text(
+        'name = "nan"\nsummary = "NaN for bright images"\nentry = "sometimes_nan:Sometimes"\nlabels = "digits"\n'
+        f'classes = 10\n[input]\nchannels = 1\n[weights]\nfile = "w.pt"\n'
+        f'sha256 = "{hashlib.sha256((tmp_path / "w.pt").read_bytes()).hexdigest()}"\n'
+    )
+    (tmp_path / "mixed.toml").write_text(
+        'name = "mixed"\nsummary = "one that fails"\n[[part]]\ndataset = "digits"\n'
+        f'models = ["{tmp_path}/nan.toml", "cnn"]\nattacks = ["noise"]\naudit = ["noise"]\neps = ["0.01"]\nlimit = 30\n'
+    )
+    assert run(["run", "mixed.toml", "--threads", "1", "--trust"]) == 1
+    shown = capsys.readouterr()
+    (complaint,) = shown.err.strip().splitlines()
+    assert "1 run(s) are not whole: nan under noise" in complaint
+    assert (tmp_path / "runs" / "mixed" / "leaderboard.html").is_file()
+    assert {r.model: bool(r.failures) for r in records.read_all(tmp_path / "runs")} == {"nan": True, "cnn": False}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["--workers", "2"]], ids=["here", "on workers"])
+def test_ctrl_c_stops_and_says_how_to_go_on(words: list[str], tmp_path: Path) -> None:
+    options = ["--threads", "1", "--out", "my runs", *words]
+    command = [sys.executable, "-m", "robustbench_lpm", "run", "long.toml", *options]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    started = "manifest.json" if words else "record.json"  # workers have many runs under way before one is done
+    deadline = time.monotonic() + 240
+    try:
+        while not list((tmp_path / "my runs").rglob(started)):
+            assert process.poll() is None, "it ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, complaint = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "Traceback" not in complaint
+    (line,) = [line for line in complaint.splitlines() if line.startswith("lpmbench: ")]
+    assert line.startswith("lpmbench: Interrupted: ")
+    assert line.endswith(f"Go on with: lpmbench run long.toml {shlex.join(options)}")
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    tally = kills.survive(10, tmp_path, seed=1)
+    assert tally.kills == 10
+    assert tally.differing == []
+    assert tally.between_blocks + tally.inside_blocks > 0  # it was hit where it hurts
