@@ -28,11 +28,12 @@ from robustbench_lpm import cards, statistics
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.attacking import Progress, Silent
 from robustbench_lpm.evaluation.blocks import Arrays, BlockStore
 from robustbench_lpm.evaluation.machine import hardware, versions
 from robustbench_lpm.evaluation.oracle import check_logits
 from robustbench_lpm.evaluation.planning import default_chunk, fitted
-from robustbench_lpm.evaluation.runner import PROGRESS, Progress, Silent
+from robustbench_lpm.evaluation.runner import PROGRESS
 from robustbench_lpm.evaluation.tasks import Data
 from robustbench_lpm.hashing import sha256_of, sha256_of_value
 from robustbench_lpm.randomness import generators

@@ -15,6 +15,7 @@ from robustbench_lpm import records
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation import runner
+from robustbench_lpm.evaluation.attacking import Silent
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.runner import PROGRESS, FailedBlocks, finished_run, run
 from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_model, worst_case_over
@@ -196,6 +197,6 @@ def test_a_block_that_is_interrupted_has_not_failed(tmp_path: Path) -> None:
         runner.compute(plan_of(n=2), 0, (0, 1), Stop())
 
 
-class Stop(runner.Silent):
+class Stop(Silent):
     def spent(self, passes: int) -> None:
         raise KeyboardInterrupt

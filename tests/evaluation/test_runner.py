@@ -15,9 +15,10 @@ from torch import Tensor, nn
 import robustbench_lpm
 from robustbench_lpm import records
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.attacking import Silent
 from robustbench_lpm.evaluation.grading import within_budget
 from robustbench_lpm.evaluation.planning import Plan, make_plan
-from robustbench_lpm.evaluation.runner import PROGRESS, Silent, finished_run, run
+from robustbench_lpm.evaluation.runner import PROGRESS, finished_run, run
 from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_data, resolve_model
 from tests.classifiers import Fair, Linear, NoisyLinear
 

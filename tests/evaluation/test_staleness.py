@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -239,7 +240,7 @@ def test_what_a_killed_process_left_beside_a_record_goes(tmp_path: Path) -> None
 def test_what_is_said_of_a_block_is_kept_with_it(tmp_path: Path) -> None:
     store = BlockStore(tmp_path / "run")
     store.open({})
-    block = Block({"seconds": runner.np.array(1.5)}, ({"block": 0, "indices": [3], "error": "no"},), halved=True)
+    block = Block({"seconds": np.array(1.5)}, ({"block": 0, "indices": [3], "error": "no"},), halved=True)
     store.write(0, block)
     found = store.read(0)
     assert found is not None

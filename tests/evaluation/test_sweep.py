@@ -16,9 +16,9 @@ from robustbench_lpm import statistics, zoo
 from robustbench_lpm.datasets.examples import Examples
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation import glimpses, studies
+from robustbench_lpm.evaluation.attacking import Silent
 from robustbench_lpm.evaluation.invariance import Warp, warped
 from robustbench_lpm.evaluation.planning import make_plan
-from robustbench_lpm.evaluation.runner import Silent
 from robustbench_lpm.evaluation.sweep import Sweep, make_sweep
 from robustbench_lpm.evaluation.tasks import Data, resolve_attack, resolve_data
 from robustbench_lpm.randomness import generators

@@ -17,8 +17,9 @@ import robustbench_lpm
 from robustbench_lpm import records
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.attacking import Silent
 from robustbench_lpm.evaluation.planning import Plan, make_plan
-from robustbench_lpm.evaluation.runner import PROGRESS, Silent, finished_run, run
+from robustbench_lpm.evaluation.runner import PROGRESS, finished_run, run
 from robustbench_lpm.evaluation.tasks import (
     Attack,
     data_from_tensors,
