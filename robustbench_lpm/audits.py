@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.hashing import sha256_of_value
+from robustbench_lpm.hashing import SEAL, seal_holds, sealed, sha256_of_value
 from robustbench_lpm.records import RunRecord, read_json, write_atomically
 
 AUDITS = "audits"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)  # version 1 had no seal at first
+SEALED_SINCE = 2
 Verdict = Literal["pass", "fail", "undecided", "not applicable"]
 
 
@@ -79,7 +81,7 @@ def path_of(folder_name: str, folder: Path) -> Path:
 def write(audit: Audit, out: Path) -> Path:
     """Write an audit below `out`; its path."""
     path = path_of(audit.folder_name, out)
-    content = {"schema_version": SCHEMA_VERSION, **asdict(audit)}
+    content = sealed({"schema_version": SCHEMA_VERSION, **asdict(audit)})
     write_atomically(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     return path
 
@@ -87,8 +89,13 @@ def write(audit: Audit, out: Path) -> Path:
 def read(path: Path) -> Audit:
     """Read an audit. Raises LpmbenchError for a file that is not one."""
     content = read_json(path)
-    if (version := content.pop("schema_version", None)) != SCHEMA_VERSION:
-        raise LpmbenchError(f"{path}: schema_version is {version}; this version reads {SCHEMA_VERSION}.")
+    if (version := content.get("schema_version")) not in READABLE:
+        known = ", ".join(map(str, READABLE))
+        raise LpmbenchError(f"{path}: schema_version is {version}; this version reads {known}.")
+    if not seal_holds(content, required=version >= SEALED_SINCE):
+        raise LpmbenchError(f"{path}: its seal is not the sha256 of what it says; the file was altered.")
+    for key in ("schema_version", SEAL):
+        content.pop(key, None)
     try:
         checks = [_check(entry) for entry in content.pop("checks")]
         audit = Audit(checks=checks, **content)

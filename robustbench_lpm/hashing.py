@@ -23,6 +23,28 @@ def sha256_of_value(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+SEAL = "seal"
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with the hash of all else in it under `seal`, in place of the one that it has."""
+    bare = {key: value for key, value in content.items() if key != SEAL}
+    return bare | {SEAL: sha256_of_value(bare)}
+
+
+def seal_holds(content: dict[str, Any], *, required: bool) -> bool:
+    """Whether a JSON object is what it was when it was sealed; one without a seal, if none is required, passes.
+
+    A seal shows that a file was changed, by a slip or a bad disk. It is no signature: who means to deceive seals anew.
+    """
+    if SEAL not in content:
+        return not required
+    try:
+        return content == sealed(content)
+    except ValueError:  # NaN, which nothing of ours writes
+        return False
+
+
 def sha256_of_image(image: NDArray[np.float32]) -> str:
     """The sha256 of an image's shape and float32 pixels, (C, H, W)."""
     pixels = np.ascontiguousarray(image, np.float32)

@@ -2,7 +2,8 @@
 
 A run is one model under one attack at one budget on one list of examples. Its folder holds
 
-    record.json             what was run and under which versions; named and identified by its configuration
+    record.json             what was run and under which versions; named and identified by its configuration, and
+                            sealed by a hash of all that it says
     outcomes.parquet        one row per example: what was predicted before and after, distances, cost
     adversarials.safetensors  clean and adversarial images (float32), of the first examples or of all
     timing.json             seconds, hardware, host: the only part that two runs of one configuration may differ in
@@ -29,13 +30,15 @@ from numpy.typing import NDArray
 from robustbench_lpm import statistics
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.hashing import sha256_of, sha256_of_image, sha256_of_value
+from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_image, sha256_of_value
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 2
-READABLE = (1, 2)  # version 1 did not say which candidate was chosen for each example
+SCHEMA_VERSION = 3
+# Version 1 did not say which candidate was chosen for each example; version 2 named no classes and needed no seal.
+READABLE = (1, 2, 3)
+SEALED_SINCE = 3
 RECORD, OUTCOMES, ADVERSARIALS, TIMING = (
     "record.json",
     "outcomes.parquet",
@@ -67,6 +70,7 @@ class RunRecord:
     failures: list[dict[str, Any]] = field(default_factory=list)  # blocks that could not be computed
     notes: list[str] = field(default_factory=list)  # what a reader must know: known defects, warnings
     timing: dict[str, Any] = field(default_factory=dict)
+    class_names: dict[int, str] = field(default_factory=dict)  # of the labels that occur; {} where they have none
     path: Path | None = None
 
     @property
@@ -243,17 +247,20 @@ def write(record: RunRecord, out: Path) -> Path:
     write_atomically(
         folder / RECORD,
         _pretty(
-            {
-                "schema_version": SCHEMA_VERSION,
-                "id": record.id,
-                "command": record.command,
-                "configuration": record.configuration,
-                "execution": record.execution,
-                "versions": record.versions,
-                "artefacts": artefacts,
-                "failures": record.failures,
-                "notes": record.notes,
-            }
+            sealed(
+                {
+                    "schema_version": SCHEMA_VERSION,
+                    "id": record.id,
+                    "command": record.command,
+                    "configuration": record.configuration,
+                    "execution": record.execution,
+                    "versions": record.versions,
+                    "class_names": {str(label): name for label, name in sorted(record.class_names.items())},
+                    "artefacts": artefacts,
+                    "failures": record.failures,
+                    "notes": record.notes,
+                }
+            )
         ),
     )
     record.path = folder
@@ -300,7 +307,7 @@ def _pretty(content: dict[str, Any]) -> bytes:
 
 
 def read(folder: Path) -> RunRecord:
-    """Read a record and check that it is what it says: its id and the hashes of its artefacts.
+    """Read a record and check that it is what it says: its id, its seal and the hashes of its artefacts.
 
     Raises LpmbenchError for a folder that is incomplete, altered, or written by a newer version.
     """
@@ -308,7 +315,7 @@ def read(folder: Path) -> RunRecord:
     content = read_json(folder / RECORD)
     version = content.get("schema_version")
     if version not in READABLE:
-        known = " and ".join(map(str, READABLE))
+        known = ", ".join(map(str, READABLE))
         raise LpmbenchError(f"{folder / RECORD}: schema_version is {version}; this version reads {known}.")
     try:
         return _parse(content, folder)
@@ -323,6 +330,8 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
 
     if OUTCOMES not in content["artefacts"]:
         raise LpmbenchError(f"{folder / RECORD}: artefacts do not list {OUTCOMES}; the file was altered.")
+    if not seal_holds(content, required=content["schema_version"] >= SEALED_SINCE):
+        raise LpmbenchError(f"{folder / RECORD}: its seal is not the sha256 of what it says; the file was altered.")
     for name, digest in content["artefacts"].items():
         if name not in (OUTCOMES, ADVERSARIALS) or not (folder / name).is_file():
             raise LpmbenchError(f"{folder}: artefact '{name}' is missing.")
@@ -346,6 +355,7 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
         failures=content["failures"],
         notes=content["notes"],
         timing=read_json(folder / TIMING) if (folder / TIMING).is_file() else {},
+        class_names={int(label): str(name) for label, name in content.get("class_names", {}).items()},
         path=folder,
     )
     if record.id != content["id"]:
@@ -438,7 +448,7 @@ def _keep_pictures(folder: Path, pictures: list[Picture]) -> None:
     if pictures:
         write_atomically(folder / ADVERSARIALS, save(group_pictures(pictures)))
         content["artefacts"][ADVERSARIALS] = sha256_of(folder / ADVERSARIALS)
-    write_atomically(folder / RECORD, _pretty(content))
+    write_atomically(folder / RECORD, _pretty(sealed(content)))
 
 
 def read_json(path: Path) -> dict[str, Any]:

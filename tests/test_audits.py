@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from robustbench_lpm import audits, records
 from robustbench_lpm.audits import Audit, Check
 from robustbench_lpm.cli import run
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.hashing import sealed
 from robustbench_lpm.records import RunRecord
 from tests.classifiers import Linear
 from tests.reporting.conftest import EPS, ORDINARY, Make, check, make_and_read, make_audit, probed
@@ -83,7 +85,7 @@ def first_check(**changes: Any) -> Callable[[dict[str, Any]], object]:
 
 
 BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "newer schema": (lambda c: c.update(schema_version=2), "schema_version is 2; this version reads 1"),
+    "newer schema": (lambda c: c.update(schema_version=3), "schema_version is 3; this version reads 1, 2"),
     "no schema": (lambda c: c.pop("schema_version"), "schema_version is None"),
     "no checks": (lambda c: c.pop("checks"), "is not a valid audit: KeyError"),
     "checks that are no list": (lambda c: c.update(checks=7), "is not a valid audit: TypeError"),
@@ -95,7 +97,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a verdict that is no text": (first_check(verdict=["pass"]), "not text"),
     "a name that is no text": (first_check(name=7), "name is 7, not text"),
     "a number that is text": (first_check(judged="0.5"), "'0.5' is no number"),
-    "no number": (first_check(low=float("nan")), "nan is no number"),
+    "no number": (first_check(low=float("nan")), "its seal is not the sha256"),
     "images that are no number": (first_check(images="all"), "'all' is no number"),
     "records that are no ids": (first_check(records=[1]), "records must be ids"),
     "a record that is no text": (lambda c: c.update(record=["x"]), "not text"),
@@ -110,12 +112,38 @@ def test_a_broken_audit_is_one_clear_error(breaking: str, record: RunRecord) -> 
     change, complaint = BROKEN[breaking]
     content = json.loads(path.read_text())
     change(content)
+    with contextlib.suppress(ValueError):  # NaN cannot be sealed
+        content = sealed(content)  # as a forger would
     path.write_text(json.dumps(content))
     with pytest.raises(LpmbenchError) as error:
         audits.read_for([record])
     assert complaint in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda c: c.update(command="other"), first_check(verdict="pass"), lambda c: c.pop("seal")]
+)
+def test_a_change_anywhere_breaks_the_seal(change: Callable[[dict[str, Any]], object], record: RunRecord) -> None:
+    path = written(record, FAILED)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(LpmbenchError, match="its seal is not the sha256 of what it says; the file was altered"):
+        audits.read_for([record])
+
+
+def test_an_audit_of_the_first_version_is_read_with_and_without_a_seal(record: RunRecord) -> None:
+    path = written(record, FAILED)
+    bare = json.loads(path.read_text()) | {"schema_version": 1}
+    del bare["seal"]
+    for content in (bare, sealed(bare)):
+        path.write_text(json.dumps(content))
+        assert audits.read_for([record])[record.id].verdict == "fail"
+    path.write_text(json.dumps(sealed(bare) | {"command": "other"}))
+    with pytest.raises(LpmbenchError, match="its seal is not"):
+        audits.read_for([record])
 
 
 def test_a_file_that_is_no_audit_is_one_clear_error(record: RunRecord) -> None:

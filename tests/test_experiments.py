@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robustbench_lpm.hashing import sha256_of, sha256_of_value
+from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
 
 DOCS = Path(__file__).parents[1] / "docs"
 STUDIES = sorted((DOCS / "experiments").glob("*/*.json"))
@@ -17,6 +17,7 @@ STUDIES = sorted((DOCS / "experiments").glob("*/*.json"))
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.parent.name)
 def test_a_study_is_whole(path: Path) -> None:
     content = json.loads(path.read_text())
+    assert content == sealed(content)
     assert content["id"] == sha256_of_value(content["configuration"])
     table = path.with_suffix(".csv")
     assert sha256_of(table) == content["artefacts"][table.name]

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 import robustbench_lpm
 from robustbench_lpm import records
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.hashing import sha256_of, sha256_of_value
+from robustbench_lpm.hashing import SEAL, sealed, sha256_of, sha256_of_value
 from robustbench_lpm.records import ADVERSARIALS, OUTCOMES, RECORD, TIMING, Picture, RunRecord, check_picture
 from tests.classifiers import Linear, NoisyLinear
 
@@ -63,7 +63,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_record_reads_back_as_it_was_written(original: RunRecord) -> None:
     assert original.path is not None
     found = records.read(original.path)
-    for name in ("configuration", "command", "execution", "versions", "failures", "notes", "timing", "path", "id"):
+    for name in (
+        "configuration", "command", "execution", "versions", "class_names", "failures", "notes", "timing", "path", "id",
+    ):  # fmt: skip
         assert getattr(found, name) == getattr(original, name), name
     assert found.outcomes.columns.to_list() == list(records.COLUMNS)
     np.testing.assert_array_equal(found.predictions, original.predictions)
@@ -106,14 +108,15 @@ def test_nothing_of_the_clock_or_the_computer_is_in_the_record(original: RunReco
     assert {"seconds", "hardware"} <= json.loads((original.path / TIMING).read_text()).keys()
 
 
-def altered_json(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def altered_json(folder: Path, change: Callable[[dict[str, Any]], object], *, hide: bool = True) -> None:
     content = json.loads((folder / RECORD).read_text())
     change(content)
-    (folder / RECORD).write_text(json.dumps(content))
+    (folder / RECORD).write_text(json.dumps(sealed(content) if hide else content))
 
 
-def in_record(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    return lambda folder: altered_json(folder, change)
+def in_record(change: Callable[[dict[str, Any]], object], *, hide: bool = True) -> Callable[[Path], None]:
+    """Alter record.json; with hide=True also its seal, as a forger would."""
+    return lambda folder: altered_json(folder, change, hide=hide)
 
 
 def in_outcomes(change: Callable[[pd.DataFrame], pd.DataFrame], *, hide: bool) -> Callable[[Path], None]:
@@ -190,11 +193,18 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no object": (lambda f: (f / RECORD).write_text("[]"), "must hold one JSON object"),
     "no configuration": (in_record(lambda c: c.pop("configuration")), "is not a valid record: KeyError"),
     "newer schema": (
-        in_record(lambda c: c.update(schema_version=3)),
-        "schema_version is 3; this version reads 1 and 2",
+        in_record(lambda c: c.update(schema_version=4)),
+        "schema_version is 4; this version reads 1, 2, 3",
     ),
     "older schema": (in_record(lambda c: c.update(schema_version=0)), "schema_version is 0"),
     "no schema": (in_record(lambda c: c.pop("schema_version")), "schema_version is None"),
+    "the command": (in_record(lambda c: c.update(command="lpmbench attack"), hide=False), "its seal is not"),
+    "the threads": (in_record(lambda c: c["execution"].update(threads=64), hide=False), "its seal is not"),
+    "a version": (in_record(lambda c: c["versions"].update(torch="9.9"), hide=False), "its seal is not"),
+    "a note made up": (in_record(lambda c: c["notes"].append("audited"), hide=False), "its seal is not"),
+    "a failure dropped": (in_record(lambda c: c.update(failures=[{}]), hide=False), "its seal is not"),
+    "the name of a class": (in_record(lambda c: c.update(class_names={"0": "cat"}), hide=False), "its seal is not"),
+    "no seal": (in_record(lambda c: c.pop(SEAL), hide=False), "its seal is not"),
     # A forger who mends the hashes is found out where the parts contradict each other.
     "rows left out": (in_outcomes(lambda o: o.iloc[1:], hide=True), "not one row for each example"),
     "rows in another order": (in_outcomes(lambda o: o.iloc[::-1], hide=True), "not one row for each example"),
@@ -323,6 +333,7 @@ def test_publishing_keeps_the_first_pictures(pictures: int, tmp_path: Path) -> N
     told = [json.loads((folder / RECORD).read_text()) for folder in (found.path, whole.path)]
     for content in told:
         content["artefacts"].pop(ADVERSARIALS, None)
+        content.pop(SEAL)
     assert told[0] == told[1]
     assert (found.path / ADVERSARIALS).exists() == (pictures > 0)
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["records"]  # no staging folder is left
@@ -387,7 +398,7 @@ def test_outcomes_that_say_nothing_of_a_choice_are_written_as_without_one(origin
 
 def test_a_record_of_the_first_version_is_read(copy: Path, original: RunRecord) -> None:
     in_outcomes(lambda outcomes: outcomes.drop(columns="choice"), hide=True)(copy)
-    altered_json(copy, lambda c: c.update(schema_version=1))
+    altered_json(copy, lambda c: (c.update(schema_version=1), c.pop(SEAL), c.pop("class_names")), hide=False)
     found = records.read(copy)
     assert found.choices == {}
     assert found.id == original.id

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_lpm import cards, records, reporting
+from robustbench_lpm import audits, cards, records, reporting
+from robustbench_lpm.hashing import SEAL
 
 RESULTS = Path(__file__).parent.parent / "results"
 DECISIONS = RESULTS.parent / "docs" / "decisions" / "records"
@@ -20,7 +21,8 @@ def test_something_is_published() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_published_record_is_whole_and_leads_home(folder: Path) -> None:
-    record = records.read(folder)  # checks its id, hashes, budget and pictures
+    record = records.read(folder)  # checks its id, seal, hashes, budget and pictures
+    assert SEAL in records.read_json(folder / records.RECORD)
     assert not record.failures
     assert folder.name == record.folder_name
     assert record.command.startswith("lpmbench attack --model ")
@@ -42,3 +44,12 @@ def test_the_leaderboard_is_what_the_records_say(tmp_path: Path) -> None:
 )
 def test_the_records_behind_decisions_are_whole(folder: Path) -> None:
     assert not records.read(folder).failures
+    assert SEAL in records.read_json(folder / records.RECORD)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((RESULTS / "records" / audits.AUDITS).glob("*.json")), ids=lambda path: path.stem
+)
+def test_a_published_audit_is_whole(path: Path) -> None:
+    assert audits.read(path).command.startswith("lpmbench audit ")
+    assert SEAL in records.read_json(path)

@@ -116,7 +116,7 @@ class Plan:
         return 2 * self.draws * self.classifier.passes
 
     def command(self) -> str:
-        """The command that repeats this run (DIR stands for where the data lie)."""
+        """The command that repeats this run (DIR stands for where the data lie, or the images that were submitted)."""
         options = {
             "--size": self.data.identity["size"],
             "--norm": self.norm,
@@ -146,7 +146,9 @@ class Plan:
         settings = [f"--set {shlex.quote(f'{name}={value}')}" for name, value in _settings(self.attack)]
         card = self.model.card
         trusted = self.attack.foreign or self.data.foreign or (card is not None and cards.is_foreign(card))
-        return " ".join(["lpmbench attack", *self._subjects(), *words, *settings, *["--trust"] * trusted])
+        return " ".join(
+            [f"lpmbench {self.attack.command}", *self._subjects(), *words, *settings, *["--trust"] * trusted]
+        )
 
     def _subjects(self) -> list[str]:
         """Model, attack and data as they were named; what came from Python goes by its name alone."""

@@ -441,6 +441,7 @@ def _fill(record: RunRecord, plan: Plan, blocks: Sequence[Block]) -> None:
     parts = [block.arrays for block in blocks]
     record.outcomes = _outcomes([part for part in parts if "index" in part], plan.candidates)
     record.adversarials = group_pictures(_pictures(parts))
+    record.class_names = _class_names(record.outcomes, plan.data.classes)
     record.failures = [failure for block in blocks for failure in block.failures]
     record.timing = {"seconds": float(sum(part["seconds"] for part in parts)), "hardware": hardware()}
     if halved := [str(number) for number, block in enumerate(blocks) if block.halved]:
@@ -570,6 +571,15 @@ def _outcomes(parts: list[Arrays], candidates: Sequence[str]) -> Any:
     columns["choice"] = np.array(candidates if len(candidates) > 1 else [""], dtype=object)[columns["choice"]]
     listed = {name: list(values) if values.ndim > 1 else values for name, values in columns.items()}
     return pd.DataFrame(listed)
+
+
+def _class_names(outcomes: Any, classes: Sequence[str]) -> dict[int, str]:
+    """What the labels that occur in outcomes are called, as far as their data set tells."""
+    if not classes or not len(outcomes):
+        return {}
+    columns = [outcomes["label"], outcomes["target"], *outcomes["clean_predictions"], *outcomes["predictions"]]
+    occurring = sorted({int(label) for column in columns for label in column})
+    return {label: classes[label] for label in occurring if 0 <= label < len(classes)}
 
 
 def _pictures(parts: list[Arrays]) -> list[Picture]:

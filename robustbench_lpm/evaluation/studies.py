@@ -35,7 +35,7 @@ from robustbench_lpm.evaluation.oracle import check_logits
 from robustbench_lpm.evaluation.planning import default_chunk, fitted
 from robustbench_lpm.evaluation.runner import PROGRESS
 from robustbench_lpm.evaluation.tasks import Data
-from robustbench_lpm.hashing import sha256_of, sha256_of_value
+from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_value
 from robustbench_lpm.randomness import generators
 from robustbench_lpm.records import read_json, write_atomically
 from robustbench_lpm.zoo import LoadedModel
@@ -325,6 +325,8 @@ def finished(study: Study, out: Path) -> Result | None:
         same_versions = content["versions"] == versions()
         if content["id"] != sha256_of_value(stored) or not all(isinstance(row, dict) for row in rows):
             raise ValueError("its id is not the sha256 of its configuration")
+        if not seal_holds(content, required=False):  # the first studies had none
+            raise ValueError("its seal is not the sha256 of what it says")
     except (KeyError, TypeError, ValueError) as error:
         raise LpmbenchError(f"{path} is no finished {study.name} ({error}); --force writes it anew.") from None
     if stored != json.loads(json.dumps(study.configuration)):
@@ -354,7 +356,7 @@ def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -
     path.unlink(missing_ok=True)  # of an earlier study: it does not speak for the files that follow
     for name, written in files.items():
         write_atomically(out / name, written)
-    content = {
+    content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "study": study.name,
         "id": study.id,
@@ -367,7 +369,7 @@ def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -
         "table": result.rows,
     }
     # In this order: the rows of the table are in that of the CSV's columns.
-    text = json.dumps(content, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    text = json.dumps(sealed(content), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     write_atomically(path, text.encode())
     _store(study, out).close()
 

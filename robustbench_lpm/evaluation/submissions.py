@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,10 @@ class Submission:
             found = np.stack([self.images[index] for index in oracle.indices])
             return torch.from_numpy(found).to(images)
 
-        return Attack(self.name, submitted, {}, identity, "white-box", targeted=False)
+        return Attack(
+            self.name, submitted, {}, identity, "white-box", targeted=False, command="grade",
+            arguments=f"--adversarials DIR --name {shlex.quote(self.name)}",
+        )  # fmt: skip
 
     def check_budget(self, source: Data, norm: Norm, eps: float, indices: Sequence[int]) -> None:
         """Raise LpmbenchError for the first image that is not within eps of its original: nothing is pulled back."""

@@ -46,6 +46,7 @@ class Attack:
     arguments: str = ""  # what names it on the command line
     foreign: bool = False  # whether its code is from outside this package
     applies_to: str = "any"
+    command: str = "attack"  # of lpmbench, which takes these arguments
     members: tuple[Attack, ...] = ()  # of a worst case
     # The models that it is made on, for one that is carried over; "registered" for all that fit.
     surrogates: tuple[str | LoadedModel, ...] | str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lpmbench(line: str) -> None:
-    assert run(line.split()) == 0
+    assert run(shlex.split(line)) == 0
 
 
 @pytest.mark.parametrize("kind", ["models", "attacks", "datasets"])
@@ -158,9 +159,22 @@ def test_models_for_32_pixels_read_other_sizes(tmp_path: Path) -> None:
 def test_grade_what_someone_else_made(tmp_path: Path) -> None:
     lpmbench("attack --model cnn --attack fgsm --eps 0.1 --limit 12 --save-adversarials --threads 1")
     (ours,) = records.read_all(tmp_path / "runs")
-    lpmbench(f"grade --adversarials {ours.path} --model resnet18 --name from-cnn --out graded --threads 1")
-    (graded,) = records.read_all(tmp_path / "graded")
-    assert (graded.model, graded.attack, len(graded.outcomes)) == ("resnet18", "from-cnn", 12)
+    assert set(ours.class_names) >= {int(label) for label in ours.labels}
+    assert all(name == str(label) for label, name in ours.class_names.items())
+    for model in ("resnet18", "ram"):
+        lpmbench(
+            f"grade --adversarials {ours.path} --model {model} --name 'from cnn' --limit 9 --eps 0.125 --out {model}"
+            " --threads 1"
+        )
+        (graded,) = records.read_all(tmp_path / model)
+        assert (graded.model, graded.attack, len(graded.outcomes)) == (model, "from cnn", 9)
+        # The command in its record makes the same record.
+        program, rest = graded.command.split(" ", 1)
+        assert program == "lpmbench"
+        lpmbench(f"{rest.replace('DIR', str(ours.path))} --out again-{model} --threads 1")
+        (again,) = records.read_all(tmp_path / f"again-{model}")
+        assert (again.id, again.command) == (graded.id, graded.command)
+        assert again.outcomes.equals(graded.outcomes)
 
 
 def test_train_resume_and_use(tmp_path: Path, capsys: Capture) -> None:

@@ -28,7 +28,7 @@ from robustbench_lpm.evaluation.tasks import (
     worst_case_over,
 )
 from robustbench_lpm.evaluation.verification import verify
-from robustbench_lpm.hashing import sha256_of, sha256_of_value
+from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
 from robustbench_lpm.records import RunRecord
 from robustbench_lpm.zoo import LoadedModel
 
@@ -77,7 +77,7 @@ def test_tampering_is_noticed(finished: RunRecord, tmp_path: Path, part: str) ->
     if part == "configuration":
         content = json.loads((folder / records.RECORD).read_text())
         content["configuration"]["threat"]["eps"] = 0.2
-        (folder / records.RECORD).write_text(json.dumps(content))
+        (folder / records.RECORD).write_text(json.dumps(sealed(content)))
     elif part == "outcomes":
         (folder / records.OUTCOMES).write_bytes((folder / records.OUTCOMES).read_bytes() + b" ")
     else:
@@ -94,7 +94,7 @@ def test_moved_pixels_are_noticed_even_when_the_hash_is_mended(finished: RunReco
     (folder / records.ADVERSARIALS).write_bytes(save(arrays))
     content = json.loads((folder / records.RECORD).read_text())
     content["artefacts"][records.ADVERSARIALS] = sha256_of(folder / records.ADVERSARIALS)
-    (folder / records.RECORD).write_text(json.dumps(content))
+    (folder / records.RECORD).write_text(json.dumps(sealed(content)))
     assert verdicts(folder)["the record is whole"] == "FAILS"
 
 
@@ -186,7 +186,7 @@ def pretending(folder: Path, **changes: Any) -> Path:
     for part, words in changes.items():
         content["configuration"][part] |= words
     content["id"] = sha256_of_value(content["configuration"])
-    (folder / records.RECORD).write_text(json.dumps(content))
+    (folder / records.RECORD).write_text(json.dumps(sealed(content)))
     return folder
 
 
