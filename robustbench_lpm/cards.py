@@ -249,6 +249,7 @@ class SuiteCard(Card):
         """One block of the matrix."""
 
         dataset: str
+        optional: bool = False  # left out, and said so, where the data are not at hand; else that is an error
         models: list[str]
         attacks: list[str]
         eps: list[str]

@@ -31,7 +31,13 @@ MOST_AT_ONCE = 64  # cells under way with many workers
 
 @click.command()
 @click.argument("name")
-@click.option("--data", type=click.Path(path_type=Path), help="The folder that holds the data, if some part needs one.")
+@click.option(
+    "--data",
+    "folders",
+    metavar="[NAME=]DIR",
+    multiple=True,
+    help="The folder that holds the data, if some part needs one; NAME=DIR, repeated, for each data set its own.",
+)
 @machine_options
 @click.option("--out", type=click.Path(path_type=Path), help="Where records go; by default runs/NAME.")
 @click.option("--force", is_flag=True, help="Run again what has been run.")
@@ -43,7 +49,7 @@ MOST_AT_ONCE = 64  # cells under way with many workers
 def run(
     context: click.Context,
     name: str,
-    data: Path | None,
+    folders: Sequence[str],
     device: str,
     threads: int | None,
     out: Path | None,
@@ -54,6 +60,8 @@ def run(
     trust: bool,
 ) -> None:
     """Run every cell of the suite NAME (or of the card at that path), then make its leaderboard.
+
+    Parts of a suite whose data do not come along may be optional: without their data they are left out, and named.
 
     Interrupted or killed, it goes on where it stopped when it is called again, to the same bytes. Examples that could
     not be computed (memory, NaN) are listed in their record, and the same command tries them again. Several such
@@ -67,6 +75,7 @@ def run(
     lpmbench run demo
     lpmbench run full --dry-run
     lpmbench run full --workers 4
+    lpmbench run full --data sim2mnist=DIR --data fashion-mnist=DIR
     """
     suite = cards.suite(name)
     if workers is not None and address is not None:
@@ -81,8 +90,38 @@ def run(
         prepare_machine(device, threads)
         if pool is not None and threads is not None:
             pool.use_threads(threads)
-        options = {"data": data, "device": device, "threads": threads, "out": out, "workers": workers, "ray": address}
+        options = {
+            "data": folders_of(folders),
+            "device": device,
+            "threads": threads,
+            "out": out,
+            "workers": workers,
+            "ray": address,
+        }
         _run(suite, name, options, force=force, dry_run=dry_run, trust=trust, workers=pool)
+
+
+def folders_of(words: Sequence[str]) -> dict[str, Path] | Path | None:
+    """Where the data lie, from the words of --data: one folder for all, or one for each data set by name.
+
+    Raises LpmbenchError where the words are of both kinds, or name a data set twice.
+    """
+    known = cards.names("dataset")
+    pairs = [word.partition("=") for word in words]
+    if not any(equals and name in known for name, equals, _ in pairs):
+        if len(words) > 1:
+            raise LpmbenchError(
+                f"--data {words[1]}: of several folders each needs its data set, as in NAME={words[1]}."
+            )
+        return Path(words[0]) if words else None
+    folders: dict[str, Path] = {}
+    for word, (name, equals, folder) in zip(words, pairs, strict=True):
+        if not equals or not folder:
+            raise LpmbenchError(f"--data {word} must be NAME=DIR, as the others are.")
+        if name in folders:
+            raise LpmbenchError(f"--data gives two folders for '{name}'.")
+        folders[name] = Path(folder)
+    return folders
 
 
 @contextmanager
@@ -124,9 +163,18 @@ def _run(
     out, data, device = options["out"], options["data"], options["device"]
     folder = out if out is not None else Path("runs") / suite.name
     given = {option: value for option, value in options.items() if value is not None and value != "cpu"}
-    words = [f"--{option} {shlex.quote(str(value))}" for option, value in given.items()]
+    where = given.pop("data", {})
+    places = [f"{key}={place}" for key, place in where.items()] if isinstance(where, dict) else [str(where)]
+    words = [f"--data {shlex.quote(place)}" for place in places]
+    words += [f"--{option} {shlex.quote(str(value))}" for option, value in given.items()]
     command = " ".join(["lpmbench run", shlex.quote(name), *words, *["--trust"] * trust])
     matrix = resolve_suite(suite, data=data, device=device, trust=trust)
+    for dataset, reason in matrix.left_out.items():
+        say(f"Left out, for want of data: {dataset}. {reason}")
+    if matrix.left_out:
+        say(f"Several folders are given as --data {next(iter(matrix.left_out))}=DIR, for each data set its own.")
+    if not matrix.cells:
+        raise LpmbenchError(f"Nothing of '{suite.name}' can be run without its data.")
     seconds = Clock().seconds
     forecasts = [forecast(cell, folder, seconds, force=force) for cell in matrix.cells]
     if dry_run:
@@ -227,6 +275,6 @@ def judge_all(matrix: Matrix, found: dict[str, RunRecord], out: Path) -> list[st
 
 def draw_pictures(matrix: Matrix, found: dict[str, RunRecord]) -> None:
     """Pictures of runs on a single image."""
-    for number, source in enumerate(matrix.sources):
+    for number, source in matrix.sources.items():
         cells = [cell for cell in matrix.cells if cell.part == number and cell.listed]
         draw_single_images([found[cell.plan.id] for cell in cells], source)

@@ -4,7 +4,7 @@ their worst cases, and what an audit compares them with."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 
 from robustbench_lpm.budgets import parse_eps
 from robustbench_lpm.cards import SuiteCard
+from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation import audit
 from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.planning import Plan, make_plan, vary
@@ -49,7 +50,8 @@ class Matrix:
 
     cells: list[Cell] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
-    sources: list[Data] = field(default_factory=list)  # by part
+    sources: dict[int, Data] = field(default_factory=dict)  # by part
+    left_out: dict[str, str] = field(default_factory=dict)  # data sets that are not at hand, and why not
 
     def add(self, plan: Plan, part: int, *, listed: bool) -> None:
         """A run and, before it, the members of a worst case; one that is there already keeps the most images."""
@@ -63,13 +65,31 @@ class Matrix:
         self.cells.append(Cell(plan, listed, part))
 
 
-def resolve_suite(suite: SuiteCard, *, data: Path | None = None, device: str = "cpu", trust: bool = False) -> Matrix:
-    """Every run of a suite, in the order of its card. Raises LpmbenchError for anything that cannot be run as asked."""
+def resolve_suite(
+    suite: SuiteCard, *, data: Mapping[str, Path] | Path | None = None, device: str = "cpu", trust: bool = False
+) -> Matrix:
+    """Every run of a suite, in the order of its card; optional parts whose data are not at hand are left out.
+
+    data: where the data lie; a folder for all of them, or one for each data set by name.
+
+    Raises LpmbenchError for anything that cannot be run as asked.
+    """
     found = Matrix()
+    named = {part.dataset for part in suite.part}
+    if isinstance(data, Mapping) and (unknown := sorted(data.keys() - named)):
+        raise LpmbenchError(f"Suite '{suite.name}' has no data set '{unknown[0]}'; it has {', '.join(sorted(named))}.")
     for number, part in enumerate(suite.part):
-        source = resolve_data(part.dataset, size=part.size, data=data, trust=trust)
+        folder = data.get(part.dataset) if isinstance(data, Mapping) else data
+        try:
+            source = resolve_data(part.dataset, size=part.size, data=folder, trust=trust)
+        except LpmbenchError as error:
+            # A folder that was given and does not hold the data is a mistake, not a choice.
+            if not part.optional or folder is not None:
+                raise
+            found.left_out[part.dataset] = str(error)
+            continue
         source = replace(source, fingerprint=cache(source.fingerprint))  # each plan asks for them again
-        found.sources.append(source)
+        found.sources[number] = source
         budgets = [parse_eps(text) for text in part.eps]
         planning: dict[str, Any] = {
             "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,

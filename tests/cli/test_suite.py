@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import kills
@@ -103,6 +104,88 @@ def test_what_is_planned_is_what_is_run(tmp_path: Path, capsys: Capture) -> None
     assert "0 runs" in again
     assert run(["run", "tiny.toml", "--threads", "1"]) == 0
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
+
+
+OPTIONAL = """
+name = "optional"
+summary = "one data set comes along, two do not"
+[[part]]
+dataset = "digits"
+models = ["cnn"]
+attacks = ["noise"]
+eps = ["0.1"]
+limit = 4
+[[part]]
+dataset = "sim2mnist"
+optional = true
+models = ["cnn-sim2mnist"]
+attacks = ["noise"]
+eps = ["0.1"]
+limit = 4
+[[part]]
+dataset = "mnist"
+optional = true
+models = ["cnn"]
+attacks = ["noise"]
+eps = ["0.1"]
+size = "32"
+limit = 4
+"""
+
+
+@pytest.fixture
+def little_sim2mnist(tmp_path: Path) -> Path:
+    """Noise under the names of SIM2MNIST's file: it takes part in a suite, and no claim rests on it."""
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 8), ("valid", 4), ("test", 6)):
+        arrays[f"x_{split}"] = random.random((count, 96, 96, 1), np.float32)
+        arrays[f"y_{split}"] = np.eye(10, dtype=np.float32)[np.arange(count) % 10]
+    np.savez(tmp_path / "sim2mnist.npz", **arrays)
+    return tmp_path
+
+
+def test_optional_parts_without_data_are_left_out_and_named(
+    tmp_path: Path, little_sim2mnist: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("LPMBENCH_DATA", str(tmp_path / "empty"))
+    (tmp_path / "optional.toml").write_text(OPTIONAL)
+    assert run(["run", "optional.toml", "--threads", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert [record.dataset for record in records.read_all(tmp_path / "runs" / "optional")] == ["digits"]
+    assert "Left out, for want of data: sim2mnist." in shown
+    assert "Left out, for want of data: mnist." in shown
+    assert "--data sim2mnist=DIR" in shown
+
+    given = f"sim2mnist={little_sim2mnist}"
+    assert run(["run", "optional.toml", "--threads", "1", "--data", given]) == 0
+    shown = capsys.readouterr().out
+    found = {record.dataset: record.command for record in records.read_all(tmp_path / "runs" / "optional")}
+    assert set(found) == {"digits", "sim2mnist"}
+    assert "--data DIR" in found["sim2mnist"]
+    assert "--data DIR" not in found["digits"]
+    assert "Left out, for want of data: sim2mnist." not in shown
+    assert "2 runs, 1 of them to be made" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["cifar10=x"], "has no data set 'cifar10'; it has digits, mnist, sim2mnist"),
+        (["sim2mnist=nowhere"], "nowhere"),
+        (["sim2mnist=x", "sim2mnist=y"], "two folders for 'sim2mnist'"),
+        (["sim2mnist=x", "y"], "--data y must be NAME=DIR"),
+        (["sim2mnist="], "must be NAME=DIR"),
+        (["x", "y"], "of several folders each needs its data set"),
+    ],
+)
+def test_folders_that_cannot_be_used(words: list[str], complaint: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "optional.toml").write_text(OPTIONAL)
+    options = [part for word in words for part in ("--data", word)]
+    assert run(["run", "optional.toml", "--threads", "1", *options]) == 1
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
 
 
 def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
