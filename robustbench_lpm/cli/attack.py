@@ -10,12 +10,9 @@ import click
 
 from robustbench_lpm import cards
 from robustbench_lpm.cli.options import (
+    attacking_options,
     budget_options,
     data_options,
-    grading_options,
-    machine_options,
-    noise_options,
-    passes_options,
     prepare_machine,
     read_settings,
     trust_option,
@@ -49,15 +46,7 @@ if TYPE_CHECKING:
     metavar="NAME=VALUE",
     help="Any parameter of the attack's card; of a worst case, MEMBER.NAME=VALUE.",
 )
-@click.option("--target", help="A class to reach: its number or name, or 'random'.")
-@click.option("--surrogate", "surrogates", multiple=True, help="For transfer: a model it is made on, instead of all.")
-@noise_options
-@grading_options
-@passes_options
-@machine_options
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where records go."
-)
+@attacking_options
 @click.option("--save-adversarials", is_flag=True, help="Keep every adversarial image, not only the first 16.")
 @click.option("--force", is_flag=True, help="Run again what has been run.")
 @trust_option

@@ -11,12 +11,9 @@ import click
 from robustbench_lpm import cards
 from robustbench_lpm.cli.attack import check_names, complain_of_failures, run_plan, split_settings, with_budget
 from robustbench_lpm.cli.options import (
+    attacking_options,
     budget_options,
     data_options,
-    grading_options,
-    machine_options,
-    noise_options,
-    passes_options,
     prepare_machine,
     read_settings,
     trust_option,
@@ -57,15 +54,7 @@ IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
 @click.option(
     "--set", "settings", multiple=True, metavar="[ATTACK.]NAME=VALUE", help="A parameter of the attacks, or of one."
 )
-@click.option("--target", help="A class to reach: its number or name, or 'random'.")
-@click.option("--surrogate", "surrogates", multiple=True, help="For transfer: a model it is made on, instead of all.")
-@noise_options
-@grading_options
-@passes_options
-@machine_options
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where records go."
-)
+@attacking_options
 @trust_option
 def audit(
     model: str,

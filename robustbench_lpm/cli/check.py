@@ -14,6 +14,7 @@ from robustbench_lpm.cli.options import (
     grading_options,
     machine_options,
     prepare_machine,
+    records_option,
     trust_option,
 )
 from robustbench_lpm.errors import LpmbenchError
@@ -106,9 +107,7 @@ def parse_part(text: str | None) -> tuple[int, int]:
 @budget_options
 @grading_options
 @machine_options
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where records go."
-)
+@records_option
 @trust_option
 def grade(
     adversarials: Path,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from robustbench_lpm.evaluation.planning import Plan
@@ -16,13 +17,27 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, markup=False)
 LONG = 10.0  # seconds; a run that takes longer says so beforehand
+Move = Callable[..., None]  # given completed= or advance=, and the fields that a bar's columns show
+
+
+@contextmanager
+def bar(task: str, total: float, *columns: ProgressColumn, **fields: Any) -> Iterator[Move]:
+    """A bar with the time left, none where the output is no terminal; columns beside it say how far it is."""
+    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bars:
+        yield partial(bars.update, bars.add_task(task, total=total, **fields))
+
+
+def counting_bar(task: str, total: int, things: str) -> AbstractContextManager[Move]:
+    """A bar that counts things: 3/10 epochs."""
+    return bar(task, total, MofNCompleteColumn(), TextColumn(things))
 
 
 class AttackBar:
     """Progress of one run, counted in passes of the network, the attack's and the grader's."""
 
-    def __init__(self, bars: Progress, task: TaskID, plan: Plan) -> None:
-        self._bars, self._task = bars, task
+    def __init__(self, move: Move, plan: Plan) -> None:
+        self._move = move
         cost = plan.cost()
         self._per_example = cost.forwards + cost.backwards + plan.grading_passes() if cost else 0
         self._examples, self._done, self._spent = len(plan.indices), 0, 0
@@ -39,55 +54,15 @@ class AttackBar:
         self._show(examples)
 
     def _show(self, examples: float) -> None:
-        self._bars.update(self._task, completed=examples, shown=int(examples))
+        self._move(completed=examples, shown=int(examples))
 
 
 @contextmanager
 def attack_bar(plan: Plan) -> Iterator[AttackBar]:
-    """A bar for one run; none where the output is no terminal."""
-    with Progress(
-        TextColumn("  {task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[shown]}/{task.total:.0f} images"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
-        yield AttackBar(bars, bars.add_task(plan.attack.name, total=len(plan.indices), shown=0), plan)
-
-
-@contextmanager
-def image_bar(task: str, images: int) -> Iterator[Callable[[int, int], None]]:
-    """A bar over images; what it gives is to be called with those done and their number."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
-        shown = bars.add_task(task, total=images)
-        yield lambda done, _: bars.update(shown, completed=done)
-
-
-@contextmanager
-def epoch_bar(epochs: int) -> Iterator[tuple[Progress, TaskID]]:
-    """A bar over epochs."""
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bars:
-        yield bars, bars.add_task("training", total=epochs)
+    """A bar for one run."""
+    column = TextColumn("{task.fields[shown]}/{task.total:.0f} images")
+    with bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0) as move:
+        yield AttackBar(move, plan)
 
 
 def announce(plan: Plan, seconds: float | None) -> None:

@@ -37,7 +37,7 @@ def sim2mnist(source: Path | None, out: Path | None, seed: int, force: bool) -> 
     original file; 60 MB), sim2mnist.png (a contact sheet) and sim2mnist.json (the recipe and the hashes of all
     arrays). It takes about a minute. The original generator and its clutter were never published: this recipe is ours.
     """
-    from robustbench_lpm.cli.console import image_bar, say, shown_path
+    from robustbench_lpm.cli.console import counting_bar, say, shown_path
     from robustbench_lpm.datasets.mnist import read_all_digits
     from robustbench_lpm.datasets.sim2mnist import FILE, Recipe, hashes, packed, regenerate
     from robustbench_lpm.datasets.splits import data_root
@@ -55,8 +55,8 @@ def sim2mnist(source: Path | None, out: Path | None, seed: int, force: bool) -> 
         )
     digits, labels = read_all_digits(source)
     folder.mkdir(parents=True, exist_ok=True)
-    with image_bar("drawing", recipe.train + recipe.validation + recipe.test) as moved:
-        arrays = regenerate(recipe, digits, labels, moved)
+    with counting_bar("drawing", recipe.train + recipe.validation + recipe.test, "images") as move:
+        arrays = regenerate(recipe, digits, labels, lambda done, _: move(completed=done))
     told.unlink(missing_ok=True)  # it must never speak of a file that is not there
     write_atomically(path, packed(arrays))
     sheet = contact_sheet(arrays["x_train"][:SHOWN], arrays["y_train"][:SHOWN].argmax(1))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -210,29 +209,21 @@ def attack_all(plans: dict[int, Plan], out: Path, force: bool) -> dict[int, RunR
 
 def look(plan: Plan, record: RunRecord, runs: Sequence[int]) -> tuple[Looks, Looks, Looks]:
     """How the clean images are looked at, the same on the noise of the attacked ones, and how the attacked ones are."""
+    from robustbench_lpm.cli.console import bar, say
     from robustbench_lpm.evaluation.glimpses import adversarials, looks, looks_cost
 
     found = adversarials(record)
     passes = len(found) * (2 * looks_cost(plan, runs) + looks_cost(plan, [1]))
-    with looking_bar(passes) as spent:
+    say(f"Looking at the images, clean and attacked: {passes:,} forwards")
+    with bar("  looking", passes) as move:
+
+        def spent(number: int) -> None:
+            move(advance=number)
+
         clean = looks(plan, purpose="clean", runs=runs, spent=spent)
         still = looks(plan, purpose="grade", spent=spent)
         moved = looks(plan, found, purpose="grade", runs=runs, spent=spent)
     return clean, still, moved
-
-
-@contextmanager
-def looking_bar(passes: int) -> Iterator[Callable[[int], None]]:
-    """What will be looked at, and a bar over passes of the network; no bar where the output is no terminal."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from robustbench_lpm.cli.console import console, say
-
-    say(f"Looking at the images, clean and attacked: {passes:,} forwards")
-    columns = (TextColumn("  {task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("looking", total=passes)
-        yield lambda number: bars.advance(task, number)
 
 
 def tabulate(

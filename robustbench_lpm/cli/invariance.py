@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from robustbench_lpm import cards
-from robustbench_lpm.cli.options import prepare_machine
-from robustbench_lpm.cli.studies import carry_out, dataset_for, magnitudes, study_options, whole_numbers
+from robustbench_lpm.cli.studies import carry_out, magnitudes, prepare, study_options
 from robustbench_lpm.errors import LpmbenchError
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-MOST_RUNS = 1000
 DEFAULTS = {"rotate": "0..360", "scale": "0.5..2", "translate": "-0.5..0.5"}
 STEPS = {"rotate": "15", "scale": "0.125", "translate": "0.1"}
 
@@ -33,17 +27,9 @@ def invariance(
     rotate: str | None,
     scale: str | None,
     translate: str | None,
-    mc: str,
-    dataset: str | None,
-    data: Path | None,
-    split: str,
-    size: str | None,
-    device: str,
-    threads: int | None,
     out: Path | None,
     force: bool,
-    trust: bool,
-    **rest: Any,
+    **shared: Any,
 ) -> None:
     """How accurate the models NAME... are on turned, scaled and moved images: a panel for each, a line per model.
 
@@ -56,27 +42,16 @@ def invariance(
     lpmbench invariance ramlpm cnn --rotate 0..360:15 --limit 100
     lpmbench invariance ramlpm --scale 0.5..2:0.25 --translate -0.2,0,0.2 --mc 1,5
     """
-    asked = {"rotate": rotate, "scale": scale, "translate": translate}
-    asked = {name: text for name, text in asked.items() if text is not None} or dict(DEFAULTS)
-    values = {name: magnitudes(f"--{name}", str(text), STEPS[name]) for name, text in asked.items()}
-    averages = whole_numbers("--mc", mc, MOST_RUNS)
+    given = {"rotate": rotate, "scale": scale, "translate": translate}
+    given = {name: text for name, text in given.items() if text is not None} or dict(DEFAULTS)
+    values = {name: magnitudes(f"--{name}", str(text), STEPS[name]) for name, text in given.items()}
     models = list(dict.fromkeys(names))
-    if rest["checkpoint"] is not None and len(models) != 1:
+    if shared["checkpoint"] is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one NAME.")
-    named = dataset_for([cards.model(name) for name in models], dataset)
-    cards.dataset(named)
-    prepare_machine(device, threads)
-    from robustbench_lpm.cli.console import console
+    source, asked = prepare(models, **shared)
     from robustbench_lpm.evaluation.invariance import make_invariance
-    from robustbench_lpm.evaluation.tasks import resolve_data
-    from robustbench_lpm.reporting.exports import to_csv
     from robustbench_lpm.reporting.invariance import invariance_figure, terminal_table
 
-    source = resolve_data(named, size=size, data=data, split=split, trust=trust)
-    study = make_invariance(models, source, values, mc=averages, device=device, trust=trust, **rest)
-
-    def draw(table: pd.DataFrame) -> dict[str, bytes]:
-        title = f"{study.data.name}, {study.images:,} images"
-        return {"invariance.csv": to_csv(table).encode()} | invariance_figure(table, title)
-
-    carry_out(study, out, force, lambda table: terminal_table(table, console), draw)
+    study = make_invariance(models, source, values, **asked)
+    title = f"{study.data.name}, {study.images:,} images"
+    carry_out(study, out, force, terminal_table, lambda table: invariance_figure(table, title))

@@ -48,13 +48,6 @@ grading_options = together(
     click.option("--seed", type=int, default=0, show_default=True),
 )  # fmt: skip
 
-noise_options = together(
-    click.option("--noise", multiple=True, metavar="[SOURCE=]MODE",
-                 help="A stochastic model's noise, of one source or of all: averaged (new in every draw, the default), "
-                      "fresh (new at every query), replayed (the same at every query), frozen (switched off)."),
-    click.option("--gradient-mode", help="Of a glimpsing model; by default the strongest for each image."),
-)  # fmt: skip
-
 machine_options = together(
     click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
     click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default as many as it likes."),
@@ -66,6 +59,23 @@ passes_options = together(
                       "has fallen, and every grade, is decided in float32."),
     click.option("--memory", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, metavar="GIB",
                  help="What the maps of one pass may take, about: it bounds how many images pass at once."),
+)  # fmt: skip
+
+records_option = click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
+                              help="Where records go.")  # fmt: skip
+
+attacking_options = together(
+    click.option("--target", help="A class to reach: its number or name, or 'random'."),
+    click.option("--surrogate", "surrogates", multiple=True,
+                 help="For transfer: a model it is made on, instead of all."),
+    click.option("--noise", multiple=True, metavar="[SOURCE=]MODE",
+                 help="A stochastic model's noise, of one source or of all: averaged (new in every draw, the default), "
+                      "fresh (new at every query), replayed (the same at every query), frozen (switched off)."),
+    click.option("--gradient-mode", help="Of a glimpsing model; by default the strongest for each image."),
+    grading_options,
+    passes_options,
+    machine_options,
+    records_option,
 )  # fmt: skip
 
 trust_option = click.option("--trust", is_flag=True, help="Run code that a card names outside lpmbench.")

@@ -7,21 +7,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_lpm import cards
-from robustbench_lpm.cli.options import machine_options, together, trust_option
+from robustbench_lpm.cli.options import machine_options, prepare_machine, together, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import Console
 
     from robustbench_lpm.cards import ModelCard
     from robustbench_lpm.evaluation.studies import Result, Row, Study
+    from robustbench_lpm.evaluation.tasks import Data
 
 MOST_NUMBERS = 1000  # in a list; beyond it a typing error would ask for days
+MOST_RUNS = 1000
 
 
 def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -112,6 +115,33 @@ def dataset_for(models: Sequence[ModelCard], named: str | None) -> str:
     return first.labels if first.labels in fitting else fitting[0]
 
 
+def prepare(
+    names: Sequence[str],
+    *,
+    mc: str,
+    dataset: str | None,
+    data: Path | None,
+    split: str,
+    size: str | None,
+    device: str,
+    threads: int | None,
+    trust: bool,
+    **rest: Any,
+) -> tuple[Data, dict[str, Any]]:
+    """The images for a study of the models called `names`, and the keywords that `make_sweep` and its like take.
+
+    The machine is made ready on the way. Raises LpmbenchError for options that cannot be met.
+    """
+    averages = whole_numbers("--mc", mc, MOST_RUNS)
+    named = dataset_for([cards.model(name) for name in names], dataset)
+    cards.dataset(named)  # a wrong name is told at once, without waiting for torch
+    prepare_machine(device, threads)
+    from robustbench_lpm.evaluation.tasks import resolve_data
+
+    source = resolve_data(named, size=size, data=data, split=split, trust=trust)
+    return source, {"mc": averages, "device": device, "trust": trust} | rest
+
+
 def default_folder(study: Study) -> Path:
     """A folder of its own for each configuration."""
     words = "-".join([*(model.name for model in study.models[:4]), study.data.name])
@@ -138,30 +168,29 @@ class StudyBar:
 
 @contextmanager
 def study_bar(study: Study) -> Iterator[StudyBar]:
-    """A bar for a study, with the time left; none where the output is no terminal."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    """A bar for a study."""
+    from rich.progress import TaskProgressColumn
 
-    from robustbench_lpm.cli.console import console
+    from robustbench_lpm.cli.console import bar
     from robustbench_lpm.evaluation.studies import total_passes
 
-    columns = (TextColumn("  {task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        total = total_passes(study)
-        task = bars.add_task(study.name, total=total)
-        yield StudyBar(lambda passes: bars.update(task, completed=passes), total // study.images, study.images)
+    total = total_passes(study)
+    with bar(f"  {study.name}", total, TaskProgressColumn()) as move:
+        yield StudyBar(lambda passes: move(completed=passes), total // study.images, study.images)
 
 
 def carry_out(
-    study: Study, out: Path | None, force: bool, show: Callable[[pd.DataFrame], None],
+    study: Study, out: Path | None, force: bool, show: Callable[[pd.DataFrame, Console], None],
     draw: Callable[[pd.DataFrame], dict[str, bytes]],
 ) -> None:  # fmt: skip
     """Run a study, or read what lies finished in its folder; show its table and write its files.
 
-    show: prints the table. draw: the table as {name of a file: content}.
+    show: prints the table. draw: the figure, as {name of a file: content}.
     Raises LpmbenchError where another study lies, and Interrupted, with what to do next, for Ctrl-C.
     """
-    from robustbench_lpm.cli.console import duration, say, shown_path
+    from robustbench_lpm.cli.console import console, duration, say, shown_path
     from robustbench_lpm.evaluation import studies
+    from robustbench_lpm.reporting.exports import to_csv
 
     folder = out if out is not None else default_folder(study)
     result = None if force else studies.finished(study, folder)
@@ -173,9 +202,10 @@ def carry_out(
         say(f"Already run, in {duration(result.seconds)} (--force runs it again).")
     table = as_table(result.rows)
     if renewed or not studies.whole(study, folder):
-        studies.write(study, result, draw(table), folder)
+        files = {f"{study.name}.csv": to_csv(table).encode()} | draw(table)
+        studies.write(study, result, files, folder)
     say("")
-    show(table)
+    show(table, console)
     say(f"\nWritten to {shown_path(folder)}: {study.name}.csv, {study.name}.json, summary.png, summary.svg")
 
 

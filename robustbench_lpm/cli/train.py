@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def train(
         raise LpmbenchError(f"Model '{card.name}' names no recipe; give one with --recipe.")
     prepare_machine(device, threads)
     from robustbench_lpm import training
-    from robustbench_lpm.cli.console import console, duration, epoch_bar, say, shown_path
+    from robustbench_lpm.cli.console import console, counting_bar, duration, say, shown_path
 
     console.quiet = _follows()
     folder = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{seed}"
@@ -86,10 +87,10 @@ def train(
     command = _command(name, {"recipe": recipe_name, "seed": seed, "device": device} | rest)
     say(f"Training {card.name} for {epochs} epochs into {shown_path(folder)}; Ctrl-C keeps all finished epochs.")
     try:
-        with epoch_bar(epochs) as (bars, task):
+        with counting_bar("training", epochs, "epochs") as move:
             result = training.train(
                 name, recipe=recipe, seed=seed, out=folder, device=device, threads=threads,
-                progress=_Watcher(bars, task), command=command, **rest,
+                progress=_Watcher(move), command=command, **rest,
             )  # fmt: skip
     except KeyboardInterrupt:
         again = _again(command, folder, rest)
@@ -136,16 +137,16 @@ def _again(command: str, out: Path, options: dict[str, Any]) -> str:
 class _Watcher:
     """Draws the bar of a training; where there is no terminal, a line for each epoch."""
 
-    def __init__(self, bars: Any, task: Any) -> None:
-        self._bars, self._task, self._epoch = bars, task, 0
+    def __init__(self, move: Callable[..., None]) -> None:
+        self._move, self._epoch = move, 0
 
     def on_batch(self, done: int, total: int) -> None:
-        self._bars.update(self._task, completed=self._epoch + done / total)
+        self._move(completed=self._epoch + done / total)
 
     def on_epoch(self, epoch: int, epochs: int, row: Any) -> None:
         from robustbench_lpm.cli.console import say
 
         self._epoch = epoch
-        self._bars.update(self._task, completed=epoch)
+        self._move(completed=epoch)
         shown = {key: row[key] for key in SHOWN if key in row}  # log.csv holds all of them
         say(f"epoch {epoch}/{epochs}  " + "  ".join(f"{key.replace('_', ' ')} {shown[key]:.4g}" for key in shown))
