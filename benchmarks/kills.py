@@ -23,7 +23,7 @@ from pathlib import Path
 import click
 
 from robustbench_lpm import records
-from robustbench_lpm.evaluation.runner import PROGRESS
+from robustbench_lpm.evaluation.recording import PROGRESS
 
 # Deterministic and stochastic models, several blocks in a run, restarts, a worst case with its members.
 SUITE = """

@@ -206,7 +206,8 @@ def run_plan(plan: Plan, out: Path, *, force: bool = False) -> list[RunRecord]:
     """Run one plan, or read what lies finished in `out`, telling what happens; members of a worst case come first."""
     from robustbench_lpm.cli.console import announce, attack_bar, result_line, say
     from robustbench_lpm.evaluation.estimates import estimate_seconds
-    from robustbench_lpm.evaluation.runner import FailedBlocks, finished_run, forget_progress, run
+    from robustbench_lpm.evaluation.recording import finished_run, forget_progress
+    from robustbench_lpm.evaluation.runner import FailedBlocks, run
 
     members = [record for member in plan.members for record in run_plan(member, out, force=force)]
     news: list[str] = []

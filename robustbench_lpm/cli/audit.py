@@ -181,7 +181,7 @@ class Obtain:
         self._out, self._records = out, dict[str, "RunRecord"]()
 
     def __call__(self, plan: Plan) -> RunRecord:
-        from robustbench_lpm.evaluation.runner import keeps_enough
+        from robustbench_lpm.evaluation.recording import keeps_enough
 
         if plan.id not in self._records or not keeps_enough(self._records[plan.id], plan):
             *members, record = run_plan(plan, self._out)

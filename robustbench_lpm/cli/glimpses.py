@@ -185,7 +185,8 @@ def attack_all(plans: dict[int, Plan], out: Path, force: bool) -> dict[int, RunR
     """Run every plan, the whole model's first; a run that lies finished in `out` is read instead."""
     from robustbench_lpm.cli.console import LONG, announce, attack_bar, duration, result_line, say
     from robustbench_lpm.evaluation.estimates import estimate_seconds
-    from robustbench_lpm.evaluation.runner import finished_run, run
+    from robustbench_lpm.evaluation.recording import finished_run
+    from robustbench_lpm.evaluation.runner import run
 
     order = sorted(plans, reverse=True)
     found = {t: None if force else finished_run(plans[t], out) for t in order}

@@ -230,7 +230,8 @@ def run_cells(
 
 def run_cell(cell: Cell, out: Path, board: Board, *, force: bool, workers: Workers | None = None) -> RunRecord:
     """Run one cell, or read it."""
-    from robustbench_lpm.evaluation.runner import FailedBlocks, finished_run, forget_progress, run
+    from robustbench_lpm.evaluation.recording import finished_run, forget_progress
+    from robustbench_lpm.evaluation.runner import FailedBlocks, run
 
     plan = cell.plan
 
@@ -256,7 +257,7 @@ def judge_all(matrix: Matrix, found: dict[str, RunRecord], out: Path) -> list[st
     fallback = Obtain(out)
 
     def obtain(plan: Plan) -> RunRecord:
-        from robustbench_lpm.evaluation.runner import keeps_enough
+        from robustbench_lpm.evaluation.recording import keeps_enough
 
         record = found.get(plan.id)
         if record is None or not keeps_enough(record, plan):

@@ -32,7 +32,8 @@ from robustbench_lpm.evaluation.machine import versions
 from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
 from robustbench_lpm.evaluation.planning import STRONGEST, Plan, vary
-from robustbench_lpm.evaluation.runner import finished_run, keeps_enough, left_as_it_was, prepare, run
+from robustbench_lpm.evaluation.recording import finished_run, keeps_enough
+from robustbench_lpm.evaluation.runner import left_as_it_was, prepare, run
 from robustbench_lpm.evaluation.tasks import (
     Attack,
     Data,

@@ -26,9 +26,9 @@ from robustbench_lpm.allocator import keep_freed_memory
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.attacking import Made, Progress, Silent
 from robustbench_lpm.evaluation.blocks import Block
+from robustbench_lpm.evaluation.computing import compute
 from robustbench_lpm.evaluation.journal import Journal
 from robustbench_lpm.evaluation.planning import Plan
-from robustbench_lpm.evaluation.runner import compute
 
 RETRIES = 5  # times that a block is started anew because its worker died
 KNOCK = 10.0  # seconds

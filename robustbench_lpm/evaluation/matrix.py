@@ -18,7 +18,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation import audit
 from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.planning import Plan, make_plan, vary
-from robustbench_lpm.evaluation.runner import blocks_kept, finished_run
+from robustbench_lpm.evaluation.recording import blocks_kept, finished_run
 from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_attack, resolve_data, resolve_model
 from robustbench_lpm.zoo import LoadedModel
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.evaluation.attacking import Made, Progress, Silent, run_block, stored
-from robustbench_lpm.evaluation.blocks import Arrays, Block, BlockStore, differences
+from robustbench_lpm.evaluation.attacking import Made, Progress, Silent, stored
+from robustbench_lpm.evaluation.blocks import Block, BlockStore
+from robustbench_lpm.evaluation.computing import compute
 from robustbench_lpm.evaluation.journal import Journal
-from robustbench_lpm.evaluation.keeping import NotKept, kept_below
-from robustbench_lpm.evaluation.machine import code_sha256, hardware, sources_sha256, versions
-from robustbench_lpm.evaluation.planning import Plan, execution, make_plan
+from robustbench_lpm.evaluation.machine import code_sha256, sources_sha256
+from robustbench_lpm.evaluation.planning import Plan, make_plan
+from robustbench_lpm.evaluation.recording import PROGRESS, Tell, empty_record, fill, finished_run, to_nobody, write_down
 from robustbench_lpm.evaluation.tasks import (
     Attack,
     Data,
@@ -30,18 +27,11 @@ from robustbench_lpm.evaluation.tasks import (
     resolve_data,
     resolve_model,
 )
-from robustbench_lpm.records import COLUMNS, RECORD, Picture, RunRecord, group_pictures, read, write
+from robustbench_lpm.records import RunRecord
 from robustbench_lpm.zoo import LoadedModel
 
-PROGRESS = ".partial"
 COSTS = ("forwards", "backwards", "glimpses")
 PATIENCE = 0.2  # seconds between two looks at what others are computing
-
-log = logging.getLogger(__name__)
-Tell = Callable[[str], None]  # given a line for the reader
-
-
-def _to_nobody(_: str) -> None: ...
 
 
 def evaluate(
@@ -159,7 +149,7 @@ def run(
     progress: Progress | None = None,
     *,
     again: bool = True,
-    tell: Tell = _to_nobody,
+    tell: Tell = to_nobody,
     workers: Workers | None = None,
 ) -> RunRecord:
     """Run a plan block by block; with `out`, what was done survives an interruption, and the record is written.
@@ -182,7 +172,7 @@ def run(
     """
     watcher = progress or Silent()
     made = _made_by_members(plan, out, watcher, tell, workers)
-    record = _empty_record(plan)
+    record = empty_record(plan)
     store = BlockStore(out / PROGRESS / record.folder_name if out is not None else None, tell)
     with _one_thread_for(store.folder):
         store.open(_manifest(plan, record, made))
@@ -191,9 +181,9 @@ def run(
                 store.close()
                 return found
             blocks = _blocks(plan, store, watcher, made, tell, workers)
-            _fill(record, plan, blocks)
+            fill(record, plan, blocks)
             with store.writing():
-                _write(record, plan, out)
+                write_down(record, plan, out)
                 if not record.failures:
                     store.close()
         finally:
@@ -346,126 +336,6 @@ class _JobHere:
     def end(self) -> None: ...
 
 
-def compute(
-    plan: Plan,
-    number: int,
-    indices: Sequence[int],
-    progress: Progress,
-    *,
-    made: Mapping[str, Made] | None = None,
-    journal: Journal | None = None,
-) -> Block:
-    """Compute a block; where that fails it is tried again in halves, down to single images, which then have failed.
-
-    A disk that cannot be written or read ends it: that has nothing to do with the block.
-    """
-    start = time.monotonic()
-    made = made or {}
-    given = [index for index in indices if all(index in member.images for member in made.values())]
-    parts, failures, halved = _attempt(plan, given, progress, number * plan.chunk, made, journal)
-    for name, member in made.items():
-        lost = [index for index in indices if index not in member.images]
-        failures += [(index, f"the member '{name}' failed on it") for index in lost]
-    arrays = _joined(parts)
-    arrays["seconds"] = np.array(journal.seconds if journal is not None else time.monotonic() - start)
-    return Block(arrays, tuple(_failures(number, indices, failures)), halved)
-
-
-Failed = list[tuple[int, str]]  # an example's index, and why
-
-
-def _attempt(
-    plan: Plan,
-    indices: Sequence[int],
-    progress: Progress,
-    first_position: int,
-    made: Mapping[str, Made],
-    journal: Journal | None,
-) -> tuple[list[Arrays], Failed, bool]:
-    """Arrays of what could be computed, what could not, and whether memory ran out."""
-    if not indices:
-        return [], [], False
-    try:
-        arrays = run_block(plan, indices, progress, first_position=first_position, made=made, journal=journal)
-    except (OSError, NotKept):
-        raise
-    except Exception as error:  # whatever it is, the other examples do not share it
-        reason, exhausted = _reason(error), out_of_memory(error)
-        log.debug("examples %s failed", list(indices), exc_info=error)
-        traceback.clear_frames(error.__traceback__)  # they hold the tensors for which there was no room
-    else:
-        return [arrays], [], False
-    if exhausted and torch.device(plan.device).type == "cuda":
-        torch.cuda.empty_cache()
-    if len(indices) == 1:
-        return [], [(indices[0], reason)], exhausted
-    middle = (len(indices) + 1) // 2
-    first, lost, early = _attempt(plan, indices[:middle], progress, first_position, made, journal)
-    second, also_lost, late = _attempt(plan, indices[middle:], progress, first_position + middle, made, journal)
-    return [*first, *second], [*lost, *also_lost], exhausted or early or late
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, in any of the ways in which Python and torch say so."""
-    words = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_cpu")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-    )
-
-
-def _reason(error: Exception) -> str:
-    """Why a block failed, in one line that is the same when it fails in the same way again."""
-    if out_of_memory(error):
-        return "out of memory"
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text}"
-
-
-def _failures(number: int, indices: Sequence[int], failed: Failed) -> list[dict[str, Any]]:
-    """The failed examples of a block in their order, one entry for each reason."""
-    reasons: dict[str, list[int]] = {}
-    order = {index: position for position, index in enumerate(indices)}
-    for index, reason in sorted(dict(reversed(failed)).items(), key=lambda pair: order[pair[0]]):
-        reasons.setdefault(reason, []).append(index)
-    return [{"block": number, "indices": found, "error": reason} for reason, found in reasons.items()]
-
-
-def _joined(parts: Sequence[Arrays]) -> Arrays:
-    """The arrays of parts of a block as those of the whole."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: np.concatenate([part[name] for part in parts if name in part]) for name in names}
-
-
-def _fill(record: RunRecord, plan: Plan, blocks: Sequence[Block]) -> None:
-    """Let a record hold what came of the blocks."""
-    parts = [block.arrays for block in blocks]
-    record.outcomes = _outcomes([part for part in parts if "index" in part], plan.candidates)
-    record.adversarials = group_pictures(_pictures(parts))
-    record.class_names = _class_names(record.outcomes, plan.data.classes)
-    record.failures = [failure for block in blocks for failure in block.failures]
-    record.timing = {"seconds": float(sum(part["seconds"] for part in parts)), "hardware": hardware()}
-    if halved := [str(number) for number, block in enumerate(blocks) if block.halved]:
-        record.notes.append(
-            f"Memory ran out: block(s) {', '.join(halved)} were computed in parts, so that outcomes may differ by "
-            "rounding from those of whole blocks."
-        )
-
-
-def _write(record: RunRecord, plan: Plan, out: Path | None) -> None:
-    """Write a record, or take note of the equal one that another process has written just now."""
-    if out is None:
-        return
-    folder = out / record.folder_name
-    lying = _lying(plan, out)
-    if lying is not None and (lying.timing, lying.failures) == (record.timing, record.failures):
-        record.path = lying.path
-        return
-    with kept_below(folder):
-        for leftover in folder.glob(".*.*") if folder.is_dir() else ():  # of a process that was killed as it wrote
-            leftover.unlink(missing_ok=True)
-        write(record, out)
-
-
 class FailedBlocks(LpmbenchError):
     """Some examples could not be computed; `record` holds all others."""
 
@@ -499,94 +369,3 @@ def _made_by_members(
             spent={int(index): tuple(map(int, spent)) for index, *spent in costs},
         )
     return made
-
-
-def finished_run(plan: Plan, out: Path, tell: Tell = _to_nobody) -> RunRecord | None:
-    """The record of this plan in `out`, if it lies there whole, made by the same versions in the same way.
-
-    One of which some examples failed is not finished. tell: given a line where one lies there that is not used.
-    """
-    record = _lying(plan, out, tell)
-    return record if record is not None and not record.failures else None
-
-
-def _lying(plan: Plan, out: Path, tell: Tell = _to_nobody) -> RunRecord | None:
-    """The record of this plan in `out`, whether or not some of its examples failed."""
-    expected = _empty_record(plan)
-    folder = out / expected.folder_name
-    if not (folder / RECORD).is_file():
-        return None
-    try:
-        record = read(folder)
-    except LpmbenchError as error:
-        tell(f"not used, and run again: {error}")
-        return None
-    if record.id != expected.id:
-        return None
-    made, wanted = ({**one.execution, "versions": one.versions} for one in (record, expected))
-    if made != wanted:
-        tell(f"run again, for what lies there was made with other {differences(made, wanted)}")
-        return None
-    return record if keeps_enough(record, plan) else None
-
-
-def forget_progress(plan: Plan, out: Path) -> None:
-    """Remove what a finished run has left of its blocks: it was killed between its record and their removal."""
-    BlockStore(out / PROGRESS / _empty_record(plan).folder_name).close()
-
-
-def blocks_kept(plan: Plan, out: Path) -> int:
-    """How many blocks of an unfinished run lie in `out`, whatever their manifest."""
-    return len(list((out / PROGRESS / _empty_record(plan).folder_name).glob("block-*.safetensors")))
-
-
-def keeps_enough(record: RunRecord, plan: Plan) -> bool:
-    """Whether a record of this plan stores as many images as the plan asks for: the id does not say."""
-    failed = sum(len(failure["indices"]) for failure in record.failures)
-    return len(record.pictures()) >= min(stored(plan), len(plan.indices)) - failed
-
-
-def _empty_record(plan: Plan) -> RunRecord:
-    import pandas as pd
-
-    notes = [plan.attack.known_defects] if plan.attack.known_defects else []
-    return RunRecord(
-        configuration=plan.configuration,
-        command=plan.command(),
-        execution=execution(plan),
-        versions=versions(),
-        outcomes=pd.DataFrame(),
-        notes=notes,
-    )
-
-
-def _outcomes(parts: list[Arrays], candidates: Sequence[str]) -> Any:
-    import pandas as pd
-
-    if not parts:
-        return pd.DataFrame(columns=list(COLUMNS))
-    names = [name for name in parts[0] if not name.startswith("picture.") and name != "seconds"]
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    columns["input_sha256"] = np.array([bytes(row).hex() for row in columns["input_sha256"]])
-    columns["choice"] = np.array(candidates if len(candidates) > 1 else [""], dtype=object)[columns["choice"]]
-    listed = {name: list(values) if values.ndim > 1 else values for name, values in columns.items()}
-    return pd.DataFrame(listed)
-
-
-def _class_names(outcomes: Any, classes: Sequence[str]) -> dict[int, str]:
-    """What the labels that occur in outcomes are called, as far as their data set tells."""
-    if not classes or not len(outcomes):
-        return {}
-    columns = [outcomes["label"], outcomes["target"], *outcomes["clean_predictions"], *outcomes["predictions"]]
-    occurring = sorted({int(label) for column in columns for label in column})
-    return {label: classes[label] for label in occurring if 0 <= label < len(classes)}
-
-
-def _pictures(parts: list[Arrays]) -> list[Picture]:
-    found = []
-    for part in parts:
-        groups = [name.removeprefix("picture.index.") for name in part if name.startswith("picture.index.")]
-        for group in groups:
-            arrays = (part[f"picture.{kind}.{group}"] for kind in ("index", "clean", "adversarial"))
-            found += [Picture(int(i), clean, attacked) for i, clean, attacked in zip(*arrays, strict=True)]
-    return found

@@ -33,7 +33,7 @@ from robustbench_lpm.evaluation.blocks import Arrays, BlockStore
 from robustbench_lpm.evaluation.machine import hardware, versions
 from robustbench_lpm.evaluation.oracle import check_logits
 from robustbench_lpm.evaluation.planning import default_chunk, fitted
-from robustbench_lpm.evaluation.runner import PROGRESS
+from robustbench_lpm.evaluation.recording import PROGRESS
 from robustbench_lpm.evaluation.tasks import Data
 from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_value
 from robustbench_lpm.randomness import generators

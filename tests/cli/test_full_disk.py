@@ -13,7 +13,7 @@ import pytest
 from robustbench_lpm import records
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.keeping import NotKept, keep
-from robustbench_lpm.evaluation.runner import PROGRESS
+from robustbench_lpm.evaluation.recording import PROGRESS
 
 # The system refuses to let a file of this process grow beyond so many bytes: a real write that fails half way.
 LIMITED = """

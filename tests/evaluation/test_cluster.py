@@ -16,7 +16,8 @@ from torch import Tensor
 
 from robustbench_lpm import records
 from robustbench_lpm.evaluation.cluster import RayWorkers, threads_for
-from robustbench_lpm.evaluation.runner import PROGRESS, run
+from robustbench_lpm.evaluation.recording import PROGRESS
+from robustbench_lpm.evaluation.runner import run
 from robustbench_lpm.evaluation.tasks import resolve_attack, worst_case_over
 from tests.evaluation.test_failing_blocks import failed_run, planned
 from tests.evaluation.test_journal import plan_of, written

@@ -14,10 +14,11 @@ import robustbench_lpm
 from robustbench_lpm import records
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.evaluation import runner
+from robustbench_lpm.evaluation import computing
 from robustbench_lpm.evaluation.attacking import Silent
 from robustbench_lpm.evaluation.planning import Plan, make_plan
-from robustbench_lpm.evaluation.runner import PROGRESS, FailedBlocks, finished_run, run
+from robustbench_lpm.evaluation.recording import PROGRESS, finished_run
+from robustbench_lpm.evaluation.runner import FailedBlocks, run
 from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_model, worst_case_over
 from tests.classifiers import NoisyLinear
 from tests.evaluation.test_runner import contents, plan_of
@@ -194,7 +195,7 @@ def test_the_command_ends_with_one_line_and_the_status_says_so(
 
 def test_a_block_that_is_interrupted_has_not_failed(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        runner.compute(plan_of(n=2), 0, (0, 1), Stop())
+        computing.compute(plan_of(n=2), 0, (0, 1), Stop())
 
 
 class Stop(Silent):

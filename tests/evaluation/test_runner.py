@@ -18,7 +18,8 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.attacking import Silent
 from robustbench_lpm.evaluation.grading import within_budget
 from robustbench_lpm.evaluation.planning import Plan, make_plan
-from robustbench_lpm.evaluation.runner import PROGRESS, finished_run, run
+from robustbench_lpm.evaluation.recording import PROGRESS, finished_run
+from robustbench_lpm.evaluation.runner import run
 from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_data, resolve_model
 from tests.classifiers import Fair, Linear, NoisyLinear
 

@@ -16,7 +16,8 @@ from robustbench_lpm import records
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.blocks import BlockStore
 from robustbench_lpm.evaluation.claims import Claims
-from robustbench_lpm.evaluation.runner import PROGRESS, run
+from robustbench_lpm.evaluation.recording import PROGRESS
+from robustbench_lpm.evaluation.runner import run
 from tests.evaluation.sharing import CHUNK, IMAGES, plan_of
 
 ROOT = Path(__file__).parent.parent.parent

@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from robustbench_lpm import records
-from robustbench_lpm.evaluation import runner
+from robustbench_lpm.evaluation import recording, runner
 from robustbench_lpm.evaluation.blocks import Block, BlockStore
 from robustbench_lpm.evaluation.machine import sources_sha256
 from robustbench_lpm.evaluation.planning import Plan, make_plan
-from robustbench_lpm.evaluation.runner import PROGRESS, finished_run, run
+from robustbench_lpm.evaluation.recording import PROGRESS, finished_run
+from robustbench_lpm.evaluation.runner import run
 from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_model, worst_case_over
 from tests.classifiers import NoisyLinear
 from tests.evaluation.test_runner import Interrupt, contents
@@ -51,8 +52,8 @@ def _threads() -> Iterator[None]:
 
 
 def _other_versions(patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    found = runner.versions() | {"torch": "1.13"}
-    patch.setattr(runner, "versions", lambda: found)
+    found = recording.versions() | {"torch": "1.13"}
+    patch.setattr(recording, "versions", lambda: found)
     return {}
 
 

@@ -19,7 +19,8 @@ from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.attacking import Silent
 from robustbench_lpm.evaluation.planning import Plan, make_plan
-from robustbench_lpm.evaluation.runner import PROGRESS, finished_run, run
+from robustbench_lpm.evaluation.recording import PROGRESS, finished_run
+from robustbench_lpm.evaluation.runner import run
 from robustbench_lpm.evaluation.tasks import (
     Attack,
     data_from_tensors,
