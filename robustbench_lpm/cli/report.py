@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @trust_option
 def report(results: Path, out: Path | None, scanpaths: bool, trust: bool) -> None:
-    """Make leaderboard.csv, .md, .tex and .html (one file that needs no network) from all records below a folder.
+    """Make leaderboard.csv, .json, .md, .tex and .html (one file without a network) from all records below a folder.
 
-    Beside them: the plots, json/leaderboard.json with the same numbers, and a file for each model as RobustBench keeps
-    them (robustbench/DATASET/NORM/MODEL.json).
+    Beside them: the plots, and a file for each model as RobustBench keeps them (robustbench/DATASET/NORM/MODEL.json).
 
     \b
     lpmbench report --results runs

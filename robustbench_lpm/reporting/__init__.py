@@ -24,8 +24,8 @@ Audits = Mapping[str, Audit] | None
 
 
 def write_report(records: Sequence[RunRecord], out: Path, audits: Audits = None) -> list[Path]:
-    """Write leaderboard.csv, .md, .tex, json/leaderboard.json, robustbench/*/*/*.json, plots/*.svg and leaderboard.html
-    below `out`; their paths, HTML last. Scanpaths that lie there (`gazes`) are drawn in the page.
+    """Write leaderboard.csv, .md, .tex, .json, robustbench/*/*/*.json, plots/*.svg and leaderboard.html below `out`;
+    their paths, HTML last. Scanpaths that lie there (`gazes`) are drawn in the page.
 
     The same records and audits give the same bytes, in whatever order they come. Raises OSError, and LpmbenchError for
     a broken audit.
@@ -60,10 +60,13 @@ def _found(records: Sequence[RunRecord], audits: Audits) -> Mapping[str, Audit]:
     return read_for(records) if audits is None else audits
 
 
-def attack_picture(record: RunRecord, position: int = 0, class_names: Sequence[str] | None = None) -> bytes:
+def attack_picture(
+    record: RunRecord, position: int = 0, class_names: Mapping[int, str] | Sequence[str] | None = None
+) -> bytes:
     """A PNG of one stored example: original, amplified perturbation, adversarial, with what was predicted.
 
-    `position` counts the stored examples from 0. Raises LpmbenchError when the record stores no such example.
+    `position` counts the stored examples from 0; `class_names`, by label, stand for those that the record tells. Raises
+    LpmbenchError when the record stores no such example.
     """
     from robustbench_lpm.reporting import pictures
 

@@ -1,8 +1,12 @@
-"""Pairs of models on the same images, and pairs of attacks on the same model: what the means alone cannot say."""
+"""Pairs of classifiers on the same images, and pairs of attacks on the same model: what the means alone cannot say.
+
+A classifier is a model at an M. The average of M runs is another classifier than a single run, and was attacked as
+such; so the same model at two M is a pair like any other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -12,21 +16,37 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustbench_lpm.records import RunRecord
-from robustbench_lpm.reporting import tables
+from robustbench_lpm.reporting import tables, variants
 from robustbench_lpm.reporting.cells import label, missing
+from robustbench_lpm.reporting.escaping import plain
 from robustbench_lpm.reporting.tables import MODEL, Ranking
 from robustbench_lpm.statistics import MIN_IMAGES_FOR_INTERVAL, paired_interval
 
 LOWEST = "lowest over all attacks"
+UNEQUAL = "settings differ"
+UNEQUAL_NOTE = "The attack ran at unequal settings, which may be part of the difference."
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model at an M; `notes` say what speaks against its rank."""
+
+    name: str  # "ram, M = 10"
+    model: str
+    mc: int
+    notes: str
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models under one attack on the same images; shares in [0, 1]."""
+    """Two classifiers, by name, under one attack on the same images; shares in [0, 1]."""
 
     attack: str
     first: str
     second: str
+    first_attack: str  # what each of them met: the attack that left it lowest, or the one attack at settings of its own
+    second_attack: str
+    note: str  # what makes the pair unequal; empty where nothing does
     images: int
     first_accuracy: float  # mean-draw
     second_accuracy: float
@@ -39,10 +59,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pairs of models at one budget; `models` in the order of the ranking, with what speaks against their rank."""
+    """All pairs of classifiers at one budget, these by M and in the order of the ranking."""
 
     budget: str
-    models: dict[str, str]
+    classifiers: list[Classifier]
     pairs: list[Pair]
 
     @property
@@ -76,6 +96,9 @@ class _Outcomes:
         self._records = {record.id: record for record in records}
         self._found: dict[str, tuple[NDArray[np.float64], NDArray[Any]]] = {}
 
+    def record(self, record: str) -> RunRecord:
+        return self._records[record]
+
     def of(self, record: str) -> tuple[NDArray[np.float64], NDArray[Any]]:
         """The share of draws that are right, and the hash of the image, both (images,)."""
         if record not in self._found:
@@ -88,30 +111,139 @@ class _Outcomes:
         return np.array_equal(self.of(first)[1], self.of(second)[1])
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """A classifier and the records that it is compared by."""
+
+    classifier: Classifier
+    glimpsing: bool
+    attacks: dict[str, str]  # by name and variant
+    lowest: str | None
+
+
+@dataclass(frozen=True)
+class _Meeting:
+    """Two records of which a pair is made, and what the pair says of their attacks."""
+
+    attack: str
+    first: str
+    second: str
+    first_attack: str
+    second_attack: str
+    note: str = ""
+
+
 def compare(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Comparison]:
-    """Every pair of models with a number, at every budget: under each attack that both met, and each under its lowest.
+    """Every pair of classifiers with a number, at every budget: under each attack that both met, and each under its
+    lowest.
+
+    Where two of unequal M met an attack of one name, but at no common settings (gradients are averaged over fewer draws
+    of what is an average already), they are compared under the settings that each met, and the pair says so.
 
     runs and ranked are the tables of `tables`, records those that they were made from. Runs with failed examples stand
     aside, for what failed could lie on either side.
     """
     outcomes = _Outcomes(records)
     failed = set(runs.loc[(runs["failed_examples"] > 0) | (runs["images"] == 0), "record"])
+    runs = runs.assign(attack_variant=_variants_at_any_m(records, runs))
+    labels = dict(zip(runs["record"], map(label, runs["attack"], runs["attack_variant"]), strict=True))
+    glimpsing = tables.glimpsing(runs)
     found = []
-    for part in tables.split(ranked):
-        rows = {label(row["model"], row["model_variant"]): row for row in part.rows}
-        attacked = {name: _attacks(runs, part, row) for name, row in rows.items()}
-        for name, row in rows.items():
-            if not missing(row["robust_accuracy"]) and row["record"] not in failed:
-                attacked[name][LOWEST] = row["record"]
+    for budget, parts in _by_budget(tables.split(ranked)):
+        entries = [_entry(runs, part, row, failed, glimpsing) for part in parts for row in part.rows]
         pairs = [
-            _pair(attack, a, b, outcomes.of(attacked[a][attack])[0], outcomes.of(attacked[b][attack])[0])
-            for a, b in combinations(rows, 2)
-            for attack in sorted(attacked[a].keys() & attacked[b].keys())
-            if outcomes.met_the_same(attacked[a][attack], attacked[b][attack])
+            _pair(a.classifier, b.classifier, met, outcomes)
+            for a, b in combinations(entries, 2)
+            for met in _meetings(a, b, labels, outcomes)
+            if outcomes.met_the_same(met.first, met.second)
         ]
         if pairs:
-            found.append(Comparison(tables.heading(part), {n: row["notes"] for n, row in rows.items()}, pairs))
+            found.append(Comparison(budget, [entry.classifier for entry in entries], pairs))
     return found
+
+
+def _variants_at_any_m(records: Sequence[RunRecord], runs: pd.DataFrame) -> list[str]:
+    """What tells apart the attacks in the rows of `runs`, whatever the M that they met; a probe keeps its own."""
+    probes = set(runs.loc[runs["probe"], "record"])
+    ordinary = [record for record in records if record.id not in probes]
+    told = dict(zip((record.id for record in ordinary), variants.of_attacks_at_any_m(ordinary), strict=True))
+    return [told.get(record, own) for record, own in zip(runs["record"], runs["attack_variant"], strict=True)]
+
+
+def _by_budget(parts: Sequence[Ranking]) -> list[tuple[str, list[Ranking]]]:
+    """Rankings of the same images under the same threat, which differ in M, with what they share in words."""
+    found: dict[tuple[Any, ...], dict[str, list[Ranking]]] = {}
+    for part in parts:
+        sets = found.setdefault((part.dataset, part.size, part.norm, part.eps), {})
+        sets.setdefault(part.image_set, []).append(part)
+    return [
+        (tables.threat(together[0]) + (f", image set {images}" if len(sets) > 1 else ""), together)
+        for sets in found.values()
+        for images, together in sets.items()
+    ]
+
+
+def _entry(
+    runs: pd.DataFrame, part: Ranking, row: Mapping[str, Any], failed: Set[str], glimpsing: Set[tuple[str, str]]
+) -> _Entry:
+    model = label(row["model"], row["model_variant"])
+    classifier = Classifier(f"{model}, M = {part.mc}", model, part.mc, row["notes"])
+    counts = not missing(row["robust_accuracy"]) and row["record"] not in failed
+    looks = (row["model"], row["model_variant"]) in glimpsing
+    return _Entry(classifier, looks, _attacks(runs, part, row), row["record"] if counts else None)
+
+
+def _meetings(a: _Entry, b: _Entry, labels: Mapping[str, str], outcomes: _Outcomes) -> Iterator[_Meeting]:
+    """What two classifiers are compared under."""
+    for attack in sorted(a.attacks.keys() & b.attacks.keys()):
+        yield _Meeting(attack, a.attacks[attack], b.attacks[attack], attack, attack)
+    across = a.classifier.mc != b.classifier.mc
+    if across:
+        yield from _at_unequal_settings(a, b, outcomes)
+    if a.lowest and b.lowest:
+        # Of one M the notes on the ranks say already who met less.
+        unmet = [_unmet(a, b, outcomes), _unmet(b, a, outcomes)] if across else []
+        told = labels[a.lowest], labels[b.lowest]
+        yield _Meeting(LOWEST, a.lowest, b.lowest, *told, " ".join(filter(None, unmet)))
+
+
+def _at_unequal_settings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[_Meeting]:
+    """The lowest that an attack of one name left of each, where it met them at no common settings."""
+    shared = {
+        variants.attack_but_for_settings(outcomes.record(a.attacks[name])) for name in a.attacks.keys() & b.attacks
+    }
+    mine, other = (_by_attack(entry.attacks.values(), outcomes) for entry in (a, b))
+    for attack in sorted((mine.keys() & other.keys()) - shared):
+        first, second = mine[attack], other[attack]
+        name, *_, target = map(plain, attack)
+        mine_text, other_text = variants.contrast(outcomes.record(first), outcomes.record(second))
+        settings = f"target={target}, {UNEQUAL}" if target else UNEQUAL
+        told = label(name, mine_text), label(name, other_text)
+        yield _Meeting(label(name, settings), first, second, *told, UNEQUAL_NOTE)
+
+
+def _by_attack(records: Iterable[str], outcomes: _Outcomes) -> dict[tuple[str, ...], str]:
+    """Of the runs of each attack, whatever its settings, the lowest."""
+    ordered = sorted(records, key=lambda record: (-outcomes.of(record)[0].mean(), record))
+    return {variants.attack_but_for_settings(outcomes.record(record)): record for record in ordered}
+
+
+def _unmet(mine: _Entry, other: _Entry, outcomes: _Outcomes) -> str:
+    """A sentence on the attacks, by name, that only the other met, where there are any."""
+    met = {name for record in mine.attacks.values() for name in _names(outcomes.record(record))}
+    absent = set()
+    for record in other.attacks.values():
+        attack = outcomes.record(record).configuration["attack"]
+        asked = attack["knowledge"] != tables.CONTROL and (mine.glimpsing or attack.get("applies_to") != "glimpsing")
+        absent |= {plain(attack["name"])} - met if asked else set()
+    name = mine.classifier.name
+    return f"{name} did not meet {', '.join(sorted(absent))}, so its lowest may lie too high." if absent else ""
+
+
+def _names(record: RunRecord) -> set[str]:
+    """What a run is a run of: its attack and, of a worst case, the attacks that it chose among."""
+    attack = record.configuration["attack"]
+    return {plain(attack["name"]), *tables.members(attack)}
 
 
 def agree(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Agreement]:
@@ -139,11 +271,13 @@ def _attacks(runs: pd.DataFrame, part: Ranking, row: Mapping[str, Any]) -> dict[
     return dict(sorted(dict(zip(names, ordered["record"], strict=True)).items()))
 
 
-def _pair(attack: str, first: str, second: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> Pair:
+def _pair(first: Classifier, second: Classifier, met: _Meeting, outcomes: _Outcomes) -> Pair:
+    a, b = outcomes.of(met.first)[0], outcomes.of(met.second)[0]
     gap = a - b
     low, high = paired_interval(gap) if len(gap) >= MIN_IMAGES_FOR_INTERVAL else (None, None)
     return Pair(
-        attack, first, second, len(gap), float(a.mean()), float(b.mean()), float(gap.mean()), low, high,
+        met.attack, first.name, second.name, met.first_attack, met.second_attack, met.note,
+        len(gap), float(a.mean()), float(b.mean()), float(gap.mean()), low, high,
         int((gap > 0).sum()), int((gap < 0).sum()),
     )  # fmt: skip
 

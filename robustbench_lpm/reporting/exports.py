@@ -11,7 +11,7 @@ import pandas as pd
 
 from robustbench_lpm.audits import Audit
 from robustbench_lpm.records import RunRecord, write_atomically
-from robustbench_lpm.reporting import cells, comparisons, escaping, gazes, page, plots, robustbench, tables
+from robustbench_lpm.reporting import cells, comparisons, escaping, gazes, page, pictures, plots, robustbench, tables
 from robustbench_lpm.reporting.comparisons import Agreement, Comparison
 from robustbench_lpm.reporting.tables import Ranking
 
@@ -20,7 +20,7 @@ RUNS_HEADER = (
     "Data", "Norm", "eps", "M", "Model", "Attack", "Images", "Clean, %", "Robust, %", "Majority, %", "Worst of K, %",
     "Forwards", "Failed", "Record",
 )  # fmt: skip
-JSON_SCHEMA_VERSION = 1
+JSON_SCHEMA_VERSION = 2  # version 1 compared models at one M, and named no classes
 EXPLANATION = (
     "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
     "A model's rank follows its lowest robust accuracy over all attacks but controls. Where models met different "
@@ -42,7 +42,7 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
         "leaderboard.csv": to_csv(runs),
         "leaderboard.md": to_markdown(runs, ranked),
         "leaderboard.tex": to_latex(runs, ranked),
-        "json/leaderboard.json": to_json(runs, ranked, pairs, agreements),
+        "leaderboard.json": to_json(records, runs, ranked, pairs, agreements),
         **robustbench.to_robustbench(records, ranked),
         **{f"plots/{figure.name}.svg": figure.standalone for figure in figures},
         "leaderboard.html": page.to_html(records, runs, ranked, audits, shown),
@@ -62,12 +62,20 @@ def to_csv(runs: pd.DataFrame) -> str:
 
 
 def to_json(
-    runs: pd.DataFrame, ranked: pd.DataFrame, pairs: Sequence[Comparison], agreements: Sequence[Agreement]
+    records: Sequence[RunRecord],
+    runs: pd.DataFrame,
+    ranked: pd.DataFrame,
+    pairs: Sequence[Comparison],
+    agreements: Sequence[Agreement],
 ) -> str:
-    """Runs, rankings, comparisons of models, agreement of attacks; numbers in full precision, what is absent null."""
+    """Runs, rankings, comparisons of classifiers, agreement of attacks; numbers in full precision, what is absent null.
+
+    records: in the order of the rows of `runs`, which take the names of classes from them, by label.
+    """
+    named = [{"class_names": pictures.telling(record.class_names)} for record in records]
     content = {
         "schema_version": JSON_SCHEMA_VERSION,
-        "runs": _json_rows(runs),
+        "runs": [row | names for row, names in zip(_json_rows(runs), named, strict=True)],
         "rankings": _json_rows(ranked),
         "comparisons": comparisons.plainly(pairs),
         "agreements": comparisons.plainly(agreements),

@@ -2,7 +2,7 @@
 
 Whatever comes from a card or record passes through jinja2's autoescape; the page's Content-Security-Policy lets no
 script run and no style sheet apply but those that are hashed here, and nothing be fetched. Without scripts everything
-but the comparison of models is there to be read.
+but the comparison of classifiers is there to be read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from markupsafe import Markup
 
 from robustbench_lpm.audits import Audit, Check
 from robustbench_lpm.budgets import format_eps
+from robustbench_lpm.cards import Card, Kind
 from robustbench_lpm.records import RunRecord
-from robustbench_lpm.reporting import cells, evidence, pictures, table_library, tables, variants
+from robustbench_lpm.reporting import cells, evidence, pictures, provenance, table_library, tables, variants
 from robustbench_lpm.reporting.comparisons import Agreement, Comparison, Pair
 from robustbench_lpm.reporting.escaping import plain
 from robustbench_lpm.reporting.gazes import Gaze
@@ -199,11 +200,11 @@ def _pair_data(pair: Pair) -> dict[str, Any]:
 
 
 def _comparison_data(comparisons: Sequence[Comparison]) -> Markup:
-    """What the script compares models with, as JSON that may stand inside a script element."""
+    """What the script compares classifiers with, as JSON that may stand inside a script element."""
     content = [
         {
             "budget": comparison.budget,
-            "notes": comparison.models,
+            "notes": {classifier.name: classifier.notes for classifier in comparison.classifiers},
             "attacks": comparison.attacks,
             "pairs": [_pair_data(pair) for pair in comparison.pairs],
         }
@@ -308,10 +309,10 @@ def _details(record: RunRecord, row: dict[str, Any]) -> list[Field]:
         Field("Reproduce", row["command"], code=True),
         Field("Record", row["record"], code=True),
         Field("Folder", record.folder_name, code=True),
-        Field(
-            "Model card", f"{model['name']}: {model['entry']}, {_settings(model.get('parameters', {}))}".rstrip(", ")
-        ),
+        Field("Model", f"{model['name']}: {model['entry']}, {_settings(model.get('parameters', {}))}".rstrip(", ")),
+        Field("Model card", _place("model", provenance.model_card(record)), code=True),
         Field("Checkpoint sha256", str(model.get("weights_sha256") or "no weights"), code=True),
+        Field("Attack card", _place("attack", provenance.attack_card(record)), code=True),
         Field("Data sha256", str(dataset.get("data_sha256", "")), code=True),
         Field("Images", f"{row['images']} of {len(dataset['indices'])}, image set {row['image_set']}"),
         Field(
@@ -320,7 +321,7 @@ def _details(record: RunRecord, row: dict[str, Any]) -> list[Field]:
         Field("Gradient mode", row["gradient_mode"]),
         Field("Strongest attack" if row["members"] else "Strongest gradient mode", _chosen(record, row)),
         Field("Noise control", variants.noise_text(variants.noise_modes(record))),
-        Field("Target", row["target"]),
+        Field("Target", _target(row["target"], record)),
         Field("Attack settings", _settings(configuration["attack"]["parameters"])),
         Field("Mean cost per image", _cost(row)),
         Field("Executed on", _settings(record.execution)),
@@ -333,6 +334,15 @@ def _details(record: RunRecord, row: dict[str, Any]) -> list[Field]:
 def _chosen(record: RunRecord, row: dict[str, Any]) -> str:
     """What was chosen for how many images, such as "detached 60, reparameterised 4 (images)"."""
     return f"{row['chosen']} (images)" if record.choices else ""
+
+
+def _place(kind: Kind, card: Card | None) -> str:
+    return provenance.place(kind, card) if card else ""
+
+
+def _target(target: str, record: RunRecord) -> str:
+    """The class that a run aimed at, by its name if there is one."""
+    return pictures.class_name(int(target), record.class_names) if target.isdecimal() else target
 
 
 def _settings(values: dict[str, Any]) -> str:
@@ -356,17 +366,21 @@ def _span(indices: Sequence[int]) -> str:
 
 
 def _tile(record: RunRecord, example: pictures.Example, gaze: Gaze | None) -> dict[str, Any]:
-    picture = example.picture
+    picture, names = example.picture, record.class_names
+    said = [pictures.class_name(prediction.label, names) for prediction in (example.clean, example.attacked)]
+    truth = pictures.class_name(example.label, names)
+    budget = f"{cells.norm(record.norm)} eps {format_eps(record.eps)}"
     panels = (
-        ("original", picture.clean, f"predicted {example.clean.named(None)}", gaze and gaze.clean),
+        ("original", picture.clean, f"predicted {example.clean.named(names)}", gaze and gaze.clean),
         (f"perturbation × {example.factor}", example.amplified, "", None),
-        ("adversarial", picture.adversarial, f"predicted {example.attacked.named(None)}", gaze and gaze.adversarial),
+        ("adversarial", picture.adversarial, f"predicted {example.attacked.named(names)}", gaze and gaze.adversarial),
     )
     return {
         "model": plain(record.model),
         "attack": plain(record.attack),
-        "where": f"{plain(record.dataset)} image {picture.index}, true class {example.label}",
-        "budget": f"{cells.norm(record.norm)} eps {format_eps(record.eps)}",
+        "turn": " → ".join(said),
+        "where": f"{plain(record.dataset)} image {picture.index}, true class {truth}",
+        "budget": budget if record.mc == 1 else f"{budget}, M = {record.mc}",
         "fooled": example.fooled,
         "anchor": anchor(record.id),
         "pixelated": max(picture.clean.shape[1:]) <= pictures.THUMBNAIL,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, zip_longest
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 160  # pixels; larger images are averaged down for the gallery
 STEPS = (1, 2, 5)
+ClassNames = Mapping[int, str] | Sequence[str] | None  # by label
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Prediction:
     votes: int
     draws: int
 
-    def named(self, class_names: Sequence[str] | None) -> str:
+    def named(self, class_names: ClassNames) -> str:
         """The label, by name if there is one, and the share of draws unless there was but one."""
         name = class_name(self.label, class_names)
         return f"{name} ({self.votes} of {self.draws} draws)" if self.draws > 1 else name
@@ -69,9 +71,21 @@ class Example:
         return np.clip(0.5 + self.factor * self.perturbation, 0, 1).astype(np.float32)
 
 
-def class_name(label: int, class_names: Sequence[str] | None) -> str:
-    """A label by its name, or its number where there is none."""
-    return plain(class_names[label]) if class_names and 0 <= label < len(class_names) else str(label)
+def class_name(label: int, class_names: ClassNames) -> str:
+    """A label by its name, or its number where there is none; both where labels share a name."""
+    return telling(class_names).get(label, str(label))
+
+
+def telling(class_names: ClassNames) -> dict[int, str]:
+    """The names, by label, that say more than the number does."""
+    named = class_names.items() if isinstance(class_names, Mapping) else enumerate(class_names or ())
+    names = {label: plain(name) for label, name in named}
+    labels = Counter(names.values())
+    return {
+        label: name if labels[name] == 1 else f"{name} ({label})"
+        for label, name in names.items()
+        if name not in ("", str(label))
+    }
 
 
 def amplification(largest: float) -> int:
@@ -99,8 +113,11 @@ def _prediction(draws: NDArray[np.int64]) -> Prediction:
     return Prediction(int(labels[votes.argmax()]), int(votes.max()), len(draws))
 
 
-def attack_picture(record: RunRecord, position: int = 0, class_names: Sequence[str] | None = None) -> bytes:
-    """A PNG of the stored example at `position` (from 0): original | amplified perturbation | adversarial."""
+def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames = None) -> bytes:
+    """A PNG of the stored example at `position` (from 0): original | amplified perturbation | adversarial.
+
+    class_names: instead of those that the record tells.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -108,11 +125,12 @@ def attack_picture(record: RunRecord, position: int = 0, class_names: Sequence[s
     if not 0 <= position < len(stored):
         raise LpmbenchError(f"{record.folder_name} stores {len(stored)} example(s); there is none at {position}.")
     example = stored[position]
+    names = record.class_names if class_names is None else class_names
     budget = f"{cells.norm(record.norm)} eps {format_eps(record.eps)}"
     panels = (
-        ("original", example.picture.clean, f"predicted: {example.clean.named(class_names)}"),
+        ("original", example.picture.clean, f"predicted: {example.clean.named(names)}"),
         (f"perturbation × {example.factor}", example.amplified, budget),
-        ("adversarial", example.picture.adversarial, f"predicted: {example.attacked.named(class_names)}"),
+        ("adversarial", example.picture.adversarial, f"predicted: {example.attacked.named(names)}"),
     )
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 9, "figure.facecolor": "white"}):
         figure = Figure(figsize=(8.4, 3.5), dpi=144, layout="constrained")
@@ -121,7 +139,7 @@ def attack_picture(record: RunRecord, position: int = 0, class_names: Sequence[s
             axes.set_title(title)
             axes.set_xlabel(caption, wrap=True)
             axes.set(xticks=[], yticks=[])
-        truth = class_name(example.label, class_names)
+        truth = class_name(example.label, names)
         figure.suptitle(f"{plain(record.model)} under {plain(record.attack)}, true class: {truth}")
         buffer = BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})

@@ -14,17 +14,18 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_lpm import cards
-from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.records import RunRecord
-from robustbench_lpm.reporting import cells, tables
+from robustbench_lpm.reporting import cells, provenance, tables
 from robustbench_lpm.reporting.escaping import plain
 from robustbench_lpm.reporting.tables import Ranking
 from robustbench_lpm.statistics import MIN_IMAGES_FOR_INTERVAL
 
 NORMS = {"linf": "Linf", "l2": "L2"}  # their names of folders
 ARXIV = re.compile(r"arXiv[ :]*(\d{4}\.\d{4,5})", re.IGNORECASE)
+# "Kiritani and Ono 2020, ...": the authors of a paper, where that is what a source begins with.
+NAME = r"[A-Z][\w'’-]+"
+AUTHORS = re.compile(rf"({NAME}(?: {NAME})*(?: et al\.| and {NAME}(?: {NAME})*)?) (?:19|20)\d\d\b")
 
 
 def to_robustbench(records: Sequence[RunRecord], ranked: pd.DataFrame) -> dict[str, str]:
@@ -65,12 +66,13 @@ def _merit(part: Ranking) -> tuple[Any, ...]:
 def _entry(record: RunRecord, part: Ranking, row: Mapping[str, Any]) -> dict[str, Any]:
     """What one file holds. Accuracies are text in per cent with two decimals, as theirs are."""
     model = record.configuration["model"]
-    source, summary = _card(record)
-    paper = ARXIV.search(source)
+    card = provenance.model_card(record)
+    source, summary = (plain(card.source), plain(card.summary)) if card else ("", "")
+    paper, authors = ARXIV.search(source), AUTHORS.match(source)
     return {
         "link": f"https://arxiv.org/abs/{paper.group(1)}" if paper else "",
         "name": cells.label(row["model"], row["model_variant"]),
-        "authors": "",
+        "authors": authors.group(1) if authors else "",
         "additional_data": False,
         "number_forward_passes": part.mc,
         "dataset": part.dataset,
@@ -98,16 +100,6 @@ def _entry(record: RunRecord, part: Ranking, row: Mapping[str, Any]) -> dict[str
             "command": plain(record.command),
         },
     }
-
-
-def _card(record: RunRecord) -> tuple[str, str]:
-    """Where the card of a registered model says that it comes from, and what it is; "" for any other model."""
-    try:
-        card = cards.model(record.model) if record.model in cards.names("model") else None
-    except LpmbenchError:
-        card = None
-    same = card is not None and card.entry == record.configuration["model"]["entry"]
-    return (plain(card.source), plain(card.summary)) if card is not None and same else ("", "")
 
 
 def _footnote(part: Ranking, row: Mapping[str, Any]) -> str:

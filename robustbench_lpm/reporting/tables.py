@@ -127,7 +127,7 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "target": plain("" if threat.get("target") is None else threat["target"]),
         "gradient_mode": plain(evaluation.get("gradient_mode") or ""),
         "applies_to": plain(attack.get("applies_to", "any")),
-        "members": _members(attack),
+        "members": json.dumps(members(attack), ensure_ascii=False) if members(attack) else "",
         "chosen": chosen(record),
         "stochastic": record.stochastic,
         "draws": int(evaluation["draws"]) if record.stochastic else 1,
@@ -141,12 +141,11 @@ def _row(record: RunRecord) -> dict[str, Any]:
     }
 
 
-def _members(attack: dict[str, Any]) -> str:
-    """The names among which a worst case chooses, as a JSON list; empty for any other attack."""
+def members(attack: dict[str, Any]) -> list[str]:
+    """The names among which a worst case chooses; empty for any other attack."""
     if attack["name"] != WORST_CASE and not attack.get("members"):
-        return ""
-    names = attack.get("members") or attack["parameters"].get("attacks") or []
-    return json.dumps([plain(name) for name in names], ensure_ascii=False)
+        return []
+    return [plain(name) for name in attack.get("members") or attack["parameters"].get("attacks") or []]
 
 
 def chosen(record: RunRecord) -> str:
@@ -194,17 +193,17 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
     not listed there; but what a probe found beyond the other runs of a model counts against it.
     """
     rows: list[dict[str, Any]] = []
-    glimpsing = _glimpsing(runs)
+    models = glimpsing(runs)
     for _, budget in runs.groupby(BUDGET, sort=True):
         listed = budget[~budget.groupby(["image_set", *MODEL])["probe"].transform("all")]
         sets = sorted(listed.groupby("image_set"), key=lambda item: (-int(item[1]["images"].max()), str(item[0])))
         for _, group in sets:
-            rows += [row | {"image_sets": len(sets)} for row in _ranked(group, glimpsing)]
+            rows += [row | {"image_sets": len(sets)} for row in _ranked(group, models)]
     ranked = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
     return ranked.astype({"rank": "Int64"} | dict.fromkeys(("eps", *RATES), "float64"))
 
 
-def _glimpsing(runs: pd.DataFrame) -> set[tuple[str, str]]:
+def glimpsing(runs: pd.DataFrame) -> set[tuple[str, str]]:
     """The models (name, variant) that look through glimpses: any of their runs shows it."""
     seen = runs[(runs["glimpses"] > 0) | (runs["gradient_mode"] != "")]
     return set(zip(*(seen[column] for column in MODEL), strict=True))
@@ -357,6 +356,11 @@ def split(ranked: pd.DataFrame) -> list[Ranking]:
 
 def heading(ranking: Ranking) -> str:
     """What a ranking ranks: data, size, norm, budget, M; the images when others at this budget met others."""
-    budget = f"{cells.norm(ranking.norm)} eps {ranking.eps_text}"
-    parts = [ranking.dataset, cells.size(ranking.size), budget, f"M = {ranking.mc}"]
+    parts = [threat(ranking), f"M = {ranking.mc}"]
     return ", ".join([*parts, f"image set {ranking.image_set}"] if ranking.several_sets else parts)
+
+
+def threat(ranking: Ranking) -> str:
+    """What the models of a ranking met, whatever their M: data, size, norm, budget."""
+    budget = f"{cells.norm(ranking.norm)} eps {ranking.eps_text}"
+    return ", ".join([ranking.dataset, cells.size(ranking.size), budget])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from robustbench_lpm.hashing import sha256_of_value
@@ -19,6 +19,8 @@ STRONGEST = "strongest"  # of all gradient modes, for each image: the default
 FROZEN = "frozen"
 ALWAYS = "precision"  # is said wherever it is not the default
 LONGEST = 60  # characters of settings that are still spelled out
+
+Key = Callable[[RunRecord], tuple[Any, ...]]  # what the runs have in common among which attacks are told apart
 
 
 def image_set(record: RunRecord) -> str:
@@ -72,39 +74,73 @@ def _checkpoints(records: Sequence[RunRecord]) -> list[str]:
 
 
 def of_attacks(records: Sequence[RunRecord], probes: Set[str] = frozenset()) -> list[str]:
-    """For each record, what tells its attack from others of that name at the same budget and images.
+    """For each record, what tells its attack from others of that name at the same budget, M and images.
 
     Probes (by id) are told apart from the ordinary runs, and change no other attack's name.
     """
-    chosen = _modes_of_one_model([record for record in records if record.id not in probes])
+    return _of_attacks(records, probes, _attack_key)
+
+
+def of_attacks_at_any_m(records: Sequence[RunRecord]) -> list[str]:
+    """The same where runs of every M are told apart by one measure: equal names and variants, equal attacks."""
+    return _of_attacks(records, frozenset(), _attack_key_at_any_m)
+
+
+def contrast(first: RunRecord, second: RunRecord) -> tuple[str, str]:
+    """The settings in which the attacks of two runs differ, e.g. ("eot=10", "eot=2"); members' as "pgd.eot=10"."""
+    a, b = (_flat(_attack_settings(record, by_mode=True)) for record in (first, second))
+    return _difference(a, [a, b], 3 * LONGEST), _difference(b, [a, b], 3 * LONGEST)
+
+
+def attack_but_for_settings(record: RunRecord) -> tuple[str, ...]:
+    """What two runs of one attack have in common, whatever its settings: name, code, knowledge, target."""
+    attack, target = record.configuration["attack"], record.configuration["threat"].get("target")
+    return (*(str(attack[key]) for key in ("name", "entry", "knowledge")), "" if target is None else str(target))
+
+
+def _flat(settings: dict[str, Any], outer: str = "") -> dict[str, Any]:
+    """Tables within tables laid out, their keys joined by dots."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{outer}{key}.") if isinstance(value, dict) else {f"{outer}{key}": value}
+    return {key.removeprefix("settings."): value for key, value in found.items()}
+
+
+def _of_attacks(records: Sequence[RunRecord], probes: Set[str], key_of: Key) -> list[str]:
+    chosen = _modes_of_one_model([record for record in records if record.id not in probes], key_of)
     every: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     ordinary: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         for settings in (every,) if record.id in probes else (every, ordinary):
-            settings[_attack_key(record)].append(_attack_settings(record, chosen))
+            settings[key_of(record)].append(_attack_settings(record, key_of(record) in chosen))
     found = []
     for record in records:
-        key, mine = _attack_key(record), _attack_settings(record, chosen)
+        key = key_of(record)
+        mine = _attack_settings(record, key in chosen)
         found.append(_difference(mine, [*ordinary[key], mine] if ordinary[key] else every[key]))
     return found
 
 
 def _attack_key(record: RunRecord) -> tuple[Any, ...]:
-    return record.dataset, record.size, record.norm, record.eps, record.mc, image_set(record), record.attack
+    return *_attack_key_at_any_m(record), record.mc
 
 
-def _modes_of_one_model(records: Sequence[RunRecord]) -> set[tuple[Any, ...]]:
+def _attack_key_at_any_m(record: RunRecord) -> tuple[Any, ...]:
+    return record.dataset, record.size, record.norm, record.eps, image_set(record), record.attack
+
+
+def _modes_of_one_model(records: Sequence[RunRecord], key_of: Key) -> set[tuple[Any, ...]]:
     """The keys of attacks that met some model in more than one gradient mode: only there the mode tells runs apart.
 
     Elsewhere it does not: a model without modes, and one that was attacked in a single mode, met the same attack.
     """
     modes: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for record in records:
-        modes[*_attack_key(record), record.model].add(str(record.configuration["evaluation"].get("gradient_mode")))
+        modes[*key_of(record), record.model].add(str(record.configuration["evaluation"].get("gradient_mode")))
     return {key[:-1] for key, found in modes.items() if len(found) > 1}
 
 
-def _attack_settings(record: RunRecord, chosen: Set[tuple[Any, ...]]) -> dict[str, Any]:
+def _attack_settings(record: RunRecord, by_mode: bool) -> dict[str, Any]:
     attack, evaluation = record.configuration["attack"], record.configuration["evaluation"]
     settings = {key: value for key, value in attack.items() if key not in ("name", "parameters", *DRAWN_ON)}
     mode = evaluation.get("gradient_mode")
@@ -113,18 +149,18 @@ def _attack_settings(record: RunRecord, chosen: Set[tuple[Any, ...]]) -> dict[st
         settings["precision"] = evaluation["precision"]
     return settings | attack["parameters"] | {
         "target": record.configuration["threat"].get("target"),
-        "gradient_mode": None if mode == STRONGEST or _attack_key(record) not in chosen else mode,
+        "gradient_mode": None if mode == STRONGEST or not by_mode else mode,
         "noise": noise_text(control) or None,
     }  # fmt: skip
 
 
-def _difference(mine: dict[str, Any], all_of_them: list[dict[str, Any]]) -> str:
+def _difference(mine: dict[str, Any], all_of_them: list[dict[str, Any]], longest: int = LONGEST) -> str:
     """The settings in which one attack differs from its namesakes, e.g. "steps=10"; "" for the one without them."""
     keys = sorted({key for other in all_of_them for key in other})
     # Who reads of a run in reduced precision must know it, though there be no other to tell it from.
     differing = [key for key in keys if key == ALWAYS or any(other.get(key) != mine.get(key) for other in all_of_them)]
     text = ", ".join(_setting(key, mine[key]) for key in differing if mine.get(key) is not None)
-    return f"settings {sha256_of_value(mine)[:8]}" if len(text) > LONGEST else plain(text)
+    return f"settings {sha256_of_value(mine)[:8]}" if len(text) > longest else plain(text)
 
 
 def _setting(key: str, value: Any) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from robustbench_lpm import cards, records
 from robustbench_lpm.cli import run
 from robustbench_lpm.cli.options import prepare_machine
-from robustbench_lpm.evaluation.runner import PROGRESS
+from robustbench_lpm.evaluation.recording import PROGRESS
 from tests.architectures.test_golden_vectors import golden_keys, golden_state
 
 Capture = pytest.CaptureFixture[str]
@@ -69,7 +69,7 @@ def test_attack_report_verify_publish(tmp_path: Path, capsys: Capture) -> None:
         (row,) = table[table["record"] == record.id].to_dict("records")
         assert row["robust_accuracy"] == pytest.approx(record.robust_accuracy.value)
     assert {p.name for p in (tmp_path / "runs").glob("leaderboard.*")} == {
-        f"leaderboard.{k}" for k in ("csv", "md", "tex", "html")
+        f"leaderboard.{k}" for k in ("csv", "md", "tex", "json", "html")
     }
 
     for record in found:

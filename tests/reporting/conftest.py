@@ -52,6 +52,7 @@ def make_record(
     precision: str | None = None,
     choice: Sequence[str] | None = None,
     attack_identity: dict[str, Any] | None = None,
+    class_names: dict[int, str] | None = None,
 ) -> RunRecord:
     """A record whose accuracies are exactly `robust` and `clean`; the label of image i is i mod 10.
 
@@ -106,6 +107,7 @@ def make_record(
         failures=[{"block": 3, "indices": indices[images:], "error": "OutOfMemory: <b>too big</b>"}] if failed else [],
         notes=list(notes),
         timing={"seconds": 12.5, "hardware": {"cpu": "some"}, "host": "h"} if timing is None else timing,
+        class_names=class_names or {},
     )  # fmt: skip
 
 

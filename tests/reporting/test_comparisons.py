@@ -30,7 +30,8 @@ def test_a_pair_is_compared_image_by_image(make):
     pairs = {pair.attack: pair for pair in found.pairs}
     assert set(pairs) == {comparisons.LOWEST, "pgd"}
     pair = pairs["pgd"]
-    assert (pair.first, pair.second, pair.images) == ("b", "a", 40)  # in the order of the ranking
+    assert (pair.first, pair.second, pair.images) == ("b, M = 1", "a, M = 1", 40)  # in the order of the ranking
+    assert (pair.first_attack, pair.second_attack, pair.note) == ("pgd", "pgd", "")
     assert (pair.first_better, pair.second_better) == (10, 5)
     assert pair.difference == pytest.approx(5 / 40)
     gap = np.array([-1.0] * 5 + [0.0] * 15 + [1.0] * 10 + [0.0] * 10)
@@ -51,16 +52,118 @@ def test_the_lowest_of_each_is_compared_though_the_attacks_differ(make):
     records += [make("b", "p", robust=1.0), make("b", "q", robust=0.25)]
     (found,), _ = both(*records)
     (pair,) = [pair for pair in found.pairs if pair.attack == comparisons.LOWEST]
-    assert (pair.first, pair.first_accuracy, pair.second_accuracy) == ("a", 0.5, 0.25)
+    assert (pair.first, pair.first_accuracy, pair.second_accuracy) == ("a, M = 1", 0.5, 0.25)
+    assert (pair.first_attack, pair.second_attack, pair.note) == ("p", "q", "")
     assert found.attacks == [comparisons.LOWEST, "p", "q"]
 
 
 @pytest.mark.parametrize(
-    "other", [{"first_index": 3}, {"eps": 1 / 255}, {"mc": 10}, {"dataset": "photos"}, {"failed": 2}]
+    "other", [{"first_index": 3}, {"eps": 1 / 255}, {"norm": "l2"}, {"dataset": "photos"}, {"failed": 2}]
 )
 def test_only_like_is_compared_with_like(make, other):
     found, _ = both(make("a"), make("b", **other))
     assert found == []
+
+
+def by_attack(found):
+    return {pair.attack: pair for pair in found.pairs}
+
+
+def test_a_model_is_compared_with_the_average_of_its_runs(make):
+    half, more = [[True, True, False, False]] * 40, [[True, True, True, False]] * 30 + [[False] * 4] * 10
+    (found,), _ = both(make("a", draws=4, robust=half), make("a", draws=4, robust=more, mc=10))
+    assert [(each.name, each.model, each.mc) for each in found.classifiers] == [
+        ("a, M = 1", "a", 1),
+        ("a, M = 10", "a", 10),
+    ]
+    assert "M =" not in found.budget  # which is of the classifiers, not of what they met
+    assert set(by_attack(found)) == {comparisons.LOWEST, "pgd"}
+    pair = by_attack(found)["pgd"]
+    assert (pair.first, pair.second, pair.note) == ("a, M = 1", "a, M = 10", "")
+    gap = np.array([-0.25] * 30 + [0.5] * 10)
+    assert pair.difference == pytest.approx(gap.mean())
+    assert (pair.low, pair.high) == pytest.approx(paired_interval(gap))
+    assert (pair.first_better, pair.second_better) == (10, 30)
+
+
+@pytest.mark.parametrize("other", [{"first_index": 3}, {"eps": 1 / 255}, {"size": "16"}, {"data_sha256": "e" * 64}])
+def test_averages_too_are_compared_with_like_only(make, other):
+    found, _ = both(make("a"), make("a", mc=10, **other))
+    assert found == []
+
+
+def test_settings_that_differ_from_m_to_m_are_told(make):
+    single = make("a", robust=0.5, parameters={"steps": 10, "eot": 10}, draws=4)
+    weaker = make("a", robust=0.75, parameters={"steps": 5, "eot": 10}, draws=4)
+    average = make("a", robust=0.75, parameters={"steps": 10, "eot": 2}, draws=4, mc=10)
+    (found,), _ = both(single, weaker, average)
+    pairs = by_attack(found)
+    assert set(pairs) == {comparisons.LOWEST, f"pgd ({comparisons.UNEQUAL})"}
+    pair = pairs[f"pgd ({comparisons.UNEQUAL})"]
+    assert (pair.first_accuracy, pair.second_accuracy) == (0.5, 0.75)  # of several the lowest
+    assert (pair.first_attack, pair.second_attack) == ("pgd (eot=10)", "pgd (eot=2)")
+    assert pair.note == comparisons.UNEQUAL_NOTE
+    assert (pairs[comparisons.LOWEST].first_attack, pairs[comparisons.LOWEST].second_attack) == (
+        "pgd (eot=10, steps=10)", "pgd (eot=2, steps=10)",
+    )  # fmt: skip
+
+
+def test_equal_settings_are_found_whatever_they_are_called_at_one_m(make):
+    """At M = 1 alone the eot tells two attacks apart; at M = 10 there is but one, which needs no such name."""
+    few, many = {"eot": 5}, {"eot": 20}
+    records = [make("a", robust=0.5, parameters=few), make("a", robust=0.25, parameters=many)]
+    records += [make("b", robust=0.75, parameters=many, mc=10), make("c", robust=0.5, parameters=many, mc=10)]
+    (found,), _ = both(*records)
+    pairs = {(pair.attack, pair.first, pair.second): pair for pair in found.pairs}
+    assert {key for key in pairs if key[0] != comparisons.LOWEST} == {
+        ("pgd (eot=20)", "a, M = 1", "b, M = 10"), ("pgd (eot=20)", "a, M = 1", "c, M = 10"),
+        ("pgd (eot=20)", "b, M = 10", "c, M = 10"),
+    }  # fmt: skip
+    assert pairs["pgd (eot=20)", "a, M = 1", "b, M = 10"].first_accuracy == 0.25
+
+
+def test_settings_of_the_members_of_a_worst_case_are_told(make):
+    def worst(eot, mc):
+        parameters = {"attacks": ["pgd"], "settings": {"pgd": {"eot": eot, "steps": 10}}}
+        return make("a", "worst-case", parameters=parameters, mc=mc)
+
+    (found,), _ = both(worst(10, 1), worst(2, 10))
+    pair = by_attack(found)[f"worst-case ({comparisons.UNEQUAL})"]
+    assert (pair.first_attack, pair.second_attack) == ("worst-case (pgd.eot=10)", "worst-case (pgd.eot=2)")
+
+
+@pytest.mark.parametrize(
+    "other", [{"target": 3}, {"knowledge": "black-box"}, {"attack_identity": {"entry": "a:other"}}]
+)
+def test_another_attack_is_no_other_setting(make, other):
+    (found,), _ = both(make("a"), make("a", mc=10, **other))
+    assert set(by_attack(found)) == {comparisons.LOWEST}
+
+
+def test_a_gradient_mode_that_differs_from_m_to_m_is_told(make):
+    strongest, detached = {"gradient_mode": "strongest"}, {"gradient_mode": "detached"}
+    (found,), _ = both(make("a", **strongest), make("cnn"), make("a", mc=10, **detached))
+    pairs = {(pair.first, pair.second): pair for pair in found.pairs if pair.attack == f"pgd ({comparisons.UNEQUAL})"}
+    assert set(pairs) == {("a, M = 1", "a, M = 10"), ("cnn, M = 1", "a, M = 10")}
+    assert {(pair.first_attack, pair.second_attack) for pair in pairs.values()} == {("pgd", "pgd (detached gradients)")}
+
+
+def test_who_met_fewer_attacks_at_its_m_is_named(make):
+    gaze = {"applies_to": "glimpsing"}
+    records = [make("a", "p", glimpses=6), make("a", "noise", knowledge="none"), make("a", "g", attack_identity=gaze)]
+    records += [make("a", "p", mc=10), make("cnn", "p", glimpses=0), make("cnn", "p", mc=10, glimpses=0)]
+    (found,), _ = both(*records)
+    notes = {(pair.first, pair.second): pair.note for pair in found.pairs if pair.attack == comparisons.LOWEST}
+    assert notes["a, M = 1", "a, M = 10"] == "a, M = 10 did not meet g, so its lowest may lie too high."
+    assert notes["cnn, M = 1", "cnn, M = 10"] == ""
+    assert notes["a, M = 1", "cnn, M = 10"] == ""  # which has no gaze to be attacked
+    assert {pair.note for pair in found.pairs if pair.attack != comparisons.LOWEST} == {""}
+
+
+def test_members_of_a_worst_case_were_met(make):
+    worst = {"parameters": {"attacks": ["p", "q"]}}
+    (found,), _ = both(make("a", "p"), make("a", "worst-case", **worst), make("a", "worst-case", mc=10, **worst))
+    assert by_attack(found)[comparisons.LOWEST].note == ""
 
 
 def test_few_images_give_no_interval(make):
@@ -95,5 +198,6 @@ def test_probes_are_compared_nowhere(make):
 
 def test_what_speaks_against_a_number_goes_along(make):
     (found,), _ = both(make("a", "p"), make("a", "q"), make("b", "p"))
-    assert found.models == {"a": "", "b": "fewer attacks: did not meet q"}
+    told = {classifier.name: classifier.notes for classifier in found.classifiers}
+    assert told == {"a, M = 1": "", "b, M = 1": "fewer attacks: did not meet q"}
     assert reporting.leaderboard([make("a", "p")])["rank"].iloc[0] == 1

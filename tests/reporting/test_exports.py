@@ -135,18 +135,20 @@ def test_all_formats_agree(make, tmp_path):
 def test_json_holds_what_the_other_formats_hold(make, tmp_path):
     records = matrix(make)
     files = {name: content.decode() for name, content in exports(records, tmp_path).items()}
-    content = json.loads(files["json/leaderboard.json"])
+    content = json.loads(files["leaderboard.json"])
     for line, row in zip(csv.DictReader(StringIO(files["leaderboard.csv"])), content["runs"], strict=True):
-        assert list(line) == list(row)
+        assert [*line, "class_names"] == list(row)
         for column, cell in line.items():
             value = row[column]
             assert cell == ("" if value is None else str(value)) or float(cell) == value, column
     ranked = {(row["model"], row["eps"]): row for row in content["rankings"]}
     for pair in (pair for found in content["comparisons"] for pair in found["pairs"]):
-        eps = next(e for _, e in ranked if f"eps {format_eps(e)}," in budget_of(content, pair))
+        eps = next(e for _, e in ranked if budget_of(content, pair).endswith(f"eps {format_eps(e)}"))
         if pair["attack"] == "lowest over all attacks":
             for side in ("first", "second"):
-                assert pair[f"{side}_accuracy"] == pytest.approx(ranked[pair[side], eps]["robust_accuracy"], abs=1e-12)
+                assert pair[f"{side}_accuracy"] == pytest.approx(
+                    ranked[pair[side].removesuffix(", M = 1"), eps]["robust_accuracy"], abs=1e-12
+                )
     for name, text in files.items():
         if name.startswith("robustbench/"):
             told = json.loads(text)
@@ -162,6 +164,25 @@ def test_json_holds_what_the_other_formats_hold(make, tmp_path):
             assert here == {k: pytest.approx(v, abs=1e-6) if isinstance(v, float) else v for k, v in there.items()}
             assert told["first_accuracy"] == cells.percent(there["first_accuracy"])
             assert told["difference"] == cells.percent(abs(there["difference"]))
+
+
+def test_json_names_the_classes_that_have_more_than_a_number(make, tmp_path):
+    records = [make("a", class_names={0: "coat", 1: "1"}), make("b", class_names={0: "<script>"}), make("c")]
+    content = json.loads(exports(records, tmp_path)["leaderboard.json"])
+    assert {run["model"]: run["class_names"] for run in content["runs"]} == {
+        "a": {"0": "coat"}, "b": {"0": "<script>"}, "c": {},
+    }  # fmt: skip
+
+
+def test_json_compares_a_model_with_the_average_of_its_runs(make, tmp_path):
+    records = [make("a", draws=4), make("a", draws=4, mc=10, robust=0.75, parameters={"steps": 5})]
+    (found,) = json.loads(exports(records, tmp_path)["leaderboard.json"])["comparisons"]
+    assert found["classifiers"] == [
+        {"name": "a, M = 1", "model": "a", "mc": 1, "notes": ""},
+        {"name": "a, M = 10", "model": "a", "mc": 10, "notes": ""},
+    ]
+    told = {(p["attack"], p["first"], p["first_attack"], p["second"], p["second_attack"]) for p in found["pairs"]}
+    assert ("pgd (settings differ)", "a, M = 1", "pgd (steps=10)", "a, M = 10", "pgd (steps=5)") in told
 
 
 def budget_of(content, pair):
@@ -211,7 +232,8 @@ def test_a_report_without_records_says_so(tmp_path):
 def hostile_files(make, tmp_path_factory):
     records = [
         make(name, name, eps=eps / 255, notes=[name], dataset=name if name == HOSTILE[0] else "digits", stored=1,
-             choice=[escaping.plain(name)] * 40, attack_identity={"members": {name: name}})
+             choice=[escaping.plain(name)] * 40, attack_identity={"members": {name: name}},
+             class_names={0: name, 1: f"{name} too"} if name != "\ud800" else {})  # which no file can hold
         for name in HOSTILE
         for eps in (1, 2)
     ]  # fmt: skip
@@ -260,7 +282,7 @@ def test_hostile_names_are_no_commands_in_latex(hostile_files):
 
 
 def test_hostile_names_stay_text_in_json(hostile_files):
-    content = json.loads(hostile_files["json/leaderboard.json"])
+    content = json.loads(hostile_files["leaderboard.json"])
     assert {escaping.plain(name) for name in HOSTILE} == {row["model"] for row in content["runs"]}
     for name, text in hostile_files.items():
         if name.startswith("robustbench/"):
@@ -269,7 +291,7 @@ def test_hostile_names_stay_text_in_json(hostile_files):
     shown = re.search(r'id="comparisons">(.*?)</script>', hostile_files["leaderboard.html"]).group(1)
     assert not set("<>&") & set(shown)
     assert escaping.plain(HOSTILE[0]) not in shown
-    assert any(escaping.plain(HOSTILE[1]) in found["notes"] for found in json.loads(shown))
+    assert any(f"{escaping.plain(HOSTILE[1])}, M = 1" in found["notes"] for found in json.loads(shown))
 
 
 def test_no_cell_of_the_csv_is_a_formula(hostile_files):

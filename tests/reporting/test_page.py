@@ -8,7 +8,8 @@ from hashlib import sha256
 
 import pytest
 
-from robustbench_lpm import reporting
+from robustbench_lpm import cards, reporting
+from robustbench_lpm.reporting import provenance
 from tests.reporting.conftest import ORDINARY, check, make_audit, probed
 
 
@@ -88,6 +89,81 @@ def test_models_on_other_images_are_told_apart(make, render):
     html = render(make("a"), make("b", first_index=5))
     assert html.count("Models at this budget met different images") == 2
     assert "met different images" not in render(make("a"), make("b"))
+
+
+def tiles(html):
+    """The captions and alternative texts of the gallery, a list for each tile."""
+    found = re.findall(r'<figure class="tile">.*?</figure>', html, re.DOTALL)
+    texts = r'alt="([^"]*)"|class="(?:says|turn)[^"]*">([^<]*)<|<span>([^<]*)</span></figcaption>'
+    return [[a or b or c for a, b, c in re.findall(texts, tile)] for tile in found]
+
+
+def test_classes_of_examples_go_by_their_names(make, render):
+    html = render(make(stored=1, robust=0.0, dataset="fashion", class_names={0: "coat", 1: "shirt"}, mc=10))
+    assert tiles(html) == [[
+        "original, fashion image 0, true class coat, predicted coat", "predicted coat",
+        "perturbation × 10, fashion image 0, true class coat",
+        "adversarial, fashion image 0, true class coat, predicted shirt", "predicted shirt",
+        "coat → shirt", "fashion image 0, true class coat",
+    ]]  # fmt: skip
+    assert "L∞ eps 8/255, M = 10" in html
+
+
+@pytest.mark.parametrize("names", [{}, {0: "0", 1: "1"}, {7: "coat"}])
+def test_classes_without_a_name_go_by_their_number(make, render, names):
+    ((*_, turn, where),) = tiles(render(make(stored=1, robust=0.0, draws=4, class_names=names)))
+    assert (turn, where) == ("0 → 1", "digits image 0, true class 0")
+
+
+def test_the_name_of_a_class_is_text(make, render):
+    evil = '<script>alert(1)</script>" onerror="alert(1)'
+    html = render(make(stored=1, robust=0.0, target=3, class_names={0: evil, 3: evil}))
+    assert html.count("<script") == 1  # the page's own; with one classifier nothing is compared
+    assert "<img src=x" not in html
+    assert not re.search(r'<[^>]* onerror="', html)
+    escaped = "&lt;script&gt;alert(1)&lt;/script&gt;&#34; onerror=&#34;alert(1)"
+    assert f"{escaped} (0) → {escaped} (3)" in html
+    assert f"<dt>Target</dt><dd>{escaped} (3)</dd>" in html
+
+
+@pytest.mark.parametrize(("target", "names", "shown"), [(3, {3: "gibbon"}, "gibbon"), (3, {}, "3")])
+def test_a_target_goes_by_its_name(make, render, target, names, shown):
+    assert f"<dt>Target</dt><dd>{shown}</dd>" in render(make(target=target, class_names=names))
+
+
+def test_details_lead_to_the_registered_cards(make, render):
+    home = '<dt>Model card</dt><dd class="code">models/ramlpm.toml</dd>'
+    digest = cards.model("ramlpm").weights.sha256
+    html = render(registered(make))
+    assert home in html
+    assert html.index(home) < html.index(digest) < html.index('<dd class="code">attacks/pgd.toml</dd>')
+    assert "Model card</dt>" not in render(make("ramlpm"))  # another model of that name
+    assert "Attack card</dt>" not in render(make(attack="pgd"))
+
+
+def test_a_worst_case_leads_to_its_card(make, render):
+    told = {"entry": "worst case", "members": {"pgd": "9" * 64}}
+    assert '<dd class="code">attacks/worst-case.toml</dd>' in render(make(attack="worst-case", attack_identity=told))
+
+
+OTHERS = [{"entry": "m:f"}, {"parameters": {"glimpses": 3}}, {"weights_sha256": "b" * 64}, {"name": "no such model"}]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_card_of_another_model_is_not_a_models_home(make, other):
+    record = registered(make)
+    assert provenance.model_card(record) == cards.model("ramlpm")
+    record.configuration["model"] |= other
+    assert provenance.model_card(record) is None
+
+
+def registered(make):
+    """A record of a registered model under a registered attack."""
+    record, card = make("ramlpm", parameters={"steps": 3}), cards.model("ramlpm")
+    told = {"entry": card.entry, "parameters": card.parameters, "weights_sha256": card.weights.sha256}
+    record.configuration["model"] |= told
+    record.configuration["attack"]["entry"] = cards.attack("pgd").entry
+    return record
 
 
 def test_the_gallery_stays_small(make, render):

@@ -274,27 +274,114 @@ def test_two_models_are_compared(reader):
     budget = next(o.text for o in Select(reader.one("#compare-budget")).options if "eps 4/255" in o.text)
     reader.choose("#compare-budget", budget)
     reader.choose("#compare-attack", "pgd")
-    reader.choose("#compare-first", "cnn")
-    reader.choose("#compare-second", "ram")
+    reader.choose("#compare-first", "cnn, M = 1")
+    reader.choose("#compare-second", "ram, M = 1")
     straight = reader.one("#compare-result").text
     data = json.loads(reader.one("#comparisons").get_attribute("textContent"))
     pairs = next(found for found in data if found["budget"] == budget)["pairs"]
-    (pair,) = [p for p in pairs if p["attack"] == "pgd" and {p["first"], p["second"]} == {"cnn", "ram"}]
-    sign = 1 if pair["first"] == "cnn" else -1
+    (pair,) = [p for p in pairs if p["attack"] == "pgd" and {p["first"], p["second"]} == {"cnn, M = 1", "ram, M = 1"}]
+    sign = 1 if pair["first"] == "cnn, M = 1" else -1
     assert f"{'+' if sign * pair['difference'] > 0 else '−'}{pair['texts']['difference']} points" in straight
-    reader.choose("#compare-first", "ram")
-    assert "Choose two different models" in reader.one("#compare-result").text
-    reader.choose("#compare-second", "cnn")
+    reader.choose("#compare-first", "ram, M = 1")
+    assert "Choose two different classifiers" in reader.one("#compare-result").text
+    reader.choose("#compare-second", "cnn, M = 1")
     turned = reader.one("#compare-result").text
     low, high = (pair["texts"][name] for name in ("low", "high"))
     shown = {f"[{sign}{low}, {other}{high}]" for sign in "+−" for other in "+−"}
     turned_shown = {f"[{sign}{high}, {other}{low}]" for sign in "+−" for other in "+−"}
-    both = (straight, turned) if pair["first"] == "cnn" else (turned, straight)
+    both = (straight, turned) if pair["first"] == "cnn, M = 1" else (turned, straight)
     assert any(text in both[0] for text in shown)
     assert any(text in both[1] for text in turned_shown)
-    reader.choose("#compare-second", HOSTILE)
+    reader.choose("#compare-second", f"{HOSTILE}, M = 1")
     assert HOSTILE in reader.one("#compare-result").text
     assert reader.all("#compare-result script") == []
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models at M = 1 and one of them at M = 10, under one attack at the same settings and one at others; classes
+    with names, one of them hostile."""
+    make = make_and_read(tmp_path_factory.mktemp("averaged"))
+    names = {0: "coat", 1: HOSTILE}
+    records = [
+        make(model, attack, mc=mc, robust=robust, draws=4, stored=1, class_names=names,
+             parameters={"steps": 10, "eot": 2 if attack == "apgd" and mc == 10 else 10})
+        for model, mc, robust in (("ram", 1, 0.25), ("cnn", 1, 0.0), ("ram", 10, 0.75))
+        for attack in ("pgd", "apgd")
+    ]  # fmt: skip
+    return reporting.write_report([*records, make("ram", "spsa", draws=4)], tmp_path_factory.mktemp("report"), {})[-1]
+
+
+def test_a_model_is_compared_with_the_average_of_its_runs(browser, averaged):
+    reader = Reader(browser, averaged)
+    classifiers = ["ram, M = 1", "cnn, M = 1", "ram, M = 10"]
+    assert "M =" not in Select(reader.one("#compare-budget")).first_selected_option.text
+    assert [o.text for o in Select(reader.one("#compare-attack")).options] == [
+        "lowest over all attacks", "apgd (eot=10)", "apgd (settings differ)", "pgd",
+    ]  # fmt: skip
+    reader.choose("#compare-attack", "pgd")
+    assert [o.text for o in Select(reader.one("#compare-first")).options] == classifiers
+    reader.choose("#compare-first", "ram, M = 1")
+    reader.choose("#compare-second", "ram, M = 10")
+    told = reader.one("#compare-result").text
+    assert "−50.0 points" in told
+    assert "95 % interval of the difference: [−" in told
+    assert "Of 40 images, ram, M = 1 is right more often on 0, ram, M = 10 on 40" in told
+    assert " met " not in told
+    assert reader.all("#compare-result .warning") == []
+    assert [entry for entry in reader.logged("browser") if entry["level"] != "DEBUG"] == []
+
+
+def test_what_makes_a_pair_unequal_is_said(browser, averaged):
+    reader = Reader(browser, averaged)
+    reader.choose("#compare-attack", "apgd (settings differ)")
+    for first, second in (("ram, M = 1", "ram, M = 10"), ("ram, M = 10", "ram, M = 1")):
+        reader.choose("#compare-first", first)
+        reader.choose("#compare-second", second)
+        eot = [10, 2] if first == "ram, M = 1" else [2, 10]
+        told = reader.one("#compare-result").text
+        assert f"{first} met apgd (eot={eot[0]}), {second} met apgd (eot={eot[1]})." in told
+        assert "The attack ran at unequal settings" in reader.one("#compare-result .warning").text
+    reader.choose("#compare-attack", "lowest over all attacks")
+    assert "ram, M = 10 did not meet spsa" in reader.one("#compare-result .warning").text
+
+
+def test_classifiers_are_chosen_from_the_keyboard(browser, averaged):
+    reader = Reader(browser, averaged)
+    reader.run("document.getElementById('compare-budget').focus()")
+    for control in ("compare-attack", "compare-first", "compare-second"):
+        reader.driver.switch_to.active_element.send_keys(Keys.TAB)
+        focused = reader.driver.switch_to.active_element
+        assert focused.get_attribute("id") == control
+        focused.send_keys(Keys.END)
+    reader.driver.switch_to.active_element.send_keys(Keys.HOME)
+    assert reader.one("#compare-first").get_attribute("value") == "ram, M = 10"
+    assert reader.one("#compare-second").get_attribute("value") == "ram, M = 1"
+    assert "ram, M = 10 is right more often on" in reader.one("#compare-result").text
+
+
+def test_examples_tell_their_classes(browser, averaged):
+    reader = Reader(browser, averaged)
+    turns = [turn.text for turn in reader.all("#gallery .turn")]
+    assert f"coat → {HOSTILE}" in turns
+    tile = reader.all("#gallery .tile")[turns.index(f"coat → {HOSTILE}")]
+    *_, attacked = tile.find_elements(By.TAG_NAME, "img")
+    assert (
+        attacked.get_attribute("alt")
+        == f"adversarial, digits image 0, true class coat, predicted {HOSTILE} (4 of 4 draws)"
+    )
+    assert reader.run("return document.querySelectorAll('script').length") == 2
+    assert [entry for entry in reader.logged("browser") if entry["level"] != "DEBUG"] == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_comparison_and_the_examples_fit_a_narrow_screen_and_can_be_read(browser, averaged, dark):
+    reader = Reader(browser, averaged, 320, dark)
+    reader.choose("#compare-attack", "apgd (settings differ)")
+    reader.choose("#compare-second", "ram, M = 10")
+    assert reader.run("return document.documentElement.scrollWidth") <= 320
+    contrasts = dict(reader.run(CONTRAST, ["#compare-result .warning", "#compare-result .note", ".turn"]))
+    assert min(contrasts.values()) >= 4.5, contrasts
 
 
 def test_one_matrix_of_agreement_is_shown_at_a_time(reader):
@@ -406,6 +493,6 @@ def test_without_scripts_all_is_there_to_be_read(browser, page):
         assert all(record.is_displayed() for record in reader.all("#records .record")[:2])
         assert not reader.one("#filters").is_displayed()
         assert not reader.one("#comparing").is_displayed()
-        assert "json/leaderboard.json" in reader.one("#compare noscript").text
+        assert "leaderboard.json" in reader.one("#compare noscript").text
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

@@ -35,6 +35,37 @@ def test_the_prediction_is_that_of_most_draws(make):
     assert second.attacked.named(["a"]) == "2 (3 of 4 draws)"
 
 
+NAMES = [
+    ({3: "cat"}, "cat"),
+    ({4: "dog"}, "3"),
+    ({}, "3"),
+    (None, "3"),
+    (["a", "b", "c", "d"], "d"),
+    (["a"], "3"),
+    ({3: "3"}, "3"),
+    ({3: " "}, "3"),
+    ({3: "two\nlines\x1b"}, "two lines\ufffd"),
+    ({3: "crane", 8: "crane", 4: "cat"}, "crane (3)"),  # a bird and a machine
+]
+
+
+@pytest.mark.parametrize(("names", "shown"), NAMES)
+def test_a_class_goes_by_its_name_or_its_number(names, shown):
+    assert pictures.class_name(3, names) == shown
+
+
+def test_names_that_say_no_more_than_the_number_are_left_out():
+    assert pictures.telling({0: "0", 1: "one", 2: ""}) == {1: "one"}
+    assert pictures.telling(tuple("0123456789")) == {}
+
+
+def test_the_picture_of_a_record_takes_the_names_that_it_tells(make):
+    named, bare = make(stored=1, class_names={0: "coat", 1: "shirt"}), make(stored=1)
+    assert reporting.attack_picture(named) == reporting.attack_picture(bare, 0, ["coat", "shirt"])
+    assert reporting.attack_picture(named) != reporting.attack_picture(bare)
+    assert reporting.attack_picture(named, 0, {}) == reporting.attack_picture(bare)
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 10)])
 @pytest.mark.parametrize("names", [None, [f"$class_{i}" for i in range(10)]])
 def test_attack_picture_is_a_png_that_does_not_change(make, shape, names):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from robustbench_lpm import cards
 from robustbench_lpm.reporting import robustbench, tables
 from tests.reporting.conftest import check, make_audit
 
@@ -50,10 +51,34 @@ def test_a_registered_model_leads_to_its_paper(make):
     configuration = make("ramlpm").configuration
     assert files(make("ramlpm"))["robustbench/digits/Linf/ramlpm.json"]["link"] == ""  # another model of that name
     record = make("ramlpm")
-    configuration["model"]["entry"] = "robustbench_lpm.architectures.ramlpm:RamLpm"
+    card = cards.model("ramlpm")
+    configuration["model"] |= {
+        "entry": card.entry,
+        "parameters": card.parameters,
+        "weights_sha256": card.weights.sha256,
+    }
     record.configuration = configuration
     told = files(record)["robustbench/digits/Linf/ramlpm.json"]
     assert (told["link"], told["architecture"]) == ("https://arxiv.org/abs/2002.05388", "RamLpm")
+    assert told["authors"] == "Kiritani and Ono"
+
+
+AUTHORS = [
+    ("Kiritani and Ono 2020, arXiv 2002.05388, made smaller", "Kiritani and Ono"),
+    ("He et al. 2016, arXiv 1512.03385; torchvision.models.resnet", "He et al."),
+    ("Croce 2020", "Croce"),
+    ("in the manner of Carlini and Wagner 2017, arXiv 1608.04644, table I", None),  # who did not make this model
+    ("In the manner of Carlini and Wagner 2017", None),
+    ("torchvision 2024", None),
+    ("drawn by tools/draw_panda.py", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("source", "authors"), AUTHORS)
+def test_authors_are_those_of_the_paper_that_a_source_begins_with(source, authors):
+    found = robustbench.AUTHORS.match(source)
+    assert (found.group(1) if found else None) == authors
 
 
 def test_names_that_would_leave_the_folder_do_not(make):

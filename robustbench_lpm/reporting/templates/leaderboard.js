@@ -114,7 +114,7 @@
   });
   follow();
 
-  // Two models on the same images.
+  // Two classifiers on the same images.
   const signed = (share, text) => `${share < 0 ? "−" : "+"}${text}`;
   const fill = (select, names) => {
     const before = select.value;
@@ -163,7 +163,7 @@
       const [a, b] = [first.value, second.value];
       const pair = pairs.find((found) => found.attack === attack.value && [found.first, found.second].includes(a) && [found.first, found.second].includes(b));
       if (a === b || !pair) {
-        result.replaceChildren(make("p", "note", a === b ? "Choose two different models." : "These two did not meet this attack on the same images."));
+        result.replaceChildren(make("p", "note", a === b ? "Choose two different classifiers." : "These two did not meet this attack on the same images."));
         return;
       }
       const straight = pair.first === a;
@@ -181,9 +181,13 @@
       }
       const counts = `Of ${pair.images} images, ${a} is right more often on ${better}, ${b} on ${worse}; on ${pair.images - better - worse} there is no difference.`;
       result.replaceChildren(accuracy(a, mine), accuracy(b, other), gap(difference, ...bounds, pair.texts.difference), make("p", "sure", sure), make("p", "note", counts));
+      if (pair.first_attack !== pair.second_attack) {
+        result.append(make("p", "note", `${a} met ${pair[`${mine}_attack`]}, ${b} met ${pair[`${other}_attack`]}.`));
+      }
+      if (pair.note) result.append(make("p", "warning", pair.note));
       for (const name of [a, b]) if (notes[name]) result.append(make("p", "warning", `${name}: ${notes[name]}`));
     };
-    const models = () => {
+    const classifiers = () => {
       const met = current().pairs.filter((pair) => pair.attack === attack.value);
       const names = Object.keys(current().notes).filter((name) => met.some((pair) => pair.first === name || pair.second === name));
       fill(first, names);
@@ -193,10 +197,10 @@
     };
     const attacks = () => {
       fill(attack, current().attacks);
-      models();
+      classifiers();
     };
     budget.addEventListener("change", attacks);
-    attack.addEventListener("change", models);
+    attack.addEventListener("change", classifiers);
     first.addEventListener("change", show);
     second.addEventListener("change", show);
     byId("comparing").hidden = false;
