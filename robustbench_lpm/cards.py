@@ -105,6 +105,14 @@ class Trained(Table):
     accuracy: dict[str, float]  # e.g. test_m1, test_m10, validation; shares in [0, 1]
     seconds: float | None = None
     versions: dict[str, str] = {}
+    # Some rows of the log, by column: "epoch", "train_loss", "validation_accuracy", ...; see training.curves.thinned.
+    curve: dict[str, list[float]] = {}
+
+    @model_validator(mode="after")
+    def _curve_is_a_table(self) -> Trained:
+        if self.curve and ("epoch" not in self.curve or len(set(map(len, self.curve.values()))) != 1):
+            raise ValueError("the curve must hold epochs, and columns of one length")
+        return self
 
 
 class ModelCard(Card):

@@ -14,6 +14,8 @@ from robustbench_lpm.training.checkpoints import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+ON_A_CARD = 20  # points, about
+SHOWN_ON_A_CARD = re.compile(r"epoch|(train|validation)_(loss|accuracy)(_m\d+)?")
 EVERY = 60.0  # seconds from one drawing to the next, at least: one takes a second, as short epochs do
 TRAINING, VALIDATION, AVERAGED, CLEAN, CONTROL = "#d9722e", "#2f7fc1", "#2a9a78", "#8a6ac4", "#6b7f92"
 GROUPS = ("#2f7fc1", "#d9722e", "#2a9a78", "#cf4a5b")
@@ -46,6 +48,19 @@ class Line:
     label: str
     colour: str
     dashes: str = "-"
+
+
+def thinned(rows: list[Row], most: int = ON_A_CARD) -> dict[str, list[float]]:
+    """Losses and accuracies of at most `most` epochs, evenly spread up to the last, by column; for a model's card.
+
+    Of a training that validates only some epochs, some of those.
+    """
+    told = [row for row in rows if "validation_accuracy" in row] or rows
+    step = max(1, math.ceil(len(told) / most))
+    chosen = told[::-1][::step][::-1]
+    columns = [name for name in (told[-1] if told else ()) if SHOWN_ON_A_CARD.fullmatch(name)]
+    whole = {name: [float(f"{row[name]:.4g}") for row in chosen] for name in columns if all(name in r for r in chosen)}
+    return whole | {"epoch": [int(row["epoch"]) for row in chosen]} if whole else {}
 
 
 def draw(rows: list[Row], title: str, best_epoch: int = 0) -> bytes:

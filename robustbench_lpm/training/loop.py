@@ -362,6 +362,7 @@ class Training:
             accuracy=accuracy,
             seconds=round(seconds, 1),
             versions=model_cards.versions(),
+            curve=curves.thinned(self.journal.rows),
         )
         if self.team.leads:
             model_cards.write_card(self.plan.card, weights, trained, self.out / CARD)

@@ -51,6 +51,8 @@ def test_the_card_says_how_it_was_made(name: str) -> None:
     assert cards.confined(card, card.weights.file).stat().st_size < LARGEST
     assert card.trained.recipe == card.recipe
     assert card.trained.epochs == cards.recipe(card.trained.recipe).epochs
+    if card.trained.curve:
+        assert card.trained.curve["epoch"][-1] == card.trained.epochs
     # Another seed of a model is trained by the model's own name.
     trained_as = card.control_of if name == f"{card.control_of}-seed{card.trained.seed}" else name
     if comes_along(name):

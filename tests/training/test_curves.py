@@ -116,3 +116,28 @@ def test_curves_are_drawn_now_and_then(
     monkeypatch.setattr(curves, "EVERY", every)
     tiny_train("cnn", "clean", tmp_path, epochs=2, progress=Watcher(99))
     assert there == expected
+
+
+def test_a_card_holds_some_epochs_up_to_the_last() -> None:
+    rows: list[Row] = [PLAIN[0] | {"epoch": epoch, "train_loss": 1 / epoch} for epoch in range(1, 101)]
+    found = curves.thinned(rows, most=20)
+    assert list(found) == ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+    assert found["epoch"] == list(range(5, 101, 5))
+    assert found["train_loss"] == [pytest.approx(1 / epoch, rel=1e-3) for epoch in found["epoch"]]
+    assert curves.thinned(rows[:7], most=20)["epoch"] == list(range(1, 8))
+
+
+def test_a_card_holds_epochs_that_were_validated() -> None:
+    found = curves.thinned(GLIMPSING)
+    assert found["epoch"] == [2]
+    assert found["validation_accuracy_m4"] == [0.65]
+    assert "validation_accuracy_random" not in found  # a control, no measure of the training
+    assert curves.thinned([GLIMPSING[0]])["train_accuracy"] == [0.5]
+    assert curves.thinned([]) == {}
+
+
+def test_the_curve_of_a_training_is_on_its_card(tiny_train: Trainer, tmp_path: Path) -> None:
+    result = tiny_train("cnn", "clean", tmp_path, {"epochs": 3})
+    assert result.card.trained is not None
+    assert result.card.trained.curve == curves.thinned(result.rows)
+    assert result.card.trained.curve["epoch"] == [1, 2, 3]
