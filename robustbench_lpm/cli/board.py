@@ -147,6 +147,13 @@ class Board:
             result_line(record)
             say(f"  {self._footer()}")
 
+    def postpone(self, plan: Plan) -> None:
+        """A cell comes again later: other processes are at it."""
+        with self._lock:
+            self._rows[plan.id].running = False
+            if not console.is_terminal:
+                say("  another process is at it; later again")
+
     def tell(self, plan: Plan, line: str) -> None:
         """A line about a cell."""
         with self._lock:

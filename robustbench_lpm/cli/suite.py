@@ -209,14 +209,23 @@ def run_cells(
 ) -> dict[str, RunRecord]:
     """The record of every cell, by the id of its run; what lies finished in `out` is read.
 
-    With workers many cells are under way at the same time: some are small.
+    With workers many cells are under way at the same time: some are small. Without, a cell at which other processes are
+    comes last: there may be others to do meanwhile.
     """
+    from robustbench_lpm.evaluation.runner import TakenByOthers
 
-    def one(found: Forecast) -> tuple[str, RunRecord]:
-        return found.cell.plan.id, run_cell(found.cell, out, board, force=force, workers=workers)
+    def one(found: Forecast, *, wait: bool = True) -> tuple[str, RunRecord]:
+        return found.cell.plan.id, run_cell(found.cell, out, board, force=force, workers=workers, wait=wait)
 
     if workers is None:
-        return dict(map(one, forecasts))
+        made, later = [], []
+        for found in forecasts:
+            try:
+                made.append(one(found, wait=False))
+            except TakenByOthers:
+                board.postpone(found.cell.plan)
+                later.append(found)
+        return dict([*made, *map(one, later)])
     at_once = min(MOST_AT_ONCE, 2 * max(workers.slots(found.cell.plan.device) for found in forecasts))
     with ThreadPoolExecutor(at_once) as threads:
         try:
@@ -228,7 +237,9 @@ def run_cells(
             raise
 
 
-def run_cell(cell: Cell, out: Path, board: Board, *, force: bool, workers: Workers | None = None) -> RunRecord:
+def run_cell(
+    cell: Cell, out: Path, board: Board, *, force: bool, workers: Workers | None = None, wait: bool = True
+) -> RunRecord:
     """Run one cell, or read it."""
     from robustbench_lpm.evaluation.recording import finished_run, forget_progress
     from robustbench_lpm.evaluation.runner import FailedBlocks, run
@@ -245,7 +256,7 @@ def run_cell(cell: Cell, out: Path, board: Board, *, force: bool, workers: Worke
         return record
     progress = board.begin(plan)
     try:
-        record = run(plan, out, progress, again=force, tell=tell, workers=workers)
+        record = run(plan, out, progress, again=force, tell=tell, workers=workers, wait=wait)
     except FailedBlocks as error:
         record = error.record
     board.end(plan, record, read=False)

@@ -151,6 +151,7 @@ def run(
     again: bool = True,
     tell: Tell = to_nobody,
     workers: Workers | None = None,
+    wait: bool = True,
 ) -> RunRecord:
     """Run a plan block by block; with `out`, what was done survives an interruption, and the record is written.
 
@@ -164,14 +165,16 @@ def run(
             finished it just now.
         tell: given a line for the reader about anything unexpected.
         workers: who computes the blocks; None computes them here, one after the other.
+        wait: whether to wait for blocks that other processes are computing.
 
     Raises:
+        TakenByOthers: without `wait`, where other processes are computing all that is left.
         FailedBlocks: where some examples could not be computed, after the record of all others was written; to run it
             again tries them again.
         NotKept: where something could not be written, as on a full disk.
     """
     watcher = progress or Silent()
-    made = _made_by_members(plan, out, watcher, tell, workers)
+    made = _made_by_members(plan, out, watcher, tell, workers, wait)
     record = empty_record(plan)
     store = BlockStore(out / PROGRESS / record.folder_name if out is not None else None, tell)
     with _one_thread_for(store.folder):
@@ -180,7 +183,7 @@ def run(
             if not again and out is not None and (found := finished_run(plan, out)) is not None:
                 store.close()
                 return found
-            blocks = _blocks(plan, store, watcher, made, tell, workers)
+            blocks = _blocks(plan, store, watcher, made, tell, workers, wait)
             fill(record, plan, blocks)
             with store.writing():
                 write_down(record, plan, out)
@@ -233,6 +236,7 @@ def _blocks(
     made: Mapping[str, Made],
     tell: Tell,
     workers: Workers | None,
+    wait: bool,
 ) -> list[Block]:
     """Every block of a plan: read, computed, or waited for where another process has taken it."""
     workers = workers or Here()
@@ -274,7 +278,10 @@ def _blocks(
                 finish(number, block)
                 taken = True
             if not taken:
-                if waiting and not working and not told and job.free():
+                theirs = bool(waiting) and not working and job.free()
+                if theirs and not wait:
+                    raise TakenByOthers(plan, len(waiting))
+                if theirs and not told:
                     told = True
                     tell(f"waiting for {len(waiting)} block(s) that another process is computing")
                 time.sleep(PATIENCE)
@@ -336,6 +343,13 @@ class _JobHere:
     def end(self) -> None: ...
 
 
+class TakenByOthers(LpmbenchError):
+    """Other processes are computing all that is left of a run."""
+
+    def __init__(self, plan: Plan, blocks: int) -> None:
+        super().__init__(f"{plan.attack.name} on {plan.model.name}: another process is computing {blocks} block(s).")
+
+
 class FailedBlocks(LpmbenchError):
     """Some examples could not be computed; `record` holds all others."""
 
@@ -353,14 +367,14 @@ def told_failures(record: RunRecord) -> str:
 
 
 def _made_by_members(
-    plan: Plan, out: Path | None, progress: Progress, tell: Tell, workers: Workers | None
+    plan: Plan, out: Path | None, progress: Progress, tell: Tell, workers: Workers | None, wait: bool
 ) -> dict[str, Made]:
     """What the members of a worst case have made, by name; run now where no finished record lies in `out`."""
     made = {}
     for member in plan.members:
         record = finished_run(member, out) if out is not None else None
         try:
-            record = record or run(member, out, progress, again=False, tell=tell, workers=workers)
+            record = record or run(member, out, progress, again=False, tell=tell, workers=workers, wait=wait)
         except FailedBlocks as error:
             record = error.record
         costs = record.outcomes[["index", *COSTS]].to_numpy()

@@ -92,6 +92,30 @@ def test_what_a_killed_process_had_taken_is_free_again(tmp_path: Path) -> None:
     assert not (out / PROGRESS).exists()
 
 
+def test_who_will_not_wait_does_what_is_free_and_is_told_of_the_rest(tmp_path: Path) -> None:
+    out, log = tmp_path / "shared", tmp_path / "log"
+    holder = start(out, log, seconds=30)
+    go(holder)
+    wait_for(lambda: len(logged(log)) == 1, holder)  # it holds the first block
+    # The plan must be the holder's, with its code: so in a process like its own.
+    code = (
+        "import sys; from pathlib import Path; from tests.evaluation.sharing import plan_of;"
+        "from robustbench_lpm.evaluation.runner import TakenByOthers, run\n"
+        "try: run(plan_of(Path(sys.argv[2])), Path(sys.argv[1]), again=False, wait=False)\n"
+        "except TakenByOthers as error: print(error)"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code, str(out), str(log)], cwd=ROOT, text=True, capture_output=True, timeout=120
+    )
+    assert other.stdout == "logged on NoisyLinear: another process is computing 1 block(s).\n", other.stderr
+    assert len(logged(log)) == BLOCKS  # all others are done and kept
+    holder.kill()
+    holder.wait()
+    run(plan_of(None), tmp_path / "straight")
+    run(plan_of(log), out, again=False, wait=False)  # nobody holds anything now
+    assert everything(out) == everything(tmp_path / "straight")
+
+
 HOLD = """
 import sys, time
 from pathlib import Path
