@@ -20,7 +20,7 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -106,6 +106,12 @@ class Reader:
     def click(self, element: Any) -> None:
         self.run("arguments[0].scrollIntoView({block: 'center'})", element)
         element.click()
+
+    def follow(self, link: Any) -> None:
+        """Click a link to a run and wait to be there: the browser tells the page of it after the click."""
+        self.click(link)
+        there = "return document.activeElement.matches('.toggle button, .findings-title')"
+        WebDriverWait(self.driver, 20).until(lambda driver: driver.execute_script(there))
 
     def choose(self, selector: str, text: str) -> None:
         Select(self.one(selector)).select_by_visible_text(text)
@@ -249,13 +255,13 @@ def test_a_row_opens_to_its_record_by_mouse_and_by_key(reader):
 
 def test_a_verdict_leads_to_its_evidence_and_on_to_a_probe(reader):
     reader.choose("select[data-column='norm']", "L2")  # hides the run that is led to
-    reader.click(reader.one("#rankings a.badge.bad"))
+    reader.follow(reader.one("#rankings a.badge.bad"))
     focused = reader.driver.switch_to.active_element
     assert focused.text == "Audit ✕ failed"
     findings = reader.one("#runs-table .findings")
     assert "twice the steps" in findings.text
     assert "+21.9 [14.1, 29.7]" in findings.text
-    reader.click(findings.find_element(By.CSS_SELECTOR, "a.code"))
+    reader.follow(findings.find_element(By.CSS_SELECTOR, "a.code"))
     assert reader.one("#probes").is_selected()
     assert reader.one("tr.probe .toggle button").get_attribute("aria-expanded") == "true"
     assert "Made for the audit of" in reader.all("#runs-table .record")[-1].text
@@ -264,7 +270,7 @@ def test_a_verdict_leads_to_its_evidence_and_on_to_a_probe(reader):
 def test_a_number_in_the_ranking_leads_to_its_run_on_whatever_page(reader):
     for link in reader.all("#rankings a.value"):
         target = link.get_attribute("hash")[1:]
-        reader.click(link)
+        reader.follow(link)
         assert reader.one(f"#runs-table #{target}").is_displayed()
         button = reader.one(f"tr[data-run='{target}'] .toggle button")
         assert button == reader.driver.switch_to.active_element
