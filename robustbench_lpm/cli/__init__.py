@@ -71,6 +71,8 @@ def cli() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; what a person can mend comes back as one line on stderr and a non-zero status."""
+    if any("\0" in argument for argument in arguments):  # no shell passes one on, and no file can be called so
+        return _complain("An argument holds a null character. Try --help.", 2)
     try:
         result = cli.main(list(arguments), prog_name="lpmbench", standalone_mode=False)
         return result if isinstance(result, int) else 0

@@ -18,7 +18,7 @@ DRAWN_ON = ("members", "surrogates")
 STRONGEST = "strongest"  # of all gradient modes, for each image: the default
 FROZEN = "frozen"
 ALWAYS = "precision"  # is said wherever it is not the default
-LONGEST = 60  # characters of settings that are still spelled out
+LONGEST = 80  # characters of settings that are still spelled out
 
 Key = Callable[[RunRecord], tuple[Any, ...]]  # what the runs have in common among which attacks are told apart
 
@@ -87,8 +87,8 @@ def of_attacks_at_any_m(records: Sequence[RunRecord]) -> list[str]:
 
 
 def contrast(first: RunRecord, second: RunRecord) -> tuple[str, str]:
-    """The settings in which the attacks of two runs differ, e.g. ("eot=10", "eot=2"); members' as "pgd.eot=10"."""
-    a, b = (_flat(_attack_settings(record, by_mode=True)) for record in (first, second))
+    """The settings in which the attacks of two runs differ, e.g. ("eot=10", "eot=2"); members' as "pgd: eot=10"."""
+    a, b = (_attack_settings(record, by_mode=True) for record in (first, second))
     return _difference(a, [a, b], 3 * LONGEST), _difference(b, [a, b], 3 * LONGEST)
 
 
@@ -156,11 +156,20 @@ def _attack_settings(record: RunRecord, by_mode: bool) -> dict[str, Any]:
 
 def _difference(mine: dict[str, Any], all_of_them: list[dict[str, Any]], longest: int = LONGEST) -> str:
     """The settings in which one attack differs from its namesakes, e.g. "steps=10"; "" for the one without them."""
-    keys = sorted({key for other in all_of_them for key in other})
+    own, others = _flat(mine), [_flat(other) for other in all_of_them]
+    keys = sorted({key for other in others for key in other})
     # Who reads of a run in reduced precision must know it, though there be no other to tell it from.
-    differing = [key for key in keys if key == ALWAYS or any(other.get(key) != mine.get(key) for other in all_of_them)]
-    text = ", ".join(_setting(key, mine[key]) for key in differing if mine.get(key) is not None)
+    differing = [key for key in keys if key == ALWAYS or any(other.get(key) != own.get(key) for other in others)]
+    text = _in_words({key: own[key] for key in differing if own.get(key) is not None})
     return f"settings {sha256_of_value(mine)[:8]}" if len(text) > longest else plain(text)
+
+
+def _in_words(settings: dict[str, Any]) -> str:
+    """Settings, those of members behind their names: "steps=10", "pgd: eot=10, steps=20; gaze: restarts=2"."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for member, name, key in sorted((*key.rpartition(".")[::2], key) for key in settings):
+        found[member].append(_setting(name, settings[key]))
+    return "; ".join(f"{member}: {', '.join(texts)}" if member else ", ".join(texts) for member, texts in found.items())
 
 
 def _setting(key: str, value: Any) -> str:

@@ -374,7 +374,9 @@ def test_without_the_policy_s_noise_the_gaze_goes_where_the_policy_wants(build: 
     assert torch.equal(loud(images(), quiet), model(images(), noise))
 
 
-CONTROLS = [(base, kind) for base in ("ramlpm", "ram", "ramlpm-sim2mnist-fast") for kind in ("centre", "random", "quiet")]
+CONTROLS = [
+    (base, kind) for base in ("ramlpm", "ram", "ramlpm-sim2mnist-fast") for kind in ("centre", "random", "quiet")
+]
 
 
 @pytest.mark.parametrize(("base", "kind"), CONTROLS)

@@ -48,6 +48,7 @@ CASES: list[tuple[str, str]] = [
     ("attack --model cnn --device cuda:99", "not available"),
     ("attack --model cnn --device toaster", "not available"),
     ("attack --model cnn --checkpoint nowhere.pt", "no checkpoint at nowhere.pt"),
+    ("attack --model cnn --checkpoint a\0b", "null character"),
     ("attack --checkpoint nowhere.pt", "exactly one --model"),
     ("attack --model ramlpm-imagenet --dataset panda", "no weights"),
     ("attack --model cnn --dataset panda", "reads 1 channel"),

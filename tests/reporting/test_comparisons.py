@@ -129,7 +129,7 @@ def test_settings_of_the_members_of_a_worst_case_are_told(make):
 
     (found,), _ = both(worst(10, 1), worst(2, 10))
     pair = by_attack(found)[f"worst-case ({comparisons.UNEQUAL})"]
-    assert (pair.first_attack, pair.second_attack) == ("worst-case (pgd.eot=10)", "worst-case (pgd.eot=2)")
+    assert (pair.first_attack, pair.second_attack) == ("worst-case (pgd: eot=10)", "worst-case (pgd: eot=2)")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -143,6 +144,27 @@ def test_the_same_attack_at_other_settings_is_another_attack(make):
     notes = reporting.leaderboard(records).set_index("model")["notes"]
     assert "did not meet pgd (steps=300)" in notes["a"]
     assert set(reporting.table(records)["attack_variant"]) == {"steps=10", "steps=300"}
+
+
+LONG = {f"parameter{i}": i for i in range(9)}
+MEMBERS = {"pgd": {"steps": 10, "eot": 2}, "spsa": {"pairs": 8}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"settings": MEMBERS | {"pgd": {"steps": 20}}}, "pgd: steps=20"),
+        ({"settings": MEMBERS | {"pgd": {"steps": 20, "eot": 5}, "spsa": {"pairs": 9}}},
+         "pgd: eot=5, steps=20; spsa: pairs=9"),
+        ({"settings": MEMBERS, "restarts": 2}, "restarts=2"),
+        ({"settings": MEMBERS | {"pgd": {"steps": 20}}, "restarts": 2}, "restarts=2; pgd: steps=20"),
+        ({"settings": MEMBERS} | LONG, "settings [0-9a-f]{8}"),
+    ],
+)  # fmt: skip
+def test_settings_that_tell_attacks_apart_are_spelled_out(make, settings, name):
+    records = [make("a", "worst-case", parameters={"settings": MEMBERS}),
+               make("a", "worst-case", parameters=settings)]  # fmt: skip
+    assert re.fullmatch(name, reporting.table(records).set_index("record")["attack_variant"][records[1].id])
 
 
 @pytest.mark.parametrize(
