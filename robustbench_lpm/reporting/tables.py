@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -51,6 +52,7 @@ WORST_CASE = "worst-case"
 MODEL = ["model", "model_variant"]
 # Of several runs that leave the same accuracy the one that holds up best decides; what was judged goes first.
 VERDICTS = ("pass", "undecided", "fail", "")
+TOLERANCE = 0.01  # of accuracy: what an audit takes for no difference
 NUMBERS = (
     "eps", *RATES, "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses", "seconds",
@@ -199,8 +201,23 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
         sets = sorted(listed.groupby("image_set"), key=lambda item: (-int(item[1]["images"].max()), str(item[0])))
         for _, group in sets:
             rows += [row | {"image_sets": len(sets)} for row in _ranked(group, models)]
+    _tell_of_failures_elsewhere(rows)
     ranked = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
     return ranked.astype({"rank": "Int64"} | dict.fromkeys(("eps", *RATES), "float64"))
+
+
+def _tell_of_failures_elsewhere(rows: list[dict[str, Any]]) -> None:
+    """Note on a result without an audit, where others at another eps (or on other images) failed theirs: the number is
+    held to nothing, and there is reason to doubt it."""
+    same = [column for column in BUDGET if column != "eps"] + MODEL
+    failed: dict[tuple[Any, ...], dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        if row["verdict"] == "fail":
+            failed[tuple(row[column] for column in same)][row["eps_text"]] = None
+    for row in rows:
+        where = failed.get(tuple(row[column] for column in same))
+        if where and not row["verdict"]:
+            row["notes"] = "; ".join(part for part in (row["notes"], f"audit failed at eps {', '.join(where)}") if part)
 
 
 def glimpsing(runs: pd.DataFrame) -> set[tuple[str, str]]:
@@ -267,7 +284,7 @@ def _lowest(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _judged(equal: pd.DataFrame, scored: pd.DataFrame) -> pd.Series[Any] | None:
     """The run whose audit speaks for a model: the deciding one, or its worst case, which was compared with the others,
-    or, for a probe, the lowest that was audited.
+    or, for a probe, the lowest that was audited, or a run of the deciding attack at other settings.
 
     Without these, any run more than was audited, a few tenths of a point lower by luck, would hide the verdict.
     """
@@ -276,8 +293,20 @@ def _judged(equal: pd.DataFrame, scored: pd.DataFrame) -> pd.Series[Any] | None:
     if not equal.iloc[0]["verdict"]:
         audited = scored[scored["verdict"] != ""]
         worst = audited[audited["members"] != ""]
-        equal = _lowest(audited if worst.empty and equal.iloc[0]["probe"] else worst)
+        if len(worst):
+            equal = _lowest(worst)
+        else:
+            equal = _lowest(audited if equal.iloc[0]["probe"] else _audited_at_other_settings(equal.iloc[0], scored))
     return equal.iloc[0] if len(equal) and equal.iloc[0]["verdict"] else None
+
+
+def _audited_at_other_settings(deciding: pd.Series[Any], scored: pd.DataFrame) -> pd.DataFrame:
+    """The audited runs of the deciding attack that still speak for it: more work than theirs clears no failure, but an
+    audit that found nothing wrong did not see what takes clearly more than it and its probes did."""
+    alike = scored[scored["attack"] == deciding["attack"]]
+    audited = alike[alike["verdict"] != ""]
+    found = alike[alike["probe"] | (alike["verdict"] != "")]["robust_accuracy"].min()
+    return audited if deciding["robust_accuracy"] >= found - TOLERANCE else audited[audited["verdict"] == "fail"]
 
 
 def _obstacles(scored: pd.DataFrame, expected: pd.DataFrame) -> list[str]:
@@ -290,8 +319,17 @@ def _obstacles(scored: pd.DataFrame, expected: pd.DataFrame) -> list[str]:
     elif scored["robust_accuracy"].isna().any():
         found.append("a run without images")
     if absent := _absent(scored, expected):
-        found.append(f"fewer attacks: did not meet {', '.join(sorted(absent))}")
+        found.append(f"fewer attacks: did not meet {', '.join(_briefly(absent, expected))}")
     return found
+
+
+def _briefly(absent: set[str], expected: pd.DataFrame) -> list[str]:
+    """Labels of attacks, but an attack that was not met at any of its settings by its name alone."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for name, variant in zip(expected["attack"], expected["attack_variant"], strict=True):
+        names[name].add(label(name, variant))
+    whole = {name: labels for name, labels in names.items() if labels <= absent}
+    return sorted({*whole, *absent.difference(*whole.values())})
 
 
 def _absent(scored: pd.DataFrame, expected: pd.DataFrame) -> set[str]:

@@ -340,6 +340,47 @@ def test_the_audit_of_the_worst_case_speaks_for_a_lower_run_without_one(make):
     assert pd.isna(row["rank"])
 
 
+@pytest.mark.parametrize(
+    ("verdict", "robust", "expected"),
+    [
+        ("undecided", 0.475, "undecided"),  # no lower than the audit's own probe, but for half an image
+        ("undecided", 0.4, ""),  # the audit did not see this coming
+        ("pass", 0.475, "pass"),
+        ("pass", 0.4, ""),
+        ("fail", 0.475, "fail"),
+        ("fail", 0.1, "fail"),
+    ],
+)
+def test_an_audit_speaks_for_the_same_attack_at_more_work(make, verdict, robust, expected):
+    a, probe = make("a", robust=0.5), make("a", robust=0.475, parameters={"steps": 20})
+    more, other = make("a", robust=robust, parameters={"steps": 80}), make("a", "spsa", robust=robust - 0.05)
+    judged = {a.id: make_audit(a, check(verdict, records=(a.id, probe.id)))}
+    row = row_of([a, probe, more], "a", judged)
+    assert (row["record"], row["verdict"]) == (more.id, expected)
+    assert pd.isna(row["rank"]) == (expected == "fail")
+    assert row_of([a, probe, other], "a", judged)["verdict"] == ""  # another attack: nothing is known of it
+
+
+def test_a_failure_at_another_eps_is_told_where_nothing_was_audited(make):
+    a, other = make("a", robust=0.5), make("b", robust=0.4)
+    elsewhere = [make("a", eps=1 / 255, robust=0.9), make("b", eps=1 / 255, robust=0.8)]
+    averaged = make("a", eps=1 / 255, mc=10, robust=0.9)
+    ranked = reporting.leaderboard([a, other, *elsewhere, averaged], audited(a, "fail") | audited(other, "pass"))
+    notes = ranked.set_index("record")["notes"]
+    assert notes[elsewhere[0].id] == "audit failed at eps 8/255"
+    assert notes[elsewhere[1].id] == notes[averaged.id] == ""
+    assert ranked.set_index("record")["rank"][elsewhere[0].id] == 1  # an order, and no more
+
+
+def test_an_attack_that_was_met_at_no_setting_is_named_once(make):
+    settings = [{"steps": 10}, {"steps": 20}]
+    records = [make("a", "pgd", parameters=chosen) for chosen in settings]
+    records += [make("a", "spsa", parameters=chosen) for chosen in settings] + [
+        make("b", "pgd", parameters=settings[0])
+    ]
+    assert row_of(records, "b")["notes"] == "fewer attacks: did not meet pgd (steps=20), spsa"
+
+
 def test_what_was_chosen_for_how_many_images_is_told(make):
     record = worst_case(make, "a", choice=["spsa"] * 10 + ["pgd"] * 30)
     assert row_of([record], "a")["chosen"] == "pgd 30, spsa 10"
