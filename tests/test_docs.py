@@ -33,6 +33,7 @@ def test_the_three_lines_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    links = re.findall(r'\]\(([^)#\s]+)|<img [^>]*src="([^"]+)"', page.read_text())
+    targets = [markdown or picture for markdown, picture in links]
     missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
     assert not missing

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from robustbench_lpm import audits, cards, records, reporting
 from robustbench_lpm.hashing import SEAL
+from robustbench_lpm.reporting.cells import percent
 
-RESULTS = Path(__file__).parent.parent / "results"
-DECISIONS = RESULTS.parent / "docs" / "decisions" / "records"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+DECISIONS = ROOT / "docs" / "decisions" / "records"
 FOLDERS = sorted(path.parent for path in RESULTS.rglob(records.RECORD))
 
 
@@ -53,3 +57,60 @@ def test_the_records_behind_decisions_are_whole(folder: Path) -> None:
 def test_a_published_audit_is_whole(path: Path) -> None:
     assert audits.read(path).command.startswith("lpmbench audit ")
     assert SEAL in records.read_json(path)
+
+
+# Tables of the documentation, by page and how their head begins: data, eps, images, and what each column shows: an
+# attack with its settings (as the leaderboard tells it apart), "clean", "lowest" of all runs, probes too, or "verdict"
+# of the audit of the attack named.
+JUDGED = "worst-case (apgd-margin: eot=10, steps=20)"
+DIGITS = ("digits", 0.1, 200)
+TABLES = [
+    ("README.md", "| model | clean |", *DIGITS, ["clean", JUDGED, "lowest", f"verdict {JUDGED}"]),
+    (
+        "docs/protocol.md", "| | clean | noise | FGSM |", *DIGITS,
+        ["clean", "noise", "fgsm", "pgd", "apgd-margin (eot=10, steps=20)", "transfer", "gaze", JUDGED, "lowest",
+         f"verdict {JUDGED}"],
+    ),
+    (
+        "docs/experiments.md", "| L∞ 0.05, 200 images |", "sim2mnist", 0.05, 200,
+        ["clean", "noise", "fgsm", "square", "transfer", "pgd", "apgd-margin (eot=5, steps=10)",
+         "apgd-margin (eot=20, steps=40)", "lowest", "verdict apgd-margin (eot=5, steps=10)"],
+    ),
+]  # fmt: skip
+
+
+def rows_below(page: str, head: str) -> list[list[str]]:
+    """The cells of the rows of a Markdown table."""
+    lines = (ROOT / page).read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(head)) + 2
+    end = next(number for number, line in enumerate(lines[start:], start) if not line.startswith("|"))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:end]]
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "dataset", "eps", "images", "columns"), TABLES, ids=[page for page, *_ in TABLES]
+)
+def test_a_table_says_what_the_records_say(
+    page: str, head: str, dataset: str, eps: float, images: int, columns: list[str]
+) -> None:
+    runs = pd.read_csv(RESULTS / "leaderboard.csv", keep_default_na=False, na_values={"robust_accuracy": [""]})
+    runs = runs[(runs.dataset == dataset) & (runs.norm == "linf") & (runs.eps == eps) & (runs.images == images)]
+    runs = runs[(runs.mc == 1) & (runs.model_variant == "")]
+    runs["label"] = runs.attack + runs.attack_variant.map(lambda variant: f" ({variant})" if variant else "")
+    rows = rows_below(page, head)
+    assert len(rows) >= 5
+    for name, *cells in rows:
+        (model,) = re.findall(r"`([^`]+)`", name)
+        mine = runs[runs.model == model]
+        for column, cell in zip(columns, cells, strict=True):
+            kind, _, attack = column.partition(" ")
+            if kind == "verdict":
+                (verdict,) = mine[mine.label == attack].verdict
+                assert re.match(r"\W*" + (verdict or "none"), cell), (model, column, verdict)
+                continue
+            if kind == "clean":
+                value = mine.clean_accuracy.iloc[0]
+            else:
+                chosen = mine if kind == "lowest" else mine[(mine.label == column) & ~mine.probe]
+                value = chosen.robust_accuracy.min()
+            assert cell == ("" if pd.isna(value) else percent(value)), (model, column, value)
