@@ -21,7 +21,7 @@ SHOTS: dict[str, tuple[str, int, int, float, bool]] = {
     "leaderboard": ("", 1280, 900, 1.25, False),
     "leaderboard-dark": ("#compare", 1280, 620, 1.25, True),
     "leaderboard-phone": ("", 390, 844, 2.0, False),
-    "leaderboard-phone-dark": ("#gallery", 390, 844, 2.0, True),
+    "leaderboard-phone-dark": ("#gallery figure:has(.path)", 390, 844, 2.0, True),
 }
 
 

@@ -30,7 +30,8 @@ EXPLANATION = (
 
 
 def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, Audit] | None = None) -> list[Path]:
-    """Write every export below `out`, each atomically; the paths written, HTML last."""
+    """Write every export below `out`, each atomically, and take away plots of an older report that show nothing that is
+    in this one; the paths written, HTML last."""
     records, audits = tables.in_order(records), audits or {}
     runs = tables.table(records, audits)
     ranked = tables.ranking(runs)
@@ -49,7 +50,10 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
     }
     for name, content in contents.items():
         write_atomically(out / name, content.encode())
-    return [out / name for name in contents]
+    written = [out / name for name in contents]
+    for path in plots.left_over(out / "plots", written):
+        path.unlink()
+    return written
 
 
 def to_csv(runs: pd.DataFrame) -> str:

@@ -14,6 +14,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pandas as pd
@@ -177,6 +178,12 @@ class Axis:
     label: str
     unit: float = 1.0  # x is multiplied by it
     steps: bool = False  # a staircase on a logarithmic scale
+
+
+def left_over(folder: Path, written: Sequence[Path]) -> list[Path]:
+    """The plots in a folder that `_figure` made and that are not among those just written; other files are not ours."""
+    others = [path for path in sorted(folder.glob("*.svg")) if path not in set(written)]
+    return [path for path in others if f'aria-labelledby="plot-{path.stem}-title"'.encode() in path.read_bytes()]
 
 
 def _eps_axis(norm: str) -> Axis:

@@ -223,6 +223,15 @@ def test_same_records_same_bytes(make, tmp_path):
     assert exports(records, tmp_path / "a") == again
 
 
+def test_plots_of_an_older_report_go_and_other_files_stay(make, tmp_path):
+    old = set(reporting.write_report([make("a", eps=eps / 255) for eps in (2, 4)], tmp_path))
+    own = tmp_path / "plots" / "own-abc123.svg"
+    own.write_text("<svg/>")
+    new = set(reporting.write_report([make("a", "spsa", eps=eps / 255) for eps in (2, 4)], tmp_path))
+    assert any(path.suffix == ".svg" for path in old - new)
+    assert set(tmp_path.glob("plots/*.svg")) == {path for path in new if path.suffix == ".svg"} | {own}
+
+
 def test_a_report_without_records_says_so(tmp_path):
     files = exports([], tmp_path)
     assert b"There are no runs yet" in files["leaderboard.html"]
