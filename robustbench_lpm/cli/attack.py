@@ -97,6 +97,8 @@ def attack(
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
     if checkpoint is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one --model.")
+    for name in models:
+        cards.model(name)  # a misspelt name is told before hours are spent on the others
     names = list(models) or fitting_models(dataset)
     records: list[RunRecord] = []
     refused: list[str] = []

@@ -49,6 +49,7 @@ CASES: list[tuple[str, str]] = [
     ("attack --model cnn --device toaster", "not available"),
     ("attack --model cnn --checkpoint nowhere.pt", "no checkpoint at nowhere.pt"),
     ("attack --model cnn --checkpoint a\0b", "null character"),
+    ("attack --model cnn --model ramlmp --attack noise --limit 1", "Did you mean 'ramlpm'?"),
     ("attack --checkpoint nowhere.pt", "exactly one --model"),
     ("attack --model ramlpm-imagenet --dataset panda", "no weights"),
     ("attack --model cnn --dataset panda", "reads 1 channel"),
