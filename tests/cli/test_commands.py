@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +16,7 @@ from robustbench_lpm.cli import run
 from robustbench_lpm.cli.options import prepare_machine
 from robustbench_lpm.evaluation.recording import PROGRESS
 from tests.architectures.test_golden_vectors import golden_keys, golden_state
+from tests.processes import interrupted
 
 Capture = pytest.CaptureFixture[str]
 
@@ -189,17 +185,9 @@ def test_train_resume_and_use(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.slow
 def test_ctrl_c_in_a_training_says_how_to_go_on(tmp_path: Path) -> None:
     words = ["train", "cnn", "--seed", "3", "--out", "mine", "--threads", "1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "robustbench_lpm", *words], stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while not (Path("mine") / "log.csv").is_file() or len((Path("mine") / "log.csv").read_text().splitlines()) < 2:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    _, complaint = process.communicate(timeout=60)
-    assert process.returncode == 130
+    log = Path("mine") / "log.csv"
+    status, complaint = interrupted(words, lambda: log.is_file() and len(log.read_text().splitlines()) >= 2)
+    assert status == 130
     assert "lpmbench train cnn --seed 3 --out mine --resume" in complaint
     assert len(complaint.strip().splitlines()) == 1
 
@@ -232,43 +220,20 @@ def test_run_a_suite(tmp_path: Path, capsys: Capture) -> None:
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_half_written_and_the_command_goes_on(tmp_path: Path) -> None:
     """A real process, a real signal; the run ends in the same bytes as one that was left alone."""
-    words = [
-        "attack",
-        "--model",
-        "ramlpm",
-        "--attack",
-        "pgd",
-        "--eps",
-        "0.1",
-        "--limit",
-        "192",
-        "--steps",
-        "2",
-        "--eot",
-        "1",
-        "--gradient-mode",
-        "detached",
-        "--draws",
-        "4",
-        "--threads",
-        "1",
-    ]
-    command = [sys.executable, "-m", "robustbench_lpm", *words]
-    process = subprocess.Popen([*command, "--out", "broken"], stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not list(Path("broken").rglob("block-*.safetensors")):
-        assert process.poll() is None, "it ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    _, complaint = process.communicate(timeout=60)
-    assert process.returncode == 130
+    words = shlex.split(
+        "attack --model ramlpm --attack pgd --eps 0.1 --limit 192 --steps 2 --eot 1 --gradient-mode detached --draws 4 "
+        "--threads 1"
+    )
+    status, complaint = interrupted(
+        [*words, "--out", "broken"], lambda: any(Path("broken").rglob("block-*.safetensors"))
+    )
+    assert status == 130
     assert complaint.strip().startswith("lpmbench: Interrupted")
     assert "Traceback" not in complaint
     assert not list(Path("broken").rglob("record.json"))
     assert list((Path("broken") / PROGRESS).rglob("block-*.safetensors"))
-    subprocess.run([*command, "--out", "broken"], check=True, capture_output=True)
-    subprocess.run([*command, "--out", "straight"], check=True, capture_output=True)
+    for out in ("broken", "straight"):
+        lpmbench(shlex.join([*words, "--out", out]))
     (resumed,), (straight,) = records.read_all(Path("broken")), records.read_all(Path("straight"))
     for name in (records.RECORD, records.OUTCOMES, records.ADVERSARIALS):
         assert (resumed.path or tmp_path).joinpath(name).read_bytes() == (straight.path or tmp_path).joinpath(

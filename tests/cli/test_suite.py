@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import pty
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from benchmarks import kills
 from robustbench_lpm import audits, cards, records
 from robustbench_lpm.cli import run
 from robustbench_lpm.evaluation.matrix import resolve_suite
+from tests.processes import interrupted
 
 Capture = pytest.CaptureFixture[str]
 
@@ -241,22 +240,9 @@ def test_failed_examples_end_a_suite_with_status_1_and_the_rest_goes_on(tmp_path
 @pytest.mark.parametrize("words", [[], ["--workers", "2"]], ids=["here", "on workers"])
 def test_ctrl_c_stops_and_says_how_to_go_on(words: list[str], tmp_path: Path) -> None:
     options = ["--threads", "1", "--out", "my runs", *words]
-    command = [sys.executable, "-m", "robustbench_lpm", "run", "long.toml", *options]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
     started = "manifest.json" if words else "record.json"  # workers have many runs under way before one is done
-    deadline = time.monotonic() + 240
-    try:
-        while not list((tmp_path / "my runs").rglob(started)):
-            assert process.poll() is None, "it ended before it could be interrupted"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        _, complaint = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130
+    status, complaint = interrupted(["run", "long.toml", *options], lambda: any((tmp_path / "my runs").rglob(started)))
+    assert status == 130
     assert "Traceback" not in complaint
     (line,) = [line for line in complaint.splitlines() if line.startswith("lpmbench: ")]
     assert line.startswith("lpmbench: Interrupted: ")
