@@ -22,6 +22,7 @@ AUDITS = "audits"
 SCHEMA_VERSION = 2
 READABLE = (1, 2)  # version 1 had no seal at first
 SEALED_SINCE = 2
+TOLERANCE = 0.01  # one point of accuracy, which an audit takes for no difference
 Verdict = Literal["pass", "fail", "undecided", "not applicable"]
 
 

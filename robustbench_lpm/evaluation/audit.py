@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from robustbench_lpm import audits
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.attacks.spsa import estimate
-from robustbench_lpm.audits import Audit, Check, Verdict
+from robustbench_lpm.audits import TOLERANCE, Audit, Check, Verdict
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.grading import predict
@@ -46,7 +46,6 @@ from robustbench_lpm.records import RunRecord
 from robustbench_lpm.statistics import paired_interval
 from robustbench_lpm.zoo import LoadedModel
 
-TOLERANCE = 0.01  # one point of accuracy
 # What an attack's budget is called in its parameters.
 STEPS, DRAWS, RESTARTS = ("steps", "iterations", "queries"), ("eot", "draws", "votes"), ("restarts", "tries")
 BLACK_BOX = ("square", "transfer")

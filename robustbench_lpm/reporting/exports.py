@@ -30,8 +30,8 @@ EXPLANATION = (
 
 
 def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, Audit] | None = None) -> list[Path]:
-    """Write every export below `out`, each atomically, and take away plots of an older report that show nothing that is
-    in this one; the paths written, HTML last."""
+    """Write every export below `out`, each atomically, and take away plots of an older report; the paths written, HTML
+    last."""
     records, audits = tables.in_order(records), audits or {}
     runs = tables.table(records, audits)
     ranked = tables.ranking(runs)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
-GALLERY_EXAMPLES = 48  # of three pictures each; models take turns, and results/ holds 30 of them
+GALLERY_EXAMPLES = 48  # of three pictures each; models take turns: room for each in results/
 # What the table of runs can be filtered by: the column of `tables.table`, its name, and how its values are written.
 FILTERS: tuple[tuple[str, str, Any], ...] = (
     ("dataset", "Data set", str),

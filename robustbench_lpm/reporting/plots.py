@@ -182,7 +182,7 @@ class Axis:
 
 def left_over(folder: Path, written: Sequence[Path]) -> list[Path]:
     """The plots in a folder that `_figure` made and that are not among those just written; other files are not ours."""
-    others = [path for path in sorted(folder.glob("*.svg")) if path not in set(written)]
+    others = sorted(set(folder.glob("*.svg")).difference(written))
     return [path for path in others if f'aria-labelledby="plot-{path.stem}-title"'.encode() in path.read_bytes()]
 
 

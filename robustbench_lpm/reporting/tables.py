@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from robustbench_lpm.audits import Audit, probes
+from robustbench_lpm.audits import TOLERANCE, Audit, probes
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.records import RunRecord
@@ -52,7 +52,6 @@ WORST_CASE = "worst-case"
 MODEL = ["model", "model_variant"]
 # Of several runs that leave the same accuracy the one that holds up best decides; what was judged goes first.
 VERDICTS = ("pass", "undecided", "fail", "")
-TOLERANCE = 0.01  # of accuracy: what an audit takes for no difference
 NUMBERS = (
     "eps", *RATES, "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses", "seconds",
@@ -325,10 +324,8 @@ def _obstacles(scored: pd.DataFrame, expected: pd.DataFrame) -> list[str]:
 
 def _briefly(absent: set[str], expected: pd.DataFrame) -> list[str]:
     """Labels of attacks, but an attack that was not met at any of its settings by its name alone."""
-    names: dict[str, set[str]] = defaultdict(set)
-    for name, variant in zip(expected["attack"], expected["attack_variant"], strict=True):
-        names[name].add(label(name, variant))
-    whole = {name: labels for name, labels in names.items() if labels <= absent}
+    of_attacks = {str(name): _attack_labels(runs) for name, runs in expected.groupby("attack")}
+    whole = {name: labels for name, labels in of_attacks.items() if labels <= absent}
     return sorted({*whole, *absent.difference(*whole.values())})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,18 @@ from robustbench_lpm.reporting import gazes
 from robustbench_lpm.reporting.gazes import Gaze
 from tests.reporting.conftest import check, make_and_read, make_audit
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed (it is in the extra `dev`)")
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+pytest.importorskip("selenium", reason="selenium is not installed (it is in the extra `dev`)")
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+from tools.browser import show, start
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (BROWSER and DRIVER), reason="Chromium is not installed (Debian: apt-get install chromium chromium-driver)"
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="Chromium is not installed (Debian: apt-get install chromium chromium-driver)",
     ),
 ]
 HOSTILE = "<script>alert(1)</script>"
@@ -36,12 +36,8 @@ PUBLISHED = Path(__file__).parents[2] / "results" / "leaderboard.html"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1280,1000"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    logs = {"browser": "ALL", "performance": "ALL"}
+    driver = start("--window-size=1280,1000", capabilities={"goog:loggingPrefs": logs})
     driver.set_page_load_timeout(60)
     yield driver
     driver.quit()
@@ -81,15 +77,8 @@ class Reader:
         self.driver = driver
         driver.get("about:blank")
         self.logged("browser"), self.logged("performance")
-        size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        features = [
-            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
-            {"name": "prefers-reduced-motion", "value": "reduce"},
-        ]
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
         driver.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
-        driver.get(path.as_uri())
+        show(driver, path, width, 1000, dark=dark)
 
     def logged(self, kind: str) -> list[Any]:
         return self.driver.get_log(kind)
@@ -159,10 +148,12 @@ def test_the_policy_would_stop_a_request(reader):
     """The test above cannot see a request that no visit makes; the policy stands in the way of any."""
     reader.run("new Image().src = 'https://example.org/x.png'; fetch('https://example.org/').catch(() => {});")
     stopped: list[str] = []
-    until = time.monotonic() + 20
-    while len(stopped) < 2 and time.monotonic() < until:
-        stopped += [e["message"] for e in reader.logged("browser") if "violates the following" in e["message"]]
-        time.sleep(0.1)
+
+    def both(_: Any) -> bool:
+        stopped.extend(e["message"] for e in reader.logged("browser") if "violates the following" in e["message"])
+        return len(stopped) >= 2
+
+    WebDriverWait(reader.driver, 20).until(both)
     assert sorted("img-src" in message for message in stopped) == [False, True]
 
 
