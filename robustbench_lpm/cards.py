@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import UnionType
+from types import ModuleType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -430,7 +430,7 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
         if folder not in sys.path:
             sys.path.insert(0, folder)
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(module_name) if own else _import_as_written(module_name)
     except ImportError as error:
         raise LpmbenchError(f"{path}: entry '{entry}' cannot be imported: {error}.") from None
     found = getattr(module, attribute, None)
@@ -440,6 +440,16 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
         public = [name for name, value in offered.items() if not own or value.__module__ == module_name]
         raise LpmbenchError(f"{path}: {unknown('entry', attribute, public)}")
     return found
+
+
+def _import_as_written(name: str) -> ModuleType:
+    """Import a user's module, and leave no compiled copy beside it: one counts as fresh for a second after an edit."""
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.dont_write_bytecode = writes
 
 
 def is_foreign(card: ModelCard | AttackCard | DatasetCard) -> bool:

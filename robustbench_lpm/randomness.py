@@ -7,6 +7,7 @@ the work is split, and so that no two purposes share noise: what an attack has s
 from __future__ import annotations
 
 import hashlib
+import pickle
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -56,3 +57,15 @@ def isolated_globals(seed: int) -> Iterator[None]:
         random.setstate(python_state)
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
+
+
+def states() -> dict[str, bytes]:
+    """The states of the global generators, by whose they are."""
+    found = {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": pickle.dumps(np.random.get_state()),
+        "python": pickle.dumps(random.getstate()),
+    }
+    if torch.cuda.is_available():
+        found["cuda"] = b"".join(state.numpy().tobytes() for state in torch.cuda.get_rng_state_all())
+    return found

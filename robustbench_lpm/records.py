@@ -35,9 +35,10 @@ from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_ima
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 3
-# Version 1 did not say which candidate was chosen for each example; version 2 named no classes and needed no seal.
-READABLE = (1, 2, 3)
+SCHEMA_VERSION = 4
+# Version 1 did not say which candidate was chosen for each example; version 2 named no classes and needed no seal;
+# version 3 kept no hashes of code.
+READABLE = (1, 2, 3, 4)
 SEALED_SINCE = 3
 RECORD, OUTCOMES, ADVERSARIALS, TIMING = (
     "record.json",
@@ -66,6 +67,9 @@ class RunRecord:
     execution: dict[str, Any]  # device type, threads, block and chunk size: the same again gives the same bits
     versions: dict[str, str]
     outcomes: pd.DataFrame
+    code: dict[str, str] = field(
+        default_factory=dict
+    )  # hashes: of the code of model, attack and data set, and of answers
     adversarials: dict[str, NDArray[Any]] = field(default_factory=dict)  # per shape group, see `pictures`
     failures: list[dict[str, Any]] = field(default_factory=list)  # blocks that could not be computed
     notes: list[str] = field(default_factory=list)  # what a reader must know: known defects, warnings
@@ -255,6 +259,7 @@ def write(record: RunRecord, out: Path) -> Path:
                     "configuration": record.configuration,
                     "execution": record.execution,
                     "versions": record.versions,
+                    "code": record.code,
                     "class_names": {str(label): name for label, name in sorted(record.class_names.items())},
                     "artefacts": artefacts,
                     "failures": record.failures,
@@ -351,6 +356,7 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
         execution=content["execution"],
         versions=content["versions"],
         outcomes=outcomes,
+        code=content.get("code", {}),
         adversarials=adversarials,
         failures=content["failures"],
         notes=content["notes"],

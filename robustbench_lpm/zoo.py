@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from robustbench_lpm import cards
 from robustbench_lpm.architectures.classifier import Classifier
-from robustbench_lpm.architectures.precision import lay_out
 from robustbench_lpm.cards import AttackCard, DatasetCard, ModelCard, Weights
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of
@@ -42,6 +41,8 @@ class LoadedModel:
     weights_sha256: str | None
     card: ModelCard | None = None
     arguments: str = ""  # what names it on the command line
+    entry: Callable[..., Any] | None = None  # the code that a card names
+    notes: tuple[str, ...] = ()  # what its user should know of how it was loaded, each a clause
 
 
 def build(card: ModelCard, *, trust: bool = False, **overrides: Any) -> nn.Module:
@@ -108,10 +109,11 @@ def load_model(
         overrides = network.reference_parameters | overrides  # type: ignore[operator]
         network = build(card, trust=trust, **overrides)
     load_state(network, state, source=str(checkpoint or card.path))
-    classifier = lay_out(wrap(network, card).to(device).eval().requires_grad_(False), device)
+    classifier = wrap(network, card).to(device).eval().requires_grad_(False)
     identity = card.identity() | {"weights_sha256": digest, "stochastic": classifier.stochastic}
     identity["parameters"] = identity["parameters"] | overrides
-    return LoadedModel(card.name, classifier, identity, digest, card, arguments)
+    entry = cards.resolve_entry(card, trust=trust)
+    return LoadedModel(card.name, classifier, identity, digest, card, arguments, entry)
 
 
 def wrap(network: nn.Module, card: ModelCard) -> Classifier:

@@ -13,8 +13,8 @@ B: a network that looks at images in glimpses need not copy them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,8 @@ class Classifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    in_place: bool
+    dtype: torch.dtype | None
 
     def __init__(
         self,
@@ -55,8 +57,20 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.working_size = working_size
+        # Found out at admission: whether it writes over the images it is given, and the precision that it reads alone.
+        self.in_place, self.dtype = False, None
         self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
+
+    def around(self, network: nn.Module) -> Classifier:
+        """The same preprocessing before another network."""
+        other = type(self).__new__(type(self))
+        nn.Module.__init__(other)
+        other.network, other.working_size = network, self.working_size
+        other.in_place, other.dtype, other.training = self.in_place, self.dtype, self.training
+        for name in ("mean", "std"):
+            other.register_buffer(name, getattr(self, name), persistent=False)
+        return other
 
     @property
     def stochastic(self) -> bool:
@@ -92,12 +106,12 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
         """Logits (B, K), or (R · B, K) with noise for R runs. Without noise a stochastic network draws its own."""
         if not self.stochastic:
-            return self.network(self.prepare(images))
+            return logits_of(self.network(self.prepare(images)))
         if gradient_mode == "score-function":
             return self.scored(images, noise)[0]
         prepared = self._for_runs(self.prepare(images), noise)
         modes = {"gradient_mode": gradient_mode} if gradient_mode else {}
-        return self.network(prepared, noise, **modes)
+        return logits_of(self.network(prepared, noise, **modes))
 
     def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
         """Everything that a glimpsing network does on the way to its logits, for each of the B · `passes` runs."""
@@ -121,7 +135,25 @@ class Classifier(nn.Module):
         size = self.working_size
         if size is not None and tuple(images.shape[-2:]) != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
-        return (images - self.mean) / self.std if self.mean.numel() else images
+        images = (images - self.mean) / self.std if self.mean.numel() else images
+        images = images.to(self.dtype) if self.dtype is not None else images
+        return images.clone() if self.in_place else images
+
+
+def logits_of(answer: Any) -> Tensor:
+    """The logits in what a network answers with, float32: a tensor, an object with `.logits`, a dictionary with
+    "logits", or the first tensor of a tuple. Raises LpmbenchError for anything else."""
+    if isinstance(answer, Mapping) and "logits" in answer:
+        answer = answer["logits"]
+    elif not isinstance(answer, Tensor) and isinstance(getattr(answer, "logits", None), Tensor):
+        answer = answer.logits
+    elif isinstance(answer, tuple | list):
+        answer = next((part for part in answer if isinstance(part, Tensor)), answer)
+    if not isinstance(answer, Tensor) or answer.is_complex():
+        kind = "complex numbers" if isinstance(answer, Tensor) else f"an object of type {type(answer).__name__}"
+        keys = f" with the keys {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
+        raise LpmbenchError(f"the answer is {kind}{keys}, not logits: a tensor, or something with `logits`, is needed.")
+    return answer.float()
 
 
 class MonteCarlo(Classifier):

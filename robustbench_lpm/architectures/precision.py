@@ -37,9 +37,26 @@ def reduced(classifier: Classifier, example: Tensor, noise: Noise) -> Classifier
 
 def lay_out(classifier: Classifier, device: str) -> Classifier:
     """The same classifier, its weights in the order of memory that the device's kernels prefer."""
-    if torch.device(device).type == "cpu" and torch.backends.mkldnn.is_available():
-        classifier.to(memory_format=torch.channels_last)
+    if torch.device(device).type == "cpu":
+        channels_last(classifier)
     return classifier
+
+
+def channels_last(module: nn.Module) -> dict[Tensor, Tensor]:
+    """Lay the weights of convolutions out channels last, where the processor has kernels for it; what they were."""
+    if not torch.backends.mkldnn.is_available():
+        return {}
+    weights = [weight for weight in (*module.parameters(), *module.buffers()) if weight.dim() == 4]
+    before = {weight: weight.data for weight in weights}
+    for weight in weights:
+        weight.data = weight.data.to(memory_format=torch.channels_last)
+    return before
+
+
+def plain_layout(before: dict[Tensor, Tensor]) -> None:
+    """Take back what `channels_last` did."""
+    for weight, values in before.items():
+        weight.data = values
 
 
 def keep_exact_parts(network: nn.Module) -> None:
@@ -68,6 +85,7 @@ class _Reduced(Classifier):
         nn.Module.__init__(self)
         self.network, self.working_size = network, classifier.working_size
         self.mean, self.std = classifier.mean, classifier.std
+        self.in_place, self.dtype = classifier.in_place, classifier.dtype
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
         with _lower(images):

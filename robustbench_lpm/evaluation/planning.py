@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustbench_lpm import cards
-from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
+from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, MonteCarlo, Noise
 from robustbench_lpm.architectures.precision import PRECISIONS, Precision, reduced
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
 from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.evaluation.admission import IMAGES, Admission, AsItIs, admit
+from robustbench_lpm.evaluation.contents import sha256_of_object
 from robustbench_lpm.evaluation.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_surrogates, with_hidden_randomness_exposed
+from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_surrogates
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS, Norm
 from robustbench_lpm.randomness import generators
@@ -57,6 +59,9 @@ class Plan:
     precision: Precision = "float32"  # of gradients and probes
     memory: float = DEFAULT_MEMORY
     lowered: Classifier | None = None  # the model in that precision, where it is a reduced one
+    labels_fit: bool = False  # whether the user has said that the model's labels are those of the data set
+    notes: tuple[str, ...] = ()  # what a reader of the result must know
+    code: dict[str, str] = field(default_factory=dict)  # hashes of what computes it, see `_code`
 
     @property
     def id(self) -> str:
@@ -136,7 +141,9 @@ class Plan:
             options["--memory"] = f"{self.memory:g}"
         if torch.device(self.device).type != "cpu":
             options["--device"] = self.device
-        words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
+        if self.labels_fit:
+            options["--labels-fit"] = None
+        words = [name if value is None else f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
         words += [f"--noise {shlex.quote(f'{source}={mode}')}" for source, mode in self.noise_control.modes]
         surrogates = [model for plan in (self, *self.members) for model in plan.surrogates]
         words += [
@@ -187,6 +194,7 @@ def make_plan(
     save_adversarials: bool = False,
     precision: str = "float32",
     memory: float = DEFAULT_MEMORY,
+    labels_fit: bool = False,
 ) -> Plan:
     """Check what was asked for and resolve it. Raises LpmbenchError for what cannot be run.
 
@@ -194,11 +202,13 @@ def make_plan(
     noise: who controls which source of it, see `noise_control`.
     precision: of gradients and probes; grading and what decides that an image has fallen are in float32.
     memory: GiB that the maps of one pass may take, about: it bounds the chunk.
+    labels_fit: the labels of model and data set are the same, whatever they are called.
     """
     given = {
         "eps": eps, "norm": norm, "limit": limit, "indices": indices, "mc": mc, "draws": draws,
         "select_draws": select_draws, "gradient_mode": gradient_mode, "noise": noise,
         "target": target, "seed": seed, "device": device, "precision": precision, "memory": memory,
+        "labels_fit": labels_fit,
     }  # fmt: skip
     if norm not in attack.norms:
         known = [known for known in NORMS if known in attack.norms]
@@ -215,7 +225,8 @@ def make_plan(
     chosen = tuple(indices if indices is not None else range(min(limit or len(data), len(data))))
     if not chosen:
         raise LpmbenchError("There are no examples to attack.")
-    model, example, classes = fitted(model, data, chosen, device)
+    model, admission, example = fitted(model, data, chosen, device, labels_fit=labels_fit)
+    classes = admission.classes
     if not attack.applies(model.classifier):
         raise LpmbenchError(f"Attack '{attack.name}' moves fixations; model '{model.name}' has none.")
     stochastic = model.classifier.stochastic
@@ -270,7 +281,7 @@ def make_plan(
         seed=seed,
         classes=classes,
         device=device,
-        chunk=chunk_for(model.classifier, example, memory),
+        chunk=chunk_for(model.classifier, example, memory, gradient=not admission.no_gradient),
         save_adversarials=save_adversarials,
         configuration=configuration,
         requested_draws=draws,
@@ -280,30 +291,63 @@ def make_plan(
         precision="bfloat16" if precision == "bfloat16" else "float32",
         memory=memory,
         lowered=lowered,
+        labels_fit=labels_fit,
+        notes=_notes(model, attack, data, admission, draws if random else 1),
+        code=_code(model, attack, data, admission),
     )
 
 
-def fitted(model: LoadedModel, data: Data, indices: Sequence[int], device: str) -> tuple[LoadedModel, Tensor, int]:
-    """A model on a device, its hidden randomness exposed; the first of the images, (1, C, H, W); and its classes.
+def fitted(
+    model: LoadedModel, data: Data, indices: Sequence[int], device: str, *, labels_fit: bool = False
+) -> tuple[LoadedModel, Admission, Tensor]:
+    """A model, admitted to the images on a device; what was found; and the first of the images, (1, C, H, W).
 
-    Raises LpmbenchError for a model that cannot read the images, or does not know all of their labels.
+    Raises LpmbenchError for a model that is not admitted, or that does not answer in the data set's labels.
     """
-    example = data.read(indices[:1]).images[0][None].to(device)
-    if model.card is not None and example.shape[1] != model.card.input.channels:
+    card, known = model.card, data.identity.get("labels")
+    if card is not None and known is not None and card.labels != known and not labels_fit:
         raise LpmbenchError(
-            f"Model '{model.name}' reads {model.card.input.channels} channel(s); '{data.name}' has {example.shape[1]}."
+            f"Model '{model.name}' predicts the labels '{card.labels}', data set '{data.name}' has the labels "
+            f"'{known}'. If they are the same classes in the same order, say so with --labels-fit (labels_fit=True)."
         )
-    model.classifier.to(device).eval()
-    try:
-        model = with_hidden_randomness_exposed(model, example)
-        classes = _count_classes(model.classifier, example)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise LpmbenchError(f"Model '{model.name}' cannot read images {tuple(example.shape[1:])}: {reason}") from error
+    images = data.read(indices[:IMAGES]).images
+    alike = torch.stack([image for image in images if image.shape == images[0].shape])
+    if card is not None and alike.shape[1] != card.input.channels:
+        raise LpmbenchError(
+            f"Model '{model.name}' reads {card.input.channels} channel(s); '{data.name}' has {alike.shape[1]}."
+        )
+    model, admission = admit(model, alike, device)
+    classes = admission.classes
+    if card is not None and card.classes != classes:
+        raise LpmbenchError(f"{card.path}: classes = {card.classes}, but the model answers with {classes} logits.")
+    if data.class_count is not None and data.class_count != classes and not labels_fit:
+        raise LpmbenchError(
+            f"Model '{model.name}' answers with {classes} logits, but '{data.name}' has {data.class_count} classes. If "
+            "its first classes are those of the data set, say so with --labels-fit (labels_fit=True)."
+        )
     labels = data.labels[list(indices)]
     if labels.min() < 0 or labels.max() >= classes:
-        raise LpmbenchError(f"Label {labels.max()} is out of range: model '{model.name}' knows {classes} classes.")
-    return model, example, classes
+        worst = labels.min() if labels.min() < 0 else labels.max()
+        raise LpmbenchError(f"Label {worst} is out of range: model '{model.name}' knows {classes} classes, from 0.")
+    return model, admission, alike[:1].to(device)
+
+
+def _notes(model: LoadedModel, attack: Attack, data: Data, admission: Admission, draws: int) -> tuple[str, ...]:
+    """What a reader of the result must know."""
+    notes = [attack.known_defects, *model.notes, *admission.notes, *data.notes]
+    if isinstance(model.classifier.network, GloballyRandom):
+        notes.append(f"stochastic: {draws} draws of its own noise, from {' and '.join(admission.sources)}")
+    return tuple(dict.fromkeys(note for note in notes if note))
+
+
+def _code(model: LoadedModel, attack: Attack, data: Data, admission: Admission) -> dict[str, str]:
+    """Hashes of the code of model, attack and data set, and what the model says of fixed images: see `contents`."""
+    return {
+        "model": sha256_of_object(model.entry),
+        "answers": admission.answers,
+        "attack": sha256_of_object([part.function for part in (attack, *attack.members)]),
+        "dataset": sha256_of_object(data.entry),
+    }
 
 
 def vary(plan: Plan, **changes: Any) -> Plan:
@@ -313,7 +357,7 @@ def vary(plan: Plan, **changes: Any) -> Plan:
         "indices": plan.indices, "mc": plan.mc, "draws": plan.requested_draws, "select_draws": plan.requested_selection,
         "gradient_mode": plan.gradient_mode, "noise": [f"{source}={mode}" for source, mode in plan.noise_control.modes],
         "target": plan.target, "seed": plan.seed, "device": plan.device, "save_adversarials": plan.save_adversarials,
-        "precision": plan.precision, "memory": plan.memory,
+        "precision": plan.precision, "memory": plan.memory, "labels_fit": plan.labels_fit,
     } | changes  # fmt: skip
     if not given["attack"].members and given["attack"].knowledge != "white-box":
         given["gradient_mode"] = None
@@ -339,8 +383,10 @@ def default_chunk(height: int, width: int) -> int:
     return max(8, min(64, 1 << (fitting.bit_length() - 1)))
 
 
-def chunk_for(classifier: Classifier, example: Tensor, memory: float) -> int:
+def chunk_for(classifier: Classifier, example: Tensor, memory: float, *, gradient: bool = True) -> int:
     """The default chunk, or as many images as remember no more than `memory` GiB for their way back."""
+    if not gradient:
+        return default_chunk(*example.shape[-2:])
     remembered: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -357,20 +403,14 @@ def chunk_for(classifier: Classifier, example: Tensor, memory: float) -> int:
 
 
 def _lowered(model: LoadedModel, example: Tensor) -> Classifier:
+    if isinstance(model.classifier.network, AsItIs):
+        raise LpmbenchError(f"Model '{model.name}' cannot be copied, so it runs in float32 alone; leave out precision.")
     return reduced(model.classifier, example, _noise_for(model.classifier, example))
 
 
 def _noise_for(classifier: Classifier, example: Tensor) -> Noise:
     noise = classifier.sample_noise(1, generators(0, [0], "clean"))
     return {source: values.to(example.device) for source, values in noise.items()}
-
-
-@torch.inference_mode()
-def _count_classes(classifier: Classifier, example: torch.Tensor) -> int:
-    logits = classifier(example, _noise_for(classifier, example))
-    if logits.dim() != 2 or len(logits) != 1:
-        raise LpmbenchError(f"The model answers one image with shape {tuple(logits.shape)}, not with logits (1, K).")
-    return logits.shape[1]
 
 
 def _resolve_mode(model: LoadedModel, attack: Attack, mode: str | None) -> str | None:

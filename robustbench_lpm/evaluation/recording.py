@@ -26,14 +26,14 @@ def to_nobody(_: str) -> None: ...
 def empty_record(plan: Plan) -> RunRecord:
     import pandas as pd
 
-    notes = [plan.attack.known_defects] if plan.attack.known_defects else []
     return RunRecord(
         configuration=plan.configuration,
         command=plan.command(),
         execution=execution(plan),
         versions=versions(),
         outcomes=pd.DataFrame(),
-        notes=notes,
+        code=plan.code,
+        notes=list(plan.notes),
     )
 
 
@@ -121,11 +121,18 @@ def _lying(plan: Plan, out: Path, tell: Tell = to_nobody) -> RunRecord | None:
         return None
     if record.id != expected.id:
         return None
-    made, wanted = ({**one.execution, "versions": one.versions} for one in (record, expected))
+    made, wanted = map(_made_with, (record, expected))
     if made != wanted:
         tell(f"run again, for what lies there was made with other {differences(made, wanted)}")
         return None
     return record if keeps_enough(record, plan) else None
+
+
+def _made_with(record: RunRecord) -> dict[str, Any]:
+    """What decides the bits of a record beyond its configuration, by the names in which a difference is told."""
+    names = {"answers": "answers of the model"}
+    code = {names.get(part, f"code of the {part}"): digest for part, digest in record.code.items()}
+    return {**record.execution, "versions": record.versions, **code}
 
 
 def keeps_enough(record: RunRecord, plan: Plan) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.errors import LpmbenchError
@@ -16,7 +17,7 @@ from robustbench_lpm.evaluation.attacking import Made, Progress, Silent, stored
 from robustbench_lpm.evaluation.blocks import Block, BlockStore
 from robustbench_lpm.evaluation.computing import compute
 from robustbench_lpm.evaluation.journal import Journal
-from robustbench_lpm.evaluation.machine import code_sha256, sources_sha256
+from robustbench_lpm.evaluation.machine import code_sha256
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.recording import PROGRESS, Tell, empty_record, fill, finished_run, to_nobody, write_down
 from robustbench_lpm.evaluation.tasks import (
@@ -63,8 +64,8 @@ def evaluate(
 
     Args:
         model: a registered name, a path to a card, or any module from images (B, C, H, W) in [0, 1] to logits (B, K).
-            It is evaluated in eval mode and left as it was. A stochastic module offers `sample_noise`; one that draws
-            from torch's global generator is found out and seeded.
+            A copy of it is evaluated, in eval mode. A stochastic module offers `sample_noise`; one that draws from the
+            global generators is found out and seeded.
         attack: a registered name, a path to a card, or a function with the signature of `attacks.pgd.pgd`. The name
             "worst-case" takes, for each image, the strongest of the attacks on its card.
         dataset: a registered name, a path to a card, or a pair (images, labels).
@@ -95,7 +96,7 @@ def evaluate(
         "device": device, "parameters": parameters, "save_adversarials": save_adversarials, "precision": precision,
         "memory": memory, "trust": trust,
     }  # fmt: skip
-    with left_as_it_was(model):
+    with torch.inference_mode(False), torch.enable_grad():
         return run(prepare(model, attack, dataset, **options), Path(out) if out is not None else None)
 
 
@@ -120,27 +121,6 @@ def prepare(
     loaded = resolve_model(model, trust=trust, device=device)
     chosen = resolve_attack(attack, parameters=parameters, surrogates=surrogates, trust=trust)
     return make_plan(loaded, chosen, source, device=device, **options)
-
-
-@contextmanager
-def left_as_it_was(model: object) -> Iterator[None]:
-    """Freeze a user's module and put it in eval mode; afterwards every part is as it was."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    modes = {module: module.training for module in model.modules()}
-    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    plain = [parameter for parameter in wanted if parameter.is_contiguous()]
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for parameter, requires_grad in wanted.items():
-            parameter.requires_grad_(requires_grad)
-        for parameter in plain:  # the order of memory that passes like best was ours
-            parameter.data = parameter.data.contiguous()
 
 
 def run(
@@ -218,8 +198,7 @@ def _manifest(plan: Plan, record: RunRecord, made: Mapping[str, Made]) -> dict[s
         "stored": stored(plan),
         "code": {
             "package": code_sha256(),
-            "attack": sources_sha256([plan.attack.function]),
-            "model": sources_sha256([type(plan.model.classifier.network)]),
+            **plan.code,
         },
     }
     if plan.surrogates:

@@ -176,17 +176,11 @@ def resolved(study: Study, limit: int | None) -> dict[str, Any]:
     indices = range(images)
     models, chunks, classes = [], [], set()
     for model in study.models:
-        known = study.data.identity.get("labels")
-        if model.card is not None and model.card.labels != known:
-            raise LpmbenchError(
-                f"Model '{model.name}' predicts the labels '{model.card.labels}', data set '{study.data.name}' has the "
-                f"labels '{known}'; name another with --dataset."
-            )
-        model, example, number = fitted(model, study.data, indices, study.device)
+        model, admission, example = fitted(model, study.data, indices, study.device)
         wider = WIDER if torch.device(study.device).type == "cuda" else 1
         models.append(model)
         chunks.append(wider * default_chunk(*example.shape[-2:]))
-        classes.add(number)
+        classes.add(admission.classes)
     stochastic = any(model.classifier.stochastic for model in models)
     return {
         "models": tuple(models),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -11,21 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustbench_lpm import cards, zoo
-from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom
-from robustbench_lpm.architectures.precision import lay_out
+from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.cards import AttackCard, ModelCard
 from robustbench_lpm.datasets.examples import Examples, read_examples
 from robustbench_lpm.datasets.preprocessing import parse_size
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.admission import handed_over
 from robustbench_lpm.hashing import sha256_of_image, sha256_of_value
 from robustbench_lpm.norms import NORMS
-from robustbench_lpm.randomness import isolated_globals
 from robustbench_lpm.zoo import LoadedModel
 
 DRAWS = {"eot", "draws", "votes"}  # what attacks call the draws of noise that they average over or let vote
@@ -79,6 +76,9 @@ class Data:
     fingerprint: Callable[[int], str] = field(repr=False)
     arguments: str = ""  # what names it on the command line
     foreign: bool = False  # whether its code is from outside this package
+    notes: tuple[str, ...] = ()  # what a reader must be told of its labels and sizes, a line each
+    class_count: int | None = None  # how many classes it has, where that is known
+    entry: Callable[..., Any] | None = None  # the code that a card names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,7 +117,16 @@ def resolve_data(
     if data is not None:
         arguments += " --data DIR"  # where the data lie differs from reader to reader
     return Data(
-        card.name, identity, images.labels, images.classes, read, images.fingerprint, arguments, cards.is_foreign(card)
+        card.name,
+        identity,
+        images.labels,
+        images.classes,
+        read,
+        images.fingerprint,
+        arguments,
+        cards.is_foreign(card),
+        class_count=card.classes or len(images.classes) or None,
+        entry=cards.resolve_entry(card, trust=trust),
     )
 
 
@@ -269,8 +278,6 @@ def resolve_surrogates(
     """
     if wanted != "registered":
         found = [resolve_model(model, device=device) for model in wanted]
-        for model in found:
-            model.classifier.to(device).eval()
         return tuple(found)
     found = []
     for card in map(cards.model, cards.names("model")):
@@ -294,59 +301,19 @@ def _same_network(first: ModelCard, second: ModelCard) -> bool:
 
 
 def resolve_model(
-    model: str | nn.Module | LoadedModel,
+    model: str | Path | Callable[..., Any] | LoadedModel,
     *,
     checkpoint: Path | None = None,
     trust: bool = False,
     device: str = "cpu",
     name: str | None = None,
 ) -> LoadedModel:
-    """A registered model, one from a card file, or any module from images in [0, 1] to logits."""
+    """A registered model, one from a card file, or any module or function from images in [0, 1] to logits.
+
+    Of a module a copy is taken: the caller's own is never touched.
+    """
     if isinstance(model, LoadedModel):
         return model
-    if isinstance(model, str):
-        return zoo.load_model(model, checkpoint=checkpoint, trust=trust, device=device)
-    digest = _sha256_of_state(model)
-    classifier = lay_out((model if isinstance(model, Classifier) else Classifier(model)).to(device), device)
-    kind = type(model.network if isinstance(model, Classifier) else model)
-    called = name or kind.__name__
-    identity = {
-        "name": called,
-        "entry": f"{kind.__module__}:{kind.__qualname__}",
-        "weights_sha256": digest,
-        "stochastic": classifier.stochastic,
-    }
-    return LoadedModel(called, classifier, identity, digest)
-
-
-def _sha256_of_state(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    # Plain settings (a width, a switch, a sigma) decide outputs as much as weights do, and stand in no state dict.
-    for name, module in sorted(model.named_modules()):
-        settings = {key: value for key, value in vars(module).items() if isinstance(value, bool | int | float | str)}
-        settings.pop("training", None)
-        digest.update(f"{name}{type(module).__qualname__}{sorted(settings.items())}".encode())
-    return digest.hexdigest()
-
-
-@torch.inference_mode()
-def with_hidden_randomness_exposed(model: LoadedModel, images: Tensor) -> LoadedModel:
-    """The model, its randomness made an argument if it secretly draws from the global generators.
-
-    A model that says nothing of noise but answers differently under two seeds is stochastic all the same.
-    """
-    if model.classifier.stochastic:
-        return model
-    answers = []
-    for seed in (1, 2):
-        with isolated_globals(seed):
-            answers.append(model.classifier(images))
-    if torch.equal(*answers):
-        return model
-    plain = model.classifier
-    classifier = Classifier(GloballyRandom(plain.network), working_size=plain.working_size)
-    classifier.mean, classifier.std = plain.mean, plain.std
-    return replace(model, classifier=classifier, identity=model.identity | {"stochastic": True})
+    if isinstance(model, str | Path):
+        return zoo.load_model(str(model), checkpoint=checkpoint, trust=trust, device=device)
+    return handed_over(model, name)

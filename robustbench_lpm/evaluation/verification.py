@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from robustbench_lpm import cards, records, zoo
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.admission import admit
 from robustbench_lpm.evaluation.grading import predict
 from robustbench_lpm.evaluation.machine import versions
 from robustbench_lpm.evaluation.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.evaluation.tasks import with_hidden_randomness_exposed
 from robustbench_lpm.records import Picture, RunRecord
 from robustbench_lpm.zoo import LoadedModel
 
@@ -109,7 +109,7 @@ def _repeat(record: RunRecord, model: LoadedModel, device: str) -> list[Finding]
     if not pictures:
         return [Finding("predictions repeat", "not checked", "no images are stored")]
     first = torch.from_numpy(pictures[0].clean)[None].to(device)
-    exposed = with_hidden_randomness_exposed(model, first)
+    exposed, _ = admit(model, first, device)
     runs = record.mc
     classifier = MonteCarlo(exposed.classifier, runs) if runs > 1 else exposed.classifier
     modes = record.configuration["evaluation"].get("noise", [])

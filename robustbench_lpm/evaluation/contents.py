@@ -1,0 +1,249 @@
+"""What decides an object's answers: its tensors, its settings, its code, and whatever else it holds or closes over.
+
+A module's state dict is a part of that. Plain tensors and arrays, modules in lists, numbers in attributes, variables
+that a function closes over and globals that it names decide answers as much, and stand in no state dict.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import random
+import site
+import sys
+import sysconfig
+import types
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Children = list[tuple[str, Any]]
+# Attributes of every module that do not decide what it answers.
+_BOOKKEEPING = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_VALUES = (
+    type(None), bool, int, float, complex, str, bytes, Path, np.generic, range, slice, types.EllipsisType,
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
+_MOST = 100_000  # objects that are looked into: one that holds more, such as a whole trainer, is told by its first ones
+GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something within an object. path: how Python reaches it, such as `.layers[0].weight`; () closes over."""
+
+    path: str
+    value: Any
+    token: bytes  # all of it that is not in its own parts
+
+
+def parts(thing: object, *, numbers: bool = True) -> Iterator[Part]:
+    """An object and everything that it holds, each once, in an order that depends on nothing but the object.
+
+    numbers: whether the tokens of tensors hold their numbers, which takes time.
+    """
+    seen: dict[int, tuple[int, object]] = {}  # the objects are kept, so that no address is used twice
+    waiting: list[tuple[str, object]] = [("", thing)]
+    while waiting and len(seen) < _MOST:
+        path, value = waiting.pop()
+        if not isinstance(value, _VALUES):
+            if id(value) in seen:
+                yield Part(path, None, f"again {seen[id(value)][0]}".encode())
+                continue
+            seen[id(value)] = len(seen), value
+        token, children = (b"tensor", []) if isinstance(value, Tensor) and not numbers else _opened(value)
+        yield Part(path, value, token)
+        waiting += [(path + name, child) for name, child in reversed(children)]
+
+
+def sha256_of_object(thing: object) -> str:
+    """A hash of everything that decides an object's answers, as far as Python can see it."""
+    digest = hashlib.sha256()
+    for part in parts(thing):
+        digest.update(f"{part.path}\x1f{len(part.token)}\x1f".encode() + part.token)
+    return digest.hexdigest()
+
+
+def _opened(value: Any) -> tuple[bytes, Children]:
+    """An object's own content, and what is to be looked into next."""
+    if isinstance(value, _VALUES):
+        return f"{type(value).__name__} {value!r}".encode(), []
+    if isinstance(value, Tensor):
+        return _tensor(value), []
+    if isinstance(value, np.ndarray):
+        return _array(value)
+    if isinstance(value, GENERATORS):
+        return _name(type(value)), []  # its state changes as it is used
+    if isinstance(value, Mapping):
+        keys = [(f"[key {number}]", key) for number, key in enumerate(value)]
+        named = [repr(key) if isinstance(key, str | int) else f"key {number}" for number, key in enumerate(value)]
+        return b"mapping", [*keys, *((f"[{name}]", part) for name, part in zip(named, value.values(), strict=True))]
+    if isinstance(value, list | tuple | deque):
+        return _name(type(value)), [(f"[{number}]", part) for number, part in enumerate(value)]
+    if isinstance(value, set | frozenset):
+        return f"set {sorted(map(repr, value))}".encode(), []
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__qualname__}.{value.name}".encode(), []
+    if isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        return _scripted(value)
+    if isinstance(value, nn.Module):
+        return _module(value)
+    return _code(value) or _instance(value)
+
+
+def _tensor(tensor: Tensor) -> bytes:
+    head = f"tensor {tuple(tensor.shape) if not _lazy(tensor) else 'without weights'} {tensor.dtype} ".encode()
+    try:
+        if _lazy(tensor) or tensor.is_meta:
+            return head
+        plain = tensor.detach()
+        plain = plain.dequantize() if plain.is_quantized else plain
+        plain = plain.to_dense() if plain.layout is not torch.strided else plain
+        return head + plain.resolve_conj().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    except (RuntimeError, NotImplementedError, TypeError):  # a kind of tensor that does not show its numbers
+        return head
+
+
+def _lazy(tensor: Tensor) -> bool:
+    return bool(nn.parameter.is_lazy(tensor))
+
+
+def _array(array: np.ndarray) -> tuple[bytes, Children]:
+    head = f"array {array.shape} {array.dtype} ".encode()
+    if array.dtype.hasobject:
+        return head, [(f"[{number}]", part) for number, part in enumerate(array.ravel().tolist())]
+    return head + np.ascontiguousarray(array).tobytes(), []
+
+
+def _module(module: nn.Module) -> tuple[bytes, Children]:
+    held = {name: part for name, part in vars(module).items() if name not in _BOOKKEEPING}
+    tables = [held.pop(name, {}) for name in ("_parameters", "_buffers", "_modules")]
+    children: Children = [("", type(module))]
+    children += [(f".{name}", part) for table in tables for name, part in table.items()]
+    children += [(f".{name}", part) for name, part in sorted(held.items())]
+    for kind in _HOOKS:  # they are kept under numbers that count up all through a process
+        hooks = vars(module).get(kind) or {}
+        children += [(f".{kind}[{number}]", hook) for number, hook in enumerate(hooks.values())]
+    return b"module", children
+
+
+def _scripted(thing: Any) -> tuple[bytes, Children]:
+    """What torch.jit has compiled: its graph, and of a module its tensors."""
+    graph = getattr(thing, "inlined_graph", None)
+    tensors = thing.state_dict() if isinstance(thing, nn.Module) else {}
+    return f"scripted {graph}".encode(), [(f".{name}", value) for name, value in tensors.items()]
+
+
+def _code(value: Any) -> tuple[bytes, Children] | None:
+    """Functions, methods and classes; those of libraries by their names and versions, others by what they say."""
+    if isinstance(value, types.MethodType):
+        return b"method", [(".__func__", value.__func__), (".__self__", value.__self__)]
+    if isinstance(value, functools.partial):
+        return b"partial", [(".func", value.func), (".args", value.args), (".keywords", value.keywords)]
+    if isinstance(value, staticmethod | classmethod):
+        return _name(type(value)), [("", value.__func__)]
+    if isinstance(value, property):
+        return b"property", [(".fget", value.fget)]
+    if isinstance(value, types.FunctionType):
+        return _function(value)
+    if isinstance(value, type):
+        if _of_library(getattr(sys.modules.get(value.__module__), "__file__", None), value.__module__):
+            return _name(value), []
+        written = [name for name in vars(value) if name not in ("__dict__", "__weakref__", "__doc__", "__module__")]
+        inherited = [(f".__bases__[{number}]", base) for number, base in enumerate(value.__bases__)]
+        unsettled = ("__firstlineno__", "__static_attributes__", "__annotations__", "__abstractmethods__", "_abc_impl")
+        own = [(f".{name}", vars(value)[name]) for name in sorted(written) if name not in unsettled]
+        return value.__qualname__.encode(), inherited + own
+    if isinstance(value, types.BuiltinFunctionType | types.ModuleType | types.CodeType):
+        return _name(value) if not isinstance(value, types.CodeType) else _words(value), []
+    return None
+
+
+def _function(function: types.FunctionType) -> tuple[bytes, Children]:
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    children = [(f".({name})", cell.cell_contents) for name, cell in cells if _filled(cell)]
+    if wrapped := getattr(function, "__wrapped__", None):
+        children.append((".__wrapped__", wrapped))
+    if _of_library(function.__code__.co_filename, function.__module__):
+        return _name(function), children
+    children += [(".__defaults__", function.__defaults__), (".__kwdefaults__", function.__kwdefaults__)]
+    names = _names(function.__code__)
+    for name in sorted(names & function.__globals__.keys()):
+        found = function.__globals__[name]
+        if isinstance(found, types.ModuleType):
+            if not _of_library(getattr(found, "__file__", None), found.__name__):
+                children += [(f".{name}.{n}", vars(found)[n]) for n in sorted(names & vars(found).keys())]
+        else:
+            children.append((f".{name}", found))
+    return _words(function.__code__), children
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018 (asking is what fails)
+    except ValueError:
+        return False
+    return True
+
+
+def _words(code: types.CodeType) -> bytes:
+    """What a function does, whatever its lines and comments are."""
+    constants = [
+        _words(constant) if isinstance(constant, types.CodeType) else
+        sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
+        for constant in code.co_consts
+    ]  # fmt: skip
+    return code.co_code + repr((code.co_names, code.co_varnames, code.co_freevars, constants)).encode()
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names that a function, and those within it, look up in globals, or as attributes."""
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _instance(value: Any) -> tuple[bytes, Children]:
+    """Any other object: its class and its attributes."""
+    held: dict[str, Any] = dict(getattr(value, "__dict__", {}))
+    for base in type(value).__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name) and name not in ("__dict__", "__weakref__"):
+                held[name] = getattr(value, name)
+    if isinstance(value, torch.ScriptObject):  # the weights of a quantised layer are kept in one
+        try:
+            held["state"] = value.__getstate__()
+        except (RuntimeError, TypeError, AttributeError):
+            held = {}
+    return b"object", [("", type(value)), *((f".{name}", part) for name, part in sorted(held.items()))]
+
+
+def _name(thing: Any) -> bytes:
+    module = getattr(thing, "__module__", None) or getattr(thing, "__name__", "")
+    name = getattr(thing, "__qualname__", type(thing).__qualname__)
+    version = getattr(sys.modules.get(str(module).split(".")[0]), "__version__", "")
+    return f"{module}.{name} {version}".encode()
+
+
+@cache
+def _of_library(file: str | None, module: str | None) -> bool:
+    """Whether code comes with Python or an installed package, whose version says what it does."""
+    if file is None or file.startswith("<frozen"):
+        return (module or "").split(".")[0] in {*sys.builtin_module_names, *sys.stdlib_module_names}
+    return Path(file).is_absolute() and any(Path(file).is_relative_to(folder) for folder in _library_folders())
+
+
+@cache
+def _library_folders() -> tuple[Path, ...]:
+    paths = sysconfig.get_paths()
+    folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")} | {site.getusersitepackages()}
+    return tuple(Path(folder) for folder in sorted(folders))
