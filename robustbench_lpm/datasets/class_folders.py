@@ -54,7 +54,7 @@ def read_class_index(
 ) -> tuple[dict[str, int], tuple[str, ...]]:
     """The label of each of these class folders, as an index in either of INDEX_FORMS says; and the names by label.
 
-    It may name folders that are not there. A label that it gives to none is named by its number.
+    It may name folders that are not there. A label that it gives to no name is called by its number, as in "class 2".
     Raises LpmbenchError unless every folder has a label of its own from 0 to count - 1.
     """
     found: dict[str, tuple[Any, str]] = {}
