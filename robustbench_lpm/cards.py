@@ -174,6 +174,7 @@ class DatasetCard(Card):
     classes: int | None = None  # None: read from the folder
     channels: Literal[1, 3]
     size: str = "original"  # the default of --size
+    keep_shared_size: bool = False  # whether that default is "original" where all images share one size
     crop: float = Field(default=1.0, gt=0, le=1)  # share of the resized image that the centre crop keeps
     eps: dict[Literal["linf", "l2"], str] = {"linf": "2/255", "l2": "0.5"}  # the default of --eps, by norm
     needs: str = ""  # what a user must bring; empty when the data come along

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from robustbench_lpm.datasets.images import EXTENSIONS, ImageSet, from_files
 from robustbench_lpm.errors import LpmbenchError
 
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+INDEX_FILE = "class_index.json"
+INDEX_FORMS = '{"n01440764": 0, ...} or {"0": ["n01440764", "tench"], ...}'
+MOST_CLASSES = 1_000_000  # a label beyond it is a typing error, and would ask for as many names
 
 
 def subfolders(root: Path) -> list[Path]:
@@ -37,19 +44,116 @@ def split_folders(root: Path) -> dict[str, Path]:
     }
 
 
-def read_class_folders(root: Path, label_of: Mapping[str, int], classes: Sequence[str]) -> ImageSet:
+def find_class_index(*folders: Path) -> Path | None:
+    """The class_index.json in the first of these folders that has one."""
+    return next((folder / INDEX_FILE for folder in folders if (folder / INDEX_FILE).is_file()), None)
+
+
+def read_class_index(
+    path: Path, folders: Iterable[str], count: int = MOST_CLASSES
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The label of each of these class folders, as an index in either of INDEX_FORMS says; and the names by label.
+
+    It may name folders that are not there. A label that it gives to no name is called by its number, as in "class 2".
+    Raises LpmbenchError unless every folder has a label of its own from 0 to count - 1.
+    """
+    found: dict[str, tuple[Any, str]] = {}
+    for folder, label, name in _entries(path):
+        if folder in found:
+            raise LpmbenchError(f"{path} names class folder '{folder}' twice; keep one of its labels.")
+        found[folder] = label, name
+    label_of: dict[str, int] = {}
+    names = {label: name for label, name in found.values() if type(label) is int and 0 <= label < count}
+    folder_of: dict[int, str] = {}
+    for folder in folders:
+        label, name = found.get(folder, (None, ""))
+        if type(label) is not int or not 0 <= label < count:  # a bool is no label
+            instead = f", not {json.dumps(label)[:80]}" if folder in found else ""
+            raise LpmbenchError(f"{path}: class folder '{folder}' needs a label from 0 to {count - 1}{instead}.")
+        if label in folder_of:
+            both = f"'{folder_of[label]}' and '{folder}'"
+            raise LpmbenchError(f"{path} gives the same label to two class folders: {label} to {both}.")
+        label_of[folder], folder_of[label], names[label] = label, folder, name
+    return label_of, tuple(names.get(label, f"class {label}") for label in range(max(names) + 1))
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Any, str]]:
+    """Folder, label and class name of each entry; one by label, as Keras spreads it, is turned round."""
+    try:
+        index = json.loads(path.read_bytes(), object_pairs_hook=lambda pairs: _object(path, pairs))
+    except OSError as error:
+        raise LpmbenchError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
+        raise LpmbenchError(f"{path} cannot be read as JSON: {error}.") from None
+    if not isinstance(index, dict):
+        raise LpmbenchError(f"{path} must look like {INDEX_FORMS}.")
+    for key, value in index.items():
+        if re.fullmatch(r"[0-9]{1,9}", key) and isinstance(value, list) and value and isinstance(value[0], str):
+            yield value[0], int(key), value[1] if len(value) > 1 and isinstance(value[1], str) else value[0]
+        else:
+            yield key, value, key
+
+
+def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which of two equal keys the last would win without a word."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise LpmbenchError(f"{path} names '{twice}' twice; keep one of the two.")
+    return dict(pairs)
+
+
+def text_order_note(names: Sequence[str]) -> str:
+    """What to tell of classes that are labelled in the text order of their names; "" where no label can surprise.
+
+    A label can surprise where names are numbers but not their own labels, and where text order is not that of the
+    numbers in the names: "class10" comes before "class2".
+    """
+    numbers = all(re.fullmatch("[0-9]+", name) for name in names)
+    expected = [int(name) for name in names] if numbers else _places(sorted(names, key=_by_numbers), names)
+    moved = [label for label, meant in enumerate(expected) if label != meant][:3]
+    if not moved:
+        return ""
+    labels = ", ".join(f"'{names[label]}' is label {label}" for label in moved)
+    return (
+        f"class folders are labelled in the text order of their names: {labels}{', ...' * (len(moved) == 3)}; "
+        f'to say otherwise, put the label of each into DIR/{INDEX_FILE}: {{"{names[moved[0]]}": LABEL, ...}}'
+    )
+
+
+def _by_numbers(name: str) -> list[tuple[int, str]]:
+    """A key that sorts by the numbers in a name: class2 before class10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _places(order: Sequence[str], names: Sequence[str]) -> list[int]:
+    place_of = {name: place for place, name in enumerate(order)}
+    return [place_of[name] for name in names]
+
+
+def read_class_folders(
+    root: Path, label_of: Mapping[str, int], classes: Sequence[str], notes: Sequence[str] = ()
+) -> ImageSet:
     """The images in the class folders of `root`, sorted by the sha256 of their path relative to it.
 
-    That order is the same on every disk, and every prefix of it is a fair mix of the classes.
-    Raises LpmbenchError naming an empty class folder, or a file that is no image by its name.
+    That order is the same on every disk, and every prefix of it is a fair mix of the classes. A class folder without
+    images keeps its label, and a note says so. Raises LpmbenchError where all are empty, and naming a file that is no
+    image by its name.
     """
-    listed = [
-        (sha256(os.fsencode(path.relative_to(root).as_posix())).digest(), path, label_of[folder.name])
-        for folder in class_folders(root)
-        for path in _image_files(folder)
-    ]
-    listed.sort(key=lambda entry: entry[0])
-    return from_files([path for _, path, _ in listed], [label for _, _, label in listed], classes)
+    files = {folder.name: _image_files(folder) for folder in class_folders(root)}
+    empty = [f"'{name}' (label {label_of[name]})" for name, found in files.items() if not found]
+    if len(empty) == len(files):
+        raise LpmbenchError(f"The class folders in {root} hold no images, such as {root / min(files) / 'photo.jpg'}.")
+    if empty:
+        listed = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
+        notes = [*notes, f"class folders without images keep their labels: {listed}"]
+    pinned = sorted(
+        (sha256(os.fsencode(path.relative_to(root).as_posix())).digest(), path, label_of[name])
+        for name, found in files.items()
+        for path in found
+    )
+    images = from_files([path for _, path, _ in pinned], [label for _, _, label in pinned], classes)
+    return replace(images, notes=tuple(notes))
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -61,6 +165,4 @@ def _image_files(folder: Path) -> list[Path]:
         if path.suffix.lower() not in EXTENSIONS:
             raise LpmbenchError(f"{path} is not an image by its name; move it out of the class folder.")
         found.append(path)
-    if not found:
-        raise LpmbenchError(f"Class folder {folder} holds no images; fill or remove it.")
     return found

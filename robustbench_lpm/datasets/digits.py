@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustbench_lpm.datasets.images import ImageSet, from_arrays
+from robustbench_lpm.datasets.images import ImageSet, Reader, from_arrays
 from robustbench_lpm.datasets.splits import check_split
 
 COUNT, BRIGHTEST, SIZE = 1797, 16, 32
@@ -34,7 +34,7 @@ def digits(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     pixels = np.round(found.images * 255 / BRIGHTEST).astype(np.uint8)
     small = from_arrays(pixels, found.target, "0123456789").subset(pinned_order()[PARTS[split]])
     # the fingerprint stays that of the 8 x 8 original
-    return replace(small, read=lambda position: enlarged(small.read(position)))
+    return replace(small, read=Reader(lambda position: enlarged(small.read(position)), lambda _: (SIZE, SIZE)))
 
 
 def enlarged(image: Image.Image) -> Image.Image:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import Any
 
-from robustbench_lpm.datasets.class_folders import class_folders, read_class_folders, split_folders
+from robustbench_lpm.datasets.class_folders import (
+    INDEX_FILE,
+    INDEX_FORMS,
+    class_folders,
+    find_class_index,
+    read_class_folders,
+    read_class_index,
+    split_folders,
+)
 from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.datasets.splits import check_split, data_root, hold_out
 from robustbench_lpm.errors import LpmbenchError
 
 COUNT = 1000
-INDEX_FILE = "class_index.json"
-INDEX_FORMS = '{"n01440764": 0, ...} or {"0": ["n01440764", "tench"], ...}'
 WORDNET_ID = re.compile(r"n\d{8}")
 
 
@@ -66,9 +70,8 @@ def _part(root: Path, split: str) -> Path:
 def class_index(root: Path, part: Path) -> dict[str, int]:
     """WordNet id -> label: as class_index.json in `part` or `root` says, else the sorted order of all 1000 folders."""
     names = [path.name for path in class_folders(part)]
-    for path in (part / INDEX_FILE, root / INDEX_FILE):
-        if path.is_file():
-            return _read_index(path, names)
+    if path := find_class_index(part, root):
+        return read_class_index(path, names, COUNT)[0]
     strangers = [name for name in names if not WORDNET_ID.fullmatch(name)]
     if strangers:
         raise LpmbenchError(f"{part / strangers[0]} is not named by a WordNet id such as n01440764.")
@@ -78,33 +81,6 @@ def class_index(root: Path, part: Path) -> dict[str, int]:
             f"say which they are in {root / INDEX_FILE}: {INDEX_FORMS}."
         )
     return {name: label for label, name in enumerate(names)}
-
-
-def _read_index(path: Path, names: list[str]) -> dict[str, int]:
-    try:
-        index = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise LpmbenchError(f"{path} cannot be read as JSON: {error}.") from None
-    if not isinstance(index, dict):
-        raise LpmbenchError(f"{path} must look like {INDEX_FORMS}.")
-    index = _by_wordnet_id(index)
-    for name in names:
-        if type(index.get(name)) is not int or not 0 <= index[name] < COUNT:
-            raise LpmbenchError(f"{path}: class folder '{name}' needs a label from 0 to {COUNT - 1}.")
-    labels = [index[name] for name in names]
-    if len(set(labels)) < len(labels):
-        raise LpmbenchError(f"{path} gives the same label to two class folders.")
-    return index
-
-
-def _by_wordnet_id(index: dict[str, Any]) -> dict[str, Any]:
-    """WordNet id -> label; an index by label, as Keras spreads it, is turned round."""
-    by_label = {
-        label: entry[0]
-        for label, entry in index.items()
-        if label.isdecimal() and isinstance(entry, list) and entry and isinstance(entry[0], str)
-    }
-    return {name: int(label) for label, name in by_label.items()} if by_label else index
 
 
 def imagenet_classes() -> tuple[str, ...]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,24 @@ BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.De
 
 
 @dataclass(frozen=True, eq=False)
+class Reader:
+    """A `read` of an ImageSet that also tells the (width, height) of an image, in pixels, without decoding it."""
+
+    image: Callable[[int], Image.Image]
+    size: Callable[[int], tuple[int, int]]
+
+    def __call__(self, position: int) -> Image.Image:
+        return self.image(position)
+
+
+@dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images and their labels; the position of an image is its identity and never changes.
 
     labels: (N,) int64, from 0. classes: their names by label, () when unknown.
-    read: position -> 8-bit image in mode "L" or "RGB".
+    read: position -> 8-bit image in mode "L" or "RGB"; a Reader where sizes are known without decoding.
     fingerprint: position -> sha256 of the raw content (the bytes of the file, or of the array).
+    notes: what a reader of results must be told about the images or their labels, a line each.
     Raises LpmbenchError for no images at all, or labels that do not fit.
     """
 
@@ -38,6 +52,7 @@ class ImageSet:
     classes: tuple[str, ...]
     read: Callable[[int], Image.Image]
     fingerprint: Callable[[int], str]
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
@@ -52,13 +67,30 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(width, height): the one that all images share, or two that differ; () where only decoding would tell.
+
+        Raises LpmbenchError naming a file whose header cannot be read.
+        """
+        if not isinstance(self.read, Reader):
+            return ()
+        first = self.read.size(0)
+        other = next((size for size in map(self.read.size, range(1, len(self))) if size != first), None)
+        return (first,) if other is None else (first, other)
+
     def subset(self, positions: Sequence[int] | NDArray[np.intp]) -> ImageSet:
         """The images at these positions, renumbered from 0 in the order given."""
         origin = [int(position) for position in positions]
+        read = self.read
+
+        def read_chosen(position: int) -> Image.Image:
+            return read(origin[position])
+
         return replace(
             self,
             labels=self.labels[origin],
-            read=lambda position: self.read(origin[position]),
+            read=Reader(read_chosen, lambda p: read.size(origin[p])) if isinstance(read, Reader) else read_chosen,
             fingerprint=lambda position: self.fingerprint(origin[position]),
         )
 
@@ -72,7 +104,7 @@ def from_arrays(pixels: NDArray[np.uint8], labels: NDArray[Any] | Sequence[int],
     return ImageSet(
         labels=np.asarray(labels),
         classes=tuple(classes),
-        read=lambda position: Image.fromarray(pixels[position]),
+        read=Reader(lambda position: Image.fromarray(pixels[position]), lambda _: (pixels.shape[2], pixels.shape[1])),
         fingerprint=lambda position: hashlib.sha256(pixels[position].tobytes()).hexdigest(),
     )
 
@@ -84,7 +116,7 @@ def from_files(paths: Sequence[Path], labels: NDArray[Any] | Sequence[int], clas
     return ImageSet(
         labels=np.asarray(labels),
         classes=tuple(classes),
-        read=lambda position: read_image(paths[position]),
+        read=Reader(lambda position: read_image(paths[position]), lambda position: size_of_image(paths[position])),
         fingerprint=lambda position: sha256_of_image_file(paths[position]),
     )
 
@@ -95,10 +127,23 @@ def read_image(path: Path, *, upright: bool = False) -> Image.Image:
     upright: turn it as its EXIF orientation says. ImageNet's results, and torchvision, rest on not doing so.
     Raises LpmbenchError naming the file if it is missing, no image, cut short, or deeper than 8 bits.
     """
+    with _opened(path) as image:
+        image.load()  # opening reads the header only; a file that was cut short shows here
+        return eight_bit(ImageOps.exif_transpose(image) if upright else image, path)
+
+
+def size_of_image(path: Path) -> tuple[int, int]:
+    """(width, height) in pixels as the header of a file says. Raises LpmbenchError naming a file without one."""
+    with _opened(path) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image in a file, not decoded yet; what goes wrong with it, then or later, becomes one line."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            image.load()  # opening reads the header only; a file that was cut short shows here
-            return eight_bit(ImageOps.exif_transpose(image) if upright else image, path)
+            yield image
     except FileNotFoundError:
         raise LpmbenchError(f"There is no image at {path}.") from None
     except UnidentifiedImageError:

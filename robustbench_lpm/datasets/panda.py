@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from robustbench_lpm.datasets.imagenet import COUNT, imagenet_classes
-from robustbench_lpm.datasets.images import ImageSet, from_files, read_image
+from robustbench_lpm.datasets.images import ImageSet, Reader, from_files, read_image
 from robustbench_lpm.datasets.splits import check_split
 from robustbench_lpm.errors import LpmbenchError
 
@@ -24,7 +24,8 @@ def panda(
     check_split("panda", split, ["test"])
     path = folder / PICTURE if image is None else Path(image).expanduser()
     picture = read_image(path, upright=True)
-    return replace(from_files([path], [_label(label)], imagenet_classes()), read=lambda position: picture)
+    only = Reader(lambda _: picture, lambda _: picture.size)
+    return replace(from_files([path], [_label(label)], imagenet_classes()), read=only)
 
 
 def _label(text: int | str) -> int:

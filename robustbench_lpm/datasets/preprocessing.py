@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
+from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.errors import LpmbenchError
 
 Size = int | Literal["original"]
@@ -29,13 +30,40 @@ def parse_size(text: str) -> Size:
     raise LpmbenchError(f"Size '{text}' must be 'original' or a number of pixels from 1 to {LARGEST}, such as '224'.")
 
 
+def choose_size(images: ImageSet, asked: str | None, default: str, *, keep_shared: bool) -> Size:
+    """The size that was asked for, else the default; keep_shared: else "original", where all images share one size.
+
+    Raises LpmbenchError as `parse_size` does, and for a file whose size must be known and cannot be read.
+    """
+    kept = not asked and keep_shared and len(images.sizes) == 1
+    return parse_size("original" if kept else asked or default)
+
+
+def told_changes(images: ImageSet, size: Size, crop: float) -> str:
+    """What `prepare` does to the images, as in "images of 32x32 -> 256 -> crop 224"; "" where it changes none."""
+    shared = images.sizes[0] if len(images.sizes) == 1 else None
+    many = f"images of {shared[0]}x{shared[1]}" if shared else f"images{' of several sizes' * bool(images.sizes)}"
+    if size == "original":
+        uneven = shared is not None and shared[0] != shared[1]
+        return f"{many} -> padded with black to {max(shared)}x{max(shared)}" if shared and uneven else ""
+    if shared == (size, size):
+        return ""
+    side, square = round(size / crop), shared is not None and shared[0] == shared[1]
+    steps = [many]
+    if shared is None or min(shared) != side:
+        steps.append(f"{side}" if square else f"shorter side {side}")
+    if not square or side != size:
+        steps.append(f"crop {size}")
+    return " -> ".join(steps)
+
+
 def prepare(image: Image.Image, size: Size, crop: float, channels: int) -> tuple[Tensor, Tensor | None]:
     """The pixels (C, H, W), float32 in [0, 1], and the mask (1, H, W), bool, or None.
 
     size N: the shorter side is resized to round(N / crop), bicubic, and the centre N x N is kept; with crop = 0.875,
-    224 is the usual 256-then-224. "original": no pixel changes, and zeros pad the image to a centred square; the mask
-    is True on the image's own pixels and False on the padding, which no attack may touch. The mask is None when every
-    pixel is the image's own.
+    224 is the usual 256-then-224. An image of N x N stays as it is. "original": no pixel changes, and zeros pad the
+    image to a centred square; the mask is True on the image's own pixels and False on the padding, which no attack may
+    touch. The mask is None when every pixel is the image's own.
     """
     pixels = as_shares(as_bytes(image, size, crop, channels))
     return pad_to_square(pixels) if size == "original" else (pixels, None)
@@ -50,10 +78,12 @@ def as_bytes(image: Image.Image, size: Size, crop: float, channels: int, fit: Fi
     if image.mode not in MODES.values():
         raise LpmbenchError(f"A data set must give images in mode 'L' or 'RGB', not '{image.mode}'.")
     image = image.convert(MODES[channels])
-    if size != "original" and fit == "pad":
+    if size == "original" or image.size == (size, size):
+        pass
+    elif fit == "pad":
         square = transforms.pad(image, list(_margins(image.height, image.width)))
         image = transforms.resize(square, [size, size], InterpolationMode.BICUBIC)
-    elif size != "original":
+    else:
         resized = transforms.resize(image, [round(size / crop)], InterpolationMode.BICUBIC)
         image = transforms.center_crop(resized, [size, size])
     return transforms.pil_to_tensor(image).contiguous()  # else strided as Pillow keeps it, which convolutions notice

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,8 +30,8 @@ from robustbench_lpm.zoo import LoadedModel
 IMAGES = 4  # on which a model is tried; half as many where they are large
 LARGE = 160 * 160  # pixels
 SAME_SEED, OTHER_SEEDS = 5, 3  # passes under one seed, and under others
-# Shares of the largest logit. Rounding moves logits by 1e-6 of it; a recurrent network that looks where its last glimpse
-# sends it enlarges that, now and then to a hundredth. A company that matters moves them by far more.
+# Shares of the largest logit. Rounding moves logits by 1e-6 of it; a recurrent network that looks where its last
+# glimpse sends it enlarges that, now and then to a hundredth. A company that matters moves them by far more.
 ROUNDING, COMPANY = 1e-3, 0.05
 LAYOUT, LAYOUT_GRADIENT = 1e-2, 0.1
 GENERATOR_NAMES = {"torch": "torch's generator", "numpy": "numpy's", "python": "Python's", "cuda": "CUDA's"}
@@ -171,16 +171,31 @@ def _tried(model: LoadedModel, images: Tensor, device: str) -> tuple[LoadedModel
     if len(images) == 1:  # company for it
         images = torch.cat([images, 1 - images])
     trial = _Trial(model.name, model.classifier.to(device), images)
-    trial.read()
-    trial.find_randomness()
-    trial.meet_company()
-    no_gradient = trial.differentiate()
-    trial.lay_out(gradient=not no_gradient)
-    admission = Admission(trial.classes, trial.sources, no_gradient, trial.fingerprint(), tuple(trial.notes))
+    with _left_as_they_were(trial.classifier.network):
+        trial.read()
+        trial.find_randomness()
+        trial.meet_company()
+        no_gradient = trial.differentiate()
+        trial.lay_out(gradient=not no_gradient)
+        answers = trial.fingerprint()
+    admission = Admission(trial.classes, trial.sources, no_gradient, answers, tuple(trial.notes))
     identity = model.identity | {"stochastic": trial.classifier.stochastic}
     if model.card is None:
         identity |= {"answers": admission.answers}
     return replace(model, classifier=trial.classifier, identity=identity), admission
+
+
+@contextmanager
+def _left_as_they_were(network: nn.Module) -> Iterator[None]:
+    """The buffers of what is used as it is are put back: its owner's they are."""
+    held = _tensors(network) if isinstance(network, AsItIs) else {}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, _, copied in held.values():
+                if copied is not None and not _alike(value, copied):
+                    value.copy_(copied)
 
 
 @dataclass
@@ -238,10 +253,6 @@ class _Trial:
         if torch.isnan(logits).any() or (logits == torch.inf).any():
             raise self.refuse("gives NaN or infinite logits; nothing can be graded on them")
         self.classes = logits.shape[1]
-        scale = logits[logits.isfinite()].abs().max()
-        # One that sends its gaze where its last glimpse says enlarges rounding, which the size of a batch decides.
-        if not self.classifier.glimpsing and not _near(alone, logits[:1], COMPANY, scale):
-            raise self._company("alone")
 
     def _sampled(self) -> Noise:
         """Noise for the images, of a network that declares its own; it must come from the generators it is given."""
@@ -274,8 +285,8 @@ class _Trial:
         for number, part in enumerate(own):
             if kept[0][number] != kept[1][number]:
                 raise self.refuse(
-                    f"is not repeatable: it draws from a generator of its own, {part.path or 'one that it holds'}, whose "
-                    "state no seed sets; let it draw from torch's generator, or offer sample_noise"
+                    f"is not repeatable: it draws from a generator of its own, {part.path or 'one that it holds'}, "
+                    "whose state no seed sets; let it draw from torch's generator, or offer sample_noise"
                 )
         scale = under[0][under[0].isfinite()].abs().max()
         if not all(_near(again, under[0], ROUNDING, scale) for again in under[1:SAME_SEED]):
@@ -291,8 +302,9 @@ class _Trial:
             self.sources = tuple(self.noise)
             return
         if self.noise:
+            elsewhere = ", ".join(_named(drawn)) or "elsewhere"
             raise self.refuse(
-                f"has a sample_noise, but draws from {', '.join(_named(drawn)) or 'elsewhere'} as well; all its randomness must come from there"
+                f"has a sample_noise, but draws from {elsewhere} as well; all its noise must come from there"
             )
         self.sources = tuple(_named(drawn)) or ("a global generator",)
         self.classifier = self.classifier.around(GloballyRandom(self.classifier.network))
@@ -306,20 +318,24 @@ class _Trial:
             dim, others = self.images[:1] / 2, self.images[1:]
             answers = [self.ask(torch.cat([dim, company]))[:1] for company in (others, others / 4, 1 - others)]
             changed = [path for path, (value, version, copied) in held.items() if _altered(value, version, copied)]
-            for value, _, copied in held.values():
-                if copied is not None and not torch.equal(value, copied):  # what is used as it is stays as it was
-                    value.copy_(copied)
+            alone = self.ask(dim, noise={source: values[:1] for source, values in self.noise.items()})
         if changed:
             raise self.refuse(f"changes by a pass: {', '.join(changed[:3])} is written to ({_blamed(network)})")
         scale = answers[0][answers[0].isfinite()].abs().max()
         if not all(_near(answer, answers[0], COMPANY, scale) for answer in answers[1:]):
             raise self._company("among others")
+        # Random numbers for a batch are not those for one image; and one that sends its gaze where its last glimpse
+        # says enlarges rounding, which the size of a batch decides.
+        bound = not isinstance(self.classifier.network, GloballyRandom) and not self.classifier.glimpsing
+        if bound and not _near(alone, answers[0], COMPANY, scale):
+            raise self._company("alone")
         if not all(_near(answer, answers[0], ROUNDING, scale) for answer in answers[1:]):
             self.notes.append(f"{self.name}'s answer to an image depends a little on what shares a batch with it")
 
     def _company(self, how: str) -> LpmbenchError:
         return self.refuse(
-            f"answers an image differently {how}: what shares a batch with it decides ({_blamed(self.classifier.network)})"
+            f"answers an image differently {how}: what shares a batch with it decides "
+            f"({_blamed(self.classifier.network)})"
         )
 
     def differentiate(self) -> str:
@@ -434,7 +450,11 @@ def _tensors(network: nn.Module) -> dict[str, tuple[Tensor, int, Tensor | None]]
 def _altered(value: Tensor, version: int, copied: Tensor | None) -> bool:
     if copied is None:
         return value._version != version
-    return not torch.equal(torch.nan_to_num(value), torch.nan_to_num(copied))
+    return not _alike(value, copied)
+
+
+def _alike(value: Tensor, copied: Tensor) -> bool:
+    return value.shape == copied.shape and bool(((value == copied) | (value != value)).all())
 
 
 def _blamed(network: nn.Module) -> str:

@@ -18,7 +18,7 @@ from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.cards import AttackCard, ModelCard
 from robustbench_lpm.datasets.examples import Examples, read_examples
-from robustbench_lpm.datasets.preprocessing import parse_size
+from robustbench_lpm.datasets.preprocessing import choose_size, told_changes
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.admission import handed_over
 from robustbench_lpm.hashing import sha256_of_image, sha256_of_value
@@ -98,13 +98,17 @@ def resolve_data(
     image: Path | None = None,
     label: int | None = None,
 ) -> Data:
-    """A registered data set (or one from a card file) at a size; image and label replace the panda."""
+    """A registered data set (or one from a card file) at a size; image and label replace the panda.
+
+    size: None is what the card says, which for some cards gives way to the one size that all images share. What is
+    chosen, over all images of the split and whichever are asked for, stands in the identity.
+    """
     card = cards.dataset(name)
-    chosen = size or card.size
     overrides = {"image": image, "label": label}
     parameters = {key: value for key, value in overrides.items() if value is not None}
     images = zoo.load_images(card, data=data, split=split, trust=trust, **parameters)
-    parsed = parse_size(chosen)
+    parsed = choose_size(images, size, card.size, keep_shared=card.keep_shared_size)
+    changes = told_changes(images, parsed, card.crop)
 
     def read(indices: Sequence[int]) -> Examples:
         return read_examples(images, indices, parsed, card.crop, card.channels)
@@ -125,6 +129,7 @@ def resolve_data(
         images.fingerprint,
         arguments,
         cards.is_foreign(card),
+        notes=(*images.notes, *([changes] if changes else [])),
         class_count=card.classes or len(images.classes) or None,
         entry=cards.resolve_entry(card, trust=trust),
     )

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from robustbench_lpm import zoo
 from robustbench_lpm.datasets.images import ImageSet
-from robustbench_lpm.datasets.preprocessing import Fit, Size, as_bytes, as_shares, pad_to_square
+from robustbench_lpm.datasets.preprocessing import Fit, Size, as_bytes, as_shares, choose_size, pad_to_square
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator
 from robustbench_lpm.training.plans import Plan
@@ -175,7 +175,8 @@ def load_split(plan: Plan, data: Path | None, split: str, workers: int | None = 
         raise LpmbenchError(f"'{card.name}' has more than the {plan.card.classes} classes of {plan.card.name}.")
     spare = min(MOST_WORKERS, len(os.sched_getaffinity(0)) - 1) if hasattr(os, "sched_getaffinity") else MOST_WORKERS
     ahead = spare if workers is None else workers
-    images = OnDisk(source, card.name, plan.size, card.crop, card.channels, plan.recipe.fit, ahead)
+    size = choose_size(source, plan.recipe.size, card.size, keep_shared=card.keep_shared_size)
+    images = OnDisk(source, card.name, size, card.crop, card.channels, plan.recipe.fit, ahead)
     everything = (len(images), *images.shape)
     if torch.Size(everything).numel() > LARGEST_IN_MEMORY:
         return images

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.cards import DatasetCard, ModelCard, RecipeCard
-from robustbench_lpm.datasets.preprocessing import Size, parse_size
 from robustbench_lpm.errors import LpmbenchError
 
 WORDS = {"summary", "source"}
@@ -26,11 +25,6 @@ class Plan:
     seed: int
     command: str
     trust: bool = False
-
-    @property
-    def size(self) -> Size:
-        """What --size is for the images that are trained on."""
-        return parse_size(self.recipe.size or self.dataset.size)
 
     def identity(self) -> dict[str, Any]:
         """What decides the trained network; the words on the cards, and weights that a card has already, do not."""

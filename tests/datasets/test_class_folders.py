@@ -67,6 +67,98 @@ def test_parts_are_splits_and_share_their_labels(class_tree: Callable[..., Path]
         load(imagefolder, tmp_path / "images", "validation")
 
 
+def test_a_class_folder_without_images_keeps_its_label(class_tree: Callable[..., Path]) -> None:
+    root = class_tree(["ant", "bee", "cat", "dog"])
+    for file in (root / "bee").iterdir():
+        file.unlink()
+    (root / "bee" / ".DS_Store").write_bytes(b"x")
+    images = load(imagefolder, root)
+    assert images.classes == ("ant", "bee", "cat", "dog")
+    assert sorted(set(images.labels.tolist())) == [0, 2, 3]
+    assert [8 + label for label in images.labels] == widths(images)
+    assert images.notes == ("class folders without images keep their labels: 'bee' (label 1)",)
+
+
+def test_folders_that_are_all_empty_hold_no_images(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("ant", "bee"):
+            (tmp_path / part / name).mkdir(parents=True)
+    noise_image(0, 4, 4).save(tmp_path / "test" / "bee" / "a.png")
+    assert load(imagefolder, tmp_path).labels.tolist() == [1]
+    with pytest.raises(LpmbenchError, match=r"class folders in .*train hold no images, such as .*ant.photo\.jpg"):
+        load(imagefolder, tmp_path, "train")
+
+
+# Names in text order, and what is told of them; None where every label is the one to expect.
+NAMES = [
+    (["0", "1", "2"], None),
+    (["1", "2", "3"], "'1' is label 0, '2' is label 1, '3' is label 2, ...;"),
+    (["0", "1", "7"], "'7' is label 2;"),
+    ([str(number) for number in sorted(range(12), key=str)], "'10' is label 2, '11' is label 3, '2' is label 4, ...;"),
+    ([f"{number:02}" for number in range(12)], None),
+    (["class1", "class10", "class2"], "'class10' is label 1, 'class2' is label 2;"),
+    (["class01", "class02", "class10"], None),
+    (["1_ant", "5_bee"], None),
+    (["0", "10", "2", "ant"], "'10' is label 1, '2' is label 2;"),
+    (["ant", "bee"], None),
+    (WNIDS, None),
+]
+
+
+@pytest.mark.parametrize(("names", "told"), NAMES)
+def test_the_order_of_numbers_in_class_names_is_told(
+    class_tree: Callable[..., Path], names: list[str], told: str | None
+) -> None:
+    root = class_tree(names, count=1)
+    images = load(imagefolder, root)
+    assert images.classes == tuple(names)  # text order, whatever the names say
+    assert [8 + label for label in images.labels] == widths(images)
+    if told is None:
+        assert images.notes == ()
+    else:
+        (note,) = images.notes
+        assert f"in the text order of their names: {told} to say otherwise" in note
+        assert "DIR/class_index.json" in note
+        assert "\n" not in note
+        write_index(root, {name: label for label, name in enumerate(names)})  # who says the order knows it
+        assert load(imagefolder, root).notes == ()
+
+
+INDEXES = [
+    # what class_index.json says; the labels of ant, bee and cat; the names by label
+    ({"ant": 2, "bee": 0, "cat": 1}, [2, 0, 1], ("bee", "cat", "ant")),
+    ({"ant": 0, "bee": 3, "cat": 1}, [0, 3, 1], ("ant", "cat", "class 2", "bee")),
+    ({"ant": 0, "bee": 1, "cat": 3, "dog": 4, "elk": 2}, [0, 1, 3], ("ant", "bee", "elk", "cat", "dog")),
+    ({"ant": 0, "bee": 1, "cat": 2, "also cat": 2, "note": "x"}, [0, 1, 2], ("ant", "bee", "cat")),
+    ({"1": ["ant", "Ant"], "0": ["bee", "Bee"], "2": ["cat"]}, [1, 0, 2], ("Bee", "Ant", "cat")),
+    ({"1": ["ant", 5], "0": ["bee"], "cat": 2}, [1, 0, 2], ("bee", "ant", "cat")),
+]
+
+
+@pytest.mark.parametrize(("index", "labels", "classes"), INDEXES)
+@pytest.mark.parametrize(("inner", "place"), [("", ""), ("test", ""), ("test", "test"), ("test", "train")])
+def test_an_index_labels_any_folders(
+    class_tree: Callable[..., Path], tmp_path: Path, index: Any, labels: list[int], classes: Any, inner: str, place: str
+) -> None:
+    root = tmp_path / "images"
+    class_tree(["ant", "bee", "cat"], root=root / inner)
+    if inner:
+        class_tree(["ant", "zebra"], root=root / "train")
+    write_index(root / place, index)
+    images = load(imagefolder, root)
+    assert images.labels.tolist() == [labels[width - 8] for width in widths(images)]
+    assert (images.classes, images.notes) == (classes, ())
+
+
+def test_folders_named_by_numbers_may_be_their_own_labels(class_tree: Callable[..., Path]) -> None:
+    names = sorted(map(str, range(12)), key=str)
+    root = class_tree(names, count=1)
+    for index in ({name: int(name) for name in names}, {name: [name, "x"] for name in names}):
+        write_index(root, index)
+        images = load(imagefolder, root)
+        assert images.labels.tolist() == [int(names[width - 8]) for width in widths(images)]
+
+
 def write_index(root: Path, content: Any) -> None:
     (root / "class_index.json").write_text(content if isinstance(content, str) else json.dumps(content))
 
@@ -130,28 +222,46 @@ def test_class_names_fall_back_to_numbers(monkeypatch: pytest.MonkeyPatch) -> No
     assert imagenet_classes()[388] == "388"
 
 
-def _empty_class(root: Path) -> None:
-    (root / WNIDS[1] / f"{WNIDS[1]}_0.png").unlink()
+def _all_empty(root: Path) -> None:
+    for name in WNIDS:
+        (root / name / f"{name}_0.png").unlink()
 
 
 def _no_image(root: Path) -> None:
     (root / WNIDS[1] / "notes.txt").write_text("x")
 
 
+def _index(content: Any) -> Callable[[Path], None]:
+    return lambda root: write_index(root, content)
+
+
+LATIN = "\udcff".encode("utf-8", "surrogatepass").decode("latin1")
+EVERY_FOLDER = [  # what is wrong with any folder of classes, whatever they are
+    (_all_empty, "The class folders in .* hold no images"),
+    (_no_image, r"notes\.txt is not an image by its name"),
+    (_index("{"), r"class_index\.json cannot be read as JSON"),
+    (_index("[" * 100_000), r"class_index\.json cannot be read as JSON"),
+    (_index(LATIN), "JSON"),
+    (_index(WNIDS), "must look like"),
+    (_index({"n01440764": 0}), "class folder 'n02510455' needs a label"),
+    (_index(dict.fromkeys(WNIDS, True)), "class folder 'n01440764' needs a label from 0 to .*, not true"),
+    (_index(dict.fromkeys(WNIDS, "0")), 'needs a label from 0 to .*, not "0"'),
+    (_index(dict.fromkeys(WNIDS, 1.0)), r"needs a label from 0 to .*, not 1\.0"),
+    (_index(dict.fromkeys(WNIDS, -1)), "needs a label from 0 to .*, not -1"),
+    (_index(dict.fromkeys(WNIDS, 10**12)), "needs a label from 0 to .*, not 10+"),
+    (_index({"-1": [WNIDS[0]], "0": [WNIDS[1]], "1": [WNIDS[2]]}), "class folder 'n01440764' needs a label"),
+    (_index(dict.fromkeys(WNIDS, 3)), "same label to two class folders: 3 to 'n01440764' and 'n02510455'"),
+    (_index({"0": WNIDS[:1], "00": WNIDS[1:2], "1": WNIDS[2:]}), "same label to two class folders: 0 to"),
+    (_index({str(label): [WNIDS[0]] for label in range(3)}), "class folder 'n01440764' twice"),
+    (_index('{"n01440764": 0, "n01440764": 1}'), "names 'n01440764' twice"),
+]
+
+
 @pytest.mark.parametrize(
     ("entry", "spoil", "complaint"),
     [
-        (imagefolder, _empty_class, "Class folder .*n02510455 holds no images"),
-        (imagefolder, _no_image, r"notes\.txt is not an image by its name"),
-        (imagenet, _empty_class, "Class folder .*n02510455 holds no images"),
-        (imagenet, _no_image, r"notes\.txt is not an image by its name"),
-        (imagenet, lambda root: write_index(root, "{"), r"class_index\.json cannot be read as JSON"),
-        (imagenet, lambda root: write_index(root, "\udcff".encode("utf-8", "surrogatepass").decode("latin1")), "JSON"),
-        (imagenet, lambda root: write_index(root, WNIDS), "must look like"),
-        (imagenet, lambda root: write_index(root, {"n01440764": 0}), "class folder 'n02510455' needs a label"),
-        (imagenet, lambda root: write_index(root, dict.fromkeys(WNIDS, 1000)), "needs a label from 0 to 999"),
-        (imagenet, lambda root: write_index(root, dict.fromkeys(WNIDS, True)), "needs a label from 0 to 999"),
-        (imagenet, lambda root: write_index(root, dict.fromkeys(WNIDS, 3)), "same label to two class folders"),
+        *((entry, *case) for entry in (imagefolder, imagenet) for case in EVERY_FOLDER),
+        (imagenet, _index(dict.fromkeys(WNIDS, 1000)), "needs a label from 0 to 999, not 1000"),
         (imagenet, lambda root: (root / "class_index.json").unlink(), "holds 3 of the 1000 class folders; say which"),
     ],
 )

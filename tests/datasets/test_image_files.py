@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustbench_lpm.datasets.images import ImageSet, from_arrays, from_files, read_image
+from robustbench_lpm.datasets.images import ImageSet, from_arrays, from_files, read_image, size_of_image
 from robustbench_lpm.errors import LpmbenchError
 from tests.datasets.image_samples import noise_image
 
@@ -27,6 +28,32 @@ def test_every_8_bit_mode_is_read_as_grey_or_colour(tmp_path: Path, stored: str,
 def test_cmyk_photographs_are_read(tmp_path: Path) -> None:
     Image.new("CMYK", (4, 4), (0, 0, 0, 0)).save(tmp_path / "a.jpg")  # ImageNet has some of these
     assert read_image(tmp_path / "a.jpg").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("RGBA", "png"), ("L", "jpg"), ("P", "gif"), ("1", "bmp"), ("RGB", "webp")]
+)
+def test_the_header_tells_the_size_that_is_read(tmp_path: Path, mode: str, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: a quarter turn, which neither regards
+    noise_image(0, 7, 5).convert(mode).save(path, exif=exif)
+    images = from_files([path], [0], "a")
+    assert images.sizes == (size_of_image(path),) == (images.read(0).size,) == ((7, 5),)
+
+
+def test_sizes_of_a_set_are_the_shared_one_or_two_that_differ(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path, width in zip(paths, (8, 8, 9), strict=False):
+        noise_image(0, width, 6).save(path)
+    paths[3].write_bytes(b"never opened: the first sizes that differ say enough")
+    images = from_files(paths, [0] * 4, "a")
+    assert images.sizes == ((8, 6), (9, 6))
+    assert images.subset([1, 0]).sizes == ((8, 6),)
+    with pytest.raises(LpmbenchError, match=r"3\.png is not an image"):
+        assert images.subset([0, 3]).sizes
+    assert from_arrays(np.zeros((2, 4, 6, 3), np.uint8), [0, 1], "ab").sizes == ((6, 4),)
+    assert replace(images, read=images.read.image).sizes == ()  # type: ignore[attr-defined]
 
 
 def test_pixels_of_a_colour_file_are_untouched(tmp_path: Path) -> None:

@@ -8,7 +8,18 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from robustbench_lpm.datasets.preprocessing import Size, as_bytes, as_shares, pad_to_square, parse_size, prepare
+from robustbench_lpm.datasets.images import ImageSet, Reader
+from robustbench_lpm.datasets.preprocessing import (
+    Fit,
+    Size,
+    as_bytes,
+    as_shares,
+    choose_size,
+    pad_to_square,
+    parse_size,
+    prepare,
+    told_changes,
+)
 from robustbench_lpm.errors import LpmbenchError
 from tests.datasets.image_samples import noise_image
 
@@ -26,7 +37,7 @@ def test_other_sizes_are_refused(text: str) -> None:
         parse_size(text)
 
 
-SHAPES = [(500, 375), (375, 500), (300, 300), (224, 224), (256, 301), (97, 640)]
+SHAPES = [(500, 375), (375, 500), (300, 300), (256, 256), (224, 225), (256, 301), (97, 640)]
 
 
 @pytest.mark.parametrize(("width", "height"), SHAPES)
@@ -42,6 +53,65 @@ def test_224_is_torchvisions_256_then_224(width: int, height: int) -> None:
     )
     assert torch.equal(pixels, standard(image))
     assert mask is None
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+@pytest.mark.parametrize("crop", [0.875, 1.0])
+@pytest.mark.parametrize("side", [1, 32, 224])
+def test_an_image_of_the_size_asked_for_stays_as_it_is(side: int, crop: float, fit: Fit) -> None:
+    image = noise_image(side, side, side)
+    assert torch.equal(as_bytes(image, side, crop, 3, fit), as_bytes(image, "original", crop, 3))
+
+
+def pictures(*sizes: tuple[int, int], known: bool = True) -> ImageSet:
+    """Images of these sizes, (width, height), that nobody may decode to learn them."""
+
+    def read(position: int) -> Image.Image:
+        raise AssertionError
+
+    reader = Reader(read, lambda position: sizes[position]) if known else read
+    return ImageSet(np.zeros(len(sizes), np.int64), (), reader, str)
+
+
+SEVERAL = pictures((32, 32), (40, 30), (32, 32))
+CHANGES: list[tuple[ImageSet, Size, float, str]] = [
+    (pictures((32, 32), (32, 32)), 224, 0.875, "images of 32x32 -> 256 -> crop 224"),
+    (pictures((256, 256)), 224, 0.875, "images of 256x256 -> crop 224"),
+    (pictures((32, 32)), 64, 1.0, "images of 32x32 -> 64"),
+    (pictures((32, 32)), 32, 0.875, ""),
+    (pictures((420, 360)), 224, 0.875, "images of 420x360 -> shorter side 256 -> crop 224"),
+    (pictures((300, 256)), 224, 0.875, "images of 300x256 -> crop 224"),
+    (pictures((40, 30)), 30, 1.0, "images of 40x30 -> crop 30"),
+    (SEVERAL, 224, 0.875, "images of several sizes -> shorter side 256 -> crop 224"),
+    (pictures((32, 32), known=False), 224, 0.875, "images -> shorter side 256 -> crop 224"),
+    (pictures((32, 32)), "original", 0.875, ""),
+    (SEVERAL, "original", 0.875, ""),
+    (pictures((40, 30)), "original", 0.875, "images of 40x30 -> padded with black to 40x40"),
+]
+
+
+@pytest.mark.parametrize(("images", "size", "crop", "told"), CHANGES)
+def test_what_is_resized_or_cropped_is_told(images: ImageSet, size: Size, crop: float, told: str) -> None:
+    assert told_changes(images, size, crop) == told
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "keep_shared", "size"),
+    [
+        (pictures((32, 32), (32, 32)), None, True, "original"),
+        (pictures((40, 30), (40, 30)), None, True, "original"),
+        (pictures((9, 9)), None, True, "original"),
+        (SEVERAL, None, True, 224),
+        (pictures((32, 32)), None, False, 224),
+        (pictures((32, 32), known=False), None, True, 224),
+        (pictures((32, 32)), "64", True, 64),
+        (SEVERAL, "original", True, "original"),
+    ],
+)
+def test_images_that_share_one_size_keep_it_unless_another_is_asked_for(
+    images: ImageSet, asked: str | None, keep_shared: bool, size: Size
+) -> None:
+    assert choose_size(images, asked, "224", keep_shared=keep_shared) == size
 
 
 def test_the_crop_is_the_middle_of_pillows_bicubic() -> None:

@@ -189,10 +189,19 @@ def test_in_memory_an_image_that_was_cut_short_is_found_before_training(tree: Tr
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_class_folder_is_named(tree: Tree, tmp_path: Path) -> None:
+def test_an_empty_class_folder_changes_no_label(tree: Tree) -> None:
+    before = load_split(photo_plan(), tree, "train").labels
     (tree / "train" / "eel").mkdir()
-    with pytest.raises(LpmbenchError, match=r"Class folder .*eel holds no images; fill or remove it"):
-        train_photos(tree, tmp_path / "out")
+    assert torch.equal(load_split(photo_plan(), tree, "train").labels, before)
+
+
+@pytest.mark.parametrize(("asked", "side"), [(None, 32), ("24", 24)])
+def test_photographs_that_share_one_size_keep_it_unless_the_recipe_says_another(
+    tree: Tree, asked: str | None, side: int
+) -> None:
+    for path in tree.rglob("*.jpg"):
+        Image.new("RGB", (32, 32)).save(path)
+    assert load_split(photo_plan(size=asked), tree, "train").shape == (3, side, side)
 
 
 def test_more_classes_than_the_model_has_are_refused(tree: Tree, tmp_path: Path) -> None:
