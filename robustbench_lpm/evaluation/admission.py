@@ -18,6 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise
 from robustbench_lpm.architectures.precision import channels_last, plain_layout
@@ -34,7 +35,7 @@ SAME_SEED, OTHER_SEEDS = 5, 3  # passes under one seed, and under others
 # glimpse sends it enlarges that, now and then to a hundredth. A company that matters moves them by far more.
 ROUNDING, COMPANY = 1e-3, 0.05
 LAYOUT, LAYOUT_GRADIENT = 1e-2, 0.1
-GENERATOR_NAMES = {"torch": "torch's generator", "numpy": "numpy's", "python": "Python's", "cuda": "CUDA's"}
+GENERATORS_OF = {"torch": "torch's", "numpy": "numpy's", "python": "Python's", "cuda": "CUDA's"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def handed_over(model: Any, name: str | None = None) -> LoadedModel:
         )
         raise LpmbenchError(f"{kind} is no model: {wanted}.")
     written: Any = type(network) if isinstance(network, nn.Module) else network
-    called = name or str(getattr(written, "__name__", type(network).__name__))
+    compiled = getattr(network, "original_name", None) if isinstance(network, torch.jit.ScriptModule) else None
+    called = name or compiled or str(getattr(written, "__name__", type(network).__name__))
     notes = []
     copied = _copied(model)
     if copied is None:
@@ -122,7 +124,7 @@ def handed_over(model: Any, name: str | None = None) -> LoadedModel:
         trained = isinstance(network, nn.Module) and network.training
     else:
         trained = copied.training
-        copied.requires_grad_(False)
+        _freeze(copied)
         if trained:
             copied.eval()
     if trained:
@@ -133,6 +135,13 @@ def handed_over(model: Any, name: str | None = None) -> LoadedModel:
     entry = f"{getattr(written, '__module__', '')}:{getattr(written, '__qualname__', called)}"
     identity = {"name": called, "entry": entry, "weights_sha256": digest, "stochastic": classifier.stochastic}
     return LoadedModel(called, classifier, identity, digest, notes=tuple(notes))
+
+
+def _freeze(network: nn.Module) -> None:
+    """No gradients for parameters; those of a lazy layer that has seen no image yet are none."""
+    for parameter in network.parameters():
+        if not is_lazy(parameter):
+            parameter.requires_grad_(False)
 
 
 def _copied(model: Any) -> nn.Module | None:
@@ -232,12 +241,14 @@ class _Trial:
     def read(self) -> None:
         """It must answer several images, and one, with logits. What it needs for that is found out."""
         given = self.images.clone()
+        version, network = given._version, self.classifier.network
+        lazy = not isinstance(network, AsItIs) and any(map(is_lazy, network.parameters()))
         with self.asking(), torch.no_grad():
             self.noise = self._sampled()
-            dtype = _own_precision(self.classifier.network)
+            dtype = _own_precision(network)
             try:
                 logits = self.ask(given)
-                self.classifier.in_place = not torch.equal(given, self.images)
+                self.classifier.in_place = given._version != version
             except RuntimeError:
                 if dtype is None:
                     raise
@@ -253,6 +264,13 @@ class _Trial:
         if torch.isnan(logits).any() or (logits == torch.inf).any():
             raise self.refuse("gives NaN or infinite logits; nothing can be graded on them")
         self.classes = logits.shape[1]
+        if lazy:
+            _freeze(network)
+            self.notes.append(f"{self.name}'s lazy layers had no weights yet: they were drawn at random, from seed 1")
+        if bool(((logits >= 0) & ((logits.sum(1, keepdim=True) - 1).abs() < 1e-3)).all()):
+            self.notes.append(
+                f"{self.name} answers with probabilities: they are taken as logits, which weakens attacks"
+            )
 
     def _sampled(self) -> Noise:
         """Noise for the images, of a network that declares its own; it must come from the generators it is given."""
@@ -285,7 +303,7 @@ class _Trial:
         for number, part in enumerate(own):
             if kept[0][number] != kept[1][number]:
                 raise self.refuse(
-                    f"is not repeatable: it draws from a generator of its own, {part.path or 'one that it holds'}, "
+                    f"is not repeatable: it draws from a generator of its own, {_shown(part.path)}, "
                     "whose state no seed sets; let it draw from torch's generator, or offer sample_noise"
                 )
         scale = under[0][under[0].isfinite()].abs().max()
@@ -436,14 +454,14 @@ def _tensors(network: nn.Module) -> dict[str, tuple[Tensor, int, Tensor | None]]
     found: dict[str, tuple[Tensor, int, Tensor | None]] = {}
     for part in parts(network, numbers=False):
         if isinstance(part.value, nn.Module) and not isinstance(part.value, torch.jit.ScriptModule):
-            path = part.path.removeprefix(".thing").removeprefix(".network").removeprefix(".thing")
+            path = _shown(part.path)
             for name, buffer in part.value.named_buffers(recurse=False):
                 found[f"{path}.{name}".lstrip(".")] = (buffer, buffer._version, buffer.clone())
             for name, parameter in part.value.named_parameters(recurse=False):
                 found[f"{path}.{name}".lstrip(".")] = (parameter, parameter._version, None)
         elif isinstance(part.value, torch.jit.ScriptModule):
             for name, buffer in part.value.named_buffers():
-                found[f"{part.path}.{name}".lstrip(".")] = (buffer, buffer._version, buffer.clone())
+                found[f"{_shown(part.path)}.{name}".lstrip(".")] = (buffer, buffer._version, buffer.clone())
     return found
 
 
@@ -466,17 +484,19 @@ def _blamed(network: nn.Module) -> str:
         )
         if normalises and not isinstance(layer, nn.modules.instancenorm._InstanceNorm):
             registered = any(layer is module for module in network.modules())
-            why = (
-                "takes the statistics of the batch"
-                if registered
-                else "is in no ModuleList, so that eval() passes it by"
-            )
-            return f"{type(layer).__name__} at {part.path.removeprefix('.network').lstrip('.') or 'its root'} {why}"
-    return "no batch normalisation in training mode was found in it"
+            why = "is in training mode" if layer.training else "takes the statistics of the batch"
+            why += "" if registered or not layer.training else ", where eval() does not reach it: use a ModuleList"
+            return f"{type(layer).__name__} at {_shown(part.path)} {why}"
+    return "no such layer was found: look for a mean, a maximum or a softmax over dimension 0"
+
+
+def _shown(path: str) -> str:
+    """A path as the owner of the network would write it."""
+    return path.removeprefix(".thing").removeprefix(".network").lstrip(".") or "its root"
 
 
 def _named(generators: list[str]) -> list[str]:
-    return [GENERATOR_NAMES[name] for name in generators]
+    return [f"{GENERATORS_OF[name]} generator" for name in generators]
 
 
 def _in_a_line(error: Exception) -> str:

@@ -33,7 +33,7 @@ from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
 from robustbench_lpm.evaluation.planning import STRONGEST, Plan, vary
 from robustbench_lpm.evaluation.recording import finished_run, keeps_enough
-from robustbench_lpm.evaluation.runner import prepare, run
+from robustbench_lpm.evaluation.runner import prepare, run, untouched
 from robustbench_lpm.evaluation.tasks import (
     Attack,
     Data,
@@ -92,7 +92,7 @@ def audit(
             records[plan.id] = finished or run(plan, folder)
         return records[plan.id]
 
-    with torch.inference_mode(False), torch.enable_grad():
+    with untouched():
         found = judge(prepare(model, attack, dataset, eps=eps, **options), obtain, black_box=black_box)
     if folder is not None:
         audits.write(found, folder)

@@ -19,7 +19,7 @@ from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.evaluation.admission import IMAGES, Admission, AsItIs, admit
 from robustbench_lpm.evaluation.contents import sha256_of_object
 from robustbench_lpm.evaluation.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_surrogates
+from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_attack, resolve_surrogates
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS, Norm
 from robustbench_lpm.randomness import generators
@@ -62,6 +62,7 @@ class Plan:
     labels_fit: bool = False  # whether the user has said that the model's labels are those of the data set
     notes: tuple[str, ...] = ()  # what a reader of the result must know
     code: dict[str, str] = field(default_factory=dict)  # hashes of what computes it, see `_code`
+    no_gradient: str = ""  # why the model gives none, "" where it does
 
     @property
     def id(self) -> str:
@@ -229,6 +230,11 @@ def make_plan(
     classes = admission.classes
     if not attack.applies(model.classifier):
         raise LpmbenchError(f"Attack '{attack.name}' moves fixations; model '{model.name}' has none.")
+    if admission.no_gradient and needs_gradient(attack):
+        raise LpmbenchError(
+            f"Attack '{attack.name}' needs a gradient, and model '{model.name}' gives none ({admission.no_gradient}); "
+            f"these need none: {', '.join(_without_gradients())}."
+        )
     stochastic = model.classifier.stochastic
     control = parse_noise_control(noise, model.classifier)
     random = control.leaves_noise(model.classifier)
@@ -294,6 +300,7 @@ def make_plan(
         labels_fit=labels_fit,
         notes=_notes(model, attack, data, admission, draws if random else 1),
         code=_code(model, attack, data, admission),
+        no_gradient=admission.no_gradient,
     )
 
 
@@ -330,6 +337,19 @@ def fitted(
         worst = labels.min() if labels.min() < 0 else labels.max()
         raise LpmbenchError(f"Label {worst} is out of range: model '{model.name}' knows {classes} classes, from 0.")
     return model, admission, alike[:1].to(device)
+
+
+def needs_gradient(attack: Attack) -> bool:
+    """Whether an attack says that it goes backwards through the model."""
+    cost = attack.cost(stochastic=True)
+    return cost is not None and cost.backwards > 0
+
+
+def _without_gradients() -> list[str]:
+    """The registered attacks that need no gradient of the model."""
+    found = [cards.attack(name) for name in cards.names("attack")]
+    attacks = [resolve_attack(card.name) for card in found if not card.members and card.applies_to == "any"]
+    return [attack.name for attack in attacks if not needs_gradient(attack)]
 
 
 def _notes(model: LoadedModel, attack: Attack, data: Data, admission: Admission, draws: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from robustbench_lpm.evaluation.planning import Plan, execution
 from robustbench_lpm.records import COLUMNS, RECORD, Picture, RunRecord, group_pictures, read, write
 
 PROGRESS = ".partial"
+FEWEST_FOR_CHANCE = 4  # images
 Tell = Callable[[str], None]  # given a line for the reader
 
 
@@ -44,12 +46,33 @@ def fill(record: RunRecord, plan: Plan, blocks: Sequence[Block]) -> None:
     record.adversarials = group_pictures(_pictures(parts))
     record.class_names = _class_names(record.outcomes, plan.data.classes)
     record.failures = [failure for block in blocks for failure in block.failures]
+    if note := chance_note(record, plan.classes):
+        record.notes.append(note)
     record.timing = {"seconds": float(sum(part["seconds"] for part in parts)), "hardware": hardware()}
     if halved := [str(number) for number, block in enumerate(blocks) if block.halved]:
         record.notes.append(
             f"Memory ran out: block(s) {', '.join(halved)} were computed in parts, so that outcomes may differ by "
             "rounding from those of whole blocks."
         )
+
+
+def chance_note(record: RunRecord, classes: int) -> str:
+    """What must be said loudly of a model that is right no more often than one that guesses; "" where it is.
+
+    Guessing one of K classes is right on n images 1/K ± sqrt(1/K (1 - 1/K) / n) of the time; below the upper end of its
+    one-sided 95 % interval nothing tells a model from it. Of fewer than 10 images only none right is told, from 4.
+    """
+    images = len(record.outcomes)
+    if images < FEWEST_FOR_CHANCE:
+        return ""
+    found, chance = record.clean_accuracy.value, 1 / classes
+    guessed = chance + 1.645 * math.sqrt(chance * (1 - chance) / images)
+    if found > guessed or (images < 10 and found > 0):
+        return ""
+    return (
+        f"clean accuracy {100 * found:.1f} % is no better than chance ({classes} classes): do the labels, the "
+        "normalisation and the size of the images fit the model?"
+    )
 
 
 def _outcomes(parts: list[Arrays], candidates: Sequence[str]) -> Any:

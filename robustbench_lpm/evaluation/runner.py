@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,9 +29,11 @@ from robustbench_lpm.evaluation.tasks import (
     resolve_data,
     resolve_model,
 )
+from robustbench_lpm.randomness import isolated_globals
 from robustbench_lpm.records import RunRecord
 from robustbench_lpm.zoo import LoadedModel
 
+log = logging.getLogger("robustbench_lpm")
 COSTS = ("forwards", "backwards", "glimpses")
 PATIENCE = 0.2  # seconds between two looks at what others are computing
 
@@ -96,8 +99,11 @@ def evaluate(
         "device": device, "parameters": parameters, "save_adversarials": save_adversarials, "precision": precision,
         "memory": memory, "trust": trust,
     }  # fmt: skip
-    with torch.inference_mode(False), torch.enable_grad():
-        return run(prepare(model, attack, dataset, **options), Path(out) if out is not None else None)
+    with untouched():
+        record = run(prepare(model, attack, dataset, **options), Path(out) if out is not None else None)
+    for note in record.notes:
+        log.warning("%s under %s: %s", record.model, record.attack, note)
+    return record
 
 
 def prepare(
@@ -121,6 +127,13 @@ def prepare(
     loaded = resolve_model(model, trust=trust, device=device)
     chosen = resolve_attack(attack, parameters=parameters, surrogates=surrogates, trust=trust)
     return make_plan(loaded, chosen, source, device=device, **options)
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Gradients are at hand whatever the caller has switched off; his global generators are as they were afterwards."""
+    with torch.inference_mode(False), torch.enable_grad(), isolated_globals(0):
+        yield
 
 
 def run(

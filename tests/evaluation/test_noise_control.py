@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -148,11 +148,11 @@ class Seen(TwoSources):
 @pytest.mark.parametrize("mc", [1, 2])
 def test_what_is_frozen_is_so_in_the_attack_the_selection_and_the_grading(mc: int) -> None:
     """A whole run: in every pass an image meets its one draw of the frozen source, and ever new ones of the other."""
-    network = Seen()
     parameters = {"steps": 3, "restarts": 2, "eot": 2}
     plan = prepare(
-        network, "pgd", (IMAGES, LABELS), eps=0.1, draws=5, mc=mc, parameters=parameters, noise=["tilt=frozen"]
+        Seen(), "pgd", (IMAGES, LABELS), eps=0.1, draws=5, mc=mc, parameters=parameters, noise=["tilt=frozen"]
     )
+    network = cast(Seen, plan.model.classifier.network)
     network.noise.clear()
     record = run(plan)
     assert record.outcomes["forwards"].max() > 10  # with restarts to choose among

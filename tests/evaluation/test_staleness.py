@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from robustbench_lpm import records
-from robustbench_lpm.evaluation import recording, runner
+from robustbench_lpm.evaluation import planning, recording, runner
 from robustbench_lpm.evaluation.blocks import Block, BlockStore
-from robustbench_lpm.evaluation.machine import sources_sha256
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.recording import PROGRESS, finished_run
 from robustbench_lpm.evaluation.runner import run
@@ -68,7 +67,7 @@ def _other_code(patch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def _other_code_of_a_user(patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    patch.setattr(runner, "sources_sha256", lambda _: "edited")
+    patch.setattr(planning, "sha256_of_object", lambda _: "edited")
     return {}
 
 
@@ -77,7 +76,7 @@ UNNAMED: dict[str, tuple[Change, str]] = {
     "versions": (_other_versions, "torch"),
     "threads": (_other_threads, "threads"),
     "the package's code": (_other_code, "package"),
-    "code of a user's own": (_other_code_of_a_user, "attack, model"),
+    "code of a user's own": (_other_code_of_a_user, "attack, dataset, model"),
     "pictures to keep": (lambda _: {"save_adversarials": True}, "stored"),
 }
 # What is part of the id: another run, in another folder.
@@ -247,9 +246,3 @@ def test_what_is_said_of_a_block_is_kept_with_it(tmp_path: Path) -> None:
     assert found is not None
     assert (found.failures, found.halved, float(found.arrays["seconds"])) == (block.failures, True, 1.5)
     store.leave()
-
-
-def test_the_code_of_functions_and_classes_is_hashed(tmp_path: Path) -> None:
-    assert sources_sha256([plan_of]) == sources_sha256([interrupted, plan_of])  # one file
-    assert sources_sha256([plan_of]) != sources_sha256([NoisyLinear])
-    assert sources_sha256([len, None]) == sources_sha256([])
