@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from robustbench_lpm.versions import __version__
+
 if TYPE_CHECKING:
     from robustbench_lpm.errors import LpmbenchError
     from robustbench_lpm.evaluation.audit import audit
     from robustbench_lpm.evaluation.runner import evaluate
     from robustbench_lpm.records import RunRecord
 
-__version__ = "0.2.0"
 __all__ = ["LpmbenchError", "RunRecord", "__version__", "audit", "evaluate"]
 
 _HOMES = {

@@ -13,20 +13,16 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, get_type_hints
-from urllib.parse import urlsplit
 
-import torch
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-from robustbench_lpm import cards
+from robustbench_lpm import cards, weight_files
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.cards import AttackCard, DatasetCard, ModelCard, Weights
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of
 
-# Keys under which training code wraps a state dict in a checkpoint.
-WRAPPERS = ("model_state_dict", "model_state", "state_dict", "model")
 # What an attack function gets beside its card's parameters.
 GIVEN_BY_THE_RUN = ("norm", "eps", "targets", "surrogates")
 
@@ -94,26 +90,30 @@ def load_model(
 ) -> LoadedModel:
     """A registered model, or one from a card file, with its weights verified and loaded, in eval mode.
 
-    `checkpoint` replaces the weights of the card. Raises LpmbenchError when there are no weights.
+    `checkpoint` replaces the weights of the card. What had to be done to make them fit stands in `notes`.
+    Raises LpmbenchError when there are no weights, or none that fit.
     """
     card = cards.model(name)
     network = build(card, trust=trust, **overrides)
     arguments = f"--model {shlex.quote(name)}" + (f" --checkpoint {shlex.quote(str(checkpoint))}" if checkpoint else "")
     if checkpoint is not None:
-        state, digest = read_checkpoint(checkpoint), sha256_of(checkpoint)
+        path, source = checkpoint, str(checkpoint)
     elif card.weights is not None:
-        state, digest = read_weights(card, card.weights)
+        path = find_weights(card, card.weights)
+        source = f"{card.path}: {card.weights.url or card.weights.torchvision or path.name}"
     else:
         raise LpmbenchError(f"Model '{card.name}' has no weights; {how_to_get_weights(card)}.")
-    if _is_reference(network, state):  # trained with the reference's choices, so it must run with them
+    state, notes = weight_files.fitting(network, weight_files.read(path, source), source)
+    if weight_files.is_reference(network, state):  # trained with the reference's choices, so it must run with them
         overrides = network.reference_parameters | overrides  # type: ignore[operator]
         network = build(card, trust=trust, **overrides)
-    load_state(network, state, source=str(checkpoint or card.path))
+    weight_files.load_state(network, state, source)
     classifier = wrap(network, card).to(device).eval().requires_grad_(False)
+    digest = sha256_of(path)
     identity = card.identity() | {"weights_sha256": digest, "stochastic": classifier.stochastic}
     identity["parameters"] = identity["parameters"] | overrides
     entry = cards.resolve_entry(card, trust=trust)
-    return LoadedModel(card.name, classifier, identity, digest, card, arguments, entry)
+    return LoadedModel(card.name, classifier, identity, digest, card, arguments, entry, notes)
 
 
 def wrap(network: nn.Module, card: ModelCard) -> Classifier:
@@ -146,13 +146,12 @@ def weights_missing(card: ModelCard) -> str | None:
     return None
 
 
-def read_weights(card: ModelCard, weights: Weights) -> tuple[dict[str, Tensor], str]:
-    """The state dict of a card, its file's sha256 checked before anything is read from it; and that sha256."""
+def find_weights(card: ModelCard, weights: Weights) -> Path:
+    """The file with the weights of a card, downloaded if need be; its sha256 is right."""
     if weights.torchvision is not None:
         from robustbench_lpm.architectures.torchvision_models import torchvision_weights
 
-        path = torchvision_weights(weights.torchvision)
-        return read_checkpoint(path), sha256_of(path)
+        return torchvision_weights(weights.torchvision)
     assert weights.sha256 is not None  # the card's validation sees to it
     if weights.url is not None:
         path = _download(weights.url, weights.sha256)
@@ -162,8 +161,16 @@ def read_weights(card: ModelCard, weights: Weights) -> tuple[dict[str, Tensor], 
         path = cards.confined(card, weights.file, folder)
     digest = sha256_of(path)
     if digest != weights.sha256:
-        raise LpmbenchError(f"{card.path}: weights.sha256 does not match {path.name} ({digest}); it was altered.")
-    return read_checkpoint(path, suffix=Path(urlsplit(weights.url).path if weights.url else path.name).suffix), digest
+        raise LpmbenchError(
+            f"{card.path}: weights.sha256 does not match {path.name} ({digest}); it was altered{_by_its_look(path)}."
+        )
+    return path
+
+
+def _by_its_look(path: Path) -> str:
+    """What a file is in place of the weights that were expected, where that can be told without reading them."""
+    found = weight_files.defect(path)
+    return f": it is {found}" if found else ""
 
 
 def _package_folder(card: ModelCard, package: str) -> Path:
@@ -191,64 +198,15 @@ def _download(url: str, sha256: str) -> Path:
                 file.write(chunk)
         digest = sha256_of(part)
         if digest != sha256:
-            raise LpmbenchError(f"{url} has sha256 {digest}, not the {sha256} of its card; nothing was kept.")
+            raise LpmbenchError(
+                f"{url} has sha256 {digest}, not the {sha256} of its card; nothing was kept{_by_its_look(part)}."
+            )
         part.replace(target)
     except (OSError, ValueError, HTTPException) as error:
         raise LpmbenchError(f"{url} could not be downloaded: {error}.") from None
     finally:
         part.unlink(missing_ok=True)
     return target
-
-
-def read_checkpoint(path: Path, suffix: str | None = None) -> dict[str, Tensor]:
-    """The state dict in a checkpoint: safetensors, or a torch file that loads without running code from it.
-
-    Raises LpmbenchError for a missing or damaged file, and for a pickle that holds more than tensors.
-    """
-    if not path.is_file():
-        raise LpmbenchError(f"There is no checkpoint at {path}.")
-    suffix = (suffix if suffix is not None else path.suffix).lower()
-    try:
-        if suffix == ".safetensors":
-            from safetensors.torch import load
-
-            content: Any = load(path.read_bytes())
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise many kinds for damaged files
-        reason = " ".join(str(error).split())[:200]
-        raise LpmbenchError(f"{path} was refused: it does not load as tensors alone ({reason}).") from None
-    return _state_dict_in(content, path)
-
-
-def _state_dict_in(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in what a checkpoint holds: bare or under a usual key, with or without `module.` prefixes."""
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not content:
-        raise LpmbenchError(f"{path} holds no state dict.")
-    if not all(isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()):
-        raise LpmbenchError(f"{path} holds a dictionary with more than tensors in it.")
-    if all(name.startswith("module.") for name in content):  # as DataParallel saves it
-        return {name.removeprefix("module."): value for name, value in content.items()}
-    return dict(content)
-
-
-def _is_reference(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is in the names of the network's reference code rather than in its own."""
-    return bool(getattr(network, "is_reference_state", lambda _: False)(state))
-
-
-def load_state(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict strictly; a network may translate one in names of its own reference code."""
-    if _is_reference(network, state):
-        state = network.translate_reference_state(state)  # type: ignore[operator]
-    try:
-        network.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise LpmbenchError(f"{source}: the weights do not fit the model: {reason}") from None
 
 
 def load_attack(

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from robustbench_lpm import zoo
+from robustbench_lpm import weight_files, zoo
 from robustbench_lpm.architectures import torchvision_models
 from robustbench_lpm.architectures.cnn import Cnn
 from robustbench_lpm.architectures.ramlpm import RamLpm
@@ -153,7 +153,7 @@ def test_a_malicious_checkpoint_is_refused_and_does_not_run(
     write({**state, "extra": Malicious(marker)}, path)
     card_file = card_with(tmp_path, f'file = "{path.name}"\nsha256 = "{sha256_of(path)}"')
     for load in (
-        lambda: zoo.read_checkpoint(path),
+        lambda: weight_files.read(path),
         lambda: zoo.load_model(card_file),  # a right hash makes it no better
         lambda: zoo.load_model("cnn", checkpoint=path),
     ):
@@ -168,35 +168,31 @@ def test_a_malicious_checkpoint_is_refused_and_does_not_run(
     assert marker.exists()  # so the file was as bad as this test says
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "weights.safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95])
-def test_a_truncated_file_is_refused(name: str, share: float, state: State, tmp_path: Path) -> None:
-    path = tmp_path / name
-    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(LpmbenchError, match="refused"):
-        zoo.read_checkpoint(path)
+def test_what_was_done_to_make_weights_fit_is_noted(state: State, tmp_path: Path) -> None:
+    torch.save({"net": {"state_dict": on_gpus(state)}}, tmp_path / "weights.pt")
+    sha256 = sha256_of(tmp_path / "weights.pt")
+    model = zoo.load_model(card_with(tmp_path, f'file = "weights.pt"\nsha256 = "{sha256}"'))
+    assert_loaded(model, state)
+    assert model.notes == ("'module.' was taken off the names of its weights",)
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
-    ({}, "holds no state dict"),
-    (torch.zeros(3), "holds no state dict"),
-    ({"epoch": 3}, "more than tensors"),
-    ({"model": {}, "epoch": 3}, "holds no state dict"),
-    ({1: torch.zeros(3)}, "more than tensors"),
-    ({"features.0.weight": torch.zeros(3)}, "do not fit the model"),
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "it is a Git LFS pointer"),
+    (b"<!DOCTYPE html><html></html>", "it is a web page"),
+    (b"", "it is an empty file"),
 ])  # fmt: skip
-def test_what_is_no_state_dict_of_the_model_is_refused(content: Any, complaint: str, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(LpmbenchError, match=complaint) as error:
-        zoo.load_model("cnn", checkpoint=tmp_path / "weights.pt")
-    assert "weights.pt" in str(error.value)
-
-
-def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LpmbenchError, match=r"There is no checkpoint at .*nothing\.pt"):
-        zoo.load_model("cnn", checkpoint=tmp_path / "nothing.pt")
+@pytest.mark.parametrize("right_hash", [True, False])
+def test_what_lies_where_weights_should_is_called_by_its_name(
+    content: bytes, complaint: str, right_hash: bool, server: Server, cache: Path, tmp_path: Path
+) -> None:
+    for folder in (tmp_path, server.folder):
+        (folder / "weights.pt").write_bytes(content)
+    sha256 = sha256_of(tmp_path / "weights.pt") if right_hash else "0" * 64
+    for source in ('file = "weights.pt"', f'url = "{server.url}/weights.pt"'):
+        with pytest.raises(LpmbenchError, match=complaint) as error:
+            zoo.load_model(card_with(tmp_path, f'{source}\nsha256 = "{sha256}"'))
+        assert "weights.pt" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_altered_weights_are_refused_before_they_are_read(state: State, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import inspect
 import os
 import platform
@@ -14,20 +13,16 @@ from typing import Any
 
 import torch
 
+from robustbench_lpm.versions import OURS, versions_of
+
 PACKAGES = (
-    "robustbench-lpm", "torch", "torchvision", "numpy", "adversarial-robustness-toolbox", "cleverhans", "pyautoattack",
+    OURS, "torch", "torchvision", "numpy", "adversarial-robustness-toolbox", "cleverhans", "pyautoattack",
 )  # fmt: skip
 
 
 def versions() -> dict[str, str]:
     """What may change the bits of a result."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | versions_of(PACKAGES)
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm import cards, zoo
+from robustbench_lpm import cards, weight_files, zoo
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
@@ -347,7 +347,8 @@ class Training:
         if isinstance(self.network, RecurrentAttention):
             self.network.sigma = self.sigma
         self.team.wait()  # for what the leader has written
-        zoo.load_state(self.network, zoo.read_checkpoint(self.out / BEST), source=str(self.out / BEST))
+        best = self.out / BEST
+        weight_files.load_state(self.network, weight_files.read(best), source=str(best))
         accuracy = self._measure()
         seconds = self.journal.seconds + time.perf_counter() - started
         weights = self.out / model_cards.weights_file(self.plan.card)

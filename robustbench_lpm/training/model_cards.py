@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from robustbench_lpm import cards
 from robustbench_lpm.cards import ModelCard, Trained, Weights
 from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.training.checkpoints import write
+from robustbench_lpm.versions import OURS, versions_of
 
 
 def write_card(card: ModelCard, weights: Path, trained: Trained, path: Path) -> ModelCard:
@@ -24,7 +24,7 @@ def write_card(card: ModelCard, weights: Path, trained: Trained, path: Path) -> 
 
 def versions() -> dict[str, str]:
     """Of the packages that decide what a training makes."""
-    return {name: version(name) for name in ("torch", "robustbench-lpm")}
+    return versions_of(("torch", OURS))
 
 
 def weights_file(card: ModelCard) -> str:

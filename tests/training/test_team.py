@@ -11,11 +11,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from robustbench_lpm import cards
+from robustbench_lpm import cards, weight_files
 from robustbench_lpm.cards import ModelCard
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.training.team import assemble
-from robustbench_lpm.zoo import read_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +66,7 @@ def test_two_devices_take_the_same_steps_as_one(tmp_path: Path) -> None:
         assert done.stdout.count("epoch 2/2") == 1  # the first process alone speaks
     logs = [pd.read_csv(tmp_path / f"on{devices}/log.csv").drop(columns="seconds") for devices in (1, 2)]
     np.testing.assert_allclose(logs[0], logs[1], rtol=1e-3)
-    states = [read_checkpoint(tmp_path / f"on{devices}/best.safetensors") for devices in (1, 2)]
+    states = [weight_files.read(tmp_path / f"on{devices}/best.safetensors") for devices in (1, 2)]
     for name, tensor in states[0].items():
         np.testing.assert_allclose(tensor, states[1][name], atol=1e-4, err_msg=name)
     trained = cards.read(tmp_path / "on2/card.toml", ModelCard).trained

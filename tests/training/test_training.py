@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_lpm import cards, zoo
+from robustbench_lpm import cards, weight_files, zoo
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.training import train
 from robustbench_lpm.training.examples import load_split
@@ -184,8 +184,8 @@ def test_the_best_epoch_becomes_the_model(tiny_train: Trainer, tmp_path: Path) -
     result = tiny_train("cnn", "clean", tmp_path)
     scores = [(row["validation_accuracy"], -row["validation_classification"]) for row in result.rows]
     assert result.best_epoch == 1 + scores.index(max(scores))
-    best = zoo.read_checkpoint(tmp_path / "best.safetensors")
-    written = zoo.read_checkpoint(result.weights)
+    best = weight_files.read(tmp_path / "best.safetensors")
+    written = weight_files.read(result.weights)
     assert all(torch.equal(best[name], written[name]) for name in best)
 
 
@@ -237,7 +237,7 @@ def test_batches_of_one_are_refused_for_batch_norms(tiny_train: Trainer, tmp_pat
 
 def test_reduced_precision_trains(tiny_train: Trainer, tmp_path: Path) -> None:
     result = tiny_train("ramlpm", "reinforce", tmp_path, {"precision": "bf16-mixed"}, epochs=1)
-    assert {tensor.dtype for tensor in zoo.read_checkpoint(result.weights).values()} == {torch.float32, torch.int64}
+    assert {tensor.dtype for tensor in weight_files.read(result.weights).values()} == {torch.float32, torch.int64}
 
 
 def test_the_recipes_of_the_registry_are_valid() -> None:

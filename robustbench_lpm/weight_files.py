@@ -1,0 +1,367 @@
+"""Files of weights, wherever they come from: what a file is, what it holds, and which tensors in it fit a network.
+
+No code of a file is ever run: safetensors, or `torch.load` with weights_only. Content decides, not a file's name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import json
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product, takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from robustbench_lpm.errors import LpmbenchError
+
+State = dict[str, Tensor]
+# Keys under which training code usually keeps a state dict. Other keys count only where none of these fits.
+CONTAINERS = {"state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights"}
+AVERAGES = re.compile(r"(^|_)ema($|_)")  # exponential moving averages of weights; only where nothing else fits
+# What wrappers put into the middle of names: torch.compile, DataParallel, activation checkpointing, FSDP.
+SEGMENTS = {"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
+# Counts that no answer depends on, of torch's AveragedModel and of profilers; and the one that old files lack.
+COUNTS, COUNTED_SINCE_TORCH_0_4 = {"n_averaged", "total_ops", "total_params"}, "num_batches_tracked"
+OTHER_FORMATS = {
+    (0, b"\x1f\x8b"): "a gzip archive; unpack it and give the file in it",
+    (257, b"ustar"): "a tar archive; unpack it and give the file in it",
+    (0, b"\x89HDF"): "an HDF5 file, as Keras writes them, and not PyTorch's",
+    (0, b"\x93NUMPY"): "an array of numpy, not a state dict",
+}
+LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9"  # how torch.save began before it wrote zip files
+LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
+SAVE_TENSORS = "Save them alone, torch.save(model.state_dict(), 'weights.pt'), and give that file"
+
+
+def read(path: Path, source: str | None = None) -> Any:
+    """What a file of weights holds, on the CPU: a state dict, or the containers that training code put around it.
+
+    source: what errors call it, its path if nothing else. Raises LpmbenchError for a missing, empty or cut file, for
+    another kind of file, and for a pickle that holds more than tensors and plain values.
+    """
+    source = source or str(path)
+    if not path.is_file():
+        note = ": it is a folder; name the file in it" if path.is_dir() else ""
+        raise LpmbenchError(f"There is no checkpoint at {path}{note}.")
+    try:
+        if found := defect(path):
+            raise LpmbenchError(f"{source} is no checkpoint: it is {found}.")
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_values()):
+            warnings.simplefilter("ignore")  # of torch, about pickles that it then refuses
+            if _is_safetensors(_head(path)):
+                return safetensors.torch.load(path.read_bytes())
+            with path.open("rb") as file:  # torch would go by the suffix of a path
+                return torch.load(file, map_location="cpu", weights_only=True)
+    except LpmbenchError:
+        raise
+    except pickle.UnpicklingError as error:
+        if _is_cut_pickle(path):
+            raise LpmbenchError(f"{source} is no checkpoint: it is cut short.") from None
+        raise _refused(source, told(error)) from None
+    except OSError as error:
+        raise LpmbenchError(f"{source} cannot be read: {error.strerror or error}.") from None
+    except Exception as error:  # torch and safetensors raise many kinds for damaged files
+        raise LpmbenchError(f"{source} is no checkpoint: it is cut short or damaged ({told(error)}).") from None
+
+
+def defect(path: Path) -> str | None:
+    """What a file is that is no whole file of weights, in a clause; None where it may be one.
+
+    Looks at the file's size, its first bytes and its index, and at nothing that a pickle holds.
+    """
+    size, head = path.stat().st_size, _head(path)
+    if not size:
+        return "an empty file"
+    if head.startswith((b"version https://git-lfs", b"version https://hawser")):
+        return "a Git LFS pointer, not the file that it stands for; `git lfs pull` fetches that"
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+        return "a web page (HTML or XML); download the file itself"
+    if size < 9:
+        return f"cut short, to {size} bytes"
+    if _is_safetensors(head):
+        return _defect_of_safetensors(path, size)
+    if head.startswith(b"PK"):
+        return _defect_of_zip(path)
+    for (place, magic), kind in OTHER_FORMATS.items():
+        if head[place:].startswith(magic):
+            return kind
+    if text := _text(head):
+        return f"text, which begins {_shortened(text, 60)!r}"
+    return None if head.startswith(b"\x80") else "neither safetensors nor what torch.save writes"  # \x80: a pickle
+
+
+def told(error: Exception) -> str:
+    """Why torch or safetensors refused a file, in one line, without advice to trust it; its end is kept."""
+    text = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]
+    text = re.split(r" (?:Please use `|In PyTorch \d|Check the documentation)", text)[0]
+    return _shortened(text, 400).rstrip(".") or type(error).__name__
+
+
+def fitting(network: nn.Module, content: Any, source: str) -> tuple[State, tuple[str, ...]]:
+    """The state dict in what a checkpoint holds that fits a network, in the names that fit; notes for its user.
+
+    It may lie under any keys, beside other things, and a wrapper may have put a prefix before its names. Where several
+    fit, CONTAINERS count before other keys and averages of weights (EMA) last. Where none fits, the one that comes
+    closest. Raises LpmbenchError where there is none, and where it cannot be told which one is meant.
+    """
+    states = sorted(_states(content), key=lambda one: _rank(one[0]))
+    if not states:
+        keys = (
+            f"; its keys: {_listed([str(key) for key in content])}" if isinstance(content, Mapping) and content else ""
+        )
+        raise LpmbenchError(f"{source} holds no state dict, that is tensors by name{keys}.")
+    found, closest = [], []
+    for where, state in states:
+        for spelled, notes in _spellings(network, state):
+            misfit = _misfit(network, spelled)
+            if not misfit:
+                found.append((where, spelled, notes))
+                break
+            closest.append((len(misfit.missing), spelled))
+    if not found:
+        return min(closest, key=lambda one: one[0])[1], ()
+    where, state, notes = found[0]
+    others = [(place, other) for place, other, _ in found[1:] if not _equal(state, other)]
+    if rivals := [place for place, _ in others if _rank(place) == _rank(where)]:
+        places = " and ".join(f"'{'.'.join(place)}'" for place in [where, *rivals])
+        keep = "".join(f"[{key!r}]" for key in where)
+        raise LpmbenchError(
+            f"{source} holds several sets of weights that fit, {places}. Keep the one you mean, e.g. "
+            f"torch.save(torch.load(FILE, weights_only=True){keep}, 'weights.pt')."
+        )
+    if where and (others or _rank(where) != _rank(("model",))):
+        aside = "".join(f"; '{'.'.join(place)}' would fit too" for place, _ in others)
+        notes = (f"its weights are those under '{'.'.join(where)}'{aside}", *notes)
+    return state, notes
+
+
+def is_reference(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict is in the names of the network's reference code rather than in its own."""
+    return bool(getattr(network, "is_reference_state", lambda _: False)(state))
+
+
+def load_state(network: nn.Module, state: State, source: str) -> None:
+    """Load a state dict strictly; a network may translate one in names of its own reference code.
+
+    Raises LpmbenchError, which lists them, for names and shapes that do not fit, and for values that are no numbers.
+    """
+    misfit, state = _misfit(network, state), _translated(network, state)
+    _check_values(network, state, source)
+    try:
+        network.load_state_dict(state, strict=True)  # decides: a network's hooks may rename what looks unfitting
+    except RuntimeError as error:
+        raise LpmbenchError(f"{source}: the weights do not fit the model: {misfit or told(error)}.") from None
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """What keeps a state dict from fitting a network; false where nothing does."""
+
+    missing: list[str]
+    unexpected: list[str]
+    shapes: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.shapes)
+
+    def __str__(self) -> str:
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.shapes}
+        return "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
+
+
+def _misfit(network: nn.Module, state: State) -> _Misfit:
+    found, expected = _translated(network, state), network.state_dict()
+    missing = [n for n in expected if n not in found and not n.endswith(COUNTED_SINCE_TORCH_0_4)]
+    shapes = [
+        f"{name} {_size(found[name])} for {_size(value)}"
+        for name, value in expected.items()
+        if name in found and isinstance(value, Tensor) and not is_lazy(value) and found[name].shape != value.shape
+    ]
+    return _Misfit(missing, [name for name in found if name not in expected], shapes)
+
+
+def _translated(network: nn.Module, state: State) -> State:
+    if is_reference(network, state):
+        state = network.translate_reference_state(state)  # type: ignore[operator]
+    return state
+
+
+def _check_values(network: nn.Module, state: State, source: str) -> None:
+    """Values that are no numbers, where the network's own are, and integers in place of floats: quantised weights."""
+    for name, own in network.state_dict().items():
+        value = state.get(name)
+        if value is None or not isinstance(own, Tensor) or not own.is_floating_point():
+            continue
+        if not value.is_floating_point():
+            raise LpmbenchError(f"{source}: {name} holds {value.dtype} instead of floats: are the weights quantised?")
+        broken = ~value.to(own.dtype).isfinite()
+        if not is_lazy(own) and own.shape == value.shape:  # a mask of -inf that the network makes itself is right
+            broken &= own.cpu().isfinite()
+        if count := int(broken.sum()):
+            raise LpmbenchError(
+                f"{source}: {name} holds NaN or infinite values ({count} of {value.numel()}): a training that broke "
+                "down? Give a checkpoint from before."
+            )
+
+
+def _states(content: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
+    """Every dictionary in a checkpoint that holds tensors by name, with the keys that lead there, outermost first."""
+    if not isinstance(content, Mapping):
+        return
+    if tensors := {name: x for name, x in content.items() if isinstance(name, str) and isinstance(x, Tensor)}:
+        yield where, tensors
+    for key, value in content.items():
+        yield from _states(value, (*where, str(key)))
+
+
+def _rank(where: tuple[str, ...]) -> tuple[bool, bool]:
+    """What counts first among state dicts that fit: averages last, usual places before others."""
+    average = any(AVERAGES.search(key.lower()) for key in where)
+    return average, not average and any(key not in CONTAINERS for key in where)
+
+
+def _spellings(network: nn.Module, state: State) -> Iterator[tuple[State, tuple[str, ...]]]:
+    """A state dict as it is, then in each spelling of its names that a wrapper may have hidden, with notes of that."""
+    expected, buffers = network.state_dict(), dict(network.named_buffers())
+    last = {name.rpartition(".")[2] for name in expected}
+    kept = {name: x for name, x in state.items() if name.rpartition(".")[2] not in COUNTS - last}
+    left_out = (f"{_listed([n for n in state if n not in kept])} left out",) if len(kept) < len(state) else ()
+    bare = {".".join(part for part in name.split(".") if part not in SEGMENTS): x for name, x in kept.items()}
+    wrapped = ", ".join(sorted(part for part in SEGMENTS if any(part in name.split(".") for name in kept)))
+    for inner in [kept, bare] if len(bare) == len(kept) and wrapped else [kept]:
+        for taken, given in product(_prefixes(inner), _prefixes(expected)):
+            names = {given + name.removeprefix(taken): x for name, x in inner.items()}
+            # A constant that the network makes itself and an older version of it saved.
+            names = {n: x for n, x in names.items() if n in expected or not _equal_tensors(x, buffers.get(n))}
+            yield (
+                names,
+                (
+                    *([f"'{taken}' was taken off the names of its weights"] if taken else []),
+                    *([f"'{given}' was put before the names of its weights"] if given else []),
+                    *([f"'{wrapped}' was taken out of the names of its weights"] if inner is bare else []),
+                    *left_out,
+                ),
+            )
+
+
+def _prefixes(names: Collection[str]) -> list[str]:
+    """Every prefix of whole segments that all names share, the shortest (none) first: "", "module.", ..."""
+    first, last = (
+        name.split(".")[:-1] for name in (min(names, default=""), max(names, default=""))
+    )  # what these two share, all do
+    shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    return ["".join(f"{part}." for part in shared[:length]) for length in range(len(shared) + 1)]
+
+
+def _equal(state: State, other: State) -> bool:
+    return state.keys() == other.keys() and all(_equal_tensors(x, other[name]) for name, x in state.items())
+
+
+def _equal_tensors(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.dtype == other.dtype and torch.equal(one, other.to(one.device))
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _listed(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(_shortened(name, 100) for name in names[:most]) + more
+
+
+def _shortened(text: str, most: int) -> str:
+    """Text in one line without its middle, where it is long: what matters in an error often comes last."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most // 3]} ... {text[-2 * most // 3 :]}"
+
+
+def _refused(source: str, reason: str) -> LpmbenchError:
+    line = f"{source} was refused: it does not load as tensors alone"
+    if match := re.search(r"GLOBAL (\S+)", reason):
+        line += f", for it needs {match[1]}, as a whole model does that torch.save(model) wrote"
+    elif "Unsupported operand" in reason:
+        line += ", for it is a pickle that torch.save did not write"
+    return LpmbenchError(f"{line}. {SAVE_TENSORS} ({reason}).")
+
+
+def _is_cut_pickle(path: Path) -> bool:
+    """Whether a file that is no zip file ends inside one of its pickles; they are read as text, nothing of them runs.
+
+    torch.save wrote five of them before the tensors: magic number, version, system, content, names of storages.
+    """
+    with path.open("rb") as file:
+        pickles = 5 if file.peek(len(LEGACY)).startswith(LEGACY) else 1
+        try:
+            for _ in range(pickles if file.peek(1).startswith(b"\x80") else 0):
+                for _ in pickletools.genops(file):
+                    pass
+        except ValueError:
+            return True
+    return False
+
+
+def _plain_values() -> list[Any]:
+    """Types that lie beside weights and do nothing when they are made: parsed arguments and numpy's numbers."""
+    scalar = np.float64(0).__reduce__()[0]
+    named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
+    dtypes = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]}
+    return [argparse.Namespace, np.dtype, *named, *dtypes]
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _text(head: bytes) -> str:
+    """The start of a file as text, empty where it is none."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # which may end inside a character
+    except UnicodeDecodeError:
+        return ""
+    return text if all(char.isprintable() or char.isspace() for char in text) else ""
+
+
+def _is_safetensors(head: bytes) -> bool:
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
+
+
+def _defect_of_safetensors(path: Path, size: int) -> str | None:
+    with path.open("rb") as file:
+        header = file.read(length := int.from_bytes(file.read(8), "little"))
+    try:
+        tensors = json.loads(header) if len(header) == length else None
+        ends = (
+            [] if tensors is None else [tensors[name]["data_offsets"][1] for name in tensors if name != "__metadata__"]
+        )
+        whole = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None  # safetensors says what is wrong
+    return f"cut short: {size} of {whole} bytes" if size < whole else None
+
+
+def _defect_of_zip(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):  # the index of a zip file is its end
+        return "cut short or damaged: a zip file, as torch.save writes, without its end"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return f"a TorchScript program, which is code beside tensors. {SAVE_TENSORS}"
+    if not any(name.endswith("/data.pkl") for name in names):
+        return f"a zip file that torch.save did not write (in it: {_listed(names)}); unpack it"
+    return None
