@@ -44,8 +44,13 @@ class LoadedModel:
 def build(card: ModelCard, *, trust: bool = False, **overrides: Any) -> nn.Module:
     """The network of a card, untrained; overrides are laid over the card's parameters."""
     entry = cards.resolve_entry(card, trust=trust)
-    given = {"channels": card.input.channels, "classes": card.classes} | card.parameters | overrides
-    return call(card.path, entry, given, required=())
+    offered = {"channels": card.input.channels, "classes": card.classes}
+    if cards.is_foreign(card):  # code that was not written for us may have them built in
+        parameters = inspect.signature(entry).parameters.values()
+        taken = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        offered = {name: value for name, value in offered.items() if takes_all or name in taken}
+    return call(card.path, entry, offered | card.parameters | overrides, required=())
 
 
 def call(path: Path, entry: Callable[..., Any], given: Mapping[str, Any], required: tuple[str, ...]) -> Any:

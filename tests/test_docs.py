@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from robustbench_lpm import zoo
 
@@ -23,6 +24,17 @@ def test_the_tutorial_runs() -> None:
     exec(compile(python_blocks(ROOT / "docs" / "tutorial.md"), "tutorial.md", "exec"), namespace)
     assert namespace["record"].attack == "one_random_corner"
     assert namespace["averaged"].mc == 5
+
+
+def test_the_page_of_models_from_elsewhere_runs(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "models-from-elsewhere.md"
+    namespace: dict[str, Any] = {}
+    exec(compile(python_blocks(page), page.name, "exec"), namespace)
+    assert namespace["record"].model == "ViTForImageClassification"
+    (card,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
+    (tmp_path / "autoattack-resnet18.toml").write_text(card)
+    loaded = zoo.load_model(str(tmp_path / "autoattack-resnet18.toml"), trust=True)
+    assert torch.equal(loaded.classifier(namespace["pictures"]), namespace["autoattack"](namespace["pictures"]))
 
 
 def test_the_three_lines_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:

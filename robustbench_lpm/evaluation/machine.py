@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import os
 import platform
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,20 +30,6 @@ def code_sha256() -> str:
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()} {path.stat().st_size} ".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def sources_sha256(things: Iterable[Any]) -> str:
-    """A hash of the files in which functions and classes of a user's own are written, where there are any."""
-    files = set()
-    for thing in things:
-        try:
-            files.add(inspect.getsourcefile(inspect.unwrap(thing)))
-        except TypeError:  # made by other means than a file
-            continue
-    digest = hashlib.sha256()
-    for name in sorted(name for name in files if name is not None and Path(name).is_file()):
-        digest.update(Path(name).read_bytes())
     return digest.hexdigest()
 
 
