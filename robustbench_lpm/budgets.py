@@ -50,7 +50,7 @@ def _number(given: object) -> float:
     scalar: Any = given
     if hasattr(given, "item") and getattr(given, "ndim", 0) == 0:
         scalar = given.item()
-    if isinstance(scalar, Real | Decimal) and not isinstance(scalar, bool):
+    if type(scalar) is not bool and isinstance(scalar, Real | Decimal):
         with suppress(ValueError, OverflowError):  # a Decimal may be a signalling NaN, an int too large
             return _before_rounding(float(scalar))
     shown = " ".join(repr(given).split())[:60]

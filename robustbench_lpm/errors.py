@@ -18,6 +18,12 @@ class Interrupted(LpmbenchError):
     status = 130
 
 
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, in one line without its full stop; an error that nobody has foreseen comes with its kind."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text[:300]}"
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> LpmbenchError:
     """The error for a name that does not exist, with the nearest one that does."""
     choices = sorted(known)

@@ -26,7 +26,7 @@ def to_nobody(_: str) -> None: ...
 def empty_record(plan: Plan) -> RunRecord:
     import pandas as pd
 
-    notes = [plan.attack.known_defects] if plan.attack.known_defects else []
+    notes = [note for note in (plan.attack.known_defects, *plan.data.notes) if note]
     return RunRecord(
         configuration=plan.configuration,
         command=plan.command(),
