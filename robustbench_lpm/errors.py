@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
+
+# Under which something is tried, by its name; an attempt that keeps a failure to itself lets the others go on.
+Attempt = Callable[[str], AbstractContextManager[object]]
 
 
 class LpmbenchError(Exception):

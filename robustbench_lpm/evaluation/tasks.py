@@ -51,6 +51,11 @@ class Attack:
     # The models that it is made on, for one that is carried over; "registered" for all that fit.
     surrogates: tuple[str | LoadedModel, ...] | str | None = None
 
+    @property
+    def carried_over(self) -> bool:
+        """Whether it, or a member of it, is made on other models."""
+        return any(part.surrogates is not None for part in (self, *self.members))
+
     def applies(self, classifier: Classifier) -> bool:
         """Whether it can attack this classifier."""
         return self.applies_to == "any" or classifier.glimpsing
@@ -183,24 +188,36 @@ def resolve_attacks(
     if not attacks or not all(isinstance(attack, str | Attack) or callable(attack) for attack in attacks):
         raise LpmbenchError("Please name an attack, such as 'pgd', or give a function like attacks.pgd.pgd.")
     attacks = [attack for position, attack in enumerate(attacks) if attack not in attacks[:position]]
-    given, named = dict(parameters or {}), settings or {}
-    if len(attacks) == 1:
-        return [resolve_attack(*attacks, parameters=given | dict(named.get(str(attacks[0]), {})), settings=named,
-                               surrogates=surrogates, trust=trust)]  # fmt: skip
-    known = [_known_parameters(attack, trust) for attack in attacks]
-    if missing := next((name for name in given if not any(name in names for names in known)), None):
-        raise unknown("parameter", missing, set().union(*known))
-    found = []
-    for attack, names in zip(attacks, known, strict=True):
-        own = {name: value for name, value in given.items() if name in names} | dict(named.get(str(attack), {}))
-        found.append(resolve_attack(attack, parameters=own, settings=named, trust=trust))
+    found = [
+        resolve_attack(attack, parameters=own, settings=settings, trust=trust)
+        for attack, own in zip(attacks, _shared_out(attacks, parameters or {}, settings or {}, trust), strict=True)
+    ]
     if surrogates is None:
         return found
-    carried = [any(part.surrogates is not None for part in (attack, *attack.members)) for attack in found]
+    carried = [attack.carried_over for attack in found]
     models = told_apart([resolve_model(model, trust=trust) for model in surrogates])
     if not any(carried):
         carried[0] = True  # which refuses them
     return [_with_surrogates(attack, models) if takes else attack for attack, takes in zip(found, carried, strict=True)]
+
+
+def _shared_out(
+    attacks: Sequence[str | Callable[..., Tensor] | Attack],
+    parameters: Mapping[str, Any],
+    settings: Mapping[str, dict[str, Any]],
+    trust: bool,
+) -> list[dict[str, Any]]:
+    """For each attack the parameters that it knows; a single one gets all of them, and refuses what it does not."""
+    own = [dict(settings.get(attack, {})) if isinstance(attack, str) else {} for attack in attacks]
+    if len(attacks) == 1:
+        return [dict(parameters) | own[0]]
+    known = [_known_parameters(attack, trust) for attack in attacks]
+    if missing := next((name for name in parameters if not any(name in names for names in known)), None):
+        raise unknown("parameter", missing, set[str]().union(*known))
+    return [
+        {name: value for name, value in parameters.items() if name in names} | named
+        for names, named in zip(known, own, strict=True)
+    ]
 
 
 def _known_parameters(attack: str | Callable[..., Tensor] | Attack, trust: bool) -> set[str]:
