@@ -13,7 +13,8 @@ from torch import Tensor
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import lay_out
-from robustbench_lpm.evaluation.tasks import Data, data_from_tensors, resolve_data, resolve_model
+from robustbench_lpm.evaluation.own_data import data_from_tensors
+from robustbench_lpm.evaluation.tasks import Data, resolve_data, resolve_model
 from robustbench_lpm.zoo import LoadedModel
 
 Layout = Literal["system", "ours"]  # of a worker: plain as networks come, or as our commands set it up

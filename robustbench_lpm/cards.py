@@ -261,7 +261,7 @@ class SuiteCard(Card):
         optional: bool = False  # left out, and said so, where the data are not at hand; else that is an error
         models: list[str]
         attacks: list[str]
-        eps: list[str]
+        eps: list[str | int | float]
         norm: Literal["linf", "l2"] = "linf"
         size: str | None = None
         limit: int | None = Field(default=None, ge=1)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from difflib import get_close_matches
+
+# Under which something is tried, by its name; an attempt that keeps a failure to itself lets the others go on.
+Attempt = Callable[[str], AbstractContextManager[object]]
 
 
 class LpmbenchError(Exception):
@@ -16,6 +20,12 @@ class Interrupted(LpmbenchError):
     """Ctrl-C, with what to type to go on."""
 
     status = 130
+
+
+def in_one_line(error: BaseException) -> str:
+    """What went wrong, in one line without its full stop; an error that nobody has foreseen comes with its kind."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text[:300]}"
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> LpmbenchError:

@@ -221,17 +221,25 @@ def load_attack(
     card = cards.attack(name)
     function = cards.resolve_entry(card, trust=trust)
     given = card.parameters | dict(parameters or {})
-    accepted = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    for name in GIVEN_BY_THE_RUN:
-        if name in given:
-            raise LpmbenchError(f"{card.path}: '{name}' is set for each run, not as a parameter of the attack.")
-        accepted.pop(name, None)
+    accepted, declared = parameters_of(function), inspect.signature(function).parameters
     for name in given:
+        if name in GIVEN_BY_THE_RUN:
+            raise LpmbenchError(f"{card.path}: '{name}' is set for each run, not as a parameter of the attack.")
         if name not in accepted:
             raise LpmbenchError(f"{card.path}: {unknown('parameter', name, accepted)}")
-    if missing := [name for name, p in accepted.items() if p.default is p.empty and name not in given]:
+    if missing := [
+        name
+        for name in declared
+        if name in accepted - given.keys() and declared[name].default is inspect.Parameter.empty
+    ]:
         raise LpmbenchError(f"{card.path}: parameter(s) {', '.join(missing)} missing from [parameters].")
     return card, function, validated(card.path, function, given)
+
+
+def parameters_of(attack: Callable[..., Any]) -> set[str]:
+    """The names of an attack function's own parameters."""
+    declared = inspect.signature(attack).parameters.values()
+    return {p.name for p in declared if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN_BY_THE_RUN}
 
 
 def load_images(card: DatasetCard, *, data: Path | None, split: str, trust: bool = False, **parameters: Any) -> Any:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
 import pytest
+import torch
 
 from robustbench_lpm.budgets import format_eps, parse_eps, parse_eps_list
 from robustbench_lpm.errors import LpmbenchError
@@ -18,14 +23,63 @@ from robustbench_lpm.errors import LpmbenchError
     ("0/255", 0.0),
     ("1", 1.0),
     ("3", 3.0),
-    ("0.2/255", None),
+    ("0.5/255", 0.5 / 255),
 ])  # fmt: skip
-def test_what_people_write(text: str, value: float | None) -> None:
-    if value is None:
-        with pytest.raises(LpmbenchError, match="is not a number"):
-            parse_eps(text)
-    else:
-        assert parse_eps(text) == value
+def test_what_people_write(text: str, value: float) -> None:
+    assert parse_eps(text) == value
+
+
+@pytest.mark.parametrize(("given", "value"), [
+    (0, 0.0),
+    (1, 1.0),
+    (0.03, 0.03),
+    (8 / 255, 8 / 255),
+    (Fraction(8, 255), 8 / 255),
+    (Decimal("0.1"), 0.1),
+    (np.float64(0.1), 0.1),
+    (np.float32(0.1), 0.1),
+    (np.float32(8 / 255), 8 / 255),
+    (np.float32(1 / 32), 1 / 32),
+    (np.int64(1), 1.0),
+    (np.array(0.25), 0.25),
+    (torch.tensor(8 / 255), 8 / 255),
+    (torch.tensor(0.1, dtype=torch.float64), 0.1),
+    (torch.tensor(0.05, requires_grad=True), 0.05),
+    (torch.tensor(1), 1.0),
+])  # fmt: skip
+def test_numbers_and_scalars(given: object, value: float) -> None:
+    """A scalar of single precision means the number that was rounded to it: the same run as from the command line."""
+    found = parse_eps(given, "linf")
+    assert type(found) is float
+    assert found == value
+
+
+@pytest.mark.parametrize(("given", "complaint"), [
+    *[(given, "zero or more") for given in (-1, -0.1, float("nan"), float("inf"), np.float32("nan"), torch.tensor(-1))],
+    *[(given, "is not a number") for given in (
+        None, True, np.True_, torch.tensor(True), 1j, np.complex64(1), b"8/255", {}, [], [0.1], (0.1, 0.2),
+        np.array([0.1]), torch.tensor([0.1]), torch.tensor([[0.1, 0.2], [1, 2]]), 10**400, Decimal("snan"), object())],
+])  # fmt: skip
+def test_objects_that_are_no_budget(given: object, complaint: str) -> None:
+    with pytest.raises(LpmbenchError, match=complaint) as error:
+        parse_eps(given)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("given", "meant"), [
+    (8, "8/255?"),
+    ("8", "8/255?"),
+    ("16/8", "2/255?"),
+    (1.5, "1.5/255?"),
+    (np.float32(8), "8/255?"),
+    (torch.tensor(4.0), "4/255?"),
+    (300, "like 8/255"),
+])  # fmt: skip
+def test_in_l_infinity_nothing_is_beyond_1(given: object, meant: str) -> None:
+    with pytest.raises(LpmbenchError, match="beyond the whole range") as error:
+        parse_eps(given, "linf")
+    assert meant in str(error.value)
+    assert parse_eps(given, "l2") > 1
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
@@ -55,8 +109,14 @@ def test_what_is_no_budget(text: str, complaint: str) -> None:
     ("0.1, 1/10,0.2", [0.1, 0.2]),
     ("0.1,", [0.1]),
     ("0", [0.0]),
+    (0.1, [0.1]),
+    (("1/255,2/255", "0.1", "2/255"), [1 / 255, 2 / 255, 0.1]),
+    (["2/255", 0.1, np.float32(0.1)], [2 / 255, 0.1]),
+    (np.array([0.1, 0.2]), [0.1, 0.2]),
+    (torch.tensor([0.1, 0.2]), [0.1, 0.2]),
+    ((eps / 10 for eps in (1, 2)), [0.1, 0.2]),
 ])  # fmt: skip
-def test_lists_keep_their_order_and_lose_repeats(text: str, values: list[float]) -> None:
+def test_lists_keep_their_order_and_lose_repeats(text: object, values: list[float]) -> None:
     assert parse_eps_list(text) == values
 
 
@@ -65,8 +125,11 @@ def test_lists_keep_their_order_and_lose_repeats(text: str, values: list[float])
     (" , ", "eps is empty"),
     ("1/255,2/0", "'2/0' divides by zero"),
     ("1/255;2/255", "is not a number"),
+    ([], "eps is empty"),
+    ([0.1, [0.2]], "is not a number"),
+    (None, "is not a number"),
 ])  # fmt: skip
-def test_lists_that_are_none(text: str, complaint: str) -> None:
+def test_lists_that_are_none(text: object, complaint: str) -> None:
     with pytest.raises(LpmbenchError, match=complaint):
         parse_eps_list(text)
 

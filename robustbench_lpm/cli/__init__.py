@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from importlib import import_module
 import click
 
 from robustbench_lpm import __version__
+from robustbench_lpm.cli.failures import DEBUG
 from robustbench_lpm.errors import LpmbenchError, unknown
 
 # Where each command lives; its module is imported when it is called (or when its own --help is asked for).
@@ -71,6 +73,9 @@ def cli() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line; what a person can mend comes back as one line on stderr and a non-zero status."""
+    if os.environ.get(DEBUG):
+        logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger("robustbench_lpm").setLevel(logging.DEBUG)
     if any("\0" in argument for argument in arguments):  # no shell passes one on, and no file can be called so
         return _complain("An argument holds a null character. Try --help.", 2)
     try:

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from robustbench_lpm import cards
+from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import (
     attacking_options,
     budget_options,
     data_options,
     prepare_machine,
+    read_budgets,
+    read_names,
     read_settings,
     trust_option,
 )
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from robustbench_lpm.evaluation.planning import Plan
     from robustbench_lpm.evaluation.tasks import Attack, Data
     from robustbench_lpm.records import RunRecord
-    from robustbench_lpm.zoo import LoadedModel
 
 
 @click.command()
@@ -34,7 +36,14 @@ if TYPE_CHECKING:
     help="A model, or the path of its card; may be given again. Default: all that fit.",
 )
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card.")
-@click.option("--attack", "attack_name", default="pgd", show_default=True, help="An attack, or the path of its card.")
+@click.option(
+    "--attack",
+    "attacks",
+    multiple=True,
+    default=("pgd",),
+    show_default=True,
+    help="An attack, or the path of its card; several with commas between, or given again.",
+)
 @data_options
 @budget_options
 @click.option("--steps", type=click.IntRange(1), help="Steps (or iterations, or queries) of the attack.")
@@ -43,8 +52,8 @@ if TYPE_CHECKING:
     "--set",
     "settings",
     multiple=True,
-    metavar="NAME=VALUE",
-    help="Any parameter of the attack's card; of a worst case, MEMBER.NAME=VALUE.",
+    metavar="[ATTACK.]NAME=VALUE",
+    help="A parameter of the attacks that know it; with ATTACK. of that one, or of that member of a worst case.",
 )
 @attacking_options
 @click.option("--save-adversarials", is_flag=True, help="Keep every adversarial image, not only the first 16.")
@@ -53,9 +62,9 @@ if TYPE_CHECKING:
 def attack(
     models: tuple[str, ...],
     checkpoint: Path | None,
-    attack_name: str,
+    attacks: tuple[str, ...],
     dataset: str,
-    eps: str | None,
+    eps: tuple[str, ...],
     norm: Literal["linf", "l2"],
     steps: int | None,
     eot: int | None,
@@ -74,50 +83,48 @@ def attack(
 ) -> None:
     """Attack one model, or every registered model that fits the data set, and record what happens.
 
+    Of several attacks each takes the --steps, --eot and --set that it knows; what none of them knows is an error. A
+    model or a run that fails does not stop the others: it is named, and the status at the end is not zero.
+
     \b
     lpmbench attack --model ramlpm --attack pgd --eps 1/255,2/255,0.1 --limit 200
+    lpmbench attack --model cnn --attack pgd,square --attack fgsm --eps 0.05 --eps 0.1
     lpmbench attack --attack spsa --size 224 --dataset panda
     lpmbench attack --dataset panda --image photo.jpg --label 388 --attack pgd --target random
     lpmbench attack --model ramlpm --attack apgd-margin --eot 20 --noise first_fixation=frozen
     lpmbench attack --model ramlpm --attack worst-case --set apgd-margin.steps=100
     """
-    from robustbench_lpm.budgets import parse_eps_list
+    budgets = read_budgets(eps, dataset, norm)
+    wanted = read_names("--attack", attacks)
+    from robustbench_lpm.evaluation.planning import make_plan
+    from robustbench_lpm.evaluation.tasks import resolve_attacks, resolve_data, resolve_model
 
-    budgets = parse_eps_list(eps if eps is not None else cards.dataset(dataset).default_eps(norm))
-    from robustbench_lpm.evaluation.keeping import NotKept
-    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
-
-    parameters, of_members = split_settings(read_settings(settings))
-    chosen = resolve_attack(
-        attack_name, parameters=parameters, settings=of_members, surrogates=surrogates or None, trust=trust
+    parameters, of_attacks = split_settings(read_settings(settings))
+    chosen = resolve_attacks(
+        wanted, parameters=parameters, settings=of_attacks, surrogates=surrogates or None, trust=trust
     )
-    check_names(of_members, [member.name for member in chosen.members])
-    chosen = with_budget(chosen, {"steps": steps, "eot": eot})
+    check_names(of_attacks, wanted, [member.name for each in chosen for member in each.members])
+    chosen = with_budgets(chosen, {"steps": steps, "eot": eot})
     prepare_machine(device, threads, rest["precision"])
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
     if checkpoint is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one --model.")
     for name in models:
         cards.model(name)  # a misspelt name is told before hours are spent on the others
-    names = list(models) or fitting_models(dataset)
+    names = list(dict.fromkeys(models)) or fitting_models(dataset)
     records: list[RunRecord] = []
-    refused: list[str] = []
+    failures = Failures(alone=len(names) * len(chosen) == 1)
     for name in names:
-        try:
-            records += attack_model(
-                resolve_model(name, checkpoint=checkpoint, trust=trust, device=device), chosen, source, budgets,
-                out=out, force=force,
-                planning={"norm": norm, "device": device} | rest,
-            )  # fmt: skip
-        except LpmbenchError as error:
-            if len(names) == 1 or isinstance(error, NotKept):
-                raise
-            refused.append(name)  # the other models go on; the status at the end says that something is missing
-            click.echo(f"lpmbench: {name}: {error}", err=True)
+        with failures.of(name):
+            model = resolve_model(name, checkpoint=checkpoint, trust=trust, device=device)
+            for each in chosen:
+                with failures.of(name if len(chosen) == 1 else f"{name} under {each.name}"):
+                    plans = [make_plan(model, each, source, eps=e, norm=norm, device=device, **rest) for e in budgets]
+                    for plan in plans:
+                        records += run_plan(plan, out, force=force)
     if records:
         finish(records, source, out)
-    if refused:
-        raise LpmbenchError(f"{len(refused)} of {len(names)} models could not be attacked: {', '.join(refused)}.")
+    failures.complain("attacked")
     complain_of_failures(records)
 
 
@@ -125,25 +132,29 @@ def attack(
 BUDGET_NAMES = {"steps": ("steps", "iterations", "queries"), "eot": ("eot",)}
 
 
-def with_budget(attack: Attack, options: dict[str, int | None], *, strict: bool = True) -> Attack:
-    """An attack with --steps and --eot laid over its parameters; of a worst case, over those of its members.
+def with_budgets(attacks: Sequence[Attack], options: dict[str, int | None], *, strict: bool = True) -> list[Attack]:
+    """Attacks with --steps and --eot laid over their parameters; of a worst case, over those of its members.
 
     Raises LpmbenchError where nothing knows such a parameter.
     """
     from robustbench_lpm.evaluation.tasks import with_parameters
 
     changes: dict[str, int] = {}
-    parts = attack.members or (attack,)
+    parts = [part for attack in attacks for part in attack.members or (attack,)]
     for option, value in options.items():
         if value is None:
             continue
         names = BUDGET_NAMES[option]
         if strict and not any(name in part.parameters for part in parts for name in names):
-            raise LpmbenchError(f"Attack '{attack.name}' takes no {option}.")
+            named = ", ".join(f"'{attack.name}'" for attack in attacks)
+            raise LpmbenchError(f"Attack {named} takes no {option}.")
         changes |= dict.fromkeys(names, value)
-    if attack.members:
-        return with_parameters(attack, changes)
-    return with_parameters(attack, {name: value for name, value in changes.items() if name in attack.parameters})
+
+    def known(attack: Attack) -> dict[str, int]:
+        names = [name for part in attack.members or (attack,) for name in part.parameters]
+        return {name: value for name, value in changes.items() if name in names}
+
+    return [with_parameters(attack, known(attack)) for attack in attacks]
 
 
 def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -159,13 +170,11 @@ def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     return own, of_members
 
 
-def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+def check_names(given: Iterable[str], attacks: Sequence[str], members: Sequence[str]) -> None:
     """Raise LpmbenchError for the first attack that is given parameters ("pdg.steps") and does not take part."""
     for name in given:
-        if name not in known:
-            if not known:
-                raise LpmbenchError(f"--set {name}.… is for a member of a worst case, and this attack has none.")
-            raise unknown("member", name, known)
+        if name not in (*attacks, *members):
+            raise unknown("attack", name, [*attacks, *members])
 
 
 def fitting_models(dataset: str) -> list[str]:
@@ -185,23 +194,6 @@ def fitting_models(dataset: str) -> list[str]:
     if not found:
         raise LpmbenchError(f"No registered model with weights fits '{card.name}'; name one with --model.")
     return found
-
-
-def attack_model(
-    model: LoadedModel,
-    attack: Attack,
-    source: Data,
-    budgets: list[float],
-    *,
-    out: Path,
-    force: bool,
-    planning: dict[str, Any],
-) -> list[RunRecord]:
-    """Attack one model at every budget; a run that lies finished in `out` is read instead."""
-    from robustbench_lpm.evaluation.planning import make_plan
-
-    plans = [make_plan(model, attack, source, eps=eps, **planning) for eps in budgets]
-    return [record for plan in plans for record in run_plan(plan, out, force=force)]
 
 
 def run_plan(plan: Plan, out: Path, *, force: bool = False) -> list[RunRecord]:

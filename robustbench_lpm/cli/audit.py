@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from robustbench_lpm import cards
-from robustbench_lpm.cli.attack import check_names, complain_of_failures, run_plan, split_settings, with_budget
+from robustbench_lpm.cli.attack import check_names, complain_of_failures, run_plan, split_settings, with_budgets
+from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import (
     attacking_options,
     budget_options,
     data_options,
     prepare_machine,
+    read_budgets,
+    read_names,
     read_settings,
     trust_option,
 )
@@ -37,7 +40,8 @@ IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
     "--attack",
     "attacks",
     multiple=True,
-    help="A result to judge; may be given again. Default: worst-case, and every attack among its members.",
+    help="A result to judge; several with commas between, or given again. Default: worst-case, and every attack among "
+    "its members.",
 )
 @click.option(
     "--black-box",
@@ -45,7 +49,7 @@ IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
     multiple=True,
     default=("square", "transfer"),
     show_default=True,
-    help="The attacks without gradients that a white-box result is compared with; may be given again.",
+    help="The attacks without gradients that a white-box result is compared with, likewise.",
 )
 @data_options
 @budget_options
@@ -62,7 +66,7 @@ def audit(
     attacks: tuple[str, ...],
     black_box: tuple[str, ...],
     dataset: str,
-    eps: str | None,
+    eps: tuple[str, ...],
     norm: Literal["linf", "l2"],
     steps: int | None,
     eot: int | None,
@@ -93,41 +97,42 @@ def audit(
     lpmbench audit ramlpm --attack worst-case --eps 0.1 --eot 20
     lpmbench audit mymodel.toml --trust --attack pgd --set pgd.steps=100
     """
-    from robustbench_lpm.budgets import parse_eps_list
-
-    budgets = parse_eps_list(eps if eps is not None else cards.dataset(dataset).default_eps(norm))
+    budgets = read_budgets(eps, dataset, norm)
     if any(budget == 0 for budget in budgets):
         raise LpmbenchError("An audit needs an eps above 0: without a budget there is nothing to judge.")
     parameters, of_attacks = split_settings(read_settings(settings))
-    names = list(attacks) or ["worst-case", *cards.attack("worst-case").members]
+    names = read_names("--attack", attacks) or ["worst-case", *cards.attack("worst-case").members]
+    against = read_names("--black-box", black_box)
     prepare_machine(device, threads, rest["precision"])
     from robustbench_lpm.cli.console import say
-    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
+    from robustbench_lpm.evaluation.tasks import resolve_attacks, resolve_data, resolve_model
 
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
-    loaded = resolve_model(model, checkpoint=checkpoint, trust=trust, device=device)
+    with Failures(alone=True).of(model):
+        loaded = resolve_model(model, checkpoint=checkpoint, trust=trust, device=device)
 
-    def resolve(name: str, given: dict[str, Any]) -> Attack:
-        card = cards.attack(name)
-        carried = any(cards.attack(part).surrogates is not None for part in (name, *card.members))
-        return resolve_attack(
-            name, parameters=given | of_attacks.get(name, {}), settings=of_attacks,
-            surrogates=surrogates if surrogates and carried else None, trust=trust,
+    def resolve(names: Sequence[str], given: dict[str, Any]) -> list[Attack]:
+        parts = [part for name in names for part in (name, *cards.attack(name).members)]
+        carried = any(cards.attack(part).surrogates is not None for part in parts)
+        return resolve_attacks(
+            names, parameters=given, settings=of_attacks, surrogates=surrogates if surrogates and carried else None,
+            trust=trust,
         )  # fmt: skip
 
-    known = [part for name in (*names, *black_box) for part in (name, *cards.attack(name).members)]
-    check_names(of_attacks, known)
-    others = [resolve(name, {}) for name in black_box]
-    chosen = [
-        with_budget(resolve(name, parameters), {"steps": steps, "eot": eot}, strict=bool(attacks)) for name in names
-    ]
+    check_names(of_attacks, [*names, *against], [part for n in (*names, *against) for part in cards.attack(n).members])
+    others = resolve(against, {}) if against else []
+    chosen = with_budgets(resolve(names, parameters), {"steps": steps, "eot": eot}, strict=bool(attacks))
     planning = {"norm": norm, "device": device, "limit": limit or IMAGES} | rest
-    found = judge_results(loaded, chosen, source, budgets, black_box=others, out=out, planning=planning)
+    failures = Failures(alone=len(chosen) * len(budgets) == 1)
+    found = judge_results(
+        loaded, chosen, source, budgets, black_box=others, out=out, planning=planning, failures=failures
+    )
     if failed := [result for result in found if result.verdict == "fail"]:
         said = ", ".join(f"{result.attack}" for result in failed)
         say(
             f"{len(failed)} of {len(found)} results fail their audit ({said}): they do not say how robust the model is."
         )
+    failures.complain("judged")
 
 
 def judge_results(
@@ -139,18 +144,17 @@ def judge_results(
     black_box: Sequence[Attack],
     out: Path,
     planning: dict[str, Any],
+    failures: Failures,
     obtain: Callable[[Plan], RunRecord] | None = None,
-    refused: list[str] | None = None,
 ) -> list[Audit]:
     """Audit the results of some attacks on one model, print the evidence, and write it below `out`.
 
-    obtain: how records come about; by default they are run, or read from `out`. refused: where it is noted why a result
-    cannot be judged, while the others are; None raises that.
+    failures: where it is noted what cannot be judged, while the others are. obtain: how records come about; by default
+    they are run, or read from `out`.
     """
     from robustbench_lpm import audits
     from robustbench_lpm.cli.console import say, shown_path
     from robustbench_lpm.evaluation.audit import judge
-    from robustbench_lpm.evaluation.keeping import NotKept
     from robustbench_lpm.evaluation.planning import make_plan
 
     obtain = obtain or Obtain(out)
@@ -159,18 +163,13 @@ def judge_results(
         if not attack.applies(model.classifier) or attack.knowledge == "none":
             continue
         for eps in budgets:
-            plan = make_plan(model, attack, source, eps=eps, **planning)
-            try:
+            with failures.of(f"audit of {model.name} under {attack.name}"):
+                plan = make_plan(model, attack, source, eps=eps, **planning)
                 result = judge(plan, obtain, black_box=black_box)
-            except LpmbenchError as error:
-                if refused is None or isinstance(error, NotKept):
-                    raise
-                refused.append(str(error))
-                continue
-            path = audits.write(result, out)
-            _print(result, plan)
-            say(f"Audit: {shown_path(path)}\n")
-            found.append(result)
+                path = audits.write(result, out)
+                _print(result, plan)
+                say(f"Audit: {shown_path(path)}\n")
+                found.append(result)
     return found
 
 

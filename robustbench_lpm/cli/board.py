@@ -147,10 +147,14 @@ class Board:
             result_line(record)
             say(f"  {self._footer()}")
 
+    def leave(self, plan: Plan) -> None:
+        """Nobody is at a cell any more, whether it is done or not."""
+        with self._lock:
+            self._rows[plan.id].running = False
+
     def postpone(self, plan: Plan) -> None:
         """A cell comes again later: other processes are at it."""
         with self._lock:
-            self._rows[plan.id].running = False
             if not console.is_terminal:
                 say("  another process is at it; later again")
 

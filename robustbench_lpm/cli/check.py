@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from robustbench_lpm import cards
 from robustbench_lpm.cli.options import (
     budget_options,
     data_options,
     grading_options,
     machine_options,
     prepare_machine,
+    read_budget,
     records_option,
     trust_option,
 )
@@ -120,7 +120,7 @@ def grade(
     limit: int | None,
     image: Path | None,
     label: int | None,
-    eps: str | None,
+    eps: tuple[str, ...],
     device: str,
     threads: int | None,
     out: Path,
@@ -134,9 +134,7 @@ def grade(
     the data set's pinned order, at the --size of the images. --eps is the budget that they claim to keep, by default
     that of the data set's card. An image beyond it is an error: nothing is pulled back.
     """
-    from robustbench_lpm.budgets import parse_eps
-
-    budget = parse_eps(eps if eps is not None else cards.dataset(dataset).default_eps(rest["norm"]))
+    budget = read_budget(eps, dataset, rest["norm"])
     prepare_machine(device, threads)
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import console, say, shown_path

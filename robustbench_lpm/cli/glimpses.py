@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from robustbench_lpm import cards
-from robustbench_lpm.cli.attack import with_budget
+from robustbench_lpm.cli.attack import with_budgets
+from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import (
     budget_options,
     data_options,
     machine_options,
     passes_options,
     prepare_machine,
+    read_budget,
     read_settings,
     trust_option,
 )
@@ -71,7 +72,7 @@ def glimpses(
     checkpoint: Path | None,
     attack_name: str,
     dataset: str,
-    eps: str | None,
+    eps: tuple[str, ...],
     norm: Literal["linf", "l2"],
     steps: int | None,
     eot: int | None,
@@ -102,19 +103,20 @@ def glimpses(
     lpmbench glimpses ramlpm-imagenet --checkpoint best.safetensors --dataset panda --size 224
     """
     runs = parse_runs(mc)
-    budget = parse_budget(eps if eps is not None else cards.dataset(dataset).default_eps(norm))
+    budget = read_budget(eps, dataset, norm)
     from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
 
-    attack = with_budget(
-        resolve_attack(attack_name, parameters=read_settings(settings), trust=trust), {"steps": steps, "eot": eot}
+    (attack,) = with_budgets(
+        [resolve_attack(attack_name, parameters=read_settings(settings), trust=trust)], {"steps": steps, "eot": eot}
     )
     prepare_machine(device, threads, rest["precision"])
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
-    plans = make_plans(
-        model, attack, source, adaptive=not no_adaptive,
-        loading={"checkpoint": checkpoint, "trust": trust, "device": device},
-        planning={"eps": budget, "norm": norm, "device": device} | rest,
-    )  # fmt: skip
+    with Failures(alone=True).of(model):
+        plans = make_plans(
+            model, attack, source, adaptive=not no_adaptive,
+            loading={"checkpoint": checkpoint, "trust": trust, "device": device},
+            planning={"eps": budget, "norm": norm, "device": device} | rest,
+        )  # fmt: skip
     plan = plans[max(plans)]
     folder = out if out is not None else default_folder(plan)
     records = attack_all(plans, folder, force)
@@ -132,16 +134,6 @@ def parse_runs(text: str) -> list[int]:
     if not parts or not all(part.isascii() and part.isdigit() and int(part) >= 1 for part in parts):
         raise LpmbenchError(f"--mc '{text}' must be whole numbers from 1, separated by commas, like 1,2,3.")
     return sorted({1, *map(int, parts)})
-
-
-def parse_budget(text: str) -> float:
-    """The one budget of a study. Raises LpmbenchError for several."""
-    from robustbench_lpm.budgets import parse_eps_list
-
-    budgets = parse_eps_list(text)
-    if len(budgets) > 1:
-        raise LpmbenchError(f"A study of glimpses is made at one eps, not at {len(budgets)}; run one for each.")
-    return budgets[0]
 
 
 def make_plans(

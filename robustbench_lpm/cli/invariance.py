@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.studies import carry_out, magnitudes, prepare, study_options
 from robustbench_lpm.errors import LpmbenchError
 
@@ -50,8 +51,17 @@ def invariance(
         raise LpmbenchError("--checkpoint goes with exactly one NAME.")
     source, asked = prepare(models, **shared)
     from robustbench_lpm.evaluation.invariance import make_invariance
+    from robustbench_lpm.evaluation.studies import ModelFailed, without
     from robustbench_lpm.reporting.invariance import invariance_figure, terminal_table
 
-    study = make_invariance(models, source, values, **asked)
+    failures = Failures(alone=len(models) == 1)
+    study = make_invariance(models, source, values, attempt=failures.of, **asked)
     title = f"{study.data.name}, {study.images:,} images"
-    carry_out(study, out, force, terminal_table, lambda table: invariance_figure(table, title))
+    while True:
+        try:
+            carry_out(study, out, force, terminal_table, lambda table: invariance_figure(table, title))
+            break
+        except ModelFailed as error:
+            failures.note(error.model.name, error)
+            study = without(study, error.model, shared["limit"])
+    failures.complain("studied")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
+from robustbench_lpm import cards
 from robustbench_lpm.allocator import keep_freed_memory
+from robustbench_lpm.budgets import parse_eps_list
 from robustbench_lpm.errors import LpmbenchError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -36,9 +38,10 @@ data_options = together(
 )
 
 budget_options = together(
-    click.option("--eps", help="Budgets in pixel values, separated by commas: 1/255,2/255,0.1."),
+    click.option("--eps", multiple=True,
+                 help="Budgets in pixel values, with commas between or given again: 1/255,2/255,0.1."),
     click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True),
-)
+)  # fmt: skip
 
 grading_options = together(
     click.option("--mc", type=click.IntRange(1), default=1, show_default=True,
@@ -97,6 +100,27 @@ def prepare_machine(device: str, threads: int | None, precision: str = "float32"
 
         if not pays(device):
             click.echo("lpmbench: this device has no instructions for bfloat16: float32 would be faster.", err=True)
+
+
+def read_budgets(given: tuple[str, ...], dataset: str, norm: Literal["linf", "l2"]) -> list[float]:
+    """The values of --eps, each once; by default that of the data set's card."""
+    return parse_eps_list(given or cards.dataset(dataset).default_eps(norm), norm)
+
+
+def read_budget(given: tuple[str, ...], dataset: str, norm: Literal["linf", "l2"]) -> float:
+    """The one value of --eps. Raises LpmbenchError for several."""
+    budgets = read_budgets(given, dataset, norm)
+    if len(budgets) > 1:
+        raise LpmbenchError(f"This command takes one eps, not {len(budgets)}; run it once for each.")
+    return budgets[0]
+
+
+def read_names(option: str, given: tuple[str, ...]) -> list[str]:
+    """The names in an option that repeats and takes commas, each once, in order."""
+    names = list(dict.fromkeys(name.strip() for word in given for name in word.split(",") if name.strip()))
+    if given and not names:
+        raise LpmbenchError(f"{option} is empty; name one, or several with commas between.")
+    return names
 
 
 def read_settings(settings: tuple[str, ...]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import click
 from robustbench_lpm import cards
 from robustbench_lpm.cli.attack import complain_of_failures, draw_single_images
 from robustbench_lpm.cli.audit import Obtain, judge_results
+from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 
@@ -168,12 +169,14 @@ def _run(
     words = [f"--data {shlex.quote(place)}" for place in places]
     words += [f"--{option} {shlex.quote(str(value))}" for option, value in given.items()]
     command = " ".join(["lpmbench run", shlex.quote(name), *words, *["--trust"] * trust])
-    matrix = resolve_suite(suite, data=data, device=device, trust=trust)
+    failures = Failures(alone=False)
+    matrix = resolve_suite(suite, data=data, device=device, trust=trust, attempt=failures.of)
     for dataset, reason in matrix.left_out.items():
         say(f"Left out, for want of data: {dataset}. {reason}")
     if matrix.left_out:
         say(f"Several folders are given as --data {next(iter(matrix.left_out))}=DIR, for each data set its own.")
     if not matrix.cells:
+        failures.complain("planned")
         raise LpmbenchError(f"Nothing of '{suite.name}' can be run without its data.")
     seconds = Clock().seconds
     forecasts = [forecast(cell, folder, seconds, force=force) for cell in matrix.cells]
@@ -186,12 +189,14 @@ def _run(
     say(f"{suite.name}: {len(matrix.cells)} runs, {len(left)} of them to be made{about}")
     with Board(forecasts) as board:
         try:
-            found = run_cells(forecasts, folder, board, force=force, workers=workers)
+            found = run_cells(forecasts, folder, board, failures, force=force, workers=workers)
         except KeyboardInterrupt:
             kept = f"{board.finished} of {len(matrix.cells)} runs are finished, and what is done of others is kept"
             raise Interrupted(f"Interrupted: {kept}. Go on with: {command}") from None
-    refused = judge_all(matrix, found, folder)
-    records = [found[cell.plan.id] for cell in matrix.cells if cell.listed]
+    judge_all(matrix, found, folder, failures)
+    records = [found[cell.plan.id] for cell in matrix.cells if cell.listed and cell.plan.id in found]
+    if not records:
+        failures.complain("run")
     draw_pictures(matrix, found)
     say("")
     reporting.terminal_table(records, console)
@@ -199,38 +204,53 @@ def _run(
     tables = ", ".join(path.name for path in others if path.parent == folder)
     say(f"Records: {shown_path(folder)}    Tables: {tables}")
     say(f"Leaderboard: {page.resolve()}")
+    failures.complain("run")
     complain_of_failures(found.values())
-    if refused:
-        raise LpmbenchError(f"{len(refused)} audit(s) could not be made: {refused[0]}")
 
 
 def run_cells(
-    forecasts: Sequence[Forecast], out: Path, board: Board, *, force: bool, workers: RayWorkers | None = None
+    forecasts: Sequence[Forecast],
+    out: Path,
+    board: Board,
+    failures: Failures,
+    *,
+    force: bool,
+    workers: RayWorkers | None = None,
 ) -> dict[str, RunRecord]:
-    """The record of every cell, by the id of its run; what lies finished in `out` is read.
+    """The record of every cell that does not fail, by the id of its run; what lies finished in `out` is read.
 
     With workers many cells are under way at the same time: some are small. Without, a cell at which other processes are
     comes last: there may be others to do meanwhile.
     """
     from robustbench_lpm.evaluation.runner import TakenByOthers
 
-    def one(found: Forecast, *, wait: bool = True) -> tuple[str, RunRecord]:
-        return found.cell.plan.id, run_cell(found.cell, out, board, force=force, workers=workers, wait=wait)
+    made: dict[str, RunRecord] = {}
+    later: list[Forecast] = []
+
+    def one(found: Forecast, *, wait: bool = True) -> None:
+        plan = found.cell.plan
+        try:
+            with failures.of(f"{plan.model.name} under {plan.attack.name}"):
+                made[plan.id] = run_cell(found.cell, out, board, force=force, workers=workers, wait=wait)
+        finally:
+            board.leave(plan)
 
     if workers is None:
-        made, later = [], []
         for found in forecasts:
             try:
-                made.append(one(found, wait=False))
+                one(found, wait=False)
             except TakenByOthers:
                 board.postpone(found.cell.plan)
                 later.append(found)
-        return dict([*made, *map(one, later)])
+        for found in later:
+            one(found)
+        return made
     at_once = min(MOST_AT_ONCE, 2 * max(workers.slots(found.cell.plan.device) for found in forecasts))
     with ThreadPoolExecutor(at_once) as threads:
         try:
-            waiting = [threads.submit(one, found) for found in forecasts]
-            return dict(future.result() for future in as_completed(waiting))
+            for future in as_completed([threads.submit(one, found) for found in forecasts]):
+                future.result()
+            return made
         except BaseException:
             workers.stop()  # threads that wait for blocks end, those that wait for their turn never start
             threads.shutdown(wait=False, cancel_futures=True)
@@ -263,30 +283,30 @@ def run_cell(
     return record
 
 
-def judge_all(matrix: Matrix, found: dict[str, RunRecord], out: Path) -> list[str]:
-    """Audit what the card says; the reasons why some results could not be judged."""
-    fallback = Obtain(out)
+def judge_all(matrix: Matrix, found: dict[str, RunRecord], out: Path, failures: Failures) -> None:
+    """Audit what the card says."""
+    fallback, planned = Obtain(out), {cell.plan.id for cell in matrix.cells}
 
     def obtain(plan: Plan) -> RunRecord:
         from robustbench_lpm.evaluation.recording import keeps_enough
 
         record = found.get(plan.id)
+        if record is None and plan.id in planned:  # it was told why
+            raise LpmbenchError(f"its run, {plan.attack.name} at eps {plan.eps:.6g}, has failed.")
         if record is None or not keeps_enough(record, plan):
             return fallback(plan)
         complain_of_failures([record])
         return record
 
-    refused: list[str] = []
     for judged in matrix.judged:
         judge_results(
             judged.model, judged.attacks, judged.source, judged.budgets, black_box=judged.black_box, out=out,
-            planning=judged.planning, obtain=obtain, refused=refused,
+            planning=judged.planning, obtain=obtain, failures=failures,
         )  # fmt: skip
-    return refused
 
 
 def draw_pictures(matrix: Matrix, found: dict[str, RunRecord]) -> None:
     """Pictures of runs on a single image."""
     for number, source in matrix.sources.items():
-        cells = [cell for cell in matrix.cells if cell.part == number and cell.listed]
+        cells = [cell for cell in matrix.cells if cell.part == number and cell.listed and cell.plan.id in found]
         draw_single_images([found[cell.plan.id] for cell in cells], source)

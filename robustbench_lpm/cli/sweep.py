@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.studies import carry_out, prepare, study_options, whole_numbers
 
 MOST_GLIMPSES = 1000
@@ -34,9 +35,11 @@ def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any
     from robustbench_lpm.evaluation.sweep import make_sweep
     from robustbench_lpm.reporting.sweep import sweep_figure, terminal_table
 
-    study, usual = make_sweep(name, source, glimpses=numbers, **asked)
+    with Failures(alone=True).of(name):
+        study, usual = make_sweep(name, source, glimpses=numbers, **asked)
     model = study.models[0]
     if not model.classifier.stochastic and asked["mc"] != [1]:
         say(f"{model.name} answers the same in every run: M = 1 says it all.")
     title = f"Inference sweep of {model.name} on {study.data.name}, {study.images:,} images"
-    carry_out(study, out, force, terminal_table, lambda table: sweep_figure(table, title, usual))
+    with Failures(alone=True).of(name):
+        carry_out(study, out, force, terminal_table, lambda table: sweep_figure(table, title, usual))

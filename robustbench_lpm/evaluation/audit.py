@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -25,12 +25,14 @@ from robustbench_lpm import audits
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.attacks.spsa import estimate
 from robustbench_lpm.audits import TOLERANCE, Audit, Check, Verdict
+from robustbench_lpm.budgets import parse_eps
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.grading import predict
 from robustbench_lpm.evaluation.machine import versions
 from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
+from robustbench_lpm.evaluation.own_data import OwnData
 from robustbench_lpm.evaluation.planning import STRONGEST, Plan, vary
 from robustbench_lpm.evaluation.recording import finished_run, keeps_enough
 from robustbench_lpm.evaluation.runner import prepare, run, untouched
@@ -59,9 +61,9 @@ Obtain = Callable[[Plan], RunRecord]  # run a plan, or read its finished record
 def audit(
     model: str | nn.Module | LoadedModel,
     attack: str | Callable[..., Tensor] | Attack,
-    dataset: str | tuple[Tensor, Tensor] | Data = "digits",
+    dataset: str | OwnData | Data = "digits",
     *,
-    eps: float,
+    eps: float | str | SupportsFloat,
     black_box: Sequence[str | Attack] = BLACK_BOX,
     out: Path | str | None = None,
     **options: Any,
@@ -81,7 +83,7 @@ def audit(
     Raises:
         LpmbenchError: for anything that cannot be run as asked.
     """
-    if eps == 0:
+    if parse_eps(eps, str(options.get("norm", "linf"))) == 0:
         raise LpmbenchError("An audit needs an eps above 0: without a budget there is nothing to judge.")
     folder = Path(out) if out is not None else None
     records: dict[str, RunRecord] = {}
@@ -177,7 +179,8 @@ def _not_weaker_than(name: str, question: str, judged: Plan, record: RunRecord, 
 def _against_other_budgets(judged: Plan, record: RunRecord, obtain: Obtain) -> list[Check]:
     """More eps never raises accuracy, and without a bound nothing is left of it."""
     name, question = "more eps", "Does more eps never raise accuracy?"
-    smaller, larger = obtain(vary(judged, eps=judged.eps / 2)), obtain(vary(judged, eps=judged.eps * 2))
+    most = 1.0 if judged.norm == "linf" else math.inf  # beyond 1 every pixel may take any value already
+    smaller, larger = obtain(vary(judged, eps=judged.eps / 2)), obtain(vary(judged, eps=min(judged.eps * 2, most)))
     checks = [
         compare(name, question, record, smaller, against="half the eps"),
         compare(name, question, larger, record, against="this eps, seen from twice the eps"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier, Noise
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.errors import Attempt, LpmbenchError
 from robustbench_lpm.evaluation.studies import Row, Spent, Study, resolved
 from robustbench_lpm.evaluation.tasks import Data, told_apart
 from robustbench_lpm.zoo import LoadedModel, load_model
@@ -130,10 +131,12 @@ def make_invariance(
     device: str = "cpu",
     checkpoint: Path | None = None,
     trust: bool = False,
+    attempt: Attempt = nullcontext,
 ) -> Invariance:
     """The study of registered models or cards; `values` are the magnitudes by name of a transformation.
 
-    mc: the values of M; 1 is always among them. draws: K, of the average of max M runs.
+    mc: the values of M; 1 is always among them. draws: K, of the average of max M runs. attempt: under which each
+    model is loaded and tried; one whose failure it keeps to itself is left out.
 
     Raises LpmbenchError for models that answer in other labels than the data set's, for those without weights, and for
     a scale that is not above 0.
@@ -142,7 +145,11 @@ def make_invariance(
         raise LpmbenchError("--checkpoint goes with exactly one model.")
     if any(value <= 0 for value in values.get("scale", ())):
         raise LpmbenchError("A scale is a factor above 0.")
-    models = told_apart([load_model(name, checkpoint=checkpoint, trust=trust, device=device) for name in names])
+    models: list[LoadedModel] = []
+    for name in names:
+        with attempt(name):
+            models.append(load_model(name, checkpoint=checkpoint, trust=trust, device=device))
+    models = told_apart(models)
     chosen = tuple((name, tuple(sorted(set(values[name])))) for name in TRANSFORMATIONS if values.get(name))
     study = Invariance(tuple(models), data, 0, tuple(sorted({1, *mc})), draws, seed, device, values=chosen)
-    return replace(study, **resolved(study, limit))
+    return replace(study, **resolved(study, limit, attempt))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_lpm.budgets import parse_eps
+from robustbench_lpm import cards
+from robustbench_lpm.budgets import parse_eps_list
 from robustbench_lpm.cards import SuiteCard
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.errors import Attempt, LpmbenchError
 from robustbench_lpm.evaluation import audit
 from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.planning import Plan, make_plan, vary
@@ -66,11 +68,17 @@ class Matrix:
 
 
 def resolve_suite(
-    suite: SuiteCard, *, data: Mapping[str, Path] | Path | None = None, device: str = "cpu", trust: bool = False
+    suite: SuiteCard,
+    *,
+    data: Mapping[str, Path] | Path | None = None,
+    device: str = "cpu",
+    trust: bool = False,
+    attempt: Attempt = nullcontext,
 ) -> Matrix:
     """Every run of a suite, in the order of its card; optional parts whose data are not at hand are left out.
 
-    data: where the data lie; a folder for all of them, or one for each data set by name.
+    data: where the data lie; a folder for all of them, or one for each data set by name. attempt: under which each
+    model is loaded and each of its runs is planned; what fails in it is left out, if it keeps that to itself.
 
     Raises LpmbenchError for anything that cannot be run as asked.
     """
@@ -78,6 +86,8 @@ def resolve_suite(
     named = {part.dataset for part in suite.part}
     if isinstance(data, Mapping) and (unknown := sorted(data.keys() - named)):
         raise LpmbenchError(f"Suite '{suite.name}' has no data set '{unknown[0]}'; it has {', '.join(sorted(named))}.")
+    for name in (name for part in suite.part for name in part.models):
+        cards.model(name)  # a misspelt name is told before hours are spent on the others
     for number, part in enumerate(suite.part):
         folder = data.get(part.dataset) if isinstance(data, Mapping) else data
         try:
@@ -90,7 +100,7 @@ def resolve_suite(
             continue
         source = replace(source, fingerprint=cache(source.fingerprint))  # each plan asks for them again
         found.sources[number] = source
-        budgets = [parse_eps(text) for text in part.eps]
+        budgets = parse_eps_list(part.eps, part.norm)
         planning: dict[str, Any] = {
             "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,
             "precision": part.precision, "save_adversarials": part.save_adversarials,
@@ -100,25 +110,42 @@ def resolve_suite(
             for name in dict.fromkeys([*part.attacks, *part.audit, *(part.black_box if part.audit else [])])
         }
         for name in part.models:
-            model = resolve_model(name, trust=trust, device=device)
-            classifier = model.classifier
-            # What only stochastic or glimpsing models have is asked of them alone: one part may hold all models.
-            runs = part.mc if classifier.stochastic else [1]
-            modes = part.gradient_modes if classifier.gradient_modes else [None]
-            noise = part.noise if classifier.stochastic else []
-            for mc, mode in itertools.product(runs, modes):
-                own = planning | {"mc": mc, "gradient_mode": mode, "noise": noise}
-                for attack in (attacks[other] for other in part.attacks):
-                    for eps in budgets if attack.applies(classifier) else ():
-                        found.add(make_plan(model, attack, source, eps=eps, **own), number, listed=True)
-                if part.audit:
-                    judged = [attacks[other] for other in part.audit]
-                    black_box = [attacks[other] for other in part.black_box]
-                    found.judged.append(Judged(model, judged, source, budgets, black_box, own))
-                    for plan in results_of(found.judged[-1]):
-                        for probe in runs_of_an_audit(plan, black_box):
-                            found.add(probe, number, listed=False)
+            with attempt(name):
+                model = resolve_model(name, trust=trust, device=device)
+                _add_model(found, part, number, model, attacks, budgets, planning, attempt)
     return found
+
+
+def _add_model(
+    found: Matrix,
+    part: SuiteCard.Part,
+    number: int,
+    model: LoadedModel,
+    attacks: Mapping[str, Attack],
+    budgets: Sequence[float],
+    planning: dict[str, Any],
+    attempt: Attempt,
+) -> None:
+    """The runs of one model in a part of a suite."""
+    source, classifier = found.sources[number], model.classifier
+    # What only stochastic or glimpsing models have is asked of them alone: one part may hold all models.
+    runs = part.mc if classifier.stochastic else [1]
+    modes = part.gradient_modes if classifier.gradient_modes else [None]
+    noise = part.noise if classifier.stochastic else []
+    for mc, mode in itertools.product(runs, modes):
+        own = planning | {"mc": mc, "gradient_mode": mode, "noise": noise}
+        for attack in (attacks[other] for other in part.attacks):
+            for eps in budgets if attack.applies(classifier) else ():
+                with attempt(f"{model.name} under {attack.name}"):
+                    found.add(make_plan(model, attack, source, eps=eps, **own), number, listed=True)
+        black_box = [attacks[other] for other in part.black_box] if part.audit else []
+        for attack in (attacks[other] for other in part.audit):
+            with attempt(f"audit of {model.name} under {attack.name}"):
+                judged = Judged(model, [attack], source, budgets, black_box, own)
+                probes = [probe for plan in results_of(judged) for probe in runs_of_an_audit(plan, black_box)]
+                found.judged.append(judged)
+                for probe in probes:
+                    found.add(probe, number, listed=False)
 
 
 def results_of(judged: Judged) -> list[Plan]:

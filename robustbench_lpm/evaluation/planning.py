@@ -122,49 +122,83 @@ class Plan:
         return 2 * self.draws * self.classifier.passes
 
     def command(self) -> str:
-        """The command that repeats this run (DIR stands for where the data lie, or the images that were submitted)."""
-        options = {
-            "--size": self.data.identity["size"],
-            "--norm": self.norm,
-            "--eps": format_eps(self.eps) if parse_eps(format_eps(self.eps)) == self.eps else repr(self.eps),
-            "--limit": len(self.indices),
-            "--seed": self.seed,
+        """The command that repeats this run (DIR stands for where the data lie, or the images that were submitted).
+
+        Where something was handed over from Python no command can: the call that repeats it, after "from Python: ".
+        """
+        sources = [model for plan in (self, *self.members) for model in plan.surrogates]
+        subjects: tuple[LoadedModel | Attack | Data, ...] = self.model, self.attack, self.data
+        if not all(part.arguments for part in (*subjects, *sources)):
+            return f"{FROM_PYTHON}{self._call(sources)}"
+        words = [
+            f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+            for name, value in self._options().items()
+        ]
+        words += [f"--noise {shlex.quote(f'{source}={mode}')}" for source, mode in self.noise_control.modes]
+        words += [model.arguments.replace("--model", "--surrogate", 1) for model in sources]
+        words += [f"--set {shlex.quote(f'{name}={value}')}" for name, value in _settings(self.attack)]
+        words += ["--trust"] * self._trusted
+        return " ".join([f"lpmbench {self.attack.command}", *(part.arguments for part in subjects), *words])
+
+    def _call(self, sources: Sequence[LoadedModel]) -> str:
+        """The call of `evaluate` that repeats this run; what was handed over goes by its name."""
+        options = self._options()
+        if not self.data.arguments:
+            del options["size"]
+        if self.noise_control.modes:
+            options["noise"] = [f"{source}={mode}" for source, mode in self.noise_control.modes]
+        if parameters := dict(_settings(self.attack)):
+            options["parameters"] = parameters
+        if not self.model.arguments and self.model.name != _in_python(self.model):
+            options["name"] = self.model.name
+        if self._trusted:
+            options["trust"] = True
+        words = [_in_python(self.model), _in_python(self.attack), _in_python(self.data)]
+        words += [f"{name}={value!r}" for name, value in options.items()]
+        words += [f"surrogates=[{', '.join(map(_in_python, sources))}]"] if sources else []
+        return f"robustbench_lpm.evaluate({', '.join(words)})"
+
+    def _options(self) -> dict[str, Any]:
+        """By the names of `evaluate`, which are those of the command line, what the run was asked for."""
+        options: dict[str, Any] = {
+            "size": self.data.identity["size"],
+            "norm": self.norm,
+            "eps": format_eps(self.eps) if parse_eps(format_eps(self.eps)) == self.eps else repr(self.eps),
+            "limit": len(self.indices),
+            "seed": self.seed,
         }
         if self.classifier.stochastic:
-            options |= {"--mc": self.mc, "--draws": self.draws}
+            options |= {"mc": self.mc, "draws": self.draws}
         if self.gradient_mode and self.gradient_mode != STRONGEST:
-            options["--gradient-mode"] = self.gradient_mode
+            options["gradient_mode"] = self.gradient_mode
         if self.target is not None:
-            options["--target"] = self.target
+            options["target"] = self.target
         if self.precision != "float32":
-            options["--precision"] = self.precision
+            options["precision"] = self.precision
         if self.memory != DEFAULT_MEMORY:
-            options["--memory"] = f"{self.memory:g}"
+            options["memory"] = int(self.memory) if self.memory == int(self.memory) else self.memory
         if torch.device(self.device).type != "cpu":
-            options["--device"] = self.device
+            options["device"] = self.device
         if self.labels_fit:
-            options["--labels-fit"] = None
-        words = [name if value is None else f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
-        words += [f"--noise {shlex.quote(f'{source}={mode}')}" for source, mode in self.noise_control.modes]
-        surrogates = [model for plan in (self, *self.members) for model in plan.surrogates]
-        words += [
-            (surrogate.arguments or f"--model {shlex.quote(surrogate.name)}").replace("--model", "--surrogate", 1)
-            for surrogate in surrogates
-        ]
-        settings = [f"--set {shlex.quote(f'{name}={value}')}" for name, value in _settings(self.attack)]
-        card = self.model.card
-        trusted = self.attack.foreign or self.data.foreign or (card is not None and cards.is_foreign(card))
-        return " ".join(
-            [f"lpmbench {self.attack.command}", *self._subjects(), *words, *settings, *["--trust"] * trusted]
-        )
+            options["labels_fit"] = True
+        return options
 
-    def _subjects(self) -> list[str]:
-        """Model, attack and data as they were named; what came from Python goes by its name alone."""
-        return [
-            self.model.arguments or f"--model {shlex.quote(self.model.name)}",
-            self.attack.arguments or f"--attack {shlex.quote(self.attack.name)}",
-            self.data.arguments or f"--dataset {shlex.quote(self.data.name)}",
-        ]
+    @property
+    def _trusted(self) -> bool:
+        card = self.model.card
+        return self.attack.foreign or self.data.foreign or (card is not None and cards.is_foreign(card))
+
+
+FROM_PYTHON = "from Python: "
+
+
+def _in_python(part: LoadedModel | Attack | Data) -> str:
+    """What takes part, as a call names it: in quotes what has a card, else its class or function."""
+    if part.arguments:
+        return repr(shlex.split(part.arguments)[1])
+    if isinstance(part, Data):
+        return "(images, labels)"
+    return str(part.identity.get("entry", part.name)).rpartition(":")[2].rpartition(".")[2]
 
 
 def _settings(attack: Attack) -> list[tuple[str, Any]]:
@@ -205,6 +239,7 @@ def make_plan(
     memory: GiB that the maps of one pass may take, about: it bounds the chunk.
     labels_fit: the labels of model and data set are the same, whatever they are called.
     """
+    eps = parse_eps(eps, norm)
     given = {
         "eps": eps, "norm": norm, "limit": limit, "indices": indices, "mc": mc, "draws": draws,
         "select_draws": select_draws, "gradient_mode": gradient_mode, "noise": noise,
@@ -221,8 +256,6 @@ def make_plan(
         raise unknown("precision", precision, list(PRECISIONS))
     if not 0 < memory < float("inf"):
         raise LpmbenchError(f"memory must be a number of GiB above 0, not {memory}.")
-    if not 0 <= eps < float("inf"):
-        raise LpmbenchError(f"eps must be a finite number that is zero or more, not {eps}.")
     chosen = tuple(indices if indices is not None else range(min(limit or len(data), len(data))))
     if not chosen:
         raise LpmbenchError("There are no examples to attack.")

@@ -8,42 +8,82 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat, TypedDict, Unpack, overload
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.budgets import format_eps, parse_eps_list, several
+from robustbench_lpm.errors import LpmbenchError, in_one_line
 from robustbench_lpm.evaluation.attacking import Made, Progress, Silent, stored
 from robustbench_lpm.evaluation.blocks import Block, BlockStore
 from robustbench_lpm.evaluation.computing import compute
 from robustbench_lpm.evaluation.journal import Journal
+from robustbench_lpm.evaluation.keeping import NotKept
 from robustbench_lpm.evaluation.machine import code_sha256
+from robustbench_lpm.evaluation.own_data import OwnData, data_of_ones_own
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.recording import PROGRESS, Tell, empty_record, fill, finished_run, to_nobody, write_down
-from robustbench_lpm.evaluation.tasks import (
-    Attack,
-    Data,
-    data_from_tensors,
-    resolve_attack,
-    resolve_data,
-    resolve_model,
-)
+from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_attacks, resolve_data, resolve_model
 from robustbench_lpm.randomness import isolated_globals
 from robustbench_lpm.records import RunRecord
 from robustbench_lpm.zoo import LoadedModel
 
 log = logging.getLogger("robustbench_lpm")
+
+Model = str | Path | Callable[..., Any] | LoadedModel
+OneAttack = str | Callable[..., Tensor] | Attack
+OneEps = float | str | SupportsFloat
+Several = list[Any] | tuple[Any, ...]
+Source = str | Path | OwnData | Data
+
 COSTS = ("forwards", "backwards", "glimpses")
 PATIENCE = 0.2  # seconds between two looks at what others are computing
 
 
+class Options(TypedDict, total=False):
+    """The other keywords of `evaluate`."""
+
+    norm: str
+    size: str | None
+    data: Path | str | None
+    limit: int | None
+    mc: int
+    draws: int
+    gradient_mode: str | None
+    noise: str | Iterable[str]
+    surrogates: Sequence[str | nn.Module | LoadedModel] | None
+    target: str | int | None
+    seed: int
+    device: str
+    parameters: dict[str, Any] | None
+    out: Path | str | None
+    save_adversarials: bool
+    precision: str
+    memory: float
+    trust: bool
+    name: str | None
+    labels_fit: bool
+
+
+@overload
 def evaluate(
-    model: str | nn.Module | LoadedModel,
-    attack: str | Callable[..., Tensor] | Attack,
-    dataset: str | tuple[Tensor, Tensor] | Data = "digits",
+    model: Model, attack: OneAttack, dataset: Source = ..., *, eps: OneEps, **options: Unpack[Options]
+) -> RunRecord: ...
+@overload
+def evaluate(
+    model: Model, attack: Several, dataset: Source = ..., *, eps: OneEps | Several, **options: Unpack[Options]
+) -> list[RunRecord]: ...
+@overload
+def evaluate(
+    model: Model, attack: OneAttack, dataset: Source = ..., *, eps: Several, **options: Unpack[Options]
+) -> list[RunRecord]: ...
+def evaluate(
+    model: Model,
+    attack: OneAttack | Several,
+    dataset: Source = "digits",
     *,
-    eps: float,
+    eps: OneEps | Several,
     norm: str = "linf",
     size: str | None = None,
     data: Path | str | None = None,
@@ -62,17 +102,21 @@ def evaluate(
     precision: str = "float32",
     memory: float = 2.0,
     trust: bool = False,
-) -> RunRecord:
+    name: str | None = None,
+    labels_fit: bool = False,
+) -> RunRecord | list[RunRecord]:
     """How accurate a model stays under an attack.
 
     Args:
-        model: a registered name, a path to a card, or any module from images (B, C, H, W) in [0, 1] to logits (B, K).
-            A copy of it is evaluated, in eval mode. A stochastic module offers `sample_noise`; one that draws from the
+        model: a registered name, a path to a card, or any module or function from images (B, C, H, W) in [0, 1] to
+            logits (B, K). A copy of it is evaluated, in eval mode. A stochastic module offers `sample_noise`; one that draws from the
             global generators is found out and seeded.
         attack: a registered name, a path to a card, or a function with the signature of `attacks.pgd.pgd`. The name
-            "worst-case" takes, for each image, the strongest of the attacks on its card.
-        dataset: a registered name, a path to a card, or a pair (images, labels).
-        eps, norm: the budget in pixel values; "linf" or "l2".
+            "worst-case" takes, for each image, the strongest of the attacks on its card. A list runs them all.
+        dataset: a registered name, a path to a card, or images and labels of your own: a pair (images, labels) of
+            tensors, arrays or lists, a torch Dataset of such examples, or a DataLoader. Images are floats
+            (N, C, H, W) in [0, 1], or uint8; labels (N,) are whole numbers from 0.
+        eps, norm: the budget in pixel values, a number or text like "8/255"; a list tries each. "linf" or "l2".
         limit: the first so many examples of the pinned order.
         mc: attack and grade the average of so many Monte-Carlo runs of a stochastic model.
         draws: held-out draws of noise on which a stochastic model is graded.
@@ -80,36 +124,77 @@ def evaluate(
         noise: who controls a stochastic model's noise while it is attacked: "frozen", "replayed", "fresh" or
             "averaged" (the default) for all sources, or a list like ["policy=frozen", "first_fixation=replayed"].
         surrogates: for the attack "transfer", the models that it is made on instead of all registered ones that fit.
-        parameters: laid over those of the attack's card, e.g. {"steps": 100}.
+        parameters: laid over those of the attack's card, e.g. {"steps": 100}; of several attacks, each takes those
+            that it knows.
         precision: of gradients and SPSA's probes: "float32", or "bfloat16", which is faster where the hardware has it.
             Whether an image has fallen, and its grade, are decided in float32.
         memory: GiB that the maps of one pass may take, about; it bounds how many images pass at once.
+        labels_fit: a model and a data set of other labels, or of other numbers of classes, run together only with it:
+            it says that the labels are the same.
         out: where to write the record; None writes nothing.
+        name: what a model handed over is called in the record; by default its class.
 
     Returns:
-        The record; `record.clean_accuracy` and `record.robust_accuracy` are rates with 95 % intervals.
+        The record; `record.clean_accuracy` and `record.robust_accuracy` are rates with 95 % intervals. Where `attack`
+        or `eps` is a list, the list of records: every eps of the first attack, then those of the next.
 
     Raises:
         LpmbenchError: for anything that cannot be run as asked. Where only some examples failed it is a FailedBlocks,
-            whose `record` holds the others.
+            whose `record` holds the others. Of several runs those that fail do not stop the others: a FailedRuns comes
+            at the end, whose `records` are what was made.
     """
     options: dict[str, Any] = {
-        "eps": eps, "norm": norm, "size": size, "data": data, "limit": limit, "mc": mc, "draws": draws,
-        "gradient_mode": gradient_mode, "noise": noise, "surrogates": surrogates, "target": target, "seed": seed,
-        "device": device, "parameters": parameters, "save_adversarials": save_adversarials, "precision": precision,
-        "memory": memory, "trust": trust,
+        "norm": norm, "limit": limit, "mc": mc, "draws": draws, "gradient_mode": gradient_mode, "noise": noise,
+        "target": target, "seed": seed, "device": device, "save_adversarials": save_adversarials,
+        "precision": precision, "memory": memory, "labels_fit": labels_fit,
     }  # fmt: skip
+    several_wanted = several(attack) or several(eps)
+    attacks: list[OneAttack] = list(attack) if several(attack) else [attack]  # type: ignore[list-item]
+    budgets = parse_eps_list(eps, norm)
     with untouched():
-        record = run(prepare(model, attack, dataset, **options), Path(out) if out is not None else None)
+        source = resolve_source(dataset, size=size, data=data, limit=limit, trust=trust)
+        chosen = resolve_attacks(attacks, parameters=parameters, surrogates=surrogates, trust=trust)
+        loaded = resolve_named(model, name, trust=trust, device=device)
+        folder = Path(out) if out is not None else None
+        if not several_wanted:
+            return _told(run(make_plan(loaded, chosen[0], source, eps=budgets[0], **options), folder))
+        runs = [(each, budget) for each in chosen for budget in budgets]
+        return _run_all(runs, lambda each, budget: make_plan(loaded, each, source, eps=budget, **options), folder)
+
+
+def _run_all(
+    runs: Sequence[tuple[Attack, float]], plan: Callable[[Attack, float], Plan], out: Path | None
+) -> list[RunRecord]:
+    """The records of several runs in their order; those that fail do not stop the others."""
+    records: list[RunRecord] = []
+    failed: list[str] = []
+    for attack, eps in runs:
+        try:
+            records.append(_told(run(plan(attack, eps), out)))
+        except NotKept:
+            raise
+        except FailedBlocks as error:
+            records.append(error.record)
+            failed.append(in_one_line(error))
+        except Exception as error:  # whatever it is, the other runs do not share it
+            log.debug("%s at eps %s failed", attack.name, eps, exc_info=error)
+            failed.append(f"{attack.name} at eps {format_eps(eps)}: {in_one_line(error)}")
+    if failed:
+        raise FailedRuns(records, failed, len(runs))
+    return records
+
+
+def _told(record: RunRecord) -> RunRecord:
+    """The record, once its notes have been told to whoever listens to our log; where nobody does, on stderr."""
     for note in record.notes:
         log.warning("%s under %s: %s", record.model, record.attack, note)
     return record
 
 
 def prepare(
-    model: str | nn.Module | LoadedModel,
-    attack: str | Callable[..., Tensor] | Attack,
-    dataset: str | tuple[Tensor, Tensor] | Data,
+    model: Model,
+    attack: OneAttack,
+    dataset: Source,
     *,
     size: str | None = None,
     data: Path | str | None = None,
@@ -117,16 +202,39 @@ def prepare(
     parameters: dict[str, Any] | None = None,
     surrogates: Sequence[str | nn.Module | LoadedModel] | None = None,
     trust: bool = False,
+    limit: int | None = None,
+    name: str | None = None,
     **options: Any,
 ) -> Plan:
     """The plan of what `evaluate` is asked for; options are those of `make_plan`."""
-    if isinstance(dataset, str):
-        source = resolve_data(dataset, size=size, data=Path(data) if data else None, trust=trust)
-    else:
-        source = dataset if isinstance(dataset, Data) else data_from_tensors(*dataset)
-    loaded = resolve_model(model, trust=trust, device=device)
-    chosen = resolve_attack(attack, parameters=parameters, surrogates=surrogates, trust=trust)
-    return make_plan(loaded, chosen, source, device=device, **options)
+    source = resolve_source(dataset, size=size, data=data, limit=limit, trust=trust)
+    (chosen,) = resolve_attacks([attack], parameters=parameters, surrogates=surrogates, trust=trust)
+    loaded = resolve_named(model, name, trust=trust, device=device)
+    return make_plan(loaded, chosen, source, device=device, limit=limit, **options)
+
+
+def resolve_source(
+    dataset: Source,
+    *,
+    size: str | None = None,
+    data: Path | str | None = None,
+    limit: int | None = None,
+    trust: bool = False,
+) -> Data:
+    """Labelled images by name, by the path of a card, or as users hold them."""
+    if isinstance(dataset, str | Path):
+        return resolve_data(str(dataset), size=size, data=Path(data) if data else None, trust=trust)
+    return dataset if isinstance(dataset, Data) else data_of_ones_own(dataset, limit)
+
+
+def resolve_named(model: Model, name: str | None, *, trust: bool, device: str) -> LoadedModel:
+    """A model, one handed over under a name of the user's choice. Raises LpmbenchError for another that is named."""
+    if isinstance(model, str | Path | LoadedModel) and name is not None:
+        own = model.name if isinstance(model, LoadedModel) else model
+        raise LpmbenchError(f"name='{name}' is for a model handed over from Python; '{own}' has a name already.")
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise LpmbenchError(f"name={name!r} must be a few words that tell the model from others.")
+    return resolve_model(str(model) if isinstance(model, Path) else model, trust=trust, device=device, name=name)
 
 
 @contextmanager
@@ -340,6 +448,14 @@ class TakenByOthers(LpmbenchError):
 
     def __init__(self, plan: Plan, blocks: int) -> None:
         super().__init__(f"{plan.attack.name} on {plan.model.name}: another process is computing {blocks} block(s).")
+
+
+class FailedRuns(LpmbenchError):
+    """Some of several runs failed; `records` are what was made, `errors` the reasons, each in a line."""
+
+    def __init__(self, records: list[RunRecord], errors: list[str], runs: int) -> None:
+        self.records, self.errors = records, errors
+        super().__init__(f"{len(errors)} of {runs} runs failed: {'; '.join(errors)}")
 
 
 class FailedBlocks(LpmbenchError):

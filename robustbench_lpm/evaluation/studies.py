@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor
 from robustbench_lpm import cards, statistics
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.datasets.examples import batches_by_shape
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.errors import Attempt, LpmbenchError, in_one_line
 from robustbench_lpm.evaluation.attacking import Progress, Silent
 from robustbench_lpm.evaluation.blocks import Arrays, BlockStore
 from robustbench_lpm.evaluation.machine import hardware, versions
@@ -167,20 +168,51 @@ class Study:
         return counts.permute(2, 1, 0) / draws
 
 
-def resolved(study: Study, limit: int | None) -> dict[str, Any]:
+StudyT = TypeVar("StudyT", bound=Study)
+
+
+class ModelFailed(LpmbenchError):
+    """One of a study's models cannot be studied; the others may be, see `without`."""
+
+    def __init__(self, model: LoadedModel, error: Exception) -> None:
+        self.model = model
+        super().__init__(f"Model '{model.name}': {in_one_line(error)}.")
+
+
+@contextmanager
+def _blamed(model: LoadedModel) -> Iterator[None]:
+    """Whatever goes wrong here is the model's failure."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelFailed(model, error) from error
+
+
+def without(study: StudyT, model: LoadedModel, limit: int | None) -> StudyT:
+    """The study of the other models. Raises LpmbenchError where there are none."""
+    others = replace(study, models=tuple(other for other in study.models if other is not model))
+    return replace(others, **resolved(others, limit))
+
+
+def resolved(study: Study, limit: int | None, attempt: Attempt = nullcontext) -> dict[str, Any]:
     """The fields of a study that only its models and images can tell; limit: the most images.
+
+    attempt: under which each model is tried; one whose failure it keeps to itself is left out.
 
     Raises LpmbenchError for models that cannot read the images or do not answer in their labels.
     """
     images = min(limit or len(study.data), len(study.data))
     indices = range(images)
     models, chunks, classes = [], [], set()
-    for model in study.models:
-        model, admission, example = fitted(model, study.data, indices, study.device)
-        wider = WIDER if torch.device(study.device).type == "cuda" else 1
-        models.append(model)
-        chunks.append(wider * default_chunk(*example.shape[-2:]))
-        classes.add(admission.classes)
+    for given in study.models:
+        with attempt(given.name):
+            model, admission, example = fitted(given, study.data, indices, study.device)
+            wider = WIDER if torch.device(study.device).type == "cuda" else 1
+            models.append(model)
+            chunks.append(wider * default_chunk(*example.shape[-2:]))
+            classes.add(admission.classes)
+    if not models:
+        raise LpmbenchError("None of the models can be studied.")
     stochastic = any(model.classifier.stochastic for model in models)
     return {
         "models": tuple(models),
@@ -209,8 +241,9 @@ def estimate_seconds(study: Study) -> float:
         seconds = []
         for _ in range(2):
             start = time.perf_counter()
-            (noise,) = _noises(study, model, batch.indices, runs=1)
-            study.once(model.classifier, images, noise).argmax(-1).cpu()  # the copy waits for the device
+            with _blamed(model):
+                (noise,) = _noises(study, model, batch.indices, runs=1)
+                study.once(model.classifier, images, noise).argmax(-1).cpu()  # the copy waits for the device
             seconds.append(time.perf_counter() - start)
         each += study.passes(model) * min(seconds) / len(batch)
     return each * study.images
@@ -269,13 +302,14 @@ def _run_block(study: Study, indices: Sequence[int], progress: Progress) -> Arra
         images, labels = batch.images.to(study.device), batch.labels.to(study.device)
         for position, model in enumerate(study.models):
             noises = _noises(study, model, batch.indices, study.runs(model))
-            try:
-                shares = study.right(model, images, labels, noises, progress.spent)
-            except torch.OutOfMemoryError:
-                raise LpmbenchError(
-                    f"{len(batch)} images of {batch.images.shape[-1]} pixels do not fit into the memory of "
-                    f"{study.device} with model '{model.name}'; use a smaller --size or another --device."
-                ) from None
+            with _blamed(model):
+                try:
+                    shares = study.right(model, images, labels, noises, progress.spent)
+                except torch.OutOfMemoryError:
+                    raise LpmbenchError(
+                        f"{len(batch)} images of {batch.images.shape[-1]} pixels do not fit into the memory of "
+                        f"{study.device}; use a smaller --size or another --device."
+                    ) from None
             found[position][batch.positions] = shares.cpu().numpy()
     return {str(position): shares for position, shares in enumerate(found)}
 

@@ -19,9 +19,9 @@ from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.cards import AttackCard, ModelCard
 from robustbench_lpm.datasets.examples import Examples, read_examples
 from robustbench_lpm.datasets.preprocessing import choose_size, told_changes
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.evaluation.admission import handed_over
-from robustbench_lpm.hashing import sha256_of_image, sha256_of_value
+from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS
 from robustbench_lpm.zoo import LoadedModel
 
@@ -47,6 +47,11 @@ class Attack:
     members: tuple[Attack, ...] = ()  # of a worst case
     # The models that it is made on, for one that is carried over; "registered" for all that fit.
     surrogates: tuple[str | LoadedModel, ...] | str | None = None
+
+    @property
+    def carried_over(self) -> bool:
+        """Whether it, or a member of it, is made on other models."""
+        return any(part.surrogates is not None for part in (self, *self.members))
 
     def applies(self, classifier: Classifier) -> bool:
         """Whether it can attack this classifier."""
@@ -76,7 +81,7 @@ class Data:
     fingerprint: Callable[[int], str] = field(repr=False)
     arguments: str = ""  # what names it on the command line
     foreign: bool = False  # whether its code is from outside this package
-    notes: tuple[str, ...] = ()  # what a reader must be told of its labels and sizes, a line each
+    notes: tuple[str, ...] = ()  # what a reader must know of how images and labels were taken, a line each
     class_count: int | None = None  # how many classes it has, where that is known
     entry: Callable[..., Any] | None = None  # the code that a card names
 
@@ -135,32 +140,6 @@ def resolve_data(
     )
 
 
-def data_from_tensors(images: Tensor, labels: Tensor, name: str = "custom") -> Data:
-    """Images (N, C, H, W) in [0, 1] and labels (N,) of a user's own. Raises LpmbenchError unless they are that."""
-    images, labels = images.detach().float().cpu(), labels.detach().long().cpu()
-    if images.dim() != 4 or labels.shape != images.shape[:1]:
-        raise LpmbenchError(f"Images are {tuple(images.shape)} and labels {tuple(labels.shape)}; need (N,C,H,W), (N,).")
-    if not (images.numel() and bool((images >= 0).all()) and bool((images <= 1).all())):
-        raise LpmbenchError("Images must lie in [0, 1]; normalisation belongs inside the model.")
-
-    def fingerprint(index: int) -> str:
-        return sha256_of_image(images[index].numpy())
-
-    def read(indices: Sequence[int]) -> Examples:
-        chosen = list(indices)
-        return Examples(
-            images=list(images[chosen]),
-            labels=labels[chosen],
-            masks=[None] * len(chosen),
-            indices=chosen,
-            fingerprints=[fingerprint(i) for i in chosen],
-            classes=(),
-        )
-
-    identity = {"name": name, "entry": "tensors", "size": "original", "split": "custom"}
-    return Data(name, identity, labels.numpy(), (), read, fingerprint)
-
-
 def resolve_attack(
     attack: str | Callable[..., Tensor] | Attack,
     *,
@@ -202,6 +181,66 @@ def resolve_attack(
     given, entry = dict(parameters or {}), f"{attack.__module__}:{getattr(attack, '__qualname__', name)}"
     identity = {"name": name, "entry": entry, "knowledge": "white-box", "parameters": given}
     return Attack(name, attack, given, identity, "white-box")
+
+
+def resolve_attacks(
+    attacks: Sequence[str | Callable[..., Tensor] | Attack],
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    settings: Mapping[str, dict[str, Any]] | None = None,
+    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None,
+    trust: bool = False,
+) -> list[Attack]:
+    """Several attacks that share their arguments: each takes the parameters that it knows, each once.
+
+    parameters are laid over those of every attack that knows them; settings, by name, over those of one attack, or of a
+    worst case's members. surrogates go to the attacks that are carried over.
+
+    Raises LpmbenchError where an argument means nothing to any of them.
+    """
+    if not attacks or not all(isinstance(attack, str | Attack) or callable(attack) for attack in attacks):
+        raise LpmbenchError("Please name an attack, such as 'pgd', or give a function like attacks.pgd.pgd.")
+    attacks = [attack for position, attack in enumerate(attacks) if attack not in attacks[:position]]
+    found = [
+        resolve_attack(attack, parameters=own, settings=settings, trust=trust)
+        for attack, own in zip(attacks, _shared_out(attacks, parameters or {}, settings or {}, trust), strict=True)
+    ]
+    if surrogates is None:
+        return found
+    carried = [attack.carried_over for attack in found]
+    models = told_apart([resolve_model(model, trust=trust) for model in surrogates])
+    if not any(carried):
+        carried[0] = True  # which refuses them
+    return [_with_surrogates(attack, models) if takes else attack for attack, takes in zip(found, carried, strict=True)]
+
+
+def _shared_out(
+    attacks: Sequence[str | Callable[..., Tensor] | Attack],
+    parameters: Mapping[str, Any],
+    settings: Mapping[str, dict[str, Any]],
+    trust: bool,
+) -> list[dict[str, Any]]:
+    """For each attack the parameters that it knows; a single one gets all of them, and refuses what it does not."""
+    own = [dict(settings.get(attack, {})) if isinstance(attack, str) else {} for attack in attacks]
+    if len(attacks) == 1:
+        return [dict(parameters) | own[0]]
+    known = [_known_parameters(attack, trust) for attack in attacks]
+    if missing := next((name for name in parameters if not any(name in names for names in known)), None):
+        raise unknown("parameter", missing, set[str]().union(*known))
+    return [
+        {name: value for name, value in parameters.items() if name in names} | named
+        for names, named in zip(known, own, strict=True)
+    ]
+
+
+def _known_parameters(attack: str | Callable[..., Tensor] | Attack, trust: bool) -> set[str]:
+    """The names of the parameters that can be laid over an attack's own."""
+    if isinstance(attack, Attack):
+        return set()
+    if isinstance(attack, str):
+        card = cards.attack(attack)
+        return set() if card.members else zoo.parameters_of(cards.resolve_entry(card, trust=trust))
+    return zoo.parameters_of(attack)
 
 
 def told_apart(models: Sequence[LoadedModel]) -> list[LoadedModel]:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustbench_lpm.evaluation.own_data import data_from_tensors
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.runner import run
-from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_model, worst_case_over
+from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_model, worst_case_over
 from tests.classifiers import NoisyLinear
 
 IMAGES, CHUNK = 24, 4

@@ -16,10 +16,11 @@ from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation import computing
 from robustbench_lpm.evaluation.attacking import Silent
+from robustbench_lpm.evaluation.own_data import data_from_tensors
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.recording import PROGRESS, finished_run
 from robustbench_lpm.evaluation.runner import FailedBlocks, run
-from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_model, worst_case_over
+from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_model, worst_case_over
 from tests.classifiers import NoisyLinear
 from tests.evaluation.test_runner import contents, plan_of
 

@@ -20,10 +20,11 @@ from torch import Tensor
 from robustbench_lpm.evaluation import journal as journal_module
 from robustbench_lpm.evaluation.attacking import Silent
 from robustbench_lpm.evaluation.journal import Journal, Loops, Snapshot
+from robustbench_lpm.evaluation.own_data import data_from_tensors
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.recording import PROGRESS
 from robustbench_lpm.evaluation.runner import run
-from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_data, resolve_model
+from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 from tests.classifiers import Linear, NoisyLinear
 from tests.evaluation.test_runner import contents
 

@@ -17,10 +17,11 @@ from robustbench_lpm import records
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.attacking import Silent
 from robustbench_lpm.evaluation.grading import within_budget
+from robustbench_lpm.evaluation.own_data import data_from_tensors
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.recording import PROGRESS, finished_run
 from robustbench_lpm.evaluation.runner import run
-from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_data, resolve_model
+from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 from tests.classifiers import Fair, Linear, NoisyLinear
 
 WEIGHT = torch.linspace(-1, 1, 64).reshape(1, 8, 8)

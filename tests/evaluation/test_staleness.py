@@ -15,10 +15,11 @@ import torch
 from robustbench_lpm import records
 from robustbench_lpm.evaluation import planning, recording, runner
 from robustbench_lpm.evaluation.blocks import Block, BlockStore
+from robustbench_lpm.evaluation.own_data import data_from_tensors
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.recording import PROGRESS, finished_run
 from robustbench_lpm.evaluation.runner import run
-from robustbench_lpm.evaluation.tasks import data_from_tensors, resolve_attack, resolve_model, worst_case_over
+from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_model, worst_case_over
 from tests.classifiers import NoisyLinear
 from tests.evaluation.test_runner import Interrupt, contents
 

@@ -18,17 +18,11 @@ from robustbench_lpm import records
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.attacking import Silent
+from robustbench_lpm.evaluation.own_data import data_from_tensors
 from robustbench_lpm.evaluation.planning import Plan, make_plan
 from robustbench_lpm.evaluation.recording import PROGRESS, finished_run
 from robustbench_lpm.evaluation.runner import run
-from robustbench_lpm.evaluation.tasks import (
-    Attack,
-    data_from_tensors,
-    resolve_attack,
-    resolve_data,
-    resolve_model,
-    worst_case_over,
-)
+from robustbench_lpm.evaluation.tasks import Attack, resolve_attack, resolve_data, resolve_model, worst_case_over
 from robustbench_lpm.records import RunRecord
 from tests.attacks.test_closed_forms import linear_data
 from tests.classifiers import Fair, NoisyLinear

@@ -1,0 +1,53 @@
+"""What fails in a command that does several things: told in one line, while the others go on, and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+from robustbench_lpm.errors import Interrupted, LpmbenchError, in_one_line
+
+log = logging.getLogger(__name__)
+DEBUG = "LPMBENCH_DEBUG"  # in the environment: show tracebacks, too
+
+
+class Failures:
+    """Notes what fails. alone: nothing else is asked for, so that a failure ends the command."""
+
+    def __init__(self, *, alone: bool) -> None:
+        self._alone = alone
+        self.names: list[str] = []
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        """Whatever goes wrong here goes wrong for this model, run or audit; what ends all of them is passed on.
+
+        Code of a user's own may raise anything.
+        """
+        from robustbench_lpm.evaluation.keeping import NotKept
+        from robustbench_lpm.evaluation.runner import TakenByOthers
+
+        try:
+            yield
+        except (NotKept, TakenByOthers, Interrupted, click.Abort, click.ClickException, BrokenPipeError):
+            raise
+        except Exception as error:
+            self.note(name, error)
+
+    def note(self, name: str, error: Exception) -> None:
+        """Tell a failure, or raise it where nothing else is asked for."""
+        foreseen = isinstance(error, LpmbenchError)
+        log.debug("%s failed", name, exc_info=error)
+        reason = str(error) if foreseen else f"{in_one_line(error)} ({DEBUG}=1 shows where)."
+        if self._alone:
+            raise error if foreseen else LpmbenchError(f"{name}: {reason}") from error
+        self.names.append(name)
+        click.echo(f"lpmbench: {name}: {' '.join(reason.split())}", err=True)
+
+    def complain(self, fate: str) -> None:
+        """Raise LpmbenchError where something failed: `fate` says what could not be done with it."""
+        if self.names:
+            raise LpmbenchError(f"{len(self.names)} could not be {fate}: {', '.join(dict.fromkeys(self.names))}.")
