@@ -272,6 +272,7 @@ class SuiteCard(Card):
         noise: list[str] = []  # e.g. "policy=frozen"; see robustbench_lpm.evaluation.noise_control
         gradient_modes: list[str] = ["strongest"]  # of glimpsing models, each in a run of its own
         precision: Literal["float32", "bfloat16"] = "float32"  # of gradients and probes
+        labels_fit: bool = False  # the models' labels are those of the data set, whatever they are called
         audit: list[str] = []  # the attacks whose results are judged
         black_box: list[str] = ["square", "transfer"]  # what an audit compares a white-box result with
         parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's

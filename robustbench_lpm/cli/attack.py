@@ -218,7 +218,7 @@ def run_plan(plan: Plan, out: Path, *, force: bool = False) -> list[RunRecord]:
     else:
         forget_progress(plan, out)
         say("  already run (--force runs it again)")
-    result_line(record)
+    result_line(record, plan.notes)
     return [*members, record]
 
 

@@ -144,7 +144,7 @@ class Board:
             row.running, row.record, row.read = False, record, read
             if read or console.is_terminal:
                 return
-            result_line(record)
+            result_line(record, plan.notes)
             say(f"  {self._footer()}")
 
     def leave(self, plan: Plan) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,7 @@ def announce(plan: Plan, seconds: float | None) -> None:
     cost = plan.cost()
     if cost is None:
         say(head)
+        _tell_notes(plan)
         return
     passes = f"up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
     if images > 1 and cost.forwards:
@@ -81,6 +82,13 @@ def announce(plan: Plan, seconds: float | None) -> None:
     grading = f"{plan.grading_passes() * images:,} forwards to grade"
     about = f", about {duration(seconds)}" if seconds is not None and seconds >= LONG else ""
     say(f"{head} · {passes}, {grading}{about}")
+    _tell_notes(plan)
+
+
+def _tell_notes(plan: Plan) -> None:
+    """What a reader of the result must know."""
+    for note in plan.notes:
+        say(f"  {note}")
 
 
 def duration(seconds: float) -> str:
@@ -93,8 +101,8 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:.1f} h" if minutes < 72 * 60 else f"{minutes / 60 / 24:.1f} days"
 
 
-def result_line(record: RunRecord) -> None:
-    """One line at the end of a run."""
+def result_line(record: RunRecord, told: Sequence[str] = ()) -> None:
+    """One line at the end of a run, and one for each of its notes that was not told before."""
     seconds = record.timing.get("seconds")
     took = f" in {duration(float(seconds))}" if seconds is not None else ""
     failed = sum(len(failure["indices"]) for failure in record.failures)
@@ -104,6 +112,9 @@ def result_line(record: RunRecord) -> None:
         return
     clean, robust = record.clean_accuracy, record.robust_accuracy
     say(f"  clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}{lost}")
+    for note in record.notes:
+        if note not in told:
+            say(f"  {note}")
 
 
 def say(text: str) -> None:

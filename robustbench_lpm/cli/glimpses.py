@@ -195,7 +195,7 @@ def attack_all(plans: dict[int, Plan], out: Path, force: bool) -> dict[int, RunR
                 record = run(plans[t], out, progress)
         else:
             say("  already run (--force runs it again)")
-        result_line(record)
+        result_line(record, plans[t].notes)
         records[t] = record
     return records
 

@@ -28,6 +28,10 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
+labels_fit_option = click.option(
+    "--labels-fit", is_flag=True, help="Say that model and data set have the same labels, whatever they are called."
+)
+
 data_options = together(
     click.option("--dataset", default="digits", show_default=True, help="A data set, or the path of its card."),
     click.option("--data", type=click.Path(path_type=Path), help="The folder that holds the data, if it needs one."),
@@ -35,6 +39,7 @@ data_options = together(
     click.option("--limit", type=click.IntRange(1), help="Only the first so many examples."),
     click.option("--image", type=click.Path(path_type=Path), help="With --dataset panda: a picture of your own."),
     click.option("--label", type=int, help="With --image: its ImageNet label (388 is the giant panda)."),
+    labels_fit_option,
 )
 
 budget_options = together(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustbench_lpm import cards
-from robustbench_lpm.cli.options import machine_options, prepare_machine, together, trust_option
+from robustbench_lpm.cli.options import labels_fit_option, machine_options, prepare_machine, together, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callab
         click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True),
         click.option("--size", help="224, original, or another side in pixels; default: the data set's own."),
         click.option("--limit", type=click.IntRange(1), help="Only the first so many images."),
+        labels_fit_option,
         machine_options,
         click.option("--out", type=click.Path(path_type=Path), help="Where everything goes; default: below runs/."),
         click.option("--force", is_flag=True, help="Run again what has been run, and write over another study."),

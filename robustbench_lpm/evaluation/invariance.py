@@ -131,6 +131,7 @@ def make_invariance(
     device: str = "cpu",
     checkpoint: Path | None = None,
     trust: bool = False,
+    labels_fit: bool = False,
     attempt: Attempt = nullcontext,
 ) -> Invariance:
     """The study of registered models or cards; `values` are the magnitudes by name of a transformation.
@@ -151,5 +152,7 @@ def make_invariance(
             models.append(load_model(name, checkpoint=checkpoint, trust=trust, device=device))
     models = told_apart(models)
     chosen = tuple((name, tuple(sorted(set(values[name])))) for name in TRANSFORMATIONS if values.get(name))
-    study = Invariance(tuple(models), data, 0, tuple(sorted({1, *mc})), draws, seed, device, values=chosen)
+    study = Invariance(
+        tuple(models), data, 0, tuple(sorted({1, *mc})), draws, seed, device, values=chosen, labels_fit=labels_fit
+    )
     return replace(study, **resolved(study, limit, attempt))

@@ -103,7 +103,7 @@ def resolve_suite(
         budgets = parse_eps_list(part.eps, part.norm)
         planning: dict[str, Any] = {
             "norm": part.norm, "limit": part.limit, "draws": part.draws, "seed": part.seed, "device": device,
-            "precision": part.precision, "save_adversarials": part.save_adversarials,
+            "precision": part.precision, "labels_fit": part.labels_fit, "save_adversarials": part.save_adversarials,
         }  # fmt: skip
         attacks = {
             name: resolve_attack(name, parameters=part.parameters.get(name), settings=part.parameters, trust=trust)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustbench_lpm import cards
-from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, MonteCarlo, Noise
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
 from robustbench_lpm.architectures.precision import PRECISIONS, Precision, reduced
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
@@ -388,7 +388,7 @@ def _without_gradients() -> list[str]:
 def _notes(model: LoadedModel, attack: Attack, data: Data, admission: Admission, draws: int) -> tuple[str, ...]:
     """What a reader of the result must know."""
     notes = [attack.known_defects, *model.notes, *admission.notes, *data.notes]
-    if isinstance(model.classifier.network, GloballyRandom):
+    if admission.sources and draws > 1:
         notes.append(f"stochastic: {draws} draws of its own noise, from {' and '.join(admission.sources)}")
     return tuple(dict.fromkeys(note for note in notes if note))
 

@@ -68,6 +68,7 @@ class Study:
     classes: int = 0
     chunk: int = 1  # images that pass a network at once
     data_sha256: str = field(default="", repr=False)
+    labels_fit: bool = False  # whether the user has said that the models' labels are those of the data set
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -114,6 +115,7 @@ class Study:
         if torch.device(self.device).type != "cpu":
             options["--device"] = self.device
         words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
+        words += ["--labels-fit"] * self.labels_fit
         foreign = self.data.foreign or any(model.card and cards.is_foreign(model.card) for model in self.models)
         data = self.data.arguments or f"--dataset {shlex.quote(self.data.name)}"
         return " ".join([f"lpmbench {self.name}", *names, *self.words(), data, *words, *["--trust"] * foreign])
@@ -206,7 +208,7 @@ def resolved(study: Study, limit: int | None, attempt: Attempt = nullcontext) ->
     models, chunks, classes = [], [], set()
     for given in study.models:
         with attempt(given.name):
-            model, admission, example = fitted(given, study.data, indices, study.device)
+            model, admission, example = fitted(given, study.data, indices, study.device, labels_fit=study.labels_fit)
             wider = WIDER if torch.device(study.device).type == "cuda" else 1
             models.append(model)
             chunks.append(wider * default_chunk(*example.shape[-2:]))

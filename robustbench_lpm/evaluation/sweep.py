@@ -64,6 +64,7 @@ def make_sweep(
     device: str = "cpu",
     checkpoint: Path | None = None,
     trust: bool = False,
+    labels_fit: bool = False,
 ) -> tuple[Sweep, int]:
     """The sweep of a registered model or a card, and the number of glimpses that its card says.
 
@@ -79,6 +80,14 @@ def make_sweep(
     if most != usual:
         model = load_model(name, glimpses=most, **loading)
     study = Sweep(
-        (model,), data, 0, tuple(sorted({1, *mc})), draws, seed, device, glimpses=tuple(sorted(set(glimpses)))
+        (model,),
+        data,
+        0,
+        tuple(sorted({1, *mc})),
+        draws,
+        seed,
+        device,
+        glimpses=tuple(sorted(set(glimpses))),
+        labels_fit=labels_fit,
     )
     return replace(study, **resolved(study, limit)), usual
