@@ -153,15 +153,14 @@ def _falling(points: pd.DataFrame) -> pd.DataFrame:
         clean = float(ordered["clean_accuracy"].iloc[0])
         rows.append({"series": name, "x": 1.0, "accuracy": clean, "low": None, "high": None})
         last = max(1.0, float(ordered["forwards"].max()))
-        read: tuple[str, ...] = ()
         for count in range(1, len(ordered) + 1):
-            reading = tables.strongest(ordered.iloc[:count])
-            if reading.records != read:
-                read = reading.records
+            accuracy = tables.strongest(ordered.iloc[:count]).accuracy
+            if abs(accuracy.value - rows[-1]["accuracy"]) > tables.TIE:
                 # An attack that asks nothing of the model, such as transfer, is drawn at one pass, too.
                 x = max(1.0, float(ordered["forwards"].iloc[count - 1]))
-                bounds = {"low": reading.accuracy.low, "high": reading.accuracy.high}
-                rows.append({"series": name, "x": x, "accuracy": reading.accuracy.value, **bounds})
+                rows.append(
+                    {"series": name, "x": x, "accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
+                )
         if rows[-1]["x"] < last:
             rows.append(rows[-1] | {"x": last, "low": None, "high": None})
     found = pd.DataFrame(rows, columns=["series", "x", "accuracy", "low", "high"])

@@ -45,7 +45,7 @@ RANKING_COLUMNS = (
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set", "images", "rank", "model", "model_variant",
     *RATES, "strongest_attack", "attacks", "members", "chosen", "probe", "verdict", "audit", "image_sets", "notes",
     "record",  # of the run that decides: the lowest on all draws
-    "read_from",  # the records that robust_accuracy is read from: `record`, or two where the halves of the draws differ
+    "read_from",  # the record that robust_accuracy is read from; two, for the first and second half, where these differ
     "audited",  # the record whose audit speaks for the model, "" where none does
 )  # fmt: skip
 BUDGET = ["dataset", "size", "norm", "eps", "mc"]
