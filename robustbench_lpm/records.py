@@ -153,8 +153,28 @@ class RunRecord:
 
     @property
     def robust_accuracy(self) -> statistics.Rate:
-        """Mean over draws and images, after the attack: the ranking statistic."""
+        """Mean over draws and images, after the attack."""
         return statistics.mean_draw(self.correct)
+
+    @property
+    def first_half(self) -> NDArray[np.bool_]:
+        """Which graded draws (images, draws) are in the first half, see `statistics.first_half`."""
+        places = {index: place for place, index in enumerate(self.configuration["dataset"]["indices"])}
+        found = np.array([places[index] for index in self.outcomes["index"]], np.int64)
+        return statistics.first_half(found, self.predictions.shape[1])
+
+    @property
+    def robust_halves(self) -> tuple[float, float]:
+        """Robust accuracy on the first and on the second half of the graded draws.
+
+        Both are the whole where nothing was drawn (a deterministic model, or one whose noise was all frozen: one draw
+        was graded, one compared), and of one draw of one image.
+        """
+        evaluation, correct, first = self.configuration["evaluation"], self.correct, self.first_half
+        frozen = any(mode == "frozen" for _, mode in evaluation.get("noise") or [])
+        if not self.stochastic or (frozen and evaluation["draws"] == evaluation["select_draws"] == 1) or first.all():
+            return (self.robust_accuracy.value,) * 2
+        return float(correct[first].mean()), float(correct[~first].mean())
 
     @property
     def robust_majority(self) -> statistics.Rate:

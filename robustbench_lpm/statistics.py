@@ -38,7 +38,11 @@ def wilson(value: float, n: int, confidence: float = 0.95) -> tuple[float, float
 def rate(per_image: NDArray[np.floating] | NDArray[np.bool_]) -> Rate:
     """The mean of one number in [0, 1] per image, with its interval."""
     n = len(per_image)
-    value = float(np.mean(per_image)) if n else float("nan")
+    return rate_of(float(np.mean(per_image)) if n else float("nan"), n)
+
+
+def rate_of(value: float, n: int) -> Rate:
+    """A share in [0, 1] over n images, with its interval."""
     low, high = wilson(value, n) if n >= MIN_IMAGES_FOR_INTERVAL else (None, None)
     return Rate(value, n, low, high)
 
@@ -61,6 +65,30 @@ def paired_interval(differences: NDArray[np.floating], confidence: float = 0.95)
 def mean_draw(correct: NDArray[np.bool_]) -> Rate:
     """Mean over draws and images of `correct` (images, draws): the ranking statistic."""
     return rate(correct.mean(axis=1))
+
+
+def first_half(places: NDArray[np.integer], draws: int) -> NDArray[np.bool_]:
+    """Which draws of which images (images, draws) are in the first of two halves: draw k of the image at place i is, if
+    i + k is even.
+
+    As on a chessboard, so that both halves hold every image as often as the number of draws allows, runs of unequal K
+    are cut along the same noise (draw k of an image is the same noise in all runs of one seed), and a single draw is
+    cut by images.
+    """
+    return np.add.outer(places, np.arange(draws)) % 2 == 0
+
+
+def crossed(
+    first: NDArray[np.bool_], in_first: NDArray[np.bool_], second: NDArray[np.bool_], in_second: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Accuracy per image (images,), read from one run on the first half of its draws and from another on the second.
+
+    first, second: what each run got right (images, draws); in_first, in_second: their draws of the first half. The mean
+    is w·(first's accuracy on the first half) + (1 - w)·(second's on the second), w being the first half's share.
+    """
+    weight = float(in_first.mean() + in_second.mean()) / 2
+    read, other = (first & in_first).sum(axis=1) / in_first.sum(), (second & ~in_second).sum(axis=1)
+    return np.asarray(len(first) * (weight * read + (1 - weight) * other / (~in_second).sum()))
 
 
 def majority(correct: NDArray[np.bool_]) -> Rate:

@@ -43,7 +43,7 @@ def table(records: Sequence[RunRecord], audits: Audits = None) -> pd.DataFrame:
 
 
 def leaderboard(records: Sequence[RunRecord], audits: Audits = None) -> pd.DataFrame:
-    """One row per model and budget, ranked by its lowest robust accuracy. Columns: `tables.RANKING_COLUMNS`."""
+    """One row per model and budget, ranked under its strongest attack. Columns: `tables.RANKING_COLUMNS`."""
     from robustbench_lpm.reporting import tables
 
     return tables.ranking(tables.table(records, _found(records, audits)))

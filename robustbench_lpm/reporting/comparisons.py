@@ -20,7 +20,7 @@ from robustbench_lpm.reporting import tables, variants
 from robustbench_lpm.reporting.cells import label, missing
 from robustbench_lpm.reporting.escaping import plain
 from robustbench_lpm.reporting.tables import MODEL, Ranking
-from robustbench_lpm.statistics import MIN_IMAGES_FOR_INTERVAL, paired_interval
+from robustbench_lpm.statistics import MIN_IMAGES_FOR_INTERVAL, crossed, paired_interval
 
 LOWEST = "lowest over all attacks"
 UNEQUAL = "settings differ"
@@ -89,24 +89,40 @@ class Agreement:
     shares: list[list[float]]
 
 
+Read = tuple[str, ...]  # the record that an accuracy is read from, or one for each half of the draws
+
+
 class _Outcomes:
     """What became of every image in each run, worked out once."""
 
-    def __init__(self, records: Sequence[RunRecord]) -> None:
+    def __init__(self, records: Sequence[RunRecord], runs: pd.DataFrame) -> None:
         self._records = {record.id: record for record in records}
-        self._found: dict[str, tuple[NDArray[np.float64], NDArray[Any]]] = {}
+        self._runs = runs
+        self._found: dict[Read, tuple[NDArray[np.float64], NDArray[Any]]] = {}
 
-    def record(self, record: str) -> RunRecord:
-        return self._records[record]
+    def record(self, read: Read) -> RunRecord:
+        """The record, or the first of them."""
+        return self._records[read[0]]
 
-    def of(self, record: str) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    def strongest(self, reads: Iterable[Read]) -> Read:
+        """What is read of all these together."""
+        every = {record for read in reads for record in read}
+        return tables.strongest(self._runs[self._runs["record"].isin(every)]).records
+
+    def of(self, read: Read) -> tuple[NDArray[np.float64], NDArray[Any]]:
         """The share of draws that are right, and the hash of the image, both (images,)."""
-        if record not in self._found:
-            run = self._records[record]
-            self._found[record] = run.correct.mean(axis=1), run.outcomes["input_sha256"].to_numpy(str)
-        return self._found[record]
+        if read not in self._found:
+            first, last = self._records[read[0]], self._records[read[-1]]
+            one = len(read) == 1
+            right = (
+                first.correct.mean(axis=1)
+                if one
+                else crossed(first.correct, first.first_half, last.correct, last.first_half)
+            )
+            self._found[read] = right, first.outcomes["input_sha256"].to_numpy(str)
+        return self._found[read]
 
-    def met_the_same(self, first: str, second: str) -> bool:
+    def met_the_same(self, first: Read, second: Read) -> bool:
         """Whether two runs attacked the same images, in the same order."""
         return np.array_equal(self.of(first)[1], self.of(second)[1])
 
@@ -117,17 +133,17 @@ class _Entry:
 
     classifier: Classifier
     glimpsing: bool
-    attacks: dict[str, str]  # by name and variant
-    lowest: str | None
+    attacks: dict[str, Read]  # by name and variant
+    lowest: Read | None
 
 
 @dataclass(frozen=True)
 class _Meeting:
-    """Two records of which a pair is made, and what the pair says of their attacks."""
+    """What a pair is made of, and what it says of the attacks."""
 
     attack: str
-    first: str
-    second: str
+    first: Read
+    second: Read
     first_attack: str
     second_attack: str
     note: str = ""
@@ -143,7 +159,7 @@ def compare(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFra
     runs and ranked are the tables of `tables`, records those that they were made from. Runs with failed examples stand
     aside, for what failed could lie on either side.
     """
-    outcomes = _Outcomes(records)
+    outcomes = _Outcomes(records, runs)
     failed = set(runs.loc[(runs["failed_examples"] > 0) | (runs["images"] == 0), "record"])
     runs = runs.assign(attack_variant=_variants_at_any_m(records, runs))
     labels = dict(zip(runs["record"], map(label, runs["attack"], runs["attack_variant"]), strict=True))
@@ -188,9 +204,10 @@ def _entry(
 ) -> _Entry:
     model = label(row["model"], row["model_variant"])
     classifier = Classifier(f"{model}, M = {part.mc}", model, part.mc, row["notes"])
-    counts = not missing(row["robust_accuracy"]) and row["record"] not in failed
+    read = tuple(row["read_from"].split(", "))
+    counts = not missing(row["robust_accuracy"]) and failed.isdisjoint(read)
     looks = (row["model"], row["model_variant"]) in glimpsing
-    return _Entry(classifier, looks, _attacks(runs, part, row), row["record"] if counts else None)
+    return _Entry(classifier, looks, _attacks(runs, part, row), read if counts else None)
 
 
 def _meetings(a: _Entry, b: _Entry, labels: Mapping[str, str], outcomes: _Outcomes) -> Iterator[_Meeting]:
@@ -203,8 +220,8 @@ def _meetings(a: _Entry, b: _Entry, labels: Mapping[str, str], outcomes: _Outcom
     if a.lowest and b.lowest:
         # Of one M the notes on the ranks say already who met less.
         unmet = [_unmet(a, b, outcomes), _unmet(b, a, outcomes)] if across else []
-        told = labels[a.lowest], labels[b.lowest]
-        yield _Meeting(LOWEST, a.lowest, b.lowest, *told, " ".join(filter(None, unmet)))
+        told = [_joined(labels[record] for record in read) for read in (a.lowest, b.lowest)]
+        yield _Meeting(LOWEST, a.lowest, b.lowest, told[0], told[1], " ".join(filter(None, unmet)))
 
 
 def _at_unequal_settings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[_Meeting]:
@@ -216,16 +233,22 @@ def _at_unequal_settings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[
     for attack in sorted((mine.keys() & other.keys()) - shared):
         first, second = mine[attack], other[attack]
         name, *_, target = map(plain, attack)
-        mine_text, other_text = variants.contrast(outcomes.record(first), outcomes.record(second))
+        contrasts = [variants.contrast(*map(outcomes.record, ((one,), (two,)))) for one in first for two in second]
         settings = f"target={target}, {UNEQUAL}" if target else UNEQUAL
-        told = label(name, mine_text), label(name, other_text)
-        yield _Meeting(label(name, settings), first, second, *told, UNEQUAL_NOTE)
+        told = [_joined(label(name, text) for text in texts) for texts in zip(*contrasts, strict=True)]
+        yield _Meeting(label(name, settings), first, second, told[0], told[1], UNEQUAL_NOTE)
 
 
-def _by_attack(records: Iterable[str], outcomes: _Outcomes) -> dict[tuple[str, ...], str]:
-    """Of the runs of each attack, whatever its settings, the lowest."""
-    ordered = sorted(records, key=lambda record: (-outcomes.of(record)[0].mean(), record))
-    return {variants.attack_but_for_settings(outcomes.record(record)): record for record in ordered}
+def _joined(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
+
+
+def _by_attack(reads: Iterable[Read], outcomes: _Outcomes) -> dict[tuple[str, ...], Read]:
+    """Of the runs of each attack, whatever its settings, the strongest."""
+    found: dict[tuple[str, ...], list[Read]] = {}
+    for read in reads:
+        found.setdefault(variants.attack_but_for_settings(outcomes.record(read)), []).append(read)
+    return {attack: outcomes.strongest(together) for attack, together in found.items()}
 
 
 def _unmet(mine: _Entry, other: _Entry, outcomes: _Outcomes) -> str:
@@ -248,7 +271,7 @@ def _names(record: RunRecord) -> set[str]:
 
 def agree(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Agreement]:
     """For every model and budget with at least two attacks, how far they agree, controls included."""
-    outcomes = _Outcomes(records)
+    outcomes = _Outcomes(records, runs)
     found = []
     for part in tables.split(ranked):
         for row in part.rows:
@@ -260,15 +283,16 @@ def agree(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame
     return found
 
 
-def _attacks(runs: pd.DataFrame, part: Ranking, row: Mapping[str, Any]) -> dict[str, str]:
-    """The record of each attack that a model met at a budget, by its name; of several the lowest. No probes."""
+def _attacks(runs: pd.DataFrame, part: Ranking, row: Mapping[str, Any]) -> dict[str, Read]:
+    """What is read of each attack that a model met at a budget, by its name; of several runs the strongest. No
+    probes."""
     budget = part.dataset, part.size, part.norm, part.eps, part.mc, part.image_set
     where = dict(zip((*tables.BUDGET, "image_set"), budget, strict=True)) | {column: row[column] for column in MODEL}
     mine = runs[(runs[list(where)] == list(where.values())).all(axis=1) & ~runs["probe"]]
     mine = mine[(mine["failed_examples"] == 0) & (mine["images"] > 0)]
-    ordered = mine.sort_values(["robust_accuracy", "record"], ascending=[False, False])
-    names = [label(*pair) for pair in zip(ordered["attack"], ordered["attack_variant"], strict=True)]
-    return dict(sorted(dict(zip(names, ordered["record"], strict=True)).items()))
+    names = [label(*pair) for pair in zip(mine["attack"], mine["attack_variant"], strict=True)]
+    by_name = mine.groupby(pd.Series(names, index=mine.index, dtype=str))
+    return {str(name): tables.strongest(found).records for name, found in by_name}
 
 
 def _pair(first: Classifier, second: Classifier, met: _Meeting, outcomes: _Outcomes) -> Pair:

@@ -20,12 +20,14 @@ RUNS_HEADER = (
     "Data", "Norm", "eps", "M", "Model", "Attack", "Images", "Clean, %", "Robust, %", "Majority, %", "Worst of K, %",
     "Forwards", "Failed", "Record",
 )  # fmt: skip
-JSON_SCHEMA_VERSION = 2  # version 1 compared models at one M, and named no classes
+# Version 1 compared models at one M, and named no classes; version 2 ranked by the lowest over whole runs.
+JSON_SCHEMA_VERSION = 3
 EXPLANATION = (
     "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
-    "A model's rank follows its lowest robust accuracy over all attacks but controls. Where models met different "
-    "images, each image set has a ranking of its own. A result that fails its audit has no rank, and neither has one "
-    "without an audit beside audited ones; where none was audited, ranks are an order only."
+    "A model's rank follows its robust accuracy under the strongest of all attacks but controls, chosen on one half of "
+    "the graded draws and read on the other, both ways round; where the halves choose two runs, both are named. Where "
+    "models met different images, each image set has a ranking of its own. A result that fails its audit has no rank, "
+    "and neither has one without an audit beside audited ones; where none was audited, ranks are an order only."
 )
 
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import pandas as pd
 
 from robustbench_lpm.hashing import sha256_of_value
-from robustbench_lpm.reporting import cells
-from robustbench_lpm.reporting.tables import CONTROL
+from robustbench_lpm.reporting import cells, tables
+from robustbench_lpm.reporting.tables import CONTROL, MODEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,7 +86,16 @@ def _facets(runs: pd.DataFrame, ranked: pd.DataFrame) -> Iterator[tuple[tuple[An
             whole = ~ranked["record"].isin(failed) & ranked["robust_accuracy"].notna()
             yield title, WORST, ranked[at_scene & whole]
         for (control, attack), points in group.groupby([group["knowledge"] == CONTROL, "label"]):
-            yield title, f"{attack} (control)" if control else str(attack), points
+            yield title, f"{attack} (control)" if control else str(attack), _strongest_of_each(points)
+
+
+def _strongest_of_each(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per model and eps, of several runs of one attack under the strongest."""
+    rows = []
+    for _, mine in runs.groupby([*MODEL, "eps"], sort=False):
+        row = {str(name): value for name, value in mine.iloc[0].items()}
+        rows.append(row | tables.columns_of("robust_accuracy", tables.strongest(mine).accuracy))
+    return pd.DataFrame(rows, columns=runs.columns).astype(dict.fromkeys(tables.RATES, "float64"))
 
 
 def _with_failures(runs: pd.DataFrame) -> set[str]:
@@ -96,14 +105,15 @@ def _with_failures(runs: pd.DataFrame) -> set[str]:
 
 
 def _curves(points: pd.DataFrame) -> pd.DataFrame:
-    """Points to draw: of several runs at one eps the lowest, and the clean accuracy at eps = 0 where no run is."""
+    """Points to draw, from rows of one run per model and eps; the clean accuracy at eps = 0 where no run is."""
     columns = ["series", "eps", "accuracy", "low", "high"]
     points = points.assign(series=_series(points))
     attacked = points.rename(columns={f"robust_accuracy{end}": f"accuracy{end}" for end in ("", "_low", "_high")})
     clean = points.rename(columns={f"clean_accuracy{end}": f"accuracy{end}" for end in ("", "_low", "_high")})
     both = pd.concat([attacked, clean.assign(eps=0.0)[lambda rows: ~rows["series"].isin(_at_zero(attacked))]])
     both = both.rename(columns={"accuracy_low": "low", "accuracy_high": "high"})
-    both = both[columns].dropna(subset=["accuracy"]).sort_values(columns)
+    # What a model's runs say of clean images is the same, or told by another seed: none is chosen for being low.
+    both = both[columns].dropna(subset=["accuracy"]).sort_values(["series", "eps"], kind="stable")
     return both.drop_duplicates(["series", "eps"]).reset_index(drop=True)
 
 
@@ -112,7 +122,7 @@ def _at_zero(attacked: pd.DataFrame) -> set[str]:
 
 
 def query_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
-    """One plot per budget and image set: the lowest accuracy that attacks of at most so many passes left each model."""
+    """One plot per budget and image set: accuracy under the strongest of the attacks of at most so many passes."""
     names = _names(runs[~runs["probe"]])
     listed = runs[~runs["probe"] & (runs["failed_examples"] == 0) & (runs["knowledge"] != CONTROL)]
     several = set(ranked.loc[ranked["image_sets"] > 1, "image_set"])
@@ -132,23 +142,25 @@ def query_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
 
 
 def _falling(points: pd.DataFrame) -> pd.DataFrame:
-    """Per model the lowest accuracy so far, by growing cost; the clean accuracy is that after the one pass of a user.
+    """Per model the accuracy under the strongest so far, by growing cost; the clean accuracy is that after the one pass
+    of a user.
 
     x counts forward passes; runs that cost more and find nothing more make no point.
     """
     rows: list[dict[str, Any]] = []
     for name, mine in points.assign(series=_series(points)).groupby("series"):
-        ordered = mine.sort_values(["forwards", "robust_accuracy", "record"])
-        lowest = float(ordered["clean_accuracy"].iloc[0])
-        rows.append({"series": name, "x": 1.0, "accuracy": lowest, "low": None, "high": None})
+        ordered = mine.sort_values(["forwards", "record"])
+        clean = float(ordered["clean_accuracy"].iloc[0])
+        rows.append({"series": name, "x": 1.0, "accuracy": clean, "low": None, "high": None})
         last = max(1.0, float(ordered["forwards"].max()))
-        # An attack that asks nothing of the model, such as transfer, is drawn at one pass, too.
-        runs: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in ordered.to_dict("records")]
-        for row in runs:
-            if row["robust_accuracy"] < lowest:
-                lowest = row["robust_accuracy"]
-                bounds = {"low": row["robust_accuracy_low"], "high": row["robust_accuracy_high"]}
-                rows.append({"series": name, "x": max(1.0, row["forwards"]), "accuracy": lowest, **bounds})
+        for count in range(1, len(ordered) + 1):
+            accuracy = tables.strongest(ordered.iloc[:count]).accuracy
+            if abs(accuracy.value - rows[-1]["accuracy"]) > tables.TIE:
+                # An attack that asks nothing of the model, such as transfer, is drawn at one pass, too.
+                x = max(1.0, float(ordered["forwards"].iloc[count - 1]))
+                rows.append(
+                    {"series": name, "x": x, "accuracy": accuracy.value, "low": accuracy.low, "high": accuracy.high}
+                )
         if rows[-1]["x"] < last:
             rows.append(rows[-1] | {"x": last, "low": None, "high": None})
     found = pd.DataFrame(rows, columns=["series", "x", "accuracy", "low", "high"])

@@ -1,8 +1,8 @@
 """Our results as RobustBench keeps its own: one JSON file per data set, norm and model, for tools that read those.
 
-The keys are theirs, the protocol is not: `autoattack_acc`, by which their tools sort, holds the lowest mean-draw
-accuracy over all attacks that our records show, and `footnote` says so. What their format has no key for stands under
-`lpmbench`.
+The keys are theirs, the protocol is not: `autoattack_acc`, by which their tools sort, holds the mean-draw accuracy
+under the strongest of the attacks that our records show, and `footnote` says so. What their format has no key for
+stands under `lpmbench`.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def _entry(record: RunRecord, part: Ranking, row: Mapping[str, Any]) -> dict[str
             "strongest_attack": row["strongest_attack"],
             **{name: None if cells.missing(row[name]) else float(row[name]) for name in tables.RATES},
             "record": row["record"],
+            "read_from": row["read_from"].split(", "),
             "weights_sha256": model.get("weights_sha256"),
             "command": plain(record.command),
         },
@@ -104,7 +105,7 @@ def _entry(record: RunRecord, part: Ranking, row: Mapping[str, Any]) -> dict[str
 
 def _footnote(part: Ranking, row: Mapping[str, Any]) -> str:
     words = [
-        "Not AutoAttack: the lowest mean-draw accuracy over the attacks of lpmbench",
+        "Not AutoAttack: mean-draw accuracy under the strongest of the attacks of lpmbench",
         f"({row['strongest_attack']}) on {row['images']} images; audit: {cells.verdict(row['verdict'])}",
     ]
     return " ".join(words) + ("." if not row["notes"] else f"; {row['notes']}.")

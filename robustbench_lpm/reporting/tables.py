@@ -18,7 +18,7 @@ from robustbench_lpm.records import RunRecord
 from robustbench_lpm.reporting import cells, evidence, variants
 from robustbench_lpm.reporting.cells import label, missing
 from robustbench_lpm.reporting.escaping import plain
-from robustbench_lpm.statistics import Rate
+from robustbench_lpm.statistics import Rate, rate_of
 
 COLUMNS = (
     "rank",  # of the model at this budget, on the run that decides it
@@ -29,6 +29,7 @@ COLUMNS = (
     "stochastic", "draws", "images",
     "clean_accuracy", "clean_accuracy_low", "clean_accuracy_high",
     "robust_accuracy", "robust_accuracy_low", "robust_accuracy_high",
+    "robust_first_half", "robust_second_half",  # on either half of the graded draws; both the whole where none is drawn
     "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses",  # means per example
     "chosen",  # what was chosen for how many examples: gradient modes, members of a worst case
@@ -43,17 +44,20 @@ RATES = (
 RANKING_COLUMNS = (
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set", "images", "rank", "model", "model_variant",
     *RATES, "strongest_attack", "attacks", "members", "chosen", "probe", "verdict", "audit", "image_sets", "notes",
-    "record",  # of the run that decides
+    "record",  # of the run that decides: the lowest on all draws
+    "read_from",  # the record that robust_accuracy is read from; two, for the first and second half, where these differ
     "audited",  # the record whose audit speaks for the model, "" where none does
 )  # fmt: skip
 BUDGET = ["dataset", "size", "norm", "eps", "mc"]
 CONTROL = "none"  # the knowledge of an attack that is a control, like random noise
 WORST_CASE = "worst-case"
 MODEL = ["model", "model_variant"]
+TIE = 1e-12  # accuracies that differ by rounding alone
 # Of several runs that leave the same accuracy the one that holds up best decides; what was judged goes first.
 VERDICTS = ("pass", "undecided", "fail", "")
 NUMBERS = (
-    "eps", *RATES, "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
+    "eps", *RATES, "robust_first_half", "robust_second_half",
+    "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses", "seconds",
 )  # fmt: skip
 
@@ -167,9 +171,12 @@ def _judgement(audit: Audit | None) -> dict[str, str]:
 def _outcomes(record: RunRecord) -> dict[str, float | None]:
     """The numbers of a run of which at least one example came through."""
     target_rate = record.target_rate
+    first, second = record.robust_halves
     return {
-        **_rate("clean_accuracy", record.clean_accuracy),
-        **_rate("robust_accuracy", record.robust_accuracy),
+        **columns_of("clean_accuracy", record.clean_accuracy),
+        **columns_of("robust_accuracy", record.robust_accuracy),
+        "robust_first_half": first,
+        "robust_second_half": second,
         "robust_majority": record.robust_majority.value,
         "robust_worst_of_k": record.robust_worst_of_k.value,
         "clean_flip_rate": record.clean_flip_rate,
@@ -178,13 +185,15 @@ def _outcomes(record: RunRecord) -> dict[str, float | None]:
     }
 
 
-def _rate(name: str, rate: Rate) -> dict[str, float | None]:
+def columns_of(name: str, rate: Rate) -> dict[str, float | None]:
+    """A rate in the columns of a table."""
     return {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
 
 
 def ranking(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per model and budget, from the rows of `table`: ranked by the lowest robust accuracy (mean-draw) over
-    the attacks that are not controls, models compared only on the same images and under the same attacks.
+    """One row per model and budget, from the rows of `table`: ranked by robust accuracy (mean-draw) under the strongest
+    of the attacks that are not controls (`strongest`), models compared only on the same images and under the same
+    attacks.
 
     A model with failed examples, with a result that its audit speaks against, or that met fewer attacks than its
     neighbours, has no rank, and neither has one that was not audited where others were; `notes` says why.
@@ -252,22 +261,67 @@ def _standing(mine: pd.DataFrame, expected: pd.DataFrame) -> dict[str, Any]:
     scored = mine[mine["knowledge"] != CONTROL]
     equal = _lowest(scored if len(scored) else mine)
     row = {column: equal.iloc[0][column] for column in RANKING_COLUMNS if column in equal.columns}
+    read = strongest(scored if len(scored) else mine)
+    row |= columns_of("robust_accuracy", read.accuracy) | {"read_from": ", ".join(read.records)}
     if not len(scored):  # surviving a control says nothing, so nothing is shown for it
         row |= dict.fromkeys(("robust_accuracy", "robust_accuracy_low", "robust_accuracy_high"), float("nan"))
-        row |= dict.fromkeys(("verdict", "audit", "members", "chosen"), "")
+        row |= dict.fromkeys(("verdict", "audit", "members", "chosen", "read_from"), "")
     judged = _judged(equal, scored)
     row["audited"] = ""
     if judged is not None:
         row |= {"verdict": judged["verdict"], "audit": judged["audit"], "audited": judged["record"]}
+    attacks = _attack_labels(equal) | _attack_labels(scored[scored["record"].isin(read.records)])
     obstacles = _obstacles(scored, expected)
     if judged is not None and judged["verdict"] == "fail":
         obstacles.append(f"audit failed: {judged['failed_checks']}")
     return row | {
         "rank": not obstacles,
-        "strongest_attack": "" if missing(row["robust_accuracy"]) else ", ".join(sorted(_attack_labels(equal))),
+        "strongest_attack": "" if missing(row["robust_accuracy"]) else ", ".join(sorted(attacks)),
         "attacks": len(_attack_labels(scored[~scored["probe"]])),
         "notes": "; ".join(obstacles),
     }
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How accurate a model is under the strongest of its runs, and the records that this was read from."""
+
+    accuracy: Rate
+    records: tuple[str, ...]  # one; or two, read on the first and on the second half of the draws
+
+
+def strongest(runs: pd.DataFrame) -> Reading:
+    """Accuracy under the strongest of the runs of one model, chosen on one half of the graded draws and read on the
+    other, both ways round; `runs` are rows of `table`, one at least.
+
+    The lowest accuracy over whole runs would be too low: the more runs, the luckier the lowest is on the draws that it
+    is chosen by. Where both halves choose one run, this is that run's own accuracy; so it is where nothing was drawn.
+    """
+    # Equal runs follow what the draws did not decide, so that no choice knows of the half that it is read on.
+    ordered = runs.sort_values(["probe", "attack", "attack_variant", "record"])
+    first, second = _first_lowest(ordered, "robust_second_half"), _first_lowest(ordered, "robust_first_half")
+    value = float(first["robust_accuracy"])
+    if first["record"] == second["record"]:
+        lowest = _lowest(runs).iloc[0]  # of equal runs the one that the ranking names
+        alike = bool(np.isclose(lowest["robust_accuracy"], value, rtol=0, atol=TIE))
+        return Reading(rate_of(value, int(first["images"])), (lowest["record"] if alike else first["record"],))
+    weight = (_weight(first) + _weight(second)) / 2
+    value = weight * float(first["robust_first_half"]) + (1 - weight) * float(second["robust_second_half"])
+    images = min(int(first["images"]), int(second["images"]))
+    return Reading(rate_of(value, images), (first["record"], second["record"]))
+
+
+def _first_lowest(runs: pd.DataFrame, column: str) -> pd.Series[Any]:
+    """The first of the rows that are lowest in a column; where no row has a number, the first of all."""
+    values = runs[column].to_numpy()
+    places = np.flatnonzero(values <= np.nanmin(values) + TIE) if not np.isnan(values).all() else [0]
+    return runs.iloc[int(places[0])]
+
+
+def _weight(run: pd.Series[Any]) -> float:
+    """The share of the first half among the graded draws of a run."""
+    cells = int(run["images"]) * int(run["draws"])
+    return (cells + 1) // 2 / cells
 
 
 def _lowest(runs: pd.DataFrame) -> pd.DataFrame:
@@ -276,7 +330,7 @@ def _lowest(runs: pd.DataFrame) -> pd.DataFrame:
         ["probe", "merit", "attack", "attack_variant", "record"]
     )
     lowest = ordered["robust_accuracy"].min()
-    equal = ordered[np.isclose(ordered["robust_accuracy"], lowest, rtol=0, atol=1e-12)]
+    equal = ordered[np.isclose(ordered["robust_accuracy"], lowest, rtol=0, atol=TIE)]
     equal = equal if equal["probe"].all() else equal[~equal["probe"]]
     return (equal if len(equal) else ordered).drop(columns="merit")
 

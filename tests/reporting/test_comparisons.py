@@ -7,7 +7,7 @@ import pytest
 
 from robustbench_lpm import reporting
 from robustbench_lpm.reporting import comparisons, tables
-from robustbench_lpm.statistics import paired_interval
+from robustbench_lpm.statistics import first_half, paired_interval
 from tests.reporting.conftest import probed
 
 
@@ -55,6 +55,22 @@ def test_the_lowest_of_each_is_compared_though_the_attacks_differ(make):
     assert (pair.first, pair.first_accuracy, pair.second_accuracy) == ("a, M = 1", 0.5, 0.25)
     assert (pair.first_attack, pair.second_attack, pair.note) == ("p", "q", "")
     assert found.attacks == [comparisons.LOWEST, "p", "q"]
+
+
+@pytest.mark.parametrize(("draws", "other_draws"), [(2, 2), (4, 2), (3, 5)])
+def test_the_strongest_is_read_on_the_halves_of_the_draws_as_the_ranking_reads_it(make, draws, other_draws):
+    cuts = first_half(np.arange(41), draws), first_half(np.arange(41), other_draws)
+    lost = np.arange(41)[:, None] < 10  # images that no draw gets right
+    first = make("a", "p", robust=~lost & cuts[0], images=41, draws=draws)  # each is lowest on a half of its own
+    other = make("a", "q", robust=~lost & ~cuts[1], images=41, draws=other_draws)
+    records = [first, other, *(make("b", name, robust=0.25, images=41, draws=2) for name in "pq")]
+    (found,), _ = both(*records)
+    ranked = reporting.leaderboard(records).set_index("model")["robust_accuracy"]
+    (pair,) = [pair for pair in found.pairs if pair.attack == comparisons.LOWEST]
+    shown = {pair.first: pair.first_accuracy, pair.second: pair.second_accuracy}
+    assert shown == pytest.approx({f"{name}, M = 1": value for name, value in ranked.items()})
+    assert shown["a, M = 1"] == pytest.approx(31 / 41, abs=0.01)  # each read on the half that it is right on
+    assert (pair.first_attack, pair.second_attack) == ("p, q", "p")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,12 @@ import re
 from base64 import b64encode
 from hashlib import sha256
 
+import numpy as np
 import pytest
 
 from robustbench_lpm import cards, reporting
 from robustbench_lpm.reporting import provenance
+from robustbench_lpm.statistics import first_half
 from tests.reporting.conftest import ORDINARY, check, make_audit, probed
 
 
@@ -263,6 +265,16 @@ def test_a_number_that_a_probe_found_says_so(make, render):
     assert html_of_ranking(render(*found.values(), audits=judged)).count("a probe of an audit") == 1
     found, judged = probed(make)
     assert "a probe of an audit" not in html_of_ranking(render(*found.values(), audits=judged))
+
+
+def test_a_number_that_was_read_from_two_runs_leads_to_both(make, render):
+    first = first_half(np.arange(20), 2)
+    runs = [make(attack=name, robust=right, images=20, draws=2) for name, right in (("p", first), ("q", ~first))]
+    html = html_of_ranking(render(*runs))
+    assert 'href="#run-' + runs[0].id[:16] + '">100.0</a>' in html
+    both = ", ".join(f'<a href="#run-{run.id[:16]}">{run.id[:8]}</a>' for run in runs)
+    assert f"each half of the draws read from another run: {both}</span>" in html
+    assert "each half of the draws" not in html_of_ranking(render(runs[0]))
 
 
 def html_of_ranking(html):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from robustbench_lpm import reporting
 from robustbench_lpm.reporting import plots
+from robustbench_lpm.statistics import first_half
 from tests.reporting.conftest import ORDINARY, probed
 
 
@@ -61,6 +63,17 @@ def test_a_model_keeps_its_look_from_plot_to_plot():
     looks = [tuple(plots._look(i).values()) for i in range(32)]
     assert len(set(looks)) == 32
     assert plots._look(3) == plots._look(3)
+
+
+def test_no_curve_follows_the_luck_of_the_draws(make):
+    """Two runs that are each right on one half of the draws only: chosen on one half, each is read on the other."""
+    first = first_half(np.arange(20), 2)
+    runs = [make(attack="p", robust=right, images=20, draws=2, seed=seed) for seed, right in enumerate((first, ~first))]
+    table = reporting.table([make(attack="o", robust=0.75, images=20, draws=2), *runs])
+    found = plots._falling(table.assign(forwards=table["attack"].map({"o": 10, "p": 100})))
+    assert list(found["accuracy"]) == pytest.approx([0.9, 0.75, 1.0])
+    of_one_attack = plots._strongest_of_each(table[table["attack"] == "p"])
+    assert list(of_one_attack["robust_accuracy"]) == [1.0]
 
 
 def test_empty_tables_make_no_plots():

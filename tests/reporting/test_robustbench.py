@@ -32,6 +32,7 @@ def test_a_file_says_what_the_ranking_says(make):
     assert told["unreliable"] is True
     assert "Not AutoAttack" in told["footnote"]
     assert (told["lpmbench"]["record"], told["lpmbench"]["rank"]) == (a.id, None)
+    assert told["lpmbench"]["read_from"] == [a.id]
 
 
 def test_each_norm_has_one_budget_that_of_most_images(make):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from robustbench_lpm import audits, records, reporting
-from robustbench_lpm.statistics import wilson
+from robustbench_lpm.statistics import first_half, wilson
 from tests.reporting.conftest import ORDINARY, check, make_audit, make_record, probed
 
 RATES = ("clean_accuracy", "robust_accuracy")
@@ -97,6 +98,66 @@ def test_models_are_ranked_by_their_lowest_accuracy_over_attacks(make):
     assert ranked.loc["blind", "robust_accuracy"] == pytest.approx(0.2)
     assert ranked.loc["even", "strongest_attack"] == "pgd, spsa"  # both, for both reach it
     assert ranked.loc["blind", "record"] == records[3].id
+
+
+def halved(*shares, images=20, draws=2):
+    """What was right (images, draws), as shares of the first and of the second half of the draws."""
+    first, right = first_half(np.arange(images), draws), np.zeros((images, draws), bool)
+    for half, share in zip((first, ~first), shares, strict=True):
+        right[half] = np.arange(half.sum()) < share * half.sum()
+    return right
+
+
+@pytest.mark.parametrize(
+    ("runs", "accuracy", "read_from", "decides", "strongest"),
+    [
+        # attack: accuracy on the first and on the second half; one half chooses (the lowest on it), the other is read
+        ({"p": (0.4, 0.5), "q": (0.6, 0.7)}, 0.45, "p", "p", "p"),  # both choose p, whose own accuracy stands
+        ({"p": (0.5, 0.5), "q": (0.6, 0.4)}, (0.6 + 0.5) / 2, "qp", "p", "p, q"),
+        ({"p": (1.0, 0.0), "q": (0.2, 0.9)}, (1.0 + 0.9) / 2, "pq", "p", "p, q"),
+        ({"p": (1.0, 0.0), "q": (0.0, 1.0), "r": (0.4, 0.4)}, 1.0, "pq", "r", "p, q, r"),
+        ({"p": (0.5, 0.5), "q": (0.5, 0.4)}, 0.5, "qp", "q", "p, q"),  # of equals on a half the first by name
+        ({"p": (0.5, 0.5), "q": (0.5, 0.5)}, 0.5, "p", "p", "p, q"),
+    ],
+)
+def test_the_strongest_is_chosen_on_one_half_of_the_draws_and_read_on_the_other(
+    make, runs, accuracy, read_from, decides, strongest
+):
+    made = {name: make("a", name, robust=halved(*shares), images=20, draws=2) for name, shares in runs.items()}
+    row = row_of(list(made.values()), "a")
+    assert row["robust_accuracy"] == pytest.approx(accuracy)
+    assert (row["robust_accuracy_low"], row["robust_accuracy_high"]) == pytest.approx(wilson(accuracy, 20))
+    assert row["read_from"] == ", ".join(made[name].id for name in read_from)
+    assert (row["record"], row["strongest_attack"], row["notes"]) == (made[decides].id, strongest, "")
+
+
+@pytest.mark.parametrize(
+    ("images", "draws", "change", "halves"),
+    [
+        (20, 4, {}, (0.5, 0.25)),
+        (5, 3, {}, (0.5, 2 / 7)),  # 8 draws of the first half, 7 of the second
+        (20, 1, {"stochastic": True}, (0.5, 0.3)),  # one draw is cut by images
+        (20, 1, {}, (0.4, 0.4)),  # a deterministic model has nothing to cut
+        (1, 1, {"stochastic": True}, (1.0, 1.0)),  # nor has one draw of one image
+    ],
+)
+def test_the_halves_of_the_draws(make, images, draws, change, halves):
+    right = halved(0.5, 0.25, images=images, draws=draws)
+    row = reporting.table([make(robust=right, images=images, draws=draws, **change)]).iloc[0]
+    assert (row["robust_first_half"], row["robust_second_half"]) == pytest.approx(halves)
+
+
+@pytest.mark.parametrize("select_draws", [1, 5])
+def test_a_model_whose_noise_is_all_frozen_is_one_draw_that_is_not_cut(make, select_draws):
+    record = make(robust=halved(0.5, 0.2, draws=1), images=20, stochastic=True, noise=[("policy", "frozen")],
+                  select_draws=select_draws)  # fmt: skip
+    expected = (0.35, 0.35) if select_draws == 1 else (0.5, 0.2)  # other sources are left to compare on
+    assert record.robust_halves == pytest.approx(expected)
+
+
+def test_failed_images_leave_every_draw_in_its_half(make):
+    record = make(robust=halved(1.0, 0.0), images=20, draws=2)
+    assert replace(record, outcomes=record.outcomes.iloc[1:]).robust_halves == (1.0, 0.0)
 
 
 def test_ties_share_a_rank_and_the_next_rank_is_left_out(make):
