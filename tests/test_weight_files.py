@@ -183,12 +183,20 @@ def test_a_network_may_rename_what_it_is_given_and_shape_itself_after_it(tmp_pat
     (changed("conv.bias", lambda x: x + float("inf")), ["conv.bias holds NaN or infinite"]),
     (changed("conv.bias", lambda x: x.double() + 1e300), ["conv.bias holds NaN or infinite"]),
     (changed("fc.weight", lambda x: x.to(torch.int8)), ["fc.weight holds torch.int8"]),
+    (changed("fc.weight", lambda x: x.to("meta")), ["1 missing: fc.weight"]),
+    (changed("fc.weight", lambda x: x.to_sparse()), ["1 missing: fc.weight"]),
     ({"net": state(), "model": state(1)}, ["several sets of weights that fit, 'net' and 'model'", "['net']"]),
     (Net(), ["it needs tests.test_weight_files.Net", "torch.save(model.state_dict()", "not an allowed global"]),
 ])  # fmt: skip
 def test_weights_that_do_not_fit_are_told_by_name(content: Any, words: list[str], tmp_path: Path) -> None:
     said = complaint(content, tmp_path / "weights.pt")
     assert [word for word in words if word not in said] == [], said
+
+
+def test_a_dictionary_that_holds_itself_is_read(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"model": state()}
+    content["self"] = content
+    assert_holds(load(content, tmp_path / "weights.pt")[0], state())
 
 
 def numpy_file(write: Callable[..., None]) -> bytes:
