@@ -317,10 +317,17 @@ def _is_cut_pickle(path: Path) -> bool:
 
 def _plain_values() -> list[Any]:
     """Types that lie beside weights and do nothing when they are made: parsed arguments and numpy's numbers."""
-    scalar = np.float64(0).__reduce__()[0]
-    named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
+    makers = [_maker_of_numbers(f"numpy.{core}.multiarray") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
     dtypes = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]}
-    return [argparse.Namespace, np.dtype, *named, *dtypes]
+    return [argparse.Namespace, np.dtype, *makers, *dtypes]
+
+
+def _maker_of_numbers(module: str) -> Any:
+    def scalar(*given: Any) -> Any:
+        return np.float64(0).__reduce__()[0](*given)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"  # by which torch knows it
+    return scalar
 
 
 def _head(path: Path) -> bytes:
