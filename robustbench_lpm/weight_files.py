@@ -323,8 +323,10 @@ def _plain_values() -> list[Any]:
 
 
 def _maker_of_numbers(module: str) -> Any:
+    maker: Any = np.float64(0).__reduce__()[0]
+
     def scalar(*given: Any) -> Any:
-        return np.float64(0).__reduce__()[0](*given)
+        return maker(*given)
 
     scalar.__module__, scalar.__qualname__ = module, "scalar"  # by which torch knows it
     return scalar
