@@ -42,6 +42,7 @@ OTHER_FORMATS = {
     (0, b"\x93NUMPY"): "an array of numpy, not a state dict",
 }
 LEGACY = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9"  # how torch.save began before it wrote zip files
+DEEPEST = 8  # keys that lead to a state dict; a dictionary may hold itself
 LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 SAVE_TENSORS = "Save them alone, torch.save(model.state_dict(), 'weights.pt'), and give that file"
 
@@ -119,10 +120,9 @@ def fitting(network: nn.Module, content: Any, source: str) -> tuple[State, tuple
     """
     states = sorted(_states(content), key=lambda one: _rank(one[0]))
     if not states:
-        keys = (
-            f"; its keys: {_listed([str(key) for key in content])}" if isinstance(content, Mapping) and content else ""
-        )
-        raise LpmbenchError(f"{source} holds no state dict, that is tensors by name{keys}.")
+        keys = [str(key) for key in content] if isinstance(content, Mapping) else []
+        told_keys = f"; its keys: {_listed(keys)}" if keys else ""
+        raise LpmbenchError(f"{source} holds no state dict, that is tensors by name{told_keys}.")
     found, closest = [], []
     for where, state in states:
         for spelled, notes in _spellings(network, state):
@@ -219,12 +219,17 @@ def _check_values(network: nn.Module, state: State, source: str) -> None:
 
 def _states(content: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
     """Every dictionary in a checkpoint that holds tensors by name, with the keys that lead there, outermost first."""
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or len(where) > DEEPEST:
         return
-    if tensors := {name: x for name, x in content.items() if isinstance(name, str) and isinstance(x, Tensor)}:
+    if tensors := {name: x for name, x in content.items() if isinstance(name, str) and _has_values(x)}:
         yield where, tensors
     for key, value in content.items():
         yield from _states(value, (*where, str(key)))
+
+
+def _has_values(x: Any) -> bool:
+    """Whether something is a dense tensor: neither sparse, nor nested, nor one of the meta device, which has none."""
+    return isinstance(x, Tensor) and x.layout is torch.strided and not x.is_meta and not x.is_nested
 
 
 def _rank(where: tuple[str, ...]) -> tuple[bool, bool]:
@@ -246,22 +251,18 @@ def _spellings(network: nn.Module, state: State) -> Iterator[tuple[State, tuple[
             names = {given + name.removeprefix(taken): x for name, x in inner.items()}
             # A constant that the network makes itself and an older version of it saved.
             names = {n: x for n, x in names.items() if n in expected or not _equal_tensors(x, buffers.get(n))}
-            yield (
-                names,
-                (
-                    *([f"'{taken}' was taken off the names of its weights"] if taken else []),
-                    *([f"'{given}' was put before the names of its weights"] if given else []),
-                    *([f"'{wrapped}' was taken out of the names of its weights"] if inner is bare else []),
-                    *left_out,
-                ),
-            )
+            notes = {
+                f"'{taken}' was taken off the names of its weights": taken,
+                f"'{given}' was put before the names of its weights": given,
+                f"'{wrapped}' was taken out of the names of its weights": inner is bare,
+            }
+            yield names, (*(note for note, holds in notes.items() if holds), *left_out)
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
     """Every prefix of whole segments that all names share, the shortest (none) first: "", "module.", ..."""
-    first, last = (
-        name.split(".")[:-1] for name in (min(names, default=""), max(names, default=""))
-    )  # what these two share, all do
+    ends = min(names, default=""), max(names, default="")  # what these two share, all do
+    first, last = (name.split(".")[:-1] for name in ends)
     shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
     return ["".join(f"{part}." for part in shared[:length]) for length in range(len(shared) + 1)]
 
@@ -316,10 +317,19 @@ def _is_cut_pickle(path: Path) -> bool:
 
 def _plain_values() -> list[Any]:
     """Types that lie beside weights and do nothing when they are made: parsed arguments and numpy's numbers."""
-    scalar = np.float64(0).__reduce__()[0]
-    named = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
+    makers = [_maker_of_numbers(f"numpy.{core}.multiarray") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
     dtypes = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]}
-    return [argparse.Namespace, np.dtype, *named, *dtypes]
+    return [argparse.Namespace, np.dtype, *makers, *dtypes]
+
+
+def _maker_of_numbers(module: str) -> Any:
+    maker: Any = np.float64(0).__reduce__()[0]
+
+    def scalar(*given: Any) -> Any:
+        return maker(*given)
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"  # by which torch knows it
+    return scalar
 
 
 def _head(path: Path) -> bytes:
@@ -344,10 +354,8 @@ def _defect_of_safetensors(path: Path, size: int) -> str | None:
     with path.open("rb") as file:
         header = file.read(length := int.from_bytes(file.read(8), "little"))
     try:
-        tensors = json.loads(header) if len(header) == length else None
-        ends = (
-            [] if tensors is None else [tensors[name]["data_offsets"][1] for name in tensors if name != "__metadata__"]
-        )
+        tensors = json.loads(header) if len(header) == length else {}
+        ends = [tensors[name]["data_offsets"][1] for name in tensors if name != "__metadata__"]
         whole = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, LookupError, RecursionError):
         return None  # safetensors says what is wrong

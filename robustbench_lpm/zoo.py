@@ -91,7 +91,7 @@ def validated(path: Path, entry: Callable[..., Any], given: Mapping[str, Any]) -
 
 
 def load_model(
-    name: str, *, checkpoint: Path | None = None, trust: bool = False, device: str = "cpu", **overrides: Any
+    name: str, *, checkpoint: str | Path | None = None, trust: bool = False, device: str = "cpu", **overrides: Any
 ) -> LoadedModel:
     """A registered model, or one from a card file, with its weights verified and loaded, in eval mode.
 
@@ -102,7 +102,7 @@ def load_model(
     network = build(card, trust=trust, **overrides)
     arguments = f"--model {shlex.quote(name)}" + (f" --checkpoint {shlex.quote(str(checkpoint))}" if checkpoint else "")
     if checkpoint is not None:
-        path, source = checkpoint, str(checkpoint)
+        path, source = Path(checkpoint), str(checkpoint)
     elif card.weights is not None:
         path = find_weights(card, card.weights)
         source = f"{card.path}: {card.weights.url or card.weights.torchvision or path.name}"

@@ -90,6 +90,7 @@ BESIDE = {
     "epoch": 3,
     "args": argparse.Namespace(lr=0.1, milestones=[1, 2]),
     "best": np.float64(0.9),
+    "seen": np.int64(7),
     "optimizer": torch.optim.Adam(Net().parameters()).state_dict(),
     "history": [1.0, 2.0],
 }
@@ -183,12 +184,28 @@ def test_a_network_may_rename_what_it_is_given_and_shape_itself_after_it(tmp_pat
     (changed("conv.bias", lambda x: x + float("inf")), ["conv.bias holds NaN or infinite"]),
     (changed("conv.bias", lambda x: x.double() + 1e300), ["conv.bias holds NaN or infinite"]),
     (changed("fc.weight", lambda x: x.to(torch.int8)), ["fc.weight holds torch.int8"]),
+    (changed("fc.weight", lambda x: x.to("meta")), ["1 missing: fc.weight"]),
+    (changed("fc.weight", lambda x: x.to_sparse()), ["1 missing: fc.weight"]),
     ({"net": state(), "model": state(1)}, ["several sets of weights that fit, 'net' and 'model'", "['net']"]),
     (Net(), ["it needs tests.test_weight_files.Net", "torch.save(model.state_dict()", "not an allowed global"]),
 ])  # fmt: skip
 def test_weights_that_do_not_fit_are_told_by_name(content: Any, words: list[str], tmp_path: Path) -> None:
     said = complaint(content, tmp_path / "weights.pt")
     assert [word for word in words if word not in said] == [], said
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+def test_numbers_of_numpy_1_and_2_lie_beside_weights(core: str, tmp_path: Path) -> None:
+    content = saved({"model": state(), "best": np.float64(0.9)}, legacy=True)
+    content = re.sub(rb"numpy\._?core", f"numpy.{core}".encode(), content)
+    assert_holds(load(content, tmp_path / "weights.pt")[0], state())
+    assert weight_files.read(tmp_path / "weights.pt")["best"] == 0.9
+
+
+def test_a_dictionary_that_holds_itself_is_read(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"model": state()}
+    content["self"] = content
+    assert_holds(load(content, tmp_path / "weights.pt")[0], state())
 
 
 def numpy_file(write: Callable[..., None]) -> bytes:
