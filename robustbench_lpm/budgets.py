@@ -7,7 +7,6 @@ import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from decimal import Decimal
-from fractions import Fraction
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -35,10 +34,12 @@ def parse_eps(given: object, norm: str | None = None) -> float:
 def _number_in(text: str) -> float:
     numerator, slash, denominator = text.partition("/")
     try:
-        below = int(denominator) if slash else 1  # a number of grey levels: no sign, no point
-        if slash and not denominator.strip().isdecimal():
+        if slash and not denominator.strip().isdecimal():  # a number of grey levels: no sign, no point
             raise ValueError(denominator)
-        return float(Fraction(numerator.strip()) / below)
+        value = float(numerator) / (int(denominator) if slash else 1)
+        if not math.isfinite(value):
+            raise ValueError(numerator)
+        return value
     except ZeroDivisionError:
         raise LpmbenchError(f"eps '{text}' divides by zero; write it like 2/255 or 0.1.") from None
     except (ValueError, OverflowError):

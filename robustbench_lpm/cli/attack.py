@@ -124,7 +124,7 @@ def attack(
                         records += run_plan(plan, out, force=force)
     if records:
         finish(records, source, out)
-    failures.complain("attacked")
+    failures.complain("attacked", f" of {len(names)} models" if len(chosen) == 1 else "")
     complain_of_failures(records)
 
 

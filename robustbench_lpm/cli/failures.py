@@ -19,7 +19,7 @@ class Failures:
 
     def __init__(self, *, alone: bool) -> None:
         self._alone = alone
-        self.names: list[str] = []
+        self._told: dict[str, set[str]] = {}  # the reasons, by the name of what failed
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
@@ -44,10 +44,12 @@ class Failures:
         reason = str(error) if foreseen else f"{in_one_line(error)} ({DEBUG}=1 shows where)."
         if self._alone:
             raise error if foreseen else LpmbenchError(f"{name}: {reason}") from error
-        self.names.append(name)
-        click.echo(f"lpmbench: {name}: {' '.join(reason.split())}", err=True)
+        told = self._told.setdefault(name, set())
+        if reason not in told:  # at every budget it is the same
+            told.add(reason)
+            click.echo(f"lpmbench: {name}: {' '.join(reason.split())}", err=True)
 
-    def complain(self, fate: str) -> None:
-        """Raise LpmbenchError where something failed: `fate` says what could not be done with it."""
-        if self.names:
-            raise LpmbenchError(f"{len(self.names)} could not be {fate}: {', '.join(dict.fromkeys(self.names))}.")
+    def complain(self, fate: str, among: str = "") -> None:
+        """Raise LpmbenchError where something failed: `fate` says what could not be done with it, "attacked"."""
+        if self._told:
+            raise LpmbenchError(f"{len(self._told)}{among} could not be {fate}: {', '.join(self._told)}.")

@@ -41,6 +41,8 @@ def data_of_ones_own(given: object, limit: int | None = None) -> Data:
 
     Raises LpmbenchError for what is no labelled images in [0, 1].
     """
+    if limit is not None and limit < 1:
+        raise LpmbenchError(f"limit must be at least 1, not {limit}.")
     if isinstance(given, tuple) and len(given) != 2:
         raise LpmbenchError(f"Data are a pair (images, labels), not a tuple of {len(given)}.")
     if _is_pair(given) or isinstance(given, Mapping):

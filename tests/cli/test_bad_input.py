@@ -71,7 +71,7 @@ CASES: list[tuple[str, str]] = [
     ("publish {tmp}", "no records"),
     ("verify {tmp}", "record.json"),
     ("grade --adversarials {tmp}/none --model cnn --eps 0.1", "no PNG files"),
-    ("grade --adversarials {tmp} --model cnn --eps 1/255,2/255", "not a number"),
+    ("grade --adversarials {tmp} --model cnn --eps 1/255,2/255", "takes one eps"),
     ("models show ramlmp", "Did you mean 'ramlpm'?"),
     ("models list all", "lpmbench models show NAME"),
     ("attack --modle cnn", "--model"),

@@ -86,6 +86,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"eps": None}, "eps None is not a number"),
     ({"eps": []}, "eps is empty"),
     ({"eps": [0.1, 8]}, "did you mean 8/255?"),
+    ({"limit": 0}, "limit must be at least 1"),
     ({"attack": []}, "name an attack"),
     ({"attack": 3}, "name an attack"),
     ({"attack": None}, "name an attack"),
