@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +18,9 @@ from robustbench_lpm.cli.options import (
     trust_option,
 )
 from robustbench_lpm.errors import LpmbenchError
+
+if TYPE_CHECKING:
+    from robustbench_lpm.zoo import LoadedModel
 
 
 @click.command()
@@ -62,8 +65,9 @@ def verify(
     folders = [folder for record in records for folder in record_folders(record)]
     first, step = part
     wanted, failed, unchecked = folders[first - 1 :: step], 0, 0
+    loaded: dict[str, LoadedModel] = {}
     for folder in wanted:
-        findings = check(folder, model=model, checkpoint=checkpoint, device=device, trust=trust)
+        findings = check(folder, model=model, checkpoint=checkpoint, device=device, trust=trust, loaded=loaded)
         failed += sum(finding.verdict == "FAILS" for finding in findings)
         unchecked += any(finding.verdict == "not checked" for finding in findings)
         for finding in findings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -43,11 +44,13 @@ def verify(
     checkpoint: Path | None = None,
     device: str = "cpu",
     trust: bool = False,
+    loaded: dict[str, LoadedModel] | None = None,
 ) -> list[Finding]:
     """Every claim of a record that can be checked without running the attack again.
 
     model: the path of the model's card, where the name in the record is not that of a registered one. Parameters in
         which the record's model differs from the card, such as fewer glimpses, are laid over the card's.
+    loaded: models that were loaded for other records, to which this one's is added.
 
     Raises LpmbenchError when the record cannot be read at all.
     """
@@ -69,10 +72,12 @@ def verify(
     try:
         name = model or _card_of(record)
         changed = _changed_parameters(record, name)
-        loaded = zoo.load_model(name, checkpoint=checkpoint, trust=trust, device=device, **changed)
+        known, key = loaded if loaded is not None else {}, f"{name} {json.dumps(changed, sort_keys=True)}"
+        if key not in known:
+            known[key] = zoo.load_model(name, checkpoint=checkpoint, trust=trust, device=device, **changed)
     except (LpmbenchError, TypeError) as error:  # TypeError: a record from elsewhere may call its parameters anything
         return [*findings, Finding("predictions repeat", "not checked", f"the model is not at hand: {error}")]
-    return [*findings, _same_weights(record, loaded, changed), *_repeat(record, loaded, device)]
+    return [*findings, _same_weights(record, known[key], changed), *_repeat(record, known[key], device)]
 
 
 def _card_of(record: RunRecord) -> str:

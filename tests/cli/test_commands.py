@@ -246,7 +246,10 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_command_goes_on(tmp_path: Pa
 def test_a_checkpoint_of_the_authors_runs_with_their_padding_and_is_verified(tmp_path: Path, capsys: Capture) -> None:
     state = {f"module.{name}": tensor.float() for name, tensor in golden_state(golden_keys("sim2mnist")).items()}
     torch.save({"model_state_dict": state, "epoch": 3}, tmp_path / "best_model.ckpt")
-    attack = "--attack fgsm --dataset digits --size 96 --limit 2 --eps 0.01 --draws 3 --gradient-mode detached --labels-fit --threads 1"
+    attack = (
+        "--attack fgsm --dataset digits --labels-fit --size 96 --limit 2 --eps 0.01 --draws 3 "
+        "--gradient-mode detached --threads 1"
+    )
     lpmbench(f"attack --model ramlpm-sim2mnist --checkpoint best_model.ckpt {attack}")
     (record,) = records.read_all(tmp_path / "runs")
     assert record.configuration["model"]["parameters"]["padding"] == "reference"

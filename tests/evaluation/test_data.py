@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.evaluation.own_data import data_from_tensors
 from robustbench_lpm.evaluation.planning import make_plan
-from robustbench_lpm.evaluation.tasks import Data, data_from_tensors, resolve_attack, resolve_data, resolve_model
+from robustbench_lpm.evaluation.tasks import Data, resolve_attack, resolve_data, resolve_model
 
 Folder = Callable[..., Path]
 

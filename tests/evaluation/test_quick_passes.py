@@ -17,7 +17,6 @@ from robustbench_lpm.attacks.spsa import spsa
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
 from robustbench_lpm.evaluation.planning import chunk_for, default_chunk, make_plan, vary
-from robustbench_lpm.evaluation.runner import left_as_it_was
 from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
 from tests.classifiers import Linear
 
@@ -126,10 +125,3 @@ def test_surrogates_are_reduced_too() -> None:
     assert plan.surrogates[0].weights_sha256 == resolve_model("cnn-at").weights_sha256
     dtypes = {parameter.dtype for parameter in plan.surrogates[0].classifier.parameters()}
     assert dtypes == {torch.float32, torch.bfloat16}
-
-
-def test_a_user_s_module_gets_its_layout_back() -> None:
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 10))
-    with left_as_it_was(network):
-        resolve_model(network)
-    assert all(parameter.is_contiguous() for parameter in network.parameters())
