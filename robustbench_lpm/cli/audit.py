@@ -152,6 +152,7 @@ def judge_results(
     from robustbench_lpm.evaluation.audit import judge
     from robustbench_lpm.evaluation.keeping import NotKept
     from robustbench_lpm.evaluation.planning import make_plan
+    from robustbench_lpm.evaluation.tasks import NoSurrogate
 
     obtain = obtain or Obtain(out)
     found: list[Audit] = []
@@ -159,7 +160,13 @@ def judge_results(
         if not attack.applies(model.classifier) or attack.knowledge == "none":
             continue
         for eps in budgets:
-            plan = make_plan(model, attack, source, eps=eps, **planning)
+            try:
+                plan = make_plan(model, attack, source, eps=eps, **planning)
+            except NoSurrogate as error:
+                if refused is None and len(attacks) == 1:
+                    raise
+                say(f"Left out: {attack.name} on {model.name}. {error}")
+                break
             try:
                 result = judge(plan, obtain, black_box=black_box)
             except LpmbenchError as error:

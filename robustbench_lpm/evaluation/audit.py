@@ -37,6 +37,7 @@ from robustbench_lpm.evaluation.runner import left_as_it_was, prepare, run
 from robustbench_lpm.evaluation.tasks import (
     Attack,
     Data,
+    NoSurrogate,
     changed_parameters,
     resolve_attack,
     with_parameters,
@@ -166,12 +167,16 @@ def _against_others(judged: Plan, record: RunRecord, obtain: Obtain, black_box: 
 
 
 def _not_weaker_than(name: str, question: str, judged: Plan, record: RunRecord, other: Attack, obtain: Obtain) -> Check:
-    """Of a worst case's members the one of that name is taken as it ran there."""
+    """Of a worst case's members the one of that name is taken as it ran there; left out where it has no surrogate."""
     own = next((member for member in judged.attack.members if member.name == other.name), None)
     if judged.norm not in other.norms or (judged.target is not None and not other.targeted):
         return _not_applicable(name, question, f"{other.name} does not run under this threat")
     changes = {"save_adversarials": True} if own else {}
-    return compare(name, question, record, obtain(vary(judged, attack=own or other, **changes)), against=other.name)
+    try:
+        plan = vary(judged, attack=own or other, **changes)
+    except NoSurrogate as error:
+        return _not_applicable(name, question, str(error))
+    return compare(name, question, record, obtain(plan), against=other.name)
 
 
 def _against_other_budgets(judged: Plan, record: RunRecord, obtain: Obtain) -> list[Check]:

@@ -17,7 +17,14 @@ from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.evaluation.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_surrogates, with_hidden_randomness_exposed
+from robustbench_lpm.evaluation.tasks import (
+    Attack,
+    Data,
+    NoSurrogate,
+    given_instead,
+    resolve_surrogates,
+    with_hidden_randomness_exposed,
+)
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS, Norm
 from robustbench_lpm.randomness import generators
@@ -54,6 +61,7 @@ class Plan:
     requested_selection: int = 10
     surrogates: tuple[LoadedModel, ...] = ()  # the models that the attack is made on, if it is carried over
     members: tuple[Plan, ...] = ()  # of a worst case: the runs among which it chooses
+    notes: tuple[str, ...] = ()  # what a reader of the record must know
     precision: Precision = "float32"  # of gradients and probes
     memory: float = DEFAULT_MEMORY
     lowered: Classifier | None = None  # the model in that precision, where it is a reduced one
@@ -222,18 +230,21 @@ def make_plan(
     control = parse_noise_control(noise, model.classifier)
     random = control.leaves_noise(model.classifier)
     mode = _resolve_mode(model, attack, gradient_mode)
-    surrogates = resolve_surrogates(attack.surrogates, model, data, device) if attack.surrogates is not None else ()
-    members = tuple(
-        make_plan(model, member, data, save_adversarials=True, **given)  # type: ignore[arg-type]
-        for member in attack.members
-        if member.applies(model.classifier) and (target is None or member.targeted)
-    )
+    surrogates = resolve_surrogates(attack, model, data, device)
+    members: list[Plan] = []
+    notes: list[str] = []
+    for member in attack.members:
+        if member.applies(model.classifier) and (target is None or member.targeted):
+            try:
+                members.append(make_plan(model, member, data, save_adversarials=True, **given))  # type: ignore[arg-type]
+            except NoSurrogate as error:
+                notes.append(f"Left out of {attack.name}: {member.name}. {error}")
     aim = _resolve_target(target, attack, data, classes)
     if attack.members and not members:
         raise LpmbenchError(f"No attack of '{attack.name}' can attack model '{model.name}' like this.")
     configuration = {
         "model": model.identity | {"stochastic": stochastic},
-        "attack": attack.identity | _sources_of_images(surrogates, members),
+        "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
         "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
         "threat": {"norm": norm, "eps": eps, "target": aim},
         "evaluation": {
@@ -276,7 +287,8 @@ def make_plan(
         requested_draws=draws,
         requested_selection=select_draws,
         surrogates=surrogates,
-        members=members,
+        members=tuple(members),
+        notes=tuple(notes),
         precision="bfloat16" if precision == "bfloat16" else "float32",
         memory=memory,
         lowered=lowered,
@@ -320,13 +332,18 @@ def vary(plan: Plan, **changes: Any) -> Plan:
     return make_plan(**given)
 
 
-def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan]) -> dict[str, Any]:
-    """What decides an attack's images beside its parameters: other models' weights, or other runs."""
-    found: dict[str, Any] = {}
+def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan], instead: str) -> dict[str, Any]:
+    """What decides an attack's images beside its parameters: other models' weights, or other runs.
+
+    instead: the surrogates that were named in place of the card's: that makes another attack of it.
+    """
+    found: dict[str, Any] = {"made_on": instead} if instead else {}
     if surrogates:
         found["surrogates"] = {surrogate.name: surrogate.weights_sha256 for surrogate in surrogates}
     if members:
         found["members"] = {member.attack.name: member.id for member in members}
+        for member in members:
+            found |= {key: value for key, value in member.configuration["attack"].items() if key == "made_on"}
     return found
 
 

@@ -26,7 +26,7 @@ def to_nobody(_: str) -> None: ...
 def empty_record(plan: Plan) -> RunRecord:
     import pandas as pd
 
-    notes = [plan.attack.known_defects] if plan.attack.known_defects else []
+    notes = [plan.attack.known_defects, *plan.notes] if plan.attack.known_defects else [*plan.notes]
     return RunRecord(
         configuration=plan.configuration,
         command=plan.command(),
