@@ -48,18 +48,17 @@ def apgd(
         rho: the step size is halved when fewer than this share of the steps since the last look were improvements.
         early_stop: leave an image alone once it has fallen. Only where that is final: with a deterministic classifier.
     """
-    draws = eot if oracle.stochastic else 1
     stop = early_stop and not oracle.stochastic
     found: list[Tensor] = []
     for _ in range(restarts):
         start = uniform_in_ball(images, norm, eps, oracle.generators)
-        found += _descend(oracle, images, start, labels, targets, norm, eps, steps, draws, loss, rho, stop)
+        found += _descend(oracle, images, start, labels, targets, norm, eps, steps, eot, loss, rho, stop)
     return oracle.choose(found, labels, targets)
 
 
 def apgd_cost(*, steps: int = 100, restarts: int = 1, eot: int = 5, **_: object) -> Cost:
-    """A pass each way for every step, draw and restart."""
-    return Cost(steps * restarts * eot, steps * restarts * eot)
+    """A pass each way for every step, draw and restart, each of which yields two results."""
+    return Cost(steps * restarts * eot, steps * restarts * eot, choices=2 * restarts)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -151,7 +150,7 @@ def _descend(
     norm: Norm,
     eps: float,
     steps: int,
-    draws: int,
+    eot: int,
     loss: str,
     rho: float,
     stop: bool,
@@ -164,7 +163,7 @@ def _descend(
         active, here = found.active, oracle.rows(found.active)
         target = targets[active] if targets is not None else None
         losses = partial(objective, loss, labels=labels[active], targets=target)
-        gradients, values, logits = here.gradient(memory.current, here.noise(draws), losses)
+        gradients, values, logits = here.gradient(memory.current, here.noise(eot), losses)
         memory.note(gradients, values.mean(0))
         found.best[active] = memory.best
         if not oracle.stochastic:

@@ -65,7 +65,7 @@ def autoattack_standard_cost(*, steps: int = 100, queries: int = 5000, **_: obje
     apgd = Cost(steps + 1, steps + 1)
     forwards = apgd.forwards + TARGETS * (1 + apgd.forwards) + TARGETS * (1 + 2 * steps) + (queries + 1)
     looks = 2 + 2 * TARGETS
-    return Cost(forwards + looks, apgd.backwards * (1 + TARGETS) + TARGETS * steps)
+    return Cost(forwards + looks, apgd.backwards * (1 + TARGETS) + TARGETS * steps, choices=3 + 3 * TARGETS)
 
 
 def autoattack_rand(
@@ -91,10 +91,10 @@ def autoattack_rand(
     return _strongest(oracle, images, labels, [_apgd(loss, norm, eps, steps, draws) for loss in losses], norm, eps)
 
 
-def autoattack_rand_cost(*, steps: int = 100, eot: int = 20, **_: object) -> Cost:
+def autoattack_rand_cost(*, steps: int = 100, eot: int = 20, stochastic: bool = False, **_: object) -> Cost:
     """Two runs, each of which looks at its start too; a look at what a stage found, if the classifier has no noise."""
     passes = 2 * (steps + 1) * eot
-    return Cost(passes + 2, passes)
+    return Cost(passes + (0 if stochastic else 2), passes, choices=4)
 
 
 @torch.no_grad()  # the stages switch gradients on where they take them

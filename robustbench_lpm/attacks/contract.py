@@ -22,10 +22,14 @@ class Draws:
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes of the classifier that an attack needs for one image, at most."""
+    """Passes of the classifier that an attack needs for one image, at most.
+
+    choices: how many candidates it hands to `Oracle.choose`, whose passes come on top.
+    """
 
     forwards: int
     backwards: int = 0
+    choices: int = 1
 
 
 class Oracle(Protocol):
@@ -44,7 +48,7 @@ class Oracle(Protocol):
 
     @property
     def stochastic(self) -> bool:
-        """Whether noise matters. If not, `noise` is empty and one draw is all there is."""
+        """Whether noise matters. If not, `noise` is one draw, however many are asked for."""
 
     @property
     def chunk(self) -> int:
@@ -57,7 +61,8 @@ class Oracle(Protocol):
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Fresh attack noise. With paired=True, 2·draws of which draw i and draw i + draws are the same.
 
-        For a deterministic classifier the draws would all be alike: ask for one (see `stochastic`).
+        The draws of a deterministic classifier would all be alike: it gets one, and logits are (1, B, K); two if
+        paired. That one serves for any number of versions of the images, (n, B, C, H, W), too.
         """
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:

@@ -79,9 +79,11 @@ def spsa(
     return adam.result
 
 
-def spsa_cost(*, iterations: int = 40, pairs: int = 64, **_: object) -> Cost:
-    """Two queries for each pair, and one look at the iterate."""
-    return Cost(iterations * (2 * pairs + 1))
+def spsa_cost(
+    *, iterations: int = 40, pairs: int = 64, early_stop: bool = True, stochastic: bool = False, **_: object
+) -> Cost:
+    """Both ends of every pair, and in each iteration a look at the iterate where that may end the attack."""
+    return Cost(iterations * (2 * pairs + (early_stop and not stochastic)))
 
 
 def _squares(gradients: Tensor, norm: Norm) -> Tensor:
@@ -114,7 +116,7 @@ def estimate(
             torch.add(images, steps, out=probes[:count])
             torch.sub(images, steps, out=probes[count:])
             part = slice(first + start, first + start + count)
-            logits = oracle.probe(probes, _pairs(noise, part, pairs, batch))
+            logits = oracle.probe(probes, _pairs(noise, part, pairs, batch) if oracle.stochastic else noise)
             values = margin(logits, labels) if targets is None else -margin(logits, targets)
             plus, minus = values.chunk(2)
             state["total"] += torch.einsum("pb,pbn->bn", plus - minus, signs)

@@ -115,6 +115,7 @@ class ClassifierOracle:
 
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Attack noise; see `Oracle.noise`."""
+        draws = draws if self.stochastic else 1
         drawn = self._on_device(
             self.noise_control.attack_noise(
                 self.classifier, self._noise_generators, draws, seed=self.seed, key=self._key, indices=self.indices
@@ -227,6 +228,9 @@ class ClassifierOracle:
         if self.mask is not None:
             images = torch.where(self.mask, images, self.originals)
         shared, batch = images.dim() == self.originals.dim(), len(self.originals)
+        if not (shared or self.stochastic):  # its one draw serves any number of versions of the images
+            still = {source: v[:batch].repeat(len(images), *[1] * (v.dim() - 1)) for source, v in noise.values.items()}
+            noise = Draws(still, len(images))
         if shared and (batch <= chunk or noise.count == 1):
             groups = self._few_at_once(noise, chunk)
             parts = [self._pieces(answer, images, draws.values, chunk) for draws in groups]
@@ -305,7 +309,7 @@ class ClassifierOracle:
 
     def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
         """A module from images to logits, for other libraries; see `Oracle.view`."""
-        return OracleView(self, draws if self.stochastic else 1, exact)
+        return OracleView(self, draws, exact)
 
 
 class OracleView(nn.Module):
@@ -325,10 +329,10 @@ class OracleView(nn.Module):
             logits = oracle(images, noise)
         else:
             logits = oracle.estimate(images, noise) if images.requires_grad else oracle.probe(images, noise)
-        if self._draws == 1:
+        if noise.count == 1:
             return logits[0]
         # Another library knows one answer for each image: that of the expected prediction (Salman et al. 2019, eq. 7).
-        return logits.log_softmax(-1).logsumexp(0) - math.log(self._draws)
+        return logits.log_softmax(-1).logsumexp(0) - math.log(noise.count)
 
     def _recognised(self, images: Tensor) -> Tensor:
         """For each image the row of the original that it is nearest to, (n,): it started from there."""

@@ -114,10 +114,12 @@ class Plan:
         if once is None:
             return None
         modes = len(self.gradient_modes)
-        candidates = len(self.surrogates) or len(self.candidates)
-        choosing = candidates * self.select_draws if candidates > 1 else 0
+        forwards, choices = once.forwards, len(self.surrogates) or once.choices
+        if self.lowered is not None and not self.stochastic:
+            forwards += once.backwards  # a look in full precision at what seems to have fallen
+        compared = (choices if choices > 1 else 0) * modes + (len(self.candidates) if len(self.candidates) > 1 else 0)
         passes = self.classifier.passes
-        return Cost((once.forwards * modes + choosing) * passes, once.backwards * modes * passes)
+        return Cost((forwards * modes + compared * self.select_draws) * passes, once.backwards * modes * passes)
 
     def grading_passes(self) -> int:
         """Passes that grading one image takes, before and after the attack."""

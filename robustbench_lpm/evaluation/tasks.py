@@ -57,15 +57,23 @@ class Attack:
         return self.applies_to == "any" or classifier.glimpsing
 
     def cost(self, *, stochastic: bool) -> Cost | None:
-        """The most passes one image takes, where the attack's module says it (`NAME_cost` beside NAME)."""
+        """The most passes one image takes, where the attack's module says it (`NAME_cost` beside NAME).
+
+        It is given the parameters, and whether the classifier is stochastic if it wants to know.
+        """
         if self.function is None:
             return Cost(0)  # its members have run before; what the choice costs, the plan knows
         function = inspect.unwrap(self.function)  # under a decorator such as torch.no_grad
         beside = getattr(function, "__globals__", {})
         estimate = beside.get(f"{function.__name__}_cost") if beside else None
-        # A deterministic classifier gives every draw the same answer: one is asked for.
-        draws = {} if stochastic else dict.fromkeys(DRAWS & self.parameters.keys(), 1)
-        return estimate(**(self.parameters | draws)) if estimate else None
+        if estimate is None:
+            return None
+        # A deterministic classifier gives every draw the same answer: it is asked for one.
+        wanted = inspect.signature(estimate).parameters.keys()
+        draws = {} if stochastic else dict.fromkeys(DRAWS & (wanted | self.parameters.keys()), 1)
+        told = {"stochastic": stochastic} if "stochastic" in wanted else {}
+        found: Cost = estimate(**(self.parameters | draws | told))
+        return found
 
 
 @dataclass(frozen=True)

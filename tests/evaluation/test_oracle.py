@@ -40,13 +40,6 @@ def test_every_pass_of_pgd_is_counted(runs: int, eot: int) -> None:
     assert oracle.ledger.backwards.tolist() == [3 * eot * runs] * 7
 
 
-def test_a_deterministic_classifier_is_asked_once_whatever_eot_says() -> None:
-    images = images_of(2)
-    oracle = oracle_of(Linear(WEIGHT, 50.0), images)
-    pgd(oracle, images, torch.zeros(2, dtype=torch.long), norm="linf", eps=0.1, steps=3, eot=5)
-    assert oracle.ledger.forwards.tolist() == [3, 3]
-
-
 def test_choosing_among_restarts_is_counted_too() -> None:
     images = images_of(2)
     oracle = oracle_of(NoisyLinear(WEIGHT, sigma=1.0), images, select_draws=6)
