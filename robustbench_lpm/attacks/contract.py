@@ -108,6 +108,12 @@ class Oracle(Protocol):
         come one after the other.
         """
 
+    def note(self, subject: str, reason: str) -> None:
+        """Tell the reader of the record something, such as ("AutoAttack's Square is left out", "it failed").
+
+        It stands there once, with the first reason, however many batches have one.
+        """
+
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest of the candidates (each (B, C, H, W)), judged on noise kept for selection."""
 

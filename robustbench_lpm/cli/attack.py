@@ -227,6 +227,9 @@ def run_plan(plan: Plan, out: Path, *, force: bool = False) -> list[RunRecord]:
         forget_progress(plan, out)
         say("  already run (--force runs it again)")
     result_line(record)
+    for note in record.notes:
+        if note not in (plan.attack.known_defects, *plan.notes):
+            say(f"  {note}")
     return [*members, record]
 
 

@@ -50,6 +50,7 @@ class ClassifierOracle:
         ledger: where the cost is written; a new one by default. Several attacks on one batch may share it.
         on_spent: told how many images went through the network, at every pass.
         journal: where the attack's loops are kept, so that an interrupted one goes on; None keeps nothing.
+        notes: what the attack tells the reader of the record, by subject; several attacks may share it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ClassifierOracle:
         ledger: Ledger | None = None,
         on_spent: Callable[[int], None] = lambda _: None,
         journal: Journal | None = None,
+        notes: dict[str, str] | None = None,
     ) -> None:
         self.classifier, self.originals, self.mask = classifier, images, mask
         self._probed = quick or classifier
@@ -83,6 +85,7 @@ class ClassifierOracle:
         self.gradient_mode = gradient_mode
         self.on_spent = on_spent
         self.ledger = ledger if ledger is not None else Ledger.empty(len(images))
+        self.notes = notes if notes is not None else {}
         self._rows = torch.arange(len(images))
         self._key = f"{seed}{stream}"  # runs in another gradient mode draw noise of their own
         self._noise_generators = generators(self._key, self.indices, "attack")
@@ -93,6 +96,7 @@ class ClassifierOracle:
             generators=[*self._noise_generators, *self.generators],
             counts=[self.ledger.forwards, self.ledger.backwards, self.ledger.glimpses],
             on_counted=on_spent,
+            notes=self.notes,
         )
 
     @property
@@ -269,6 +273,10 @@ class ClassifierOracle:
     def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
         """The steps of a loop that goes on where it was interrupted; see `Oracle.resumable`."""
         return self._loops.over(steps, states)
+
+    def note(self, subject: str, reason: str) -> None:
+        """Tell the reader of the record; see `Oracle.note`."""
+        self.notes.setdefault(subject, reason)
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest candidate; see `Oracle.choose`."""
