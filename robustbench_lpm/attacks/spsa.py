@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
-from robustbench_lpm.attacks.losses import margin, succeeded
+from robustbench_lpm.attacks.losses import objective, succeeded
 from robustbench_lpm.norms import Norm, per_image, project
 
 # Adam's constants (Kingma and Ba 2015), as the paper leaves them.
@@ -117,7 +117,7 @@ def estimate(
             torch.sub(images, steps, out=probes[count:])
             part = slice(first + start, first + start + count)
             logits = oracle.probe(probes, _pairs(noise, part, pairs, batch) if oracle.stochastic else noise)
-            values = margin(logits, labels) if targets is None else -margin(logits, targets)
+            values = objective("margin", logits, labels, targets)
             plus, minus = values.chunk(2)
             state["total"] += torch.einsum("pb,pbn->bn", plus - minus, signs)
     return (state["total"] / (2 * delta * pairs)).reshape(images.shape)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws, Step
-from robustbench_lpm.attacks.losses import objective, succeeded
+from robustbench_lpm.attacks.losses import finite, objective, succeeded
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.journal import Journal, Loops
 from robustbench_lpm.evaluation.noise_control import NoiseControl
@@ -166,6 +166,7 @@ class ClassifierOracle:
         if self.gradient_mode == "score-function":
             images = images.detach().requires_grad_()
             logits, density = self._in_chunks(self._differentiated.scored, images, noise, self._chunk)
+            check_logits(logits.flatten(0, 1), self.classes)
             found = losses(logits)
             expected = found + advantages(found.detach()) * density
             (total,) = torch.autograd.grad(expected.mean(0).sum(), images)
@@ -337,6 +338,7 @@ class OracleView(nn.Module):
             logits = oracle(images, noise)
         else:
             logits = oracle.estimate(images, noise) if images.requires_grad else oracle.probe(images, noise)
+        logits = finite(logits)
         if noise.count == 1:
             return logits[0]
         # Another library knows one answer for each image: that of the expected prediction (Salman et al. 2019, eq. 7).
@@ -362,8 +364,12 @@ def advantages(losses: Tensor) -> Tensor:
 
 
 def check_logits(logits: Tensor, classes: int | None) -> None:
-    """Raise LpmbenchError unless logits (n, K) are numbers for the right number of classes."""
+    """Raise LpmbenchError unless logits (n, K) are numbers for the right number of classes.
+
+    -inf is legal where a model rules a class out, but not for all of them.
+    """
     if logits.dim() != 2 or (classes is not None and logits.shape[1] != classes):
         raise LpmbenchError(f"The model answers with shape {tuple(logits.shape)}, not with logits (n, {classes}).")
-    if torch.isnan(logits).any():
-        raise LpmbenchError("The model gives NaN logits; nothing can be graded on them.")
+    if not torch.isfinite(logits.amax(1)).all():  # of NaN the largest is NaN
+        kind = "NaN" if torch.isnan(logits).any() else "infinite"
+        raise LpmbenchError(f"The model gives {kind} logits; nothing can be graded on them.")
