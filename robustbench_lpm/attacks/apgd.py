@@ -89,7 +89,6 @@ class _Memory:
     def at(cls, start: Tensor, step_size: float) -> _Memory:
         worst = torch.full((len(start),), torch.inf, device=start.device)
         zero = torch.zeros_like(start)
-        # `halved` starts as true: at the first checkpoint there is no earlier one without progress.
         return cls(
             current=start.clone(),
             previous=start.clone(),
@@ -99,7 +98,7 @@ class _Memory:
             last_loss=worst.clone(),
             step_size=torch.full_like(worst, step_size),
             improvements=torch.zeros_like(worst),
-            halved=torch.ones_like(worst, dtype=torch.bool),
+            halved=torch.zeros_like(worst, dtype=torch.bool),
             best_then=worst.clone(),
         )
 
@@ -107,8 +106,10 @@ class _Memory:
         for name, values in vars(self).items():
             setattr(self, name, values[rows])
 
-    def note(self, gradients: Tensor, losses: Tensor) -> None:
-        """Take in the loss and its gradient at the current iterate."""
+    def note(self, gradients: Tensor, losses: Tensor, *, first: bool) -> None:
+        """Take in the loss and its gradient at the current iterate; the first one is the checkpoint w_0 = 0."""
+        if first:
+            self.last_loss, self.best_then = losses, losses.clone()
         self.improvements += losses < self.last_loss
         self.last_loss = losses
         better = losses < self.best_loss
@@ -164,7 +165,7 @@ def _descend(
         target = targets[active] if targets is not None else None
         losses = partial(objective, loss, labels=labels[active], targets=target)
         gradients, values, logits = here.gradient(memory.current, here.noise(eot), losses)
-        memory.note(gradients, values.mean(0))
+        memory.note(gradients, values.mean(0), first=step == 0)
         found.best[active] = memory.best
         if not oracle.stochastic:
             found.fallen[active] |= here.fallen(memory.current, logits, labels[active], target)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import robustbench_lpm
 from robustbench_lpm import zoo
 from robustbench_lpm.architectures.classifier import Classifier
-from robustbench_lpm.attacks.apgd import apgd, checkpoints
+from robustbench_lpm.attacks.apgd import _Memory, apgd, checkpoints
 from robustbench_lpm.attacks.autoattack_adapter import autoattack_rand, autoattack_standard, autoattack_standard_cost
 from robustbench_lpm.attacks.gaze import centre_of, gaze, gaze_cost
 from robustbench_lpm.attacks.losses import objective
@@ -65,6 +65,24 @@ def test_an_image_that_falls_keeps_its_adversarial_iterate() -> None:
 def test_the_step_size_is_looked_at_where_the_paper_says() -> None:
     """p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), for 100 steps."""
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+@pytest.mark.parametrize(("losses", "halved"), [
+    ([5, 4, 3, 2, 1], False),
+    ([5, 4, 3, 4, 3.5], False),  # 3 of 4 steps are improvements, no fewer than rho
+    ([5, 4, 3, 3, 3.5], True),  # 2 of 4: the start is none
+    ([5, 6, 7, 8, 4], True),  # 1 of 4, though it is the best
+    ([1, 5, 4, 3, 2], True),  # 3 of 4, but none is better than the start (condition 2)
+])  # fmt: skip
+def test_the_first_checkpoint_is_that_of_the_paper(losses: list[float], halved: bool) -> None:
+    """Conditions 1 and 2 of section 3.1, with w_0 = 0: eta and f_max are compared with those of the start."""
+    start = torch.zeros(1, 1, 1, 1)
+    memory = _Memory.at(start, step_size=1.0)
+    for step, loss in enumerate(losses):
+        memory.note(start, torch.tensor([float(loss)]), first=step == 0)
+    assert memory.look(period=4, rho=0.75).tolist() == [halved]
+    assert memory.step_size.tolist() == [0.5 if halved else 1.0]
+    assert memory.best_loss.tolist() == [min(losses)]
 
 
 def test_squares_shrink_as_the_paper_says() -> None:
