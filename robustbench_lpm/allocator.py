@@ -1,4 +1,4 @@
-"""The C allocator's thresholds: memory that a pass frees stays with the process for the next pass.
+"""Memory: what a pass frees stays with the process for the next pass, by the C allocator's thresholds; running out.
 
 glibc gives blocks of 32 MiB and more back to the system as soon as they are free. A network's maps are such blocks, so
 every pass takes its memory anew, page by page: measured here, that is up to half of the time of a large batch.
@@ -29,3 +29,13 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):  # musl has none
         return False
     return bool(mallopt(_TRIM_THRESHOLD, _NEVER)) and bool(mallopt(_MMAP_MAX, 0))
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, in any of the ways in which Python and torch say so."""
+    words = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_cpu")
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words))
+    )

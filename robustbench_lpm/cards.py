@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from robustbench_lpm.errors import LpmbenchError, unknown
 
@@ -147,10 +147,17 @@ class AttackCard(Card):
     norms: list[Literal["linf", "l2"]]
     targeted: bool = False  # whether it can aim at a given class
     applies_to: Literal["any", "glimpsing"] = "any"  # the models that it can attack
-    # For an attack that is made on other models and carried over: their names, or "registered" for all that fit.
-    surrogates: list[str] | Literal["registered"] | None = None
+    # For an attack that is made on other models and carried over: their names, by data set or the same for all.
+    surrogates: dict[str, list[str]] | list[str] | None = None
     parameters: Parameters = {}
     known_defects: str = ""
+
+    @field_validator("surrogates", mode="before")
+    @classmethod
+    def _surrogates_are_named(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError("name the models: a list, or a table of lists by data set")
+        return value
 
     @model_validator(mode="after")
     def _one_kind(self) -> AttackCard:

@@ -18,8 +18,8 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
 
 
 def distance(images: Tensor, originals: Tensor, norm: Norm) -> Tensor:
-    """The norm of images - originals, per image: (B,)."""
-    difference = (images - originals).flatten(1)
+    """The norm of images - originals, per image, in float64: (B,)."""
+    difference = (images.double() - originals.double()).flatten(1)
     return difference.abs().amax(1) if norm == "linf" else difference.norm(dim=1)
 
 
@@ -31,9 +31,15 @@ def project(images: Tensor, originals: Tensor, norm: Norm, eps: float) -> Tensor
     """
     if norm == "linf":
         return torch.clamp(images, originals - eps, originals + eps).clamp(0, 1)
-    difference = images - originals
-    lengths = difference.flatten(1).norm(dim=1)
-    pulled_back = originals + difference * per_image(eps / lengths.clamp_min(1e-30), images)
+    # Sums of a photograph's pixels and radii near their rounding are beyond float32.
+    centres = originals.double()
+    offsets = images.double() - centres
+    lengths = offsets.flatten(1).norm(dim=1)
+    offsets *= per_image(eps / lengths.clamp_min(1e-300), images)
+    pulled_back = (centres + offsets).to(images)
+    # Rounded away from the originals, many pixels together would leave the ball: those go one step back.
+    outwards = (pulled_back - centres).abs() > offsets.abs()
+    pulled_back = torch.where(outwards, torch.nextafter(pulled_back, originals), pulled_back)
     # Images that are inside already keep their bits, which x0 + (x - x0) would not.
     return torch.where(per_image(lengths > eps, images), pulled_back, images).clamp(0, 1)
 
@@ -48,7 +54,7 @@ def steepest(gradients: Tensor, norm: Norm) -> Tensor:
     # The squares of gradients of a saturated classifier, 1e-25 and less, underflow: scale them up before the norm.
     largest = gradients.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradients.dtype).tiny)
     scaled = gradients / per_image(largest, gradients)
-    return scaled / per_image(scaled.flatten(1).norm(dim=1).clamp_min(1), gradients)
+    return scaled / per_image(scaled.flatten(1).double().norm(dim=1).clamp_min(1).to(scaled), gradients)
 
 
 def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, generators: Sequence[torch.Generator]) -> Tensor:
@@ -67,4 +73,4 @@ def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, generators: Seque
 def _unit_l2_ball(shape: torch.Size, generator: torch.Generator) -> Tensor:
     direction = torch.randn(shape, generator=generator)
     radius = torch.rand((), generator=generator) ** (1 / direction.numel())
-    return direction / direction.norm() * radius
+    return direction / direction.double().norm().float() * radius

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
+from robustbench_lpm.evaluation.grading import within_budget
 from robustbench_lpm.norms import NORMS, Norm, distance, project, steepest, uniform_in_ball
 from robustbench_lpm.randomness import generators
 
@@ -35,7 +37,7 @@ def away_from_the_box(seed: int, dtype: torch.dtype) -> Tensor:
 
 
 def scaled(offsets: Tensor, norm: Norm, length: float) -> Tensor:
-    return offsets / distance(offsets, torch.zeros_like(offsets), norm)[:, None, None, None] * length
+    return (offsets / distance(offsets, torch.zeros_like(offsets), norm)[:, None, None, None] * length).to(offsets)
 
 
 @for_both_norms
@@ -86,7 +88,39 @@ def test_projections_keep_to_ball_and_box(norm: Norm, dtype: torch.dtype, scale:
     found = project(originals + scale * noise(1, dtype), originals, norm, EPS[norm])
     assert found.min() >= 0
     assert found.max() <= 1
-    assert distance(found.double(), originals.double(), norm).max() <= EPS[norm] + TYPES[dtype]
+    assert distance(found, originals, norm).max() <= EPS[norm] + TYPES[dtype]
+
+
+@cache
+def photograph(side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """An image with pixels all over [0, 1], a mask of half of them, and a random direction."""
+    generator = torch.Generator().manual_seed(side)
+    original, direction = (torch.rand(1, 3, side, side, generator=generator) for _ in range(2))
+    return original, torch.rand(1, 1, side, side, generator=generator) < 0.5, direction - 0.5
+
+
+@for_both_norms
+@pytest.mark.parametrize("side", [1, 32, 224, 1024])
+@pytest.mark.parametrize("eps", [1e-30, 1e-9, 1e-6, 1e-4, 0.5, 30.0, 1e30])
+def test_no_size_and_no_radius_leaves_the_ball(norm: Norm, side: int, eps: float) -> None:
+    """Sums over the pixels of a photograph, and radii near the rounding of a pixel, are not float32's to tell."""
+    original, mask, direction = photograph(side)
+    moved = torch.where(mask, original + min(2 * eps, 1e6) * scaled(direction, norm, 1.0), original)
+    found = within_budget(moved, original, norm, eps, mask)
+    assert distance(found, original, norm) <= eps + (1e-6 if norm == "linf" else 1e-12)
+    assert torch.equal(torch.where(mask, 0, found), torch.where(mask, 0, original))
+    within_budget(uniform_in_ball(original, norm, eps, generators(0, [0], "search")), original, norm, eps, mask)
+
+
+@pytest.mark.parametrize("eps", [0.5, 3.0, 30.0])
+def test_photographs_use_their_budget(eps: float) -> None:
+    """Nearly all of a ball in a million dimensions lies at its edge, and so must random points and projections."""
+    originals = torch.full((2, 3, 512, 512), 0.5)
+    direction = noise(0, torch.float32, tuple(originals.shape))
+    assert distance(steepest(direction, "l2"), torch.zeros_like(direction), "l2") == pytest.approx(1, abs=1e-6)
+    random = uniform_in_ball(originals, "l2", eps, generators(0, range(2), "search"))
+    for found in (random, project(originals + direction, originals, "l2", eps)):
+        assert distance(found, originals, "l2") == pytest.approx(eps, rel=1e-4)
 
 
 @for_both_norms
@@ -95,8 +129,9 @@ def test_projecting_twice_is_projecting_once(norm: Norm, dtype: torch.dtype) -> 
     originals = box(0, dtype)
     once = project(originals + noise(1, dtype), originals, norm, EPS[norm])
     twice = project(once, originals, norm, EPS[norm])
-    # In l2 rounding may leave a point outside by an ulp, which the second projection takes off.
-    assert twice == pytest.approx(once, rel=0, abs=0.0 if norm == "linf" else TYPES[dtype])
+    # In l2 rounding may leave a point in float64 outside by an ulp, which the second projection takes off.
+    exact = norm == "linf" or dtype is torch.float32
+    assert twice == pytest.approx(once, rel=0, abs=0.0 if exact else TYPES[dtype])
 
 
 @for_both_norms
@@ -150,7 +185,7 @@ def test_random_points_lie_in_ball_and_box(norm: Norm, dtype: torch.dtype) -> No
     assert found.dtype is dtype
     assert found.min() >= 0
     assert found.max() <= 1
-    assert distance(found.double(), originals.double(), norm).max() <= EPS[norm] + 1e-7
+    assert distance(found, originals, norm).max() <= EPS[norm] + 1e-7
     assert distance(found, originals, norm).min() > 0
 
 

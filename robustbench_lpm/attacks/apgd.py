@@ -48,18 +48,17 @@ def apgd(
         rho: the step size is halved when fewer than this share of the steps since the last look were improvements.
         early_stop: leave an image alone once it has fallen. Only where that is final: with a deterministic classifier.
     """
-    draws = eot if oracle.stochastic else 1
     stop = early_stop and not oracle.stochastic
     found: list[Tensor] = []
     for _ in range(restarts):
         start = uniform_in_ball(images, norm, eps, oracle.generators)
-        found += _descend(oracle, images, start, labels, targets, norm, eps, steps, draws, loss, rho, stop)
+        found += _descend(oracle, images, start, labels, targets, norm, eps, steps, eot, loss, rho, stop)
     return oracle.choose(found, labels, targets)
 
 
 def apgd_cost(*, steps: int = 100, restarts: int = 1, eot: int = 5, **_: object) -> Cost:
-    """A pass each way for every step, draw and restart."""
-    return Cost(steps * restarts * eot, steps * restarts * eot)
+    """A pass each way for every step, draw and restart, each of which yields two results."""
+    return Cost(steps * restarts * eot, steps * restarts * eot, choices=2 * restarts)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -90,7 +89,6 @@ class _Memory:
     def at(cls, start: Tensor, step_size: float) -> _Memory:
         worst = torch.full((len(start),), torch.inf, device=start.device)
         zero = torch.zeros_like(start)
-        # `halved` starts as true: at the first checkpoint there is no earlier one without progress.
         return cls(
             current=start.clone(),
             previous=start.clone(),
@@ -100,7 +98,7 @@ class _Memory:
             last_loss=worst.clone(),
             step_size=torch.full_like(worst, step_size),
             improvements=torch.zeros_like(worst),
-            halved=torch.ones_like(worst, dtype=torch.bool),
+            halved=torch.zeros_like(worst, dtype=torch.bool),
             best_then=worst.clone(),
         )
 
@@ -108,8 +106,10 @@ class _Memory:
         for name, values in vars(self).items():
             setattr(self, name, values[rows])
 
-    def note(self, gradients: Tensor, losses: Tensor) -> None:
-        """Take in the loss and its gradient at the current iterate."""
+    def note(self, gradients: Tensor, losses: Tensor, *, first: bool) -> None:
+        """Take in the loss and its gradient at the current iterate; the first one is the checkpoint w_0 = 0."""
+        if first:
+            self.last_loss, self.best_then = losses, losses.clone()
         self.improvements += losses < self.last_loss
         self.last_loss = losses
         better = losses < self.best_loss
@@ -151,7 +151,7 @@ def _descend(
     norm: Norm,
     eps: float,
     steps: int,
-    draws: int,
+    eot: int,
     loss: str,
     rho: float,
     stop: bool,
@@ -164,8 +164,8 @@ def _descend(
         active, here = found.active, oracle.rows(found.active)
         target = targets[active] if targets is not None else None
         losses = partial(objective, loss, labels=labels[active], targets=target)
-        gradients, values, logits = here.gradient(memory.current, here.noise(draws), losses)
-        memory.note(gradients, values.mean(0))
+        gradients, values, logits = here.gradient(memory.current, here.noise(eot), losses)
+        memory.note(gradients, values.mean(0), first=step == 0)
         found.best[active] = memory.best
         if not oracle.stochastic:
             found.fallen[active] |= here.fallen(memory.current, logits, labels[active], target)

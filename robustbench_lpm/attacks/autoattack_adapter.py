@@ -3,7 +3,8 @@
 Its own driver is biased against stochastic classifiers: every stage skips what a single pass got wrong, keeps the first
 lucky flip, and returns the clean image where one more pass was right. Here its stages attack every image, each yields a
 candidate for each, and the strongest is chosen on selection noise. The one shortcut left is exact: an image that has
-fallen, to a deterministic classifier, does not go to the next stage.
+fallen, to a deterministic classifier, does not go to the next stage. A stage that fails (Square, on images that are not
+square) is left out with a note, and the others count.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from pyautoattack.square import SquareAttack
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from robustbench_lpm.allocator import out_of_memory
 from robustbench_lpm.attacks.art_adapter import seed_of
 from robustbench_lpm.attacks.contract import Cost, Oracle
 from robustbench_lpm.attacks.losses import succeeded
+from robustbench_lpm.errors import LpmbenchError, in_a_line
 from robustbench_lpm.norms import Norm, project
 from robustbench_lpm.randomness import isolated_globals
 
 TARGETS = 9  # classes that the targeted stages aim at, one after the other; all others if there are fewer
 SILENT = logging.Logger("pyautoattack", logging.CRITICAL + 1)
-# From a module, images and labels to candidates; the last is the one to go on with.
-Stage = Callable[[nn.Module, Tensor, Tensor], list[Tensor]]
+# Its name, and from a module, images and labels to candidates; the last is the one to go on with.
+Stage = tuple[str, Callable[[nn.Module, Tensor, Tensor], list[Tensor]]]
 
 
 def autoattack_standard(
@@ -65,7 +68,7 @@ def autoattack_standard_cost(*, steps: int = 100, queries: int = 5000, **_: obje
     apgd = Cost(steps + 1, steps + 1)
     forwards = apgd.forwards + TARGETS * (1 + apgd.forwards) + TARGETS * (1 + 2 * steps) + (queries + 1)
     looks = 2 + 2 * TARGETS
-    return Cost(forwards + looks, apgd.backwards * (1 + TARGETS) + TARGETS * steps)
+    return Cost(forwards + looks, apgd.backwards * (1 + TARGETS) + TARGETS * steps, choices=3 + 3 * TARGETS)
 
 
 def autoattack_rand(
@@ -91,10 +94,10 @@ def autoattack_rand(
     return _strongest(oracle, images, labels, [_apgd(loss, norm, eps, steps, draws) for loss in losses], norm, eps)
 
 
-def autoattack_rand_cost(*, steps: int = 100, eot: int = 20, **_: object) -> Cost:
+def autoattack_rand_cost(*, steps: int = 100, eot: int = 20, stochastic: bool = False, **_: object) -> Cost:
     """Two runs, each of which looks at its start too; a look at what a stage found, if the classifier has no noise."""
     passes = 2 * (steps + 1) * eot
-    return Cost(passes + 2, passes)
+    return Cost(passes + (0 if stochastic else 2), passes, choices=4)
 
 
 @torch.no_grad()  # the stages switch gradients on where they take them
@@ -103,12 +106,22 @@ def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stag
     if eps == 0:  # nothing to search, and divisions by the radius
         return images.clone()
     labels = labels.long()  # the package fails on other integers
-    latest, found = images.clone(), []
+    latest = images.clone()
+    found: list[Tensor] = []
+    failure: Exception | None = None
     here, active = oracle, torch.arange(len(images), device=images.device)
     with isolated_globals(seed_of(oracle)):
-        for stage in stages:
+        for name, stage in stages:
             originals = images[active]
-            for candidate in stage(here.view(exact=False), originals.clone(), labels[active]):
+            try:
+                candidates = stage(here.view(exact=False), originals.clone(), labels[active])
+            except Exception as error:
+                if isinstance(error, LpmbenchError) or out_of_memory(error):
+                    raise
+                failure = error
+                oracle.note(f"{name} of AutoAttack failed and is left out", in_a_line(error))
+                continue
+            for candidate in candidates:
                 # Where a stage failed (FAB finds no boundary, or divides by a gradient of zero) what there was stays.
                 finite, moved = candidate.isfinite().flatten(1).all(1), (candidate != originals).flatten(1).any(1)
                 usable = finite & moved
@@ -119,6 +132,8 @@ def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stag
                 active, here = active[standing], here.rows(standing)
                 if len(active) == 0:
                     break
+    if failure is not None and not found:
+        raise failure
     return oracle.choose(found, labels)
 
 
@@ -127,7 +142,7 @@ def _apgd(loss: str, norm: Norm, eps: float, steps: int, draws: int = 1) -> Stag
         attack = APGDAttack(model, n_iter=steps, norm=_name(norm), eps=eps, loss=loss, eot_iter=draws, logger=SILENT)
         return _run_apgd(attack, images, labels)
 
-    return stage
+    return f"APGD on {loss}", stage
 
 
 def _targeted_apgd(rank: int, norm: Norm, eps: float, steps: int) -> Stage:
@@ -136,7 +151,7 @@ def _targeted_apgd(rank: int, norm: Norm, eps: float, steps: int) -> Stage:
         attack.y_target = _rivals(model(images), labels)[:, rank + 1]
         return _run_apgd(attack, images, labels)
 
-    return stage
+    return "targeted APGD", stage
 
 
 def _run_apgd(attack: Any, images: Tensor, labels: Tensor) -> list[Tensor]:
@@ -153,7 +168,7 @@ def _targeted_fab(rank: int, norm: Norm, eps: float, steps: int) -> Stage:
         attack.target_class = rank + 2  # counted from the largest logit, the label's, which is 1
         return [attack.attack_single_run(images, labels, is_targeted=True)]
 
-    return stage
+    return "targeted FAB", stage
 
 
 class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no types
@@ -206,7 +221,7 @@ def _square(norm: Norm, eps: float, queries: int) -> Stage:
         attack.init_hyperparam(images)
         return [attack.attack_single_run(images, labels)[1]]
 
-    return stage
+    return "Square", stage
 
 
 def _rivals(logits: Tensor, labels: Tensor) -> Tensor:

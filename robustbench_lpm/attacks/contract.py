@@ -22,10 +22,14 @@ class Draws:
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes of the classifier that an attack needs for one image, at most."""
+    """Passes of the classifier that an attack needs for one image, at most.
+
+    choices: how many candidates it hands to `Oracle.choose`, whose passes come on top.
+    """
 
     forwards: int
     backwards: int = 0
+    choices: int = 1
 
 
 class Oracle(Protocol):
@@ -44,7 +48,7 @@ class Oracle(Protocol):
 
     @property
     def stochastic(self) -> bool:
-        """Whether noise matters. If not, `noise` is empty and one draw is all there is."""
+        """Whether noise matters. If not, `noise` is one draw, however many are asked for."""
 
     @property
     def chunk(self) -> int:
@@ -57,7 +61,8 @@ class Oracle(Protocol):
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Fresh attack noise. With paired=True, 2·draws of which draw i and draw i + draws are the same.
 
-        For a deterministic classifier the draws would all be alike: ask for one (see `stochastic`).
+        The draws of a deterministic classifier would all be alike: it gets one, and logits are (1, B, K); two if
+        paired. That one serves for any number of versions of the images, (n, B, C, H, W), too.
         """
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
@@ -101,6 +106,12 @@ class Oracle(Protocol):
         steps from there on. All else that a step needs must follow from the states, the step and the attack's
         arguments, and the loop may ask this oracle and its `rows` alone. Such loops may stand inside one another and
         come one after the other.
+        """
+
+    def note(self, subject: str, reason: str) -> None:
+        """Tell the reader of the record something, such as ("AutoAttack's Square is left out", "it failed").
+
+        It stands there once, with the first reason, however many batches have one.
         """
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:

@@ -37,12 +37,12 @@ def gaze(
         LpmbenchError: for a classifier that does not glimpse.
     """
     length = 2.5 * eps / steps if step_size is None else step_size
-    draws, centres = eot if oracle.stochastic else 1, centre_of(images)
+    centres = centre_of(images)
     found = []
     for _ in range(restarts):
         current = uniform_in_ball(images, norm, eps, oracle.generators)
         for _ in range(steps):
-            gradients = _away(oracle, current, centres, draws)
+            gradients = _away(oracle, current, centres, eot)
             current = project(current + length * steepest(gradients, norm), images, norm, eps)
         found.append(current)
     return oracle.choose(found, labels, targets)
@@ -50,7 +50,7 @@ def gaze(
 
 def gaze_cost(*, steps: int = 20, restarts: int = 1, eot: int = 5, **_: object) -> Cost:
     """A pass each way for every step, draw and restart."""
-    return Cost(steps * restarts * eot, steps * restarts * eot)
+    return Cost(steps * restarts * eot, steps * restarts * eot, choices=restarts)
 
 
 def centre_of(images: Tensor) -> Tensor:
@@ -72,10 +72,10 @@ def _places(pixels: int) -> Tensor:
     return (2 * torch.arange(pixels) + 1) / pixels - 1
 
 
-def _away(oracle: Oracle, current: Tensor, centres: Tensor, draws: int) -> Tensor:
+def _away(oracle: Oracle, current: Tensor, centres: Tensor, eot: int) -> Tensor:
     """The gradient (B, C, H, W) of the mean squared distance from the centres."""
     current = current.detach().requires_grad_()
-    means = oracle.gaze(current, oracle.noise(draws))  # (draws, B, T, 2)
+    means = oracle.gaze(current, oracle.noise(eot))  # (draws, B, T, 2)
     distances = (means - centres[:, None]).square().sum(-1).mean((0, 2))
     (gradients,) = torch.autograd.grad(distances.sum(), current)
     return gradients

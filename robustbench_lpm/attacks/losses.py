@@ -12,6 +12,7 @@ from robustbench_lpm.errors import LpmbenchError
 
 Loss = Literal["cross-entropy", "margin", "dlr"]
 
+RULED_OUT = 100.0  # logits below the lowest of those that are numbers
 TINY = 1e-12  # the denominator of a ratio of logits that are all alike
 
 
@@ -24,6 +25,7 @@ def objective(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None 
 
     Raises ValueError for a loss that does not exist, and TooFewClasses for "dlr" (a ValueError too).
     """
+    logits = finite(logits)
     if loss == "margin":
         return margin(logits, labels) if targets is None else -margin(logits, targets)
     if loss == "cross-entropy":
@@ -31,6 +33,18 @@ def objective(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None 
     if loss == "dlr":
         return logits_ratio(logits, labels) if targets is None else targeted_logits_ratio(logits, labels, targets)
     raise ValueError(f"loss must be 'cross-entropy', 'margin' or 'dlr', not '{loss}'")
+
+
+def finite(logits: Tensor) -> Tensor:
+    """Logits (..., K) in which classes that the model rules out, at -inf, are far below all others instead.
+
+    Differences and means of infinite numbers are no numbers, and no loss could be compared or differentiated.
+    """
+    ruled_out = logits.isneginf()
+    if not ruled_out.any():
+        return logits
+    lowest = logits.detach().masked_fill(ruled_out, torch.inf).amin(-1, keepdim=True)
+    return torch.where(ruled_out, lowest - RULED_OUT, logits)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

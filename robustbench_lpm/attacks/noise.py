@@ -24,6 +24,6 @@ def noise(
     return oracle.choose(candidates, labels, targets)
 
 
-def noise_cost(**_: object) -> Cost:
-    """Nothing is asked of the classifier."""
-    return Cost(0)
+def noise_cost(*, tries: int = 1, **_: object) -> Cost:
+    """Nothing is asked of the classifier but for the choice among several tries."""
+    return Cost(0, choices=tries)

@@ -31,7 +31,7 @@ def fgsm(
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
         eot: draws of noise over which the gradient of a stochastic classifier is averaged.
     """
-    noise = oracle.noise(eot if oracle.stochastic else 1)
+    noise = oracle.noise(eot)
     gradients, _, _ = oracle.gradient(images, noise, lambda logits: objective(loss, logits, labels, targets))
     return project(images - eps * steepest(gradients, norm), images, norm, eps)
 
@@ -72,14 +72,13 @@ def pgd(
     ]
     length = 2.5 * eps / steps if step_size is None else step_size
     stop = early_stop and not oracle.stochastic
-    draws = eot if oracle.stochastic else 1
-    found = [_descend(oracle, images, s, labels, targets, norm, eps, steps, length, draws, loss, stop) for s in starts]
+    found = [_descend(oracle, images, s, labels, targets, norm, eps, steps, length, eot, loss, stop) for s in starts]
     return oracle.choose(found, labels, targets)
 
 
 def pgd_cost(*, steps: int = 40, restarts: int = 1, eot: int = 1, **_: object) -> Cost:
     """A pass each way for every step, draw and restart."""
-    return Cost(steps * restarts * eot, steps * restarts * eot)
+    return Cost(steps * restarts * eot, steps * restarts * eot, choices=restarts)
 
 
 @dataclass
@@ -101,7 +100,7 @@ def _descend(
     eps: float,
     steps: int,
     step_size: float,
-    draws: int,
+    eot: int,
     loss: str,
     stop: bool,
 ) -> Tensor:
@@ -111,7 +110,7 @@ def _descend(
         active, here, current = descent.active, oracle.rows(descent.active), descent.current
         label, target = labels[active], targets[active] if targets is not None else None
         losses = partial(objective, loss, labels=label, targets=target)
-        gradients, _, logits = here.gradient(current, here.noise(draws), losses)
+        gradients, _, logits = here.gradient(current, here.noise(eot), losses)
         moved = project(current - step_size * steepest(gradients, norm), images[active], norm, eps)
         if stop and (fallen := here.fallen(current, logits, label, target)).any():
             descent.result[active[fallen]] = current[fallen]

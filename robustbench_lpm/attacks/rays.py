@@ -49,7 +49,7 @@ def rays(
         fall before), clipped to the box.
     """
     scale = 1.0 if norm == "linf" else images[0].numel() ** -0.5  # signs times this have norm 1
-    search, noise = _Search.of(images, 1 / scale), oracle.noise(votes if oracle.stochastic else 1)
+    search, noise = _Search.of(images, 1 / scale), oracle.noise(votes)
     active = torch.arange(len(images), device=images.device)
     for _ in range(queries):
         if not oracle.stochastic:

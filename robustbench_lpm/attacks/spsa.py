@@ -9,7 +9,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
-from robustbench_lpm.attacks.losses import margin, succeeded
+from robustbench_lpm.attacks.losses import objective, succeeded
 from robustbench_lpm.norms import Norm, per_image, project
 
 # Adam's constants (Kingma and Ba 2015), as the paper leaves them.
@@ -79,9 +79,11 @@ def spsa(
     return adam.result
 
 
-def spsa_cost(*, iterations: int = 40, pairs: int = 64, **_: object) -> Cost:
-    """Two queries for each pair, and one look at the iterate."""
-    return Cost(iterations * (2 * pairs + 1))
+def spsa_cost(
+    *, iterations: int = 40, pairs: int = 64, early_stop: bool = True, stochastic: bool = False, **_: object
+) -> Cost:
+    """Both ends of every pair, and in each iteration a look at the iterate where that may end the attack."""
+    return Cost(iterations * (2 * pairs + (early_stop and not stochastic)))
 
 
 def _squares(gradients: Tensor, norm: Norm) -> Tensor:
@@ -114,8 +116,8 @@ def estimate(
             torch.add(images, steps, out=probes[:count])
             torch.sub(images, steps, out=probes[count:])
             part = slice(first + start, first + start + count)
-            logits = oracle.probe(probes, _pairs(noise, part, pairs, batch))
-            values = margin(logits, labels) if targets is None else -margin(logits, targets)
+            logits = oracle.probe(probes, _pairs(noise, part, pairs, batch) if oracle.stochastic else noise)
+            values = objective("margin", logits, labels, targets)
             plus, minus = values.chunk(2)
             state["total"] += torch.einsum("pb,pbn->bn", plus - minus, signs)
     return (state["total"] / (2 * delta * pairs)).reshape(images.shape)

@@ -121,7 +121,7 @@ def _start(images: Tensor, norm: Norm, eps: float, generators: list[torch.Genera
     tiles = signs[..., None, None] * torch.where(flips[..., None, None], tile.T, tile)  # (B, C, rows, columns, h, h)
     offsets = torch.zeros(images.shape)
     offsets[..., : grid[0] * side, : grid[1] * side] = tiles.transpose(3, 4).flatten(4, 5).flatten(2, 3)
-    offsets /= per_image(offsets.flatten(1).norm(dim=1), offsets)
+    offsets /= per_image(offsets.flatten(1).double().norm(dim=1).to(offsets), offsets)
     return project(images + eps * offsets.to(images), images, norm, eps)
 
 

@@ -44,7 +44,7 @@ def transfer(
 
 
 def transfer_cost(**_: object) -> Cost:
-    """Nothing: the passes go to the surrogates. The choice among them, whose number the run knows, is not counted."""
+    """Nothing: the passes go to the surrogates. The run knows their number, and so what the choice among them costs."""
     return Cost(0)
 
 
@@ -64,7 +64,7 @@ def _momentum_iterative(
     found, velocity = images.clone(), torch.zeros_like(images)
     losses = partial(objective, loss, labels=labels, targets=targets)
     for _ in range(steps):
-        noise = surrogate.noise(eot if surrogate.stochastic else 1)
+        noise = surrogate.noise(eot)
         gradients, _, _ = surrogate.gradient(found, noise, losses)
         size = gradients.flatten(1).abs().mean(1).clamp_min(torch.finfo(gradients.dtype).tiny)
         velocity = momentum * velocity + gradients / per_image(size, gradients)

@@ -156,6 +156,7 @@ def judge_results(
     from robustbench_lpm.cli.console import say, shown_path
     from robustbench_lpm.evaluation.audit import judge
     from robustbench_lpm.evaluation.planning import make_plan
+    from robustbench_lpm.evaluation.tasks import LeftOut
 
     obtain = obtain or Obtain(out)
     found: list[Audit] = []
@@ -164,7 +165,13 @@ def judge_results(
             continue
         for eps in budgets:
             with failures.of(f"audit of {model.name} under {attack.name}"):
-                plan = make_plan(model, attack, source, eps=eps, **planning)
+                try:
+                    plan = make_plan(model, attack, source, eps=eps, **planning)
+                except LeftOut as error:
+                    if len(attacks) == 1:
+                        raise
+                    say(f"Left out: {attack.name} on {model.name}. {error}")
+                    break
                 result = judge(plan, obtain, black_box=black_box)
                 path = audits.write(result, out)
                 _print(result, plan)

@@ -75,7 +75,7 @@ records_option = click.option("--out", type=click.Path(path_type=Path), default=
 attacking_options = together(
     click.option("--target", help="A class to reach: its number or name, or 'random'."),
     click.option("--surrogate", "surrogates", multiple=True,
-                 help="For transfer: a model it is made on, instead of all."),
+                 help="For transfer: a model it is made on, instead of those on its card."),
     click.option("--noise", multiple=True, metavar="[SOURCE=]MODE",
                  help="A stochastic model's noise, of one source or of all: averaged (new in every draw, the default), "
                       "fresh (new at every query), replayed (the same at every query), frozen (switched off)."),

@@ -173,6 +173,8 @@ def _run(
     matrix = resolve_suite(suite, data=data, device=device, trust=trust, attempt=failures.of)
     for dataset, reason in matrix.left_out.items():
         say(f"Left out, for want of data: {dataset}. {reason}")
+    for note in matrix.notes:
+        say(note)
     if matrix.left_out:
         say(f"Several folders are given as --data {next(iter(matrix.left_out))}=DIR, for each data set its own.")
     if not matrix.cells:

@@ -78,17 +78,19 @@ def run_block(
     first_position: int = 0,
     made: Mapping[str, Made] | None = None,
     journal: Journal | None = None,
+    notes: dict[str, str] | None = None,
 ) -> Arrays:
     """Attack and grade some examples; arrays of what happened to each, in order, and the pictures to keep.
 
-    made: of a worst case, by its members. journal: what the block had come to when it was interrupted.
+    made: of a worst case, by its members. journal: what the block had come to when it was interrupted. notes: added to
+    by the attack.
     """
     examples = plan.data.read(indices)
     rows: dict[str, list[Any]] = {}
     order: list[int] = []
     pictures: list[Picture] = []
     for batch in batches_by_shape(examples):
-        result, attacked = _run_batch(plan, batch, progress, made or {}, journal)
+        result, attacked = _run_batch(plan, batch, progress, made or {}, journal, notes if notes is not None else {})
         for name, values in result.items():
             rows.setdefault(name, []).extend(values)
         order += batch.positions
@@ -102,7 +104,12 @@ def run_block(
 
 
 def _run_batch(
-    plan: Plan, batch: Batch, progress: Progress, made: Mapping[str, Made], journal: Journal | None
+    plan: Plan,
+    batch: Batch,
+    progress: Progress,
+    made: Mapping[str, Made],
+    journal: Journal | None,
+    notes: dict[str, str],
 ) -> tuple[dict[str, list[Any]], Tensor]:
     images, labels = batch.images.to(plan.device), batch.labels.to(plan.device)
     mask = batch.masks.to(plan.device) if batch.masks is not None else None
@@ -117,7 +124,7 @@ def _run_batch(
         "noise_control": plan.noise_control,
     }
     before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
-    found, choice, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress, made, journal)
+    found, choice, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress, made, journal, notes)
     found = within_budget(found, images, plan.norm, plan.eps, mask)
     after = predict(plan.classifier, found, batch.indices, purpose="grade", **grading)
     progress.spent(len(images) * plan.grading_passes())
@@ -129,8 +136,8 @@ def _run_batch(
         "target": targets.tolist() if targets is not None else [-1] * len(images),
         "clean_predictions": before.tolist(),
         "predictions": after.tolist(),
-        "linf": distance(found.double(), images.double(), "linf").tolist(),
-        "l2": distance(found.double(), images.double(), "l2").tolist(),
+        "linf": distance(found, images, "linf").tolist(),
+        "l2": distance(found, images, "l2").tolist(),
         "forwards": ledger.forwards.tolist(),
         "backwards": ledger.backwards.tolist(),
         "glimpses": ledger.glimpses.tolist(),
@@ -148,6 +155,7 @@ def _attack(
     progress: Progress,
     made: Mapping[str, Made],
     journal: Journal | None,
+    notes: dict[str, str],
 ) -> tuple[Tensor, Tensor, Ledger]:
     """Attack one batch: for each image the strongest candidate, its position in `plan.candidates`, and the cost.
 
@@ -174,6 +182,7 @@ def _attack(
             mask=mask,
             select_draws=plan.select_draws,
             on_spent=progress.spent,
+            notes=notes,
             **options,
         )
 

@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from robustbench_lpm.evaluation.keeping import keep, kept_below
 from robustbench_lpm.hashing import sha256_of
 
 Arrays = dict[str, NDArray[Any]]
-LAYOUT = 1  # of a block's file: one with another number is computed again
+LAYOUT = 2  # of a block's file: one with another number is computed again
 MANIFEST = "manifest.json"
 PATIENCE = 0.05  # seconds between two looks at a manifest that someone else is about to write
 
@@ -39,12 +39,14 @@ class Block:
     """What came of a block: arrays of rows and pictures, and what must be said of it.
 
     failures: {"block", "indices", "error"} of examples that could not be computed. halved: whether memory ran out, so
-    that its bits may differ from those of a block that was computed as a whole.
+    that its bits may differ from those of a block that was computed as a whole. notes: what an attack had to say, by
+    its subject.
     """
 
     arrays: Arrays
     failures: tuple[dict[str, Any], ...] = ()
     halved: bool = False
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 class BlockStore:
@@ -245,6 +247,7 @@ def _packed(block: Block, owner: str) -> bytes:
 
     arrays = {name: np.asarray(array, order="C") for name, array in block.arrays.items()}
     about = {"layout": LAYOUT, "owner": owner, "failures": list(block.failures), "halved": block.halved}
+    about["notes"] = dict(block.notes)
     text = json.dumps(about, sort_keys=True)
     return save(arrays, metadata={"about": text, "sha256": _digest(arrays, text)})
 
@@ -263,7 +266,7 @@ def _unpacked(content: bytes, owner: str) -> Block | None:
             return None
         if (about["layout"], about["owner"]) != (LAYOUT, owner):
             return None
-        return Block(arrays, tuple(about["failures"]), bool(about["halved"]))
+        return Block(arrays, tuple(about["failures"]), bool(about["halved"]), dict(about["notes"]))
     except (SafetensorError, ValueError, TypeError, KeyError, AttributeError):
         return None
 

@@ -1,4 +1,4 @@
-"""One block, computed whatever happens: what fails is tried again in halves, and told."""
+"""One block, computed whatever happens: where memory runs out it is tried again in halves; what fails is told."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.allocator import out_of_memory
+from robustbench_lpm.errors import in_a_line
 from robustbench_lpm.evaluation.attacking import Made, Progress, run_block
 from robustbench_lpm.evaluation.blocks import Arrays, Block
 from robustbench_lpm.evaluation.journal import Journal
@@ -30,20 +31,22 @@ def compute(
     made: Mapping[str, Made] | None = None,
     journal: Journal | None = None,
 ) -> Block:
-    """Compute a block; where that fails it is tried again in halves, down to single images, which then have failed.
+    """Compute a block; where memory runs out it is tried again in halves, down to single images.
 
-    A disk that cannot be written or read ends it: that has nothing to do with the block.
+    Images that cannot be read have failed, and the others go on without them. Any other error would come again: all
+    images have failed then. A disk that cannot be written or read ends it: that has nothing to do with the block.
     """
     start = time.monotonic()
     made = made or {}
     given = [index for index in indices if all(index in member.images for member in made.values())]
-    parts, failures, halved = _attempt(plan, given, progress, number * plan.chunk, made, journal)
+    notes: dict[str, str] = {}
+    parts, failures, halved = _attempt(plan, given, progress, number * plan.chunk, made, journal, notes)
     for name, member in made.items():
         lost = [index for index in indices if index not in member.images]
         failures += [(index, f"the member '{name}' failed on it") for index in lost]
     arrays = _joined(parts)
     arrays["seconds"] = np.array(journal.seconds if journal is not None else time.monotonic() - start)
-    return Block(arrays, tuple(_failures(number, indices, failures)), halved)
+    return Block(arrays, tuple(_failures(number, indices, failures)), halved, notes)
 
 
 Failed = list[tuple[int, str]]  # an example's index, and why
@@ -56,44 +59,57 @@ def _attempt(
     first_position: int,
     made: Mapping[str, Made],
     journal: Journal | None,
+    notes: dict[str, str],
 ) -> tuple[list[Arrays], Failed, bool]:
-    """Arrays of what could be computed, what could not, and whether memory ran out."""
+    """Arrays of what could be computed, what could not, and whether memory ran out; notes are added to."""
     if not indices:
         return [], [], False
     try:
-        arrays = run_block(plan, indices, progress, first_position=first_position, made=made, journal=journal)
+        arrays = run_block(
+            plan, indices, progress, first_position=first_position, made=made, journal=journal, notes=notes
+        )
     except (OSError, NotKept):
         raise
-    except Exception as error:  # whatever it is, the other examples do not share it
+    except Exception as error:  # whatever it is, other blocks may not share it
         reason, exhausted = _reason(error), out_of_memory(error)
         log.debug("examples %s failed", list(indices), exc_info=error)
         traceback.clear_frames(error.__traceback__)  # they hold the tensors for which there was no room
     else:
         return [arrays], [], False
-    if exhausted and torch.device(plan.device).type == "cuda":
+    if not exhausted:
+        if unreadable := _unreadable(plan, indices):
+            rest = [index for index in indices if index not in unreadable]
+            parts, lost, halved = _attempt(plan, rest, progress, first_position, made, journal, notes)
+            return parts, [*unreadable.items(), *lost], halved
+        return [], [(index, reason) for index in indices], False
+    if torch.device(plan.device).type == "cuda":
         torch.cuda.empty_cache()
     if len(indices) == 1:
-        return [], [(indices[0], reason)], exhausted
+        return [], [(indices[0], reason)], True
     middle = (len(indices) + 1) // 2
-    first, lost, early = _attempt(plan, indices[:middle], progress, first_position, made, journal)
-    second, also_lost, late = _attempt(plan, indices[middle:], progress, first_position + middle, made, journal)
-    return [*first, *second], [*lost, *also_lost], exhausted or early or late
+    first, lost, _ = _attempt(plan, indices[:middle], progress, first_position, made, journal, notes)
+    second, also_lost, _ = _attempt(plan, indices[middle:], progress, first_position + middle, made, journal, notes)
+    return [*first, *second], [*lost, *also_lost], True
 
 
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, in any of the ways in which Python and torch say so."""
-    words = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_cpu")
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
-    )
+def _unreadable(plan: Plan, indices: Sequence[int]) -> dict[int, str]:
+    """The examples whose images cannot be read, and why not."""
+    found = {}
+    for index in indices:
+        try:
+            plan.data.read([index])
+        except (OSError, NotKept):
+            raise
+        except Exception as error:
+            found[index] = _reason(error)
+    return found
 
 
 def _reason(error: Exception) -> str:
     """Why a block failed, in one line that is the same when it fails in the same way again."""
     if out_of_memory(error):
         return "out of memory"
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text}"
+    return in_a_line(error)
 
 
 def _failures(number: int, indices: Sequence[int], failed: Failed) -> list[dict[str, Any]]:

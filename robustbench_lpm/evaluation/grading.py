@@ -29,7 +29,7 @@ def within_budget(found: Tensor, originals: Tensor, norm: Norm, eps: float, mask
     if mask is not None:
         found = torch.where(mask, found, originals)
     found = project(found, originals, norm, eps)
-    worst = float(distance(found.double(), originals.double(), norm).max())
+    worst = float(distance(found, originals, norm).max())
     if worst > eps + DISTANCE_TOLERANCE or found.min() < 0 or found.max() > 1:
         raise LpmbenchError(f"A projected image is at {norm} distance {worst:.6g} of eps {eps:.6g}: this is a bug.")
     return found

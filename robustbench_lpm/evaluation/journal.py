@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 
 WRITE_EVERY = 30.0  # seconds; 0 writes at every step
 SNAPSHOTS_PER_WRITE = 30
-LAYOUT = 1  # of the file: another number, and what was written is not read
+LAYOUT = 2  # of the file: another number, and what was written is not read
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,7 @@ class Loops:
         call: what tells this attack from the others of the block.
         generators: all that the attack draws from. counts: the ledger's columns, (B,) each.
         on_counted: told how many passes of the network were counted before the interruption.
+        notes: what the attack has told so far.
     """
 
     journal: Journal
@@ -106,6 +107,7 @@ class Loops:
     generators: Sequence[torch.Generator]
     counts: Sequence[Tensor]
     on_counted: Callable[[int], None] = lambda _: None
+    notes: dict[str, str] = field(default_factory=dict)
     _running: list[_Running] = field(default_factory=list)
     _outermost: int = 0
 
@@ -151,6 +153,7 @@ class Loops:
         }
         tensors["generators"] = torch.stack([generator.get_state() for generator in self.generators])
         tensors["counts"] = torch.stack(list(self.counts))
+        tensors["notes"] = torch.tensor(list(json.dumps(self.notes).encode()), dtype=torch.uint8)
         self.journal.note(loop.path, Snapshot(loop.position, tensors))
         loop.snapshot_at = now
 
@@ -167,6 +170,7 @@ class Loops:
         for column, kept in zip(self.counts, found.tensors["counts"], strict=True):
             column.copy_(kept)
         self.on_counted(_passes(self.counts) - before)
+        self.notes |= json.loads(bytes(found.tensors["notes"].tolist()))
         return found.position
 
     def _fits(self, snapshot: Snapshot, steps: int, states: Sequence[State]) -> bool:
@@ -174,7 +178,7 @@ class Loops:
         names = {f"{number}.{name}" for number, state in enumerate(states) for name in state}
         kept = snapshot.tensors
         return (
-            set(kept) == names | {"generators", "counts"}
+            set(kept) == names | {"generators", "counts", "notes"}
             and 0 <= snapshot.position <= steps
             and len(kept["generators"]) == len(self.generators)
             and kept["counts"].shape == (len(self.counts), len(self.counts[0]))

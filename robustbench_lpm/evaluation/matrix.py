@@ -21,7 +21,7 @@ from robustbench_lpm.evaluation import audit
 from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.planning import Plan, make_plan, vary
 from robustbench_lpm.evaluation.recording import blocks_kept, finished_run
-from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_attack, resolve_data, resolve_model
+from robustbench_lpm.evaluation.tasks import Attack, Data, LeftOut, resolve_attack, resolve_data, resolve_model
 from robustbench_lpm.zoo import LoadedModel
 
 
@@ -54,6 +54,18 @@ class Matrix:
     judged: list[Judged] = field(default_factory=list)
     sources: dict[int, Data] = field(default_factory=dict)  # by part
     left_out: dict[str, str] = field(default_factory=dict)  # data sets that are not at hand, and why not
+    notes: list[str] = field(default_factory=list)  # what else is left out, and why
+
+    def plan(
+        self, model: LoadedModel, attack: Attack, source: Data, eps: float, planning: dict[str, Any]
+    ) -> list[Plan]:
+        """The plan of a run; none, and a note, where the attack has no model to be made on."""
+        try:
+            return [make_plan(model, attack, source, eps=eps, **planning)]
+        except LeftOut as error:
+            note = f"Left out: {attack.name} on {model.name}. {error}"
+            self.notes += [note] if note not in self.notes else []
+            return []
 
     def add(self, plan: Plan, part: int, *, listed: bool) -> None:
         """A run and, before it, the members of a worst case; one that is there already keeps the most images."""
@@ -137,25 +149,20 @@ def _add_model(
         for attack in (attacks[other] for other in part.attacks):
             for eps in budgets if attack.applies(classifier) else ():
                 with attempt(f"{model.name} under {attack.name}"):
-                    found.add(make_plan(model, attack, source, eps=eps, **own), number, listed=True)
+                    for plan in found.plan(model, attack, source, eps, own):
+                        found.add(plan, number, listed=True)
         black_box = [attacks[other] for other in part.black_box] if part.audit else []
         for attack in (attacks[other] for other in part.audit):
             with attempt(f"audit of {model.name} under {attack.name}"):
-                judged = Judged(model, [attack], source, budgets, black_box, own)
-                probes = [probe for plan in results_of(judged) for probe in runs_of_an_audit(plan, black_box)]
-                found.judged.append(judged)
+                plans = [
+                    plan
+                    for eps in (budgets if attack.applies(classifier) and attack.knowledge != "none" else ())
+                    for plan in found.plan(model, attack, source, eps, own)
+                ]
+                probes = [probe for plan in plans for probe in runs_of_an_audit(plan, black_box)]
+                found.judged += [Judged(model, [attack], source, budgets, black_box, own)] if plans else []
                 for probe in probes:
                     found.add(probe, number, listed=False)
-
-
-def results_of(judged: Judged) -> list[Plan]:
-    """The results that are judged."""
-    applying = [a for a in judged.attacks if a.applies(judged.model.classifier) and a.knowledge != "none"]
-    return [
-        make_plan(judged.model, attack, judged.source, eps=eps, **judged.planning)
-        for attack in applying
-        for eps in judged.budgets
-    ]
 
 
 class _Unknown:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws, Step
-from robustbench_lpm.attacks.losses import objective, succeeded
+from robustbench_lpm.attacks.losses import finite, objective, succeeded
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.journal import Journal, Loops
 from robustbench_lpm.evaluation.noise_control import NoiseControl
@@ -50,6 +50,7 @@ class ClassifierOracle:
         ledger: where the cost is written; a new one by default. Several attacks on one batch may share it.
         on_spent: told how many images went through the network, at every pass.
         journal: where the attack's loops are kept, so that an interrupted one goes on; None keeps nothing.
+        notes: what the attack tells the reader of the record, by subject; several attacks may share it.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ClassifierOracle:
         ledger: Ledger | None = None,
         on_spent: Callable[[int], None] = lambda _: None,
         journal: Journal | None = None,
+        notes: dict[str, str] | None = None,
     ) -> None:
         self.classifier, self.originals, self.mask = classifier, images, mask
         self._probed = quick or classifier
@@ -83,6 +85,7 @@ class ClassifierOracle:
         self.gradient_mode = gradient_mode
         self.on_spent = on_spent
         self.ledger = ledger if ledger is not None else Ledger.empty(len(images))
+        self.notes = notes if notes is not None else {}
         self._rows = torch.arange(len(images))
         self._key = f"{seed}{stream}"  # runs in another gradient mode draw noise of their own
         self._noise_generators = generators(self._key, self.indices, "attack")
@@ -93,6 +96,7 @@ class ClassifierOracle:
             generators=[*self._noise_generators, *self.generators],
             counts=[self.ledger.forwards, self.ledger.backwards, self.ledger.glimpses],
             on_counted=on_spent,
+            notes=self.notes,
         )
 
     @property
@@ -115,6 +119,7 @@ class ClassifierOracle:
 
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Attack noise; see `Oracle.noise`."""
+        draws = draws if self.stochastic else 1
         drawn = self._on_device(
             self.noise_control.attack_noise(
                 self.classifier, self._noise_generators, draws, seed=self.seed, key=self._key, indices=self.indices
@@ -161,6 +166,7 @@ class ClassifierOracle:
         if self.gradient_mode == "score-function":
             images = images.detach().requires_grad_()
             logits, density = self._in_chunks(self._differentiated.scored, images, noise, self._chunk)
+            check_logits(logits.flatten(0, 1), self.classes)
             found = losses(logits)
             expected = found + advantages(found.detach()) * density
             (total,) = torch.autograd.grad(expected.mean(0).sum(), images)
@@ -227,6 +233,9 @@ class ClassifierOracle:
         if self.mask is not None:
             images = torch.where(self.mask, images, self.originals)
         shared, batch = images.dim() == self.originals.dim(), len(self.originals)
+        if not (shared or self.stochastic):  # its one draw serves any number of versions of the images
+            still = {source: v[:batch].repeat(len(images), *[1] * (v.dim() - 1)) for source, v in noise.values.items()}
+            noise = Draws(still, len(images))
         if shared and (batch <= chunk or noise.count == 1):
             groups = self._few_at_once(noise, chunk)
             parts = [self._pieces(answer, images, draws.values, chunk) for draws in groups]
@@ -265,6 +274,10 @@ class ClassifierOracle:
     def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
         """The steps of a loop that goes on where it was interrupted; see `Oracle.resumable`."""
         return self._loops.over(steps, states)
+
+    def note(self, subject: str, reason: str) -> None:
+        """Tell the reader of the record; see `Oracle.note`."""
+        self.notes.setdefault(subject, reason)
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest candidate; see `Oracle.choose`."""
@@ -305,7 +318,7 @@ class ClassifierOracle:
 
     def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
         """A module from images to logits, for other libraries; see `Oracle.view`."""
-        return OracleView(self, draws if self.stochastic else 1, exact)
+        return OracleView(self, draws, exact)
 
 
 class OracleView(nn.Module):
@@ -325,10 +338,11 @@ class OracleView(nn.Module):
             logits = oracle(images, noise)
         else:
             logits = oracle.estimate(images, noise) if images.requires_grad else oracle.probe(images, noise)
-        if self._draws == 1:
+        logits = finite(logits)
+        if noise.count == 1:
             return logits[0]
         # Another library knows one answer for each image: that of the expected prediction (Salman et al. 2019, eq. 7).
-        return logits.log_softmax(-1).logsumexp(0) - math.log(self._draws)
+        return logits.log_softmax(-1).logsumexp(0) - math.log(noise.count)
 
     def _recognised(self, images: Tensor) -> Tensor:
         """For each image the row of the original that it is nearest to, (n,): it started from there."""
@@ -350,8 +364,12 @@ def advantages(losses: Tensor) -> Tensor:
 
 
 def check_logits(logits: Tensor, classes: int | None) -> None:
-    """Raise LpmbenchError unless logits (n, K) are numbers for the right number of classes."""
+    """Raise LpmbenchError unless logits (n, K) are numbers for the right number of classes.
+
+    -inf is legal where a model rules a class out, but not for all of them.
+    """
     if logits.dim() != 2 or (classes is not None and logits.shape[1] != classes):
         raise LpmbenchError(f"The model answers with shape {tuple(logits.shape)}, not with logits (n, {classes}).")
-    if torch.isnan(logits).any():
-        raise LpmbenchError("The model gives NaN logits; nothing can be graded on them.")
+    if not torch.isfinite(logits.amax(1)).all():  # of NaN the largest is NaN
+        kind = "NaN" if torch.isnan(logits).any() else "infinite"
+        raise LpmbenchError(f"The model gives {kind} logits; nothing can be graded on them.")

@@ -19,7 +19,14 @@ from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.evaluation.admission import IMAGES, Admission, AsItIs, admit
 from robustbench_lpm.evaluation.contents import sha256_of_object
 from robustbench_lpm.evaluation.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.evaluation.tasks import Attack, Data, resolve_attack, resolve_surrogates
+from robustbench_lpm.evaluation.tasks import (
+    Attack,
+    Data,
+    LeftOut,
+    given_instead,
+    resolve_attack,
+    resolve_surrogates,
+)
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS, Norm
 from robustbench_lpm.randomness import generators
@@ -112,10 +119,12 @@ class Plan:
         if once is None:
             return None
         modes = len(self.gradient_modes)
-        candidates = len(self.surrogates) or len(self.candidates)
-        choosing = candidates * self.select_draws if candidates > 1 else 0
+        forwards, choices = once.forwards, len(self.surrogates) or once.choices
+        if self.lowered is not None and not self.stochastic:
+            forwards += once.backwards  # a look in full precision at what seems to have fallen
+        compared = (choices if choices > 1 else 0) * modes + (len(self.candidates) if len(self.candidates) > 1 else 0)
         passes = self.classifier.passes
-        return Cost((once.forwards * modes + choosing) * passes, once.backwards * modes * passes)
+        return Cost((forwards * modes + compared * self.select_draws) * passes, once.backwards * modes * passes)
 
     def grading_passes(self) -> int:
         """Passes that grading one image takes, before and after the attack."""
@@ -264,7 +273,7 @@ def make_plan(
     if not attack.applies(model.classifier):
         raise LpmbenchError(f"Attack '{attack.name}' moves fixations; model '{model.name}' has none.")
     if admission.no_gradient and needs_gradient(attack):
-        raise LpmbenchError(
+        raise LeftOut(
             f"Attack '{attack.name}' needs a gradient, and model '{model.name}' gives none ({admission.no_gradient}); "
             f"these need none: {', '.join(_without_gradients())}."
         )
@@ -272,18 +281,21 @@ def make_plan(
     control = parse_noise_control(noise, model.classifier)
     random = control.leaves_noise(model.classifier)
     mode = _resolve_mode(model, attack, gradient_mode)
-    surrogates = resolve_surrogates(attack.surrogates, model, data, device) if attack.surrogates is not None else ()
-    members = tuple(
-        make_plan(model, member, data, save_adversarials=True, **given)  # type: ignore[arg-type]
-        for member in attack.members
-        if member.applies(model.classifier) and (target is None or member.targeted)
-    )
+    surrogates = tuple(_admitted(s, data, chosen, device) for s in resolve_surrogates(attack, model, data, device))
+    members: list[Plan] = []
+    notes: list[str] = []
+    for member in attack.members:
+        if member.applies(model.classifier) and (target is None or member.targeted):
+            try:
+                members.append(make_plan(model, member, data, save_adversarials=True, **given))  # type: ignore[arg-type]
+            except LeftOut as error:
+                notes.append(f"Left out of {attack.name}: {member.name}. {error}")
     aim = _resolve_target(target, attack, data, classes)
     if attack.members and not members:
         raise LpmbenchError(f"No attack of '{attack.name}' can attack model '{model.name}' like this.")
     configuration = {
         "model": model.identity | {"stochastic": stochastic},
-        "attack": attack.identity | _sources_of_images(surrogates, members),
+        "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
         "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
         "threat": {"norm": norm, "eps": eps, "target": aim},
         "evaluation": {
@@ -326,12 +338,12 @@ def make_plan(
         requested_draws=draws,
         requested_selection=select_draws,
         surrogates=surrogates,
-        members=members,
+        members=tuple(members),
         precision="bfloat16" if precision == "bfloat16" else "float32",
         memory=memory,
         lowered=lowered,
         labels_fit=labels_fit,
-        notes=_notes(model, attack, data, admission, draws if random else 1),
+        notes=(*_notes(model, attack, data, admission, draws if random else 1), *notes),
         code=_code(model, attack, data, admission),
         no_gradient=admission.no_gradient,
     )
@@ -385,6 +397,14 @@ def _without_gradients() -> list[str]:
     return [attack.name for attack in attacks if not needs_gradient(attack)]
 
 
+def _admitted(surrogate: LoadedModel, data: Data, indices: Sequence[int], device: str) -> LoadedModel:
+    """A model that an attack is made on, which is not judged: its labels are those of the target by the user's word."""
+    admitted, admission, _ = fitted(surrogate, data, indices, device, labels_fit=True)
+    if admission.no_gradient:
+        raise LpmbenchError(f"Surrogate '{surrogate.name}' gives no gradient ({admission.no_gradient}).")
+    return admitted
+
+
 def _notes(model: LoadedModel, attack: Attack, data: Data, admission: Admission, draws: int) -> tuple[str, ...]:
     """What a reader of the result must know."""
     notes = [attack.known_defects, *model.notes, *admission.notes, *data.notes]
@@ -417,13 +437,18 @@ def vary(plan: Plan, **changes: Any) -> Plan:
     return make_plan(**given)
 
 
-def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan]) -> dict[str, Any]:
-    """What decides an attack's images beside its parameters: other models' weights, or other runs."""
-    found: dict[str, Any] = {}
+def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan], instead: str) -> dict[str, Any]:
+    """What decides an attack's images beside its parameters: other models' weights, or other runs.
+
+    instead: the surrogates that were named in place of the card's: that makes another attack of it.
+    """
+    found: dict[str, Any] = {"made_on": instead} if instead else {}
     if surrogates:
         found["surrogates"] = {surrogate.name: surrogate.weights_sha256 for surrogate in surrogates}
     if members:
         found["members"] = {member.attack.name: member.id for member in members}
+        for member in members:
+            found |= {key: value for key, value in member.configuration["attack"].items() if key == "made_on"}
     return found
 
 

@@ -49,6 +49,10 @@ def fill(record: RunRecord, plan: Plan, blocks: Sequence[Block]) -> None:
     if note := chance_note(record, plan.classes):
         record.notes.append(note)
     record.timing = {"seconds": float(sum(part["seconds"] for part in parts)), "hardware": hardware()}
+    notes: dict[str, str] = {}
+    for block in blocks:  # of one subject the first block's reason stands for all
+        notes = {**block.notes, **notes}
+    record.notes += [f"{subject}: {reason}" for subject, reason in sorted(notes.items())]
     if halved := [str(number) for number, block in enumerate(blocks) if block.halved]:
         record.notes.append(
             f"Memory ran out: block(s) {', '.join(halved)} were computed in parts, so that outcomes may differ by "

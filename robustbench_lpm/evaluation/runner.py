@@ -123,7 +123,7 @@ def evaluate(
         gradient_mode: of a glimpsing model; None takes, for each image, the strongest of all it knows.
         noise: who controls a stochastic model's noise while it is attacked: "frozen", "replayed", "fresh" or
             "averaged" (the default) for all sources, or a list like ["policy=frozen", "first_fixation=replayed"].
-        surrogates: for the attack "transfer", the models that it is made on instead of all registered ones that fit.
+        surrogates: for the attack "transfer", the models that it is made on instead of those on its card.
         parameters: laid over those of the attack's card, e.g. {"steps": 100}; of several attacks, each takes those
             that it knows.
         precision: of gradients and SPSA's probes: "float32", or "bfloat16", which is faster where the hardware has it.

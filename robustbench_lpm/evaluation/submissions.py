@@ -62,7 +62,7 @@ class Submission:
                 raise LpmbenchError(
                     f"Image {index} has shape {tuple(found.shape)}, its original {tuple(original.shape)}; see --size."
                 )
-            reached = float(distance(found[None].double(), original[None].double(), norm))
+            reached = float(distance(found[None], original[None], norm))
             if reached > eps + DISTANCE_TOLERANCE:
                 raise LpmbenchError(f"Image {index} is at {norm} distance {reached:.6g}, beyond eps {eps:.6g}.")
 

@@ -45,8 +45,9 @@ class Attack:
     applies_to: str = "any"
     command: str = "attack"  # of lpmbench, which takes these arguments
     members: tuple[Attack, ...] = ()  # of a worst case
-    # The models that it is made on, for one that is carried over; "registered" for all that fit.
-    surrogates: tuple[str | LoadedModel, ...] | str | None = None
+    # The models that it is made on, for one that is carried over: by data set, or the same for all.
+    surrogates: Mapping[str, Sequence[str]] | Sequence[str | LoadedModel] | None = None
+    given_surrogates: tuple[LoadedModel, ...] = ()  # which a run names instead
 
     @property
     def carried_over(self) -> bool:
@@ -58,15 +59,23 @@ class Attack:
         return self.applies_to == "any" or classifier.glimpsing
 
     def cost(self, *, stochastic: bool) -> Cost | None:
-        """The most passes one image takes, where the attack's module says it (`NAME_cost` beside NAME)."""
+        """The most passes one image takes, where the attack's module says it (`NAME_cost` beside NAME).
+
+        It is given the parameters, and whether the classifier is stochastic if it wants to know.
+        """
         if self.function is None:
             return Cost(0)  # its members have run before; what the choice costs, the plan knows
         function = inspect.unwrap(self.function)  # under a decorator such as torch.no_grad
         beside = getattr(function, "__globals__", {})
         estimate = beside.get(f"{function.__name__}_cost") if beside else None
-        # A deterministic classifier gives every draw the same answer: one is asked for.
-        draws = {} if stochastic else dict.fromkeys(DRAWS & self.parameters.keys(), 1)
-        return estimate(**(self.parameters | draws)) if estimate else None
+        if estimate is None:
+            return None
+        # A deterministic classifier gives every draw the same answer: it is asked for one.
+        wanted = inspect.signature(estimate).parameters.keys()
+        draws = {} if stochastic else dict.fromkeys(DRAWS & (wanted | self.parameters.keys()), 1)
+        told = {"stochastic": stochastic} if "stochastic" in wanted else {}
+        found: Cost = estimate(**(self.parameters | draws | told))
+        return found
 
 
 @dataclass(frozen=True)
@@ -175,7 +184,7 @@ def resolve_attack(
             f"--attack {shlex.quote(attack)}",
             cards.is_foreign(card),
             card.applies_to,
-            surrogates=tuple(card.surrogates) if isinstance(card.surrogates, list) else card.surrogates,
+            surrogates=card.surrogates,
         )
     name = getattr(attack, "__name__", type(attack).__name__)
     given, entry = dict(parameters or {}), f"{attack.__module__}:{getattr(attack, '__qualname__', name)}"
@@ -258,9 +267,9 @@ def _with_surrogates(attack: Attack, surrogates: Sequence[LoadedModel]) -> Attac
     if not carried:
         raise LpmbenchError(f"Attack '{attack.name}' is made on the model itself; it takes no surrogates.")
     if attack.members:
-        members = [replace(m, surrogates=tuple(surrogates)) if m in carried else m for m in attack.members]
+        members = [replace(m, given_surrogates=tuple(surrogates)) if m in carried else m for m in attack.members]
         return replace(attack, members=tuple(members))
-    return replace(attack, surrogates=tuple(surrogates))
+    return replace(attack, given_surrogates=tuple(surrogates))
 
 
 def _worst_case(
@@ -311,33 +320,67 @@ def with_parameters(attack: Attack, changes: Mapping[str, Any]) -> Attack:
     return replace(attack, parameters=parameters, identity=attack.identity | {"parameters": parameters})
 
 
-def resolve_surrogates(
-    wanted: Sequence[str | LoadedModel] | str, target: LoadedModel, data: Data, device: str
-) -> tuple[LoadedModel, ...]:
-    """The models that an attack on `target` is made on.
+class LeftOut(LpmbenchError):
+    """An attack that cannot be made on this model or these images: an error alone, left out among others."""
 
-    "registered" stands for every registered model that answers in the data set's labels and has weights at hand, but
-    for those that share the target's weights (they would be no black box) and for controls, if they are not the
-    target's own network trained from another seed.
-    """
-    if wanted != "registered":
-        found = [resolve_model(model, device=device) for model in wanted]
-        return tuple(found)
-    found = []
-    for card in map(cards.model, cards.names("model")):
-        own_network = target.card is not None and _same_network(card, target.card)
-        if card.labels != data.identity.get("labels") or card.input.channels != data.identity.get("channels"):
-            continue
-        if (card.control_of is not None and not own_network) or zoo.weights_missing(card) is not None:
-            continue
-        model = zoo.load_model(card.name, device=device)
-        if model.weights_sha256 != target.weights_sha256:
-            found.append(model)
-    if not found:
-        raise LpmbenchError(
+
+class NoSurrogate(LeftOut):
+    """An attack that is carried over has no model to be made on."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__(
             f"No registered model fits '{data.name}' as a surrogate; name one with --surrogate, or surrogates=."
         )
+
+
+def resolve_surrogates(attack: Attack, target: LoadedModel, data: Data, device: str) -> tuple[LoadedModel, ...]:
+    """The models that an attack on `target` is made on. Raises NoSurrogate where it needs some and none fits.
+
+    Of those that a card names for the data set, some do not take part: models of other labels, those that share the
+    target's weights (they would be no black box), and controls, if they are not the target's own network trained from
+    another seed.
+    """
+    if attack.surrogates is None:
+        return ()
+    if attack.given_surrogates:
+        found = list(attack.given_surrogates)
+    elif isinstance(attack.surrogates, Mapping):
+        names = [card.name for card in _listed(attack.surrogates, target, data)]
+        found = [zoo.load_model(name, device=device) for name in names]
+        found = [model for model in found if model.weights_sha256 != target.weights_sha256]
+    else:
+        found = [resolve_model(model, device=device) for model in attack.surrogates]
+    if not found:
+        raise NoSurrogate(data)
     return tuple(found)
+
+
+def given_instead(attack: Attack, target: LoadedModel, data: Data) -> str:
+    """The models that a run names for an attack to be made on, where they are others than those of its card; or ""."""
+    given = {model.name: model.weights_sha256 for model in attack.given_surrogates}
+    if isinstance(attack.surrogates, Mapping):
+        listed = {card.name: card.weights for card in _listed(attack.surrogates, target, data)}
+        usual = {name: weights.sha256 for name, weights in listed.items() if weights is not None}
+        usual = {name: digest for name, digest in usual.items() if digest != target.weights_sha256}
+    else:
+        usual = {str(name): given.get(str(name)) for name in attack.surrogates or ()}
+    if not given or given == usual:
+        return ""
+    # A model that is not on the card, or has other weights there, is known by its weights.
+    known = (name if usual.get(name) == digest else f"{name} {str(digest)[:8]}" for name, digest in given.items())
+    return ", ".join(sorted(known))
+
+
+def _listed(surrogates: Mapping[str, Sequence[str]], target: LoadedModel, data: Data) -> list[ModelCard]:
+    """The cards of the models that are named for a data set and fit it, controls only for their own network."""
+    found = map(cards.model, surrogates.get(data.name, ()))
+    shown = data.identity.get("labels"), data.identity.get("channels")
+    return [
+        card
+        for card in found
+        if (card.labels, card.input.channels) == shown
+        and (card.control_of is None or (target.card is not None and _same_network(card, target.card)))
+    ]
 
 
 def _same_network(first: ModelCard, second: ModelCard) -> bool:

@@ -177,4 +177,6 @@ def _setting(key: str, value: Any) -> str:
         return f"{value} gradients"
     if key == "precision":
         return str(value)
+    if key == "made_on":
+        return f"made on {value}"
     return f"noise: {value}" if key == "noise" else f"{key}={json.dumps(value)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,15 +13,11 @@ from torch import Tensor, nn
 import robustbench_lpm
 from robustbench_lpm import zoo
 from robustbench_lpm.architectures.classifier import Classifier
-from robustbench_lpm.attacks.apgd import apgd, apgd_cost, checkpoints
-from robustbench_lpm.attacks.art_adapter import art_pgd, art_pgd_cost
+from robustbench_lpm.attacks.apgd import _Memory, apgd, checkpoints
 from robustbench_lpm.attacks.autoattack_adapter import autoattack_rand, autoattack_standard, autoattack_standard_cost
-from robustbench_lpm.attacks.cleverhans_adapter import cleverhans_pgd, cleverhans_pgd_cost
-from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.attacks.gaze import centre_of, gaze, gaze_cost
 from robustbench_lpm.attacks.losses import objective
-from robustbench_lpm.attacks.rays import rays, rays_cost
-from robustbench_lpm.attacks.square import side_at, square, square_cost
+from robustbench_lpm.attacks.square import side_at
 from robustbench_lpm.attacks.transfer import transfer
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
@@ -33,41 +29,9 @@ IMAGES = 0.3 + 0.4 * torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_s
 LABELS = torch.zeros(3, dtype=torch.long)
 
 
-class Grading(ClassifierOracle):
-    """Chooses nothing, so that its ledger holds what the attack itself has spent."""
-
-    def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        return candidates[-1]
-
-
-def oracle_of(network: nn.Module | Classifier, images: Tensor = IMAGES, classes: int = 2) -> Grading:
+def oracle_of(network: nn.Module | Classifier, images: Tensor = IMAGES, classes: int = 2) -> ClassifierOracle:
     classifier = network if isinstance(network, Classifier) else Classifier(network)
-    return Grading(classifier, images, range(len(images)), seed=0, classes=classes, chunk=64)
-
-
-@pytest.mark.parametrize(("attack", "cost", "parameters"), [
-    (square, square_cost, {"queries": 40, "draws": 3}),
-    (rays, rays_cost, {"queries": 40, "votes": 3}),
-    (apgd, apgd_cost, {"steps": 6, "eot": 3, "restarts": 2}),
-    (art_pgd, art_pgd_cost, {"steps": 4, "eot": 3}),
-    (cleverhans_pgd, cleverhans_pgd_cost, {"steps": 4, "eot": 3}),
-], ids=lambda value: getattr(value, "__name__", ""))  # fmt: skip
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("stochastic", [True, False])
-def test_the_budget_is_what_the_cost_says(
-    attack: Callable[..., Tensor],
-    cost: Callable[..., Cost],
-    parameters: dict[str, Any],
-    norm: str,
-    stochastic: bool,
-) -> None:
-    """Nothing falls here, so that no image leaves early; a deterministic classifier is asked for one draw."""
-    oracle = oracle_of(NoisyLinear(WEIGHT, 50.0, sigma=1.0) if stochastic else Linear(WEIGHT, 50.0))
-    attack(oracle, IMAGES, LABELS, norm=norm, eps=0.05, **parameters)
-    draws = {} if stochastic else dict.fromkeys(parameters.keys() & {"draws", "votes", "eot"}, 1)
-    promised = cost(**(parameters | draws))
-    assert oracle.ledger.forwards.tolist() == [promised.forwards] * 3
-    assert oracle.ledger.backwards.tolist() == [promised.backwards] * 3
+    return ClassifierOracle(classifier, images, range(len(images)), seed=0, classes=classes, chunk=64)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -81,7 +45,7 @@ def test_the_standard_autoattack_stays_within_its_cost(norm: str) -> None:
     autoattack_standard(oracle, IMAGES, LABELS, norm=norm, eps=0.05, steps=3, queries=4)
     promised = autoattack_standard_cost(steps=3, queries=4)
     # Nothing falls, so FAB never draws an iterate back: one pass tells its label and its gradient.
-    assert oracle.ledger.forwards.tolist() == [promised.forwards - 9 * (3 - 1)] * 3
+    assert oracle.ledger.forwards.tolist() == [promised.forwards + promised.choices - 9 * (3 - 1)] * 3
     assert oracle.ledger.backwards.tolist() == [promised.backwards] * 3
 
 
@@ -101,6 +65,24 @@ def test_an_image_that_falls_keeps_its_adversarial_iterate() -> None:
 def test_the_step_size_is_looked_at_where_the_paper_says() -> None:
     """p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), for 100 steps."""
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+@pytest.mark.parametrize(("losses", "halved"), [
+    ([5, 4, 3, 2, 1], False),
+    ([5, 4, 3, 4, 3.5], False),  # 3 of 4 steps are improvements, no fewer than rho
+    ([5, 4, 3, 3, 3.5], True),  # 2 of 4: the start is none
+    ([5, 6, 7, 8, 4], True),  # 1 of 4, though it is the best
+    ([1, 5, 4, 3, 2], True),  # 3 of 4, but none is better than the start (condition 2)
+])  # fmt: skip
+def test_the_first_checkpoint_is_that_of_the_paper(losses: list[float], halved: bool) -> None:
+    """Conditions 1 and 2 of section 3.1, with w_0 = 0: eta and f_max are compared with those of the start."""
+    start = torch.zeros(1, 1, 1, 1)
+    memory = _Memory.at(start, step_size=1.0)
+    for step, loss in enumerate(losses):
+        memory.note(start, torch.tensor([float(loss)]), first=step == 0)
+    assert memory.look(period=4, rho=0.75).tolist() == [halved]
+    assert memory.step_size.tolist() == [0.5 if halved else 1.0]
+    assert memory.best_loss.tolist() == [min(losses)]
 
 
 def test_squares_shrink_as_the_paper_says() -> None:
@@ -201,7 +183,9 @@ def test_an_attack_that_reseeds_the_global_generators_does_not_touch_the_models_
         autoattack_rand(oracle_of(classifier, images, classes=10), images, labels, norm="linf", eps=0.1, steps=2, eot=3)
     finally:
         handle.remove()
-    assert len(seen) == 2 * (2 + 1) * 3 * len(images)  # two losses, three gradients each, three draws
+    attacked = 2 * (2 + 1) * 3 * len(images)  # two losses, three gradients each, three draws
+    assert len(seen) == attacked + 4 * 10 * len(images)  # four candidates meet ten draws for selection
+    seen = seen[:attacked]
     assert len(torch.stack(seen).unique(dim=0)) == len(seen)
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 import robustbench_lpm
 from robustbench_lpm import audits, zoo
+from robustbench_lpm.attacks.contract import Oracle
 from robustbench_lpm.audits import Audit
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.audit import twice
 from robustbench_lpm.evaluation.tasks import resolve_attack
+from robustbench_lpm.norms import Norm
 from robustbench_lpm.statistics import paired_interval
 from tests.attacks.test_closed_forms import linear_data
 from tests.classifiers import NoisyLinear
@@ -24,7 +26,7 @@ IMAGES = 200
 SQUARE = resolve_attack("square", parameters={"queries": 100, "draws": 2})
 
 
-def audited(model: Any, attack: str, dataset: Any = "digits", **options: Any) -> Audit:
+def audited(model: Any, attack: Any, dataset: Any = "digits", **options: Any) -> Audit:
     given = {"eps": 0.1, "limit": IMAGES, "draws": 10, "black_box": (SQUARE,)} | options
     return robustbench_lpm.audit(model, attack, dataset, **given)
 
@@ -124,6 +126,21 @@ def test_evidence_and_verdicts(tmp_path: Any) -> None:
     written = {audit.record: audit for audit in map(audits.read, (tmp_path / "audits").glob("*.json"))}
     assert written[honest.record].verdict == "pass"
     assert written[blind.record].checks == blind.checks
+
+
+def shy(oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, share: float = 1.0) -> Tensor:
+    """Crosses the line with a share of the images, but with none where eps is large."""
+    towards = (2.0 * labels - 1)[:, None, None, None] * (-1 if eps < 0.9 else 0)
+    return images - eps * towards * (torch.tensor(oracle.indices) < 250 * share)[:, None, None, None]
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(1.0, "pass"), (0.8, "fail")])
+def test_a_result_of_nothing_cannot_be_too_high(share: float, verdict: str) -> None:
+    """Without a bound this attack leaves every image; what it made fall within eps has fallen without a bound too."""
+    audit = audited(Tiny(blind=False), shy, tiny_data(250), eps=0.4, parameters={"share": share}, limit=250)
+    (check,) = [check for check in audit.checks if check.name == "unbounded"]
+    assert check.judged == pytest.approx(1 - share)
+    assert check.verdict == verdict
 
 
 def test_few_images_decide_little() -> None:

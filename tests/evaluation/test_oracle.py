@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import robustbench_lpm
+from robustbench_lpm import cards
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
-from robustbench_lpm.attacks.contract import Draws
 from robustbench_lpm.attacks.pgd import pgd
 from robustbench_lpm.attacks.spsa import spsa, spsa_cost
 from robustbench_lpm.errors import LpmbenchError
@@ -38,13 +41,6 @@ def test_every_pass_of_pgd_is_counted(runs: int, eot: int) -> None:
     pgd(oracle, images, torch.zeros(7, dtype=torch.long), norm="linf", eps=0.1, steps=3, eot=eot)
     assert oracle.ledger.forwards.tolist() == [3 * eot * runs] * 7
     assert oracle.ledger.backwards.tolist() == [3 * eot * runs] * 7
-
-
-def test_a_deterministic_classifier_is_asked_once_whatever_eot_says() -> None:
-    images = images_of(2)
-    oracle = oracle_of(Linear(WEIGHT, 50.0), images)
-    pgd(oracle, images, torch.zeros(2, dtype=torch.long), norm="linf", eps=0.1, steps=3, eot=5)
-    assert oracle.ledger.forwards.tolist() == [3, 3]
 
 
 def test_choosing_among_restarts_is_counted_too() -> None:
@@ -145,11 +141,55 @@ def test_the_view_averages_probabilities_over_draws() -> None:
     assert each.ledger.forwards.tolist() == [4, 4]
 
 
-def test_nan_logits_are_an_error() -> None:
-    class Broken(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            return images.flatten(1)[:, :2] * torch.nan
+class Answering(Linear):
+    """Three classes; the third has the same logit for every image."""
 
-    oracle = oracle_of(Broken(), images_of(2))
-    with pytest.raises(LpmbenchError, match="NaN"):
-        oracle(images_of(2), Draws({}, 1))
+    def __init__(self, last: float, of_all: bool = False) -> None:
+        super().__init__(WEIGHT, bias=1.0)
+        self.last, self.of_all = last, of_all
+
+    def forward(self, images: Tensor) -> Tensor:
+        margin = self.margin(images)[:, None]
+        last = torch.full_like(margin, self.last)
+        return last.expand(-1, 3) + 0 * margin if self.of_all else torch.cat([margin, -margin, last], dim=1)
+
+
+ASKING: dict[str, Callable[[ClassifierOracle, Tensor], object]] = {
+    "call": lambda oracle, images: oracle(images, oracle.noise()),
+    "probe": lambda oracle, images: oracle.probe(images, oracle.noise()),
+    "gradient": lambda oracle, images: oracle.gradient(images, oracle.noise(), lambda logits: logits.sum(-1)),
+    "view": lambda oracle, images: oracle.view()(images),
+    "inexact view": lambda oracle, images: oracle.view(exact=False)(images),
+}
+
+
+@pytest.mark.parametrize("ask", ASKING)
+@pytest.mark.parametrize(("last", "of_all", "kind"), [
+    (math.nan, False, "NaN"), (math.inf, False, "infinite"), (-math.inf, True, "infinite"),
+])  # fmt: skip
+def test_logits_that_are_no_numbers_are_an_error(ask: str, last: float, of_all: bool, kind: str) -> None:
+    images = images_of(2)
+    with pytest.raises(LpmbenchError, match=f"gives {kind} logits"):
+        ASKING[ask](oracle_of(Answering(last, of_all), images, classes=3), images)
+
+
+@pytest.mark.parametrize("ask", ASKING)
+def test_a_class_may_be_ruled_out(ask: str) -> None:
+    ASKING[ask](oracle_of(Answering(-math.inf), images_of(2), classes=3), images_of(2))
+
+
+@pytest.mark.parametrize("attack", cards.names("attack"))
+@pytest.mark.parametrize("label", [2, 0], ids=["the label", "another class"])
+def test_attacks_go_on_where_a_class_is_ruled_out(attack: str, label: int) -> None:
+    """What is made is what would be made if the class were far below the others: no loss is infinite or no number."""
+    sizes = {"steps": 3, "queries": 10, "iterations": 2, "pairs": 4, "eot": 1, "restarts": 2}
+    card = cards.attack(attack)
+    if card.applies_to == "any" and not card.members and card.surrogates is None:
+        images, labels = images_of(4), torch.full((4,), label)
+        parameters = {name: value for name, value in sizes.items() if name in card.parameters}
+        found = [
+            robustbench_lpm.evaluate(Answering(last), attack, (images, labels), eps=0.1, parameters=parameters)
+            for last in (-math.inf, -200.0)
+        ]
+        assert found[0].robust_accuracy.value == found[1].robust_accuracy.value
+        assert (found[0].outcomes["l2"] > 0).tolist() == (found[1].outcomes["l2"] > 0).tolist()

@@ -11,11 +11,17 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_lpm
-from robustbench_lpm import cards, records, zoo
+from robustbench_lpm import cards, records, reporting, zoo
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.planning import make_plan
-from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model, resolve_surrogates
+from robustbench_lpm.evaluation.tasks import (
+    resolve_attack,
+    resolve_data,
+    resolve_model,
+    resolve_surrogates,
+    worst_case_over,
+)
 from robustbench_lpm.records import RunRecord
 from robustbench_lpm.zoo import LoadedModel
 from tests.classifiers import Fair, FairGazing, Linear
@@ -28,7 +34,9 @@ GRADES = 40_000  # images x draws
 
 def registered_for(target: str | LoadedModel) -> set[str]:
     model = resolve_model(target)
-    return {found.name for found in resolve_surrogates("registered", model, resolve_data("digits"), "cpu")}
+    return {
+        found.name for found in resolve_surrogates(resolve_attack("transfer"), model, resolve_data("digits"), "cpu")
+    }
 
 
 @pytest.mark.parametrize(("target", "beside_baselines"), [
@@ -60,14 +68,34 @@ def test_a_module_of_ones_own_meets_all_baselines() -> None:
     assert registered_for(resolve_model(nn.Flatten())) == BASELINES
 
 
-def test_every_registered_surrogate_reads_what_the_data_set_shows() -> None:
-    """No ImageNet model, and nothing without weights, is among those for the digits: a card decides, not a list."""
-    digits = resolve_data("digits")
-    for model in resolve_surrogates("registered", resolve_model("cnn"), digits, "cpu"):
-        assert model.card is not None
-        assert (model.card.labels, model.card.input.channels) == ("digits", 1)
-        assert model.card.control_of is None
-    assert {name for name in cards.names("model") if cards.model(name).labels == "digits"} > BASELINES | SEEDS
+LISTED = [
+    (dataset, name) for dataset, names in dict(cards.attack("transfer").surrogates or {}).items() for name in names
+]
+
+
+@pytest.mark.parametrize(("dataset", "name"), LISTED)
+def test_every_surrogate_on_the_card_has_weights_and_reads_what_the_data_set_shows(dataset: str, name: str) -> None:
+    card = cards.model(name)
+    assert zoo.weights_missing(card) is None
+    assert zoo.fits(card, cards.dataset(dataset))
+    assert card.control_of is None or name in SEEDS
+
+
+def test_surrogates_that_a_run_names_make_another_attack(tmp_path: Path) -> None:
+    """Those of the card, named or not, make one attack, whatever the target; others stand in its variant."""
+    usual = carried_over(tmp_path)
+    named = carried_over(tmp_path, surrogates=list(usual.configuration["attack"]["surrogates"]))
+    assert named.id == usual.id
+    other = robustbench_lpm.evaluate(
+        "resnet18", "transfer", "digits", eps=0.1, limit=3, parameters={"steps": 2, "eot": 1}
+    )
+    odd = carried_over(tmp_path, surrogates=["cnn-at", nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))])
+    digest = odd.configuration["attack"]["surrogates"]["Sequential"][:8]
+    found = reporting.table([usual, other, odd]).set_index("record")["attack_variant"]
+    assert found.to_dict() == {usual.id: "", other.id: "", odd.id: f"made on Sequential {digest}, cnn-at"}
+    worst = resolve_attack("worst-case", surrogates=["cnn-at"])
+    plan = make_plan(resolve_model("resnet18"), worst, resolve_data("digits"), eps=0.1, limit=1)
+    assert plan.configuration["attack"]["made_on"] == "cnn-at"
 
 
 def test_data_that_no_registered_model_knows() -> None:
@@ -75,6 +103,12 @@ def test_data_that_no_registered_model_knows() -> None:
     with pytest.raises(LpmbenchError, match="No registered model fits 'custom' as a surrogate") as error:
         robustbench_lpm.evaluate(Linear(WEIGHT), "transfer", (images, labels), eps=0.1)
     assert "\n" not in str(error.value)
+    quick = worst_case_over([resolve_attack("fgsm"), resolve_attack("transfer")])
+    record = robustbench_lpm.evaluate(Linear(WEIGHT), quick, (images, labels), eps=0.1)
+    assert record.notes == [f"Left out of worst-case: transfer. {error.value}"]
+    found = robustbench_lpm.audit(Linear(WEIGHT), "fgsm", (images, labels), eps=0.1, black_box=["transfer"])
+    (check,) = [check for check in found.checks if check.name == "white-box vs transfer"]
+    assert (check.verdict, check.note) == ("not applicable", str(error.value))
 
 
 def carried_over(tmp_path: Path, **options: Any) -> RunRecord:
