@@ -45,7 +45,7 @@ SEVERAL: list[tuple[Any, Any, list[tuple[str, float]]]] = [
 ]
 
 
-@pytest.mark.parametrize(("attack", "eps", "expected"), SEVERAL, ids=str)
+@pytest.mark.parametrize(("attack", "eps", "expected"), SEVERAL)
 def test_a_list_gives_a_list_attack_by_attack(attack: Any, eps: Any, expected: list[tuple[str, float]]) -> None:
     found = robustbench_lpm.evaluate(linear(), attack, DATA, eps=eps)
     assert [(record.attack, record.eps) for record in found] == expected
