@@ -16,8 +16,18 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from robustbench_lpm.budgets import parse_eps
 from robustbench_lpm.errors import LpmbenchError, unknown
 
 Kind = Literal["model", "attack", "dataset", "recipe", "suite"]
@@ -36,6 +46,16 @@ ENTRY_ROOMS = tuple(
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Parameters = dict[str, Any]
+
+
+def _budget(given: object, norm: str | None = None) -> float:
+    try:
+        return parse_eps(given, norm)
+    except LpmbenchError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+
+
+Budget = Annotated[float, BeforeValidator(_budget)]  # a number, or text like "2/255"
 
 
 class Table(BaseModel):
@@ -268,7 +288,7 @@ class SuiteCard(Card):
         optional: bool = False  # left out, and said so, where the data are not at hand; else that is an error
         models: list[str]
         attacks: list[str]
-        eps: list[str | int | float]
+        eps: list[Budget]
         norm: Literal["linf", "l2"] = "linf"
         size: str | None = None
         limit: int | None = Field(default=None, ge=1)
@@ -283,6 +303,12 @@ class SuiteCard(Card):
         audit: list[str] = []  # the attacks whose results are judged
         black_box: list[str] = ["square", "transfer"]  # what an audit compares a white-box result with
         parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's
+
+        @model_validator(mode="after")
+        def _budgets_fit_the_norm(self) -> SuiteCard.Part:
+            for eps in self.eps:
+                _budget(eps, self.norm)
+            return self
 
         @model_validator(mode="after")
         def _parameters_belong_to_attacks(self) -> SuiteCard.Part:

@@ -225,7 +225,9 @@ BAD: list[tuple[type[Card], str, str, str]] = [
     (RecipeCard, "", "[augmentation]\nrotat = 3.0", "Unknown key 'augmentation.rotat'. Did you mean 'rotate'?"),
     (RecipeCard, "", "[augmentation]\nscale = [2.0, 1.0]", "scale must be"),
     (SuiteCard, "", 'epss = "0.1"', "Unknown key 'part.0.epss'. Did you mean 'eps'?"),
-    (SuiteCard, 'eps = ["0.1"]', "eps = [0.1]", "key 'part.0.eps.0'"),
+    (SuiteCard, 'eps = ["0.1"]', "eps = [true]", "key 'part.0.eps.0': eps True is not a number"),
+    (SuiteCard, 'eps = ["0.1"]', "eps = [0.1, nan]", "key 'part.0.eps.1'"),
+    (SuiteCard, 'eps = ["0.1"]', "eps = [8]", "did you mean 8/255"),
     (SuiteCard, 'eps = ["0.1"]', "", "key 'part.0.eps' is missing"),
 ]  # fmt: skip
 TEXT = {ModelCard: MODEL, AttackCard: ATTACK, DatasetCard: DATASET, RecipeCard: RECIPE, SuiteCard: SUITE}

@@ -33,7 +33,7 @@ from robustbench_lpm.evaluation.machine import versions
 from robustbench_lpm.evaluation.noise_control import FROZEN, can_freeze
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
 from robustbench_lpm.evaluation.own_data import OwnData
-from robustbench_lpm.evaluation.planning import STRONGEST, Plan, vary
+from robustbench_lpm.evaluation.planning import FROM_PYTHON, STRONGEST, Plan, vary
 from robustbench_lpm.evaluation.recording import finished_run, keeps_enough
 from robustbench_lpm.evaluation.runner import prepare, run, untouched
 from robustbench_lpm.evaluation.tasks import (
@@ -132,6 +132,9 @@ def judge(judged: Plan, obtain: Obtain, *, black_box: Sequence[str | Attack] = B
 
 def _command(judged: Plan, black_box: Sequence[Attack]) -> str:
     """The command that repeats an audit: that of the judged run, and what it is compared with."""
+    if judged.command().startswith(FROM_PYTHON):
+        names = [other.name for other in black_box]
+        return judged.command().replace(".evaluate(", ".audit(", 1)[:-1] + f", black_box={names})"
     words = [judged.command().replace("lpmbench attack --model", "lpmbench audit", 1)]
     known = {judged.attack.name, *(member.name for member in judged.attack.members)}  # their settings stand there
     for other in black_box:

@@ -382,3 +382,33 @@ def test_a_model_no_better_than_chance_is_a_loud_note(caplog: pytest.LogCaptureF
     assert told
     assert told[0] in caplog.text
     assert not [note for note in run(NET, "noise", limit=50).notes if "chance" in note]
+
+
+LABELS: dict[str, tuple[dict[str, Any], str]] = {
+    "other labels": (
+        {"model": "cnn-fashion-mnist"},
+        "predicts the labels 'fashion', data set 'digits' has .* 'digits'",
+    ),
+    "more classes": ({"model": lambda images: F.pad(NET(images), (0, 1))}, "11 logits, but 'digits' has 10 classes"),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_other_labels_are_refused_unless_the_user_says_that_they_fit(name: str) -> None:
+    given, line = LABELS[name]
+    with pytest.raises(LpmbenchError, match=f"{line}.*--labels-fit"):
+        run(attack="noise", **given)
+    record = run(attack="noise", labels_fit=True, **given)
+    assert "labels_fit=True" in record.command or "--labels-fit" in record.command
+
+
+def test_worst_case_and_audit_leave_out_what_needs_a_gradient() -> None:
+    model = Around(without_gradients)
+    given: dict[str, Any] = {"eps": 0.1, "limit": 4}
+    record = robustbench_lpm.evaluate(model, "worst-case", "digits", **given)
+    left_out = [note for note in record.notes if note.startswith("Left out of worst-case")]
+    assert {note.split(": ")[1].split(".")[0] for note in left_out} >= {"pgd", "apgd-margin"}
+    assert set(record.configuration["attack"]["members"]) == {"square", "transfer"}
+    audit = robustbench_lpm.audit(model, "square", "digits", parameters={"queries": 10}, **given)
+    notes = {check.name: check.note for check in audit.checks if check.verdict == "not applicable"}
+    assert "needs a gradient" in notes["iterated vs one step"]
