@@ -297,7 +297,7 @@ def resolve_surrogates(attack: Attack, target: LoadedModel, data: Data, device: 
         raise NoSurrogate(data)
     for model in found:
         model.classifier.to(device).eval()
-    return tuple(found)
+    return tuple(told_apart(found))  # by name, for the name keys the noise that an attack meets on it
 
 
 def given_instead(attack: Attack, target: LoadedModel, data: Data) -> str:
