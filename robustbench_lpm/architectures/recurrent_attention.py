@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,9 @@ from robustbench_lpm.randomness import generator
 GRADIENT_MODES = ("detached", "reparameterised", "straight-through", "score-function")
 THROUGH = ("reparameterised", "straight-through")  # those in which a gradient passes the sampling grid
 Policy = Literal["learned", "centre", "random"]
+
+# Calls without noise, of all models of this process: two models, or one and its copy, never draw the same.
+_calls = count()
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,6 @@ class RecurrentAttention(nn.Module):
             raise ValueError(f"policy must be 'learned', 'centre' or 'random', not '{policy}'")
         self.glimpses, self.sigma, self.first_fixation_spread = glimpses, sigma, first_fixation_spread
         self.policy, self.random_spread = policy, random_spread
-        self._own_seed = 0
 
     @property
     def stochastic(self) -> bool:
@@ -182,8 +185,8 @@ class RecurrentAttention(nn.Module):
         return self.random_spread * torch.erf(noise / 2**0.5)  # the normal's distribution function: uniform
 
     def _own_noise(self, batch_size: int) -> dict[str, Tensor]:
-        self._own_seed += 1
-        return self.sample_noise(batch_size, [generator("own", self._own_seed, i) for i in range(batch_size)])
+        call = next(_calls)
+        return self.sample_noise(batch_size, [generator("own", call, i) for i in range(batch_size)])
 
 
 def _clamp(mean: Tensor, *, straight_through: bool) -> Tensor:

@@ -94,6 +94,13 @@ class Oracle(Protocol):
         classifier that does not glimpse.
         """
 
+    def gaze_gradient(self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient (B, C, H, W) of an expected loss of the gaze, averaged over the draws of noise.
+
+        losses turns what `gaze` gives, (draws, B, T, 2), into losses (draws, B). How the gradient passes the fixations
+        is the oracle's affair, as in `gradient`.
+        """
+
     def rows(self, keep: Tensor) -> Oracle:
         """The oracle of some of the images: keep is a tensor of positions, or a mask (B,)."""
 

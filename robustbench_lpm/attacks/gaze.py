@@ -37,12 +37,15 @@ def gaze(
         LpmbenchError: for a classifier that does not glimpse.
     """
     length = 2.5 * eps / steps if step_size is None else step_size
-    centres = centre_of(images)
-    found = []
+    centres, found = centre_of(images)[:, None], []
+
+    def away(means: Tensor) -> Tensor:
+        return (means - centres).square().sum(-1).mean(-1)
+
     for _ in range(restarts):
         current = uniform_in_ball(images, norm, eps, oracle.generators)
         for _ in range(steps):
-            gradients = _away(oracle, current, centres, eot)
+            gradients = oracle.gaze_gradient(current, oracle.noise(eot), away)
             current = project(current + length * steepest(gradients, norm), images, norm, eps)
         found.append(current)
     return oracle.choose(found, labels, targets)
@@ -70,12 +73,3 @@ def centre_of(images: Tensor) -> Tensor:
 def _places(pixels: int) -> Tensor:
     """The middles of so many pixels between -1 and 1."""
     return (2 * torch.arange(pixels) + 1) / pixels - 1
-
-
-def _away(oracle: Oracle, current: Tensor, centres: Tensor, eot: int) -> Tensor:
-    """The gradient (B, C, H, W) of the mean squared distance from the centres."""
-    current = current.detach().requires_grad_()
-    means = oracle.gaze(current, oracle.noise(eot))  # (draws, B, T, 2)
-    distances = (means - centres[:, None]).square().sum(-1).mean((0, 2))
-    (gradients,) = torch.autograd.grad(distances.sum(), current)
-    return gradients

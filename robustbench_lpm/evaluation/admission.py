@@ -410,7 +410,7 @@ class _Trial:
 
         Of a stochastic network the classes alone, where they are clear: small differences are enlarged in some.
         """
-        fixed = torch.rand(2 * IMAGES, *self.images.shape[1:], generator=torch.Generator().manual_seed(0))
+        fixed = torch.rand(IMAGES, *self.images.shape[1:], generator=torch.Generator().manual_seed(0))
         fixed = (fixed * torch.linspace(0.2, 1, len(fixed))[:, None, None, None]).to(self.images)
         count = len(fixed)
         noise = self.classifier.sample_noise(count, generators(0, range(count), "clean"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws, Step
 from robustbench_lpm.attacks.losses import finite, objective, succeeded
@@ -208,16 +208,33 @@ class ClassifierOracle:
 
     def gaze(self, images: Tensor, noise: Draws) -> Tensor:
         """Where the policy wants to look after each glimpse; see `Oracle.gaze`."""
+        return self._gaze(images, noise)[0]
+
+    def gaze_gradient(self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient of an expected loss of where the policy wants to look; see `Oracle.gaze_gradient`."""
+        images = images.detach().requires_grad_()
+        means, *density = self._gaze(images, noise)
+        found = losses(means)
+        expected = found + advantages(found.detach()) * density[0] if density else found
+        (total,) = torch.autograd.grad(expected.mean(0).sum(), images)
+        return total
+
+    def _gaze(self, images: Tensor, noise: Draws) -> tuple[Tensor, ...]:
+        """Means (draws, B, T, 2), and in the mode "score-function" the log-density (draws, B) of the fixations."""
         if not self.classifier.glimpsing:
             raise LpmbenchError("This attack moves fixations; the model has none.")
-        runs = self.classifier.passes
+        runs, mode = (self.classifier.passes, -1), self.gradient_mode or "detached"
 
-        def means(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor]:
-            trajectory = self.classifier.look(pixels, values, gradient_mode=self.gradient_mode or "detached")
-            per_image = trajectory.means.movedim(0, 1)  # (n · runs, T, 2)
-            return (per_image.unflatten(0, (runs, -1)).mean(0),)
+        def look(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            trajectory = self.classifier.look(pixels, values, gradient_mode=mode)
+            means = trajectory.means.movedim(0, 1).unflatten(0, runs).mean(0)  # of (n · runs, T, 2)
+            if mode != "score-function":
+                return (means,)
+            single = self.classifier.classifier if isinstance(self.classifier, MonteCarlo) else self.classifier
+            density = trajectory.log_density(single.network.sigma)  # type: ignore[arg-type]
+            return means, density.unflatten(0, runs).sum(0)
 
-        return self._in_chunks(means, images, noise, self._chunk)[0]
+        return self._in_chunks(look, images, noise, self._chunk)
 
     def _in_chunks(
         self,

@@ -352,7 +352,7 @@ def resolve_surrogates(attack: Attack, target: LoadedModel, data: Data, device: 
         found = [resolve_model(model, device=device) for model in attack.surrogates]
     if not found:
         raise NoSurrogate(data)
-    return tuple(found)
+    return tuple(told_apart(found))  # by name, for the name keys the noise that an attack meets on it
 
 
 def given_instead(attack: Attack, target: LoadedModel, data: Data) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,13 @@ def test_gaze_moves_the_means_away_from_the_centre() -> None:
     moved = torch.stack([torch.from_numpy(picture.adversarial) for picture in record.pictures()])
     halves = torch.stack([part.flatten(1).mean(1) for part in (moved - images).chunk(2, dim=-1)], dim=1)
     torch.testing.assert_close(halves.abs(), torch.full_like(halves, 0.1))  # all that the budget allows, in each half
+
+
+def test_surrogates_of_one_name_on_a_card_are_told_apart() -> None:
+    """The name keys the noise that an attack meets on a surrogate."""
+    attack = replace(resolve_attack("transfer"), surrogates=["ram", "ram"])
+    found = resolve_surrogates(attack, resolve_model("cnn"), resolve_data("digits"), "cpu")
+    assert [model.name for model in found] == ["ram (1)", "ram (2)"]
 
 
 def test_surrogates_of_one_class_are_told_apart() -> None:
