@@ -45,6 +45,7 @@ class Classifier(nn.Module):
     std: Tensor
     in_place: bool
     dtype: torch.dtype | None
+    differentiates: bool
 
     def __init__(
         self,
@@ -57,8 +58,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.working_size = working_size
-        # Found out at admission: whether it writes over the images it is given, and the precision that it reads alone.
-        self.in_place, self.dtype = False, None
+        # Found out at admission: whether it writes over the images it is given, the precision that it reads alone, and
+        # whether it takes gradients of its own on the way.
+        self.in_place, self.dtype, self.differentiates = False, None, False
         self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
 
@@ -68,6 +70,7 @@ class Classifier(nn.Module):
         nn.Module.__init__(other)
         other.network, other.working_size = network, self.working_size
         other.in_place, other.dtype, other.training = self.in_place, self.dtype, self.training
+        other.differentiates = self.differentiates
         for name in ("mean", "std"):
             other.register_buffer(name, getattr(self, name), persistent=False)
         return other
@@ -105,6 +108,9 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
         """Logits (B, K), or (R · B, K) with noise for R runs. Without noise a stochastic network draws its own."""
+        if self.differentiates and not torch.is_grad_enabled():
+            with torch.enable_grad():
+                return self(images, noise, gradient_mode=gradient_mode).detach()
         if not self.stochastic:
             return logits_of(self.network(self.prepare(images)))
         if gradient_mode == "score-function":

@@ -86,6 +86,7 @@ class _Reduced(Classifier):
         self.network, self.working_size = network, classifier.working_size
         self.mean, self.std = classifier.mean, classifier.std
         self.in_place, self.dtype = classifier.in_place, classifier.dtype
+        self.differentiates = classifier.differentiates
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
         with _lower(images):
@@ -135,7 +136,7 @@ def _lowered(classifier: Classifier, example: Tensor, noise: Noise) -> nn.Module
     return lowered
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _layers_at_work(classifier: Classifier, example: Tensor, noise: Noise) -> list[nn.Module]:
     """The network's convolutions and linear layers in the order in which they first work."""
     order: dict[nn.Module, None] = {}

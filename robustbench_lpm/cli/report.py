@@ -95,7 +95,7 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
         noise = model.classifier.sample_noise(
             1, generators(record.configuration["evaluation"]["seed"], [picture.index], "grade", draw)
         )
-        with torch.inference_mode():
+        with torch.no_grad():
             trajectory = model.classifier.look(torch.from_numpy(image)[None], noise or None)
         if said is not None and int(trajectory.logits[-1, 0].argmax()) != said:
             raise LpmbenchError(f"its model says something else of image {picture.index} than the record")

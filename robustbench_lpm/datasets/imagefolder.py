@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from robustbench_lpm.datasets.class_folders import (
@@ -31,7 +32,10 @@ def imagefolder(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     part = parts[split]
     # Parts of one data set share their labels: an index in one part serves a part that has none.
     if path := find_class_index(part, data, *parts.values()):
-        return read_class_folders(part, *read_class_index(path, [folder.name for folder in class_folders(part)]))
+        label_of, classes = read_class_index(path, [folder.name for folder in class_folders(part)])
+        unnamed = [label for label, name in enumerate(classes) if name == f"class {label}"]
+        whole = set(unnamed) <= set(label_of.values())
+        return replace(read_class_folders(part, label_of, classes), all_classes=whole)
     names = sorted({path.name for part in parts.values() for path in class_folders(part)})
     note = text_order_note(names)
     return read_class_folders(part, {name: label for label, name in enumerate(names)}, names, [note] if note else [])

@@ -45,6 +45,7 @@ class ImageSet:
     read: position -> 8-bit image in mode "L" or "RGB"; a Reader where sizes are known without decoding.
     fingerprint: position -> sha256 of the raw content (the bytes of the file, or of the array).
     notes: what a reader of results must be told about the images or their labels, a line each.
+    all_classes: whether its classes are all there are; labels with gaps may be some of a larger set's.
     Raises LpmbenchError for no images at all, or labels that do not fit.
     """
 
@@ -53,6 +54,7 @@ class ImageSet:
     read: Callable[[int], Image.Image]
     fingerprint: Callable[[int], str]
     notes: tuple[str, ...] = ()
+    all_classes: bool = True
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)

@@ -249,12 +249,8 @@ class _Trial:
             try:
                 logits = self.ask(given)
                 self.classifier.in_place = given._version != version
-            except RuntimeError:
-                if dtype is None:
-                    raise
-                self.classifier.dtype = dtype  # it reads images of the precision of its weights alone
-                logits = self.ask(self.images)
-                self.notes.append(f"{self.name} works in {str(dtype).removeprefix('torch.')}")
+            except Exception as error:
+                logits = self._asked_otherwise(dtype, error)
             alone = self.ask(self.images[:1], noise={source: values[:1] for source, values in self.noise.items()})
         if logits.dim() != 2 or len(logits) != len(self.images) or alone.shape != logits[:1].shape:
             shapes = f"{len(self.images)} images with shape {tuple(logits.shape)} and one with {tuple(alone.shape)}"
@@ -271,6 +267,22 @@ class _Trial:
             self.notes.append(
                 f"{self.name} answers with probabilities: they are taken as logits, which weakens attacks"
             )
+
+    def _asked_otherwise(self, dtype: torch.dtype | None, error: Exception) -> Tensor:
+        """Its answer in the precision of its weights, or with gradients on: one or the other is what it may need."""
+        for precision, differentiates in ((dtype, False), (None, True)):
+            if precision is None and not differentiates:
+                continue
+            self.classifier.dtype, self.classifier.differentiates = precision, differentiates
+            try:
+                logits = self.ask(self.images.clone())
+            except Exception:  # what it said first is the reason
+                continue
+            self.classifier.in_place = True  # unless it is known to leave images alone
+            if precision is not None:
+                self.notes.append(f"{self.name} works in {str(precision).removeprefix('torch.')}")
+            return logits
+        raise error
 
     def _sampled(self) -> Noise:
         """Noise for the images, of a network that declares its own; it must come from the generators it is given."""

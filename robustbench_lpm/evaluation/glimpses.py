@@ -102,7 +102,7 @@ def looks_cost(plan: Plan, runs: Sequence[int]) -> int:
     return plan.draws * (max(runs) if plan.classifier.stochastic else 1)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def looks(
     plan: Plan,
     pixels: Pixels | None = None,
@@ -281,7 +281,7 @@ def _most(labels: NDArray[np.int64]) -> int:
     return int(np.bincount(labels).argmax())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def trace(plan: Plan, index: int, image: NDArray[np.float32], draw: int) -> Trace:
     """One look at an image (C, H, W) of the plan, on the grader's noise for its draw."""
     images = torch.from_numpy(image)[None].to(plan.device)

@@ -35,7 +35,7 @@ def within_budget(found: Tensor, originals: Tensor, norm: Norm, eps: float, mask
     return found
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predict(
     classifier: Classifier,
     images: Tensor,

@@ -232,7 +232,7 @@ def total_passes(study: Study) -> int:
     return study.images * sum(map(study.passes, study.models))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def estimate_seconds(study: Study) -> float:
     """About how long a study takes, from the time of reading a few images and of passing them a time or two."""
     start = time.perf_counter()
@@ -295,7 +295,7 @@ def _execution(study: Study) -> dict[str, Any]:
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _run_block(study: Study, indices: Sequence[int], progress: Progress) -> Arrays:
     """By the position of a model, the shares of draws that are right: (images of the block, cells, Ms), float64."""
     shape = len(indices), len(study.cells())

@@ -144,7 +144,7 @@ def resolve_data(
         arguments,
         cards.is_foreign(card),
         notes=(*images.notes, *([changes] if changes else [])),
-        class_count=card.classes or len(images.classes) or None,
+        class_count=card.classes or (len(images.classes) or None if images.all_classes else None),
         entry=cards.resolve_entry(card, trust=trust),
     )
 

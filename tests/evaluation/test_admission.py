@@ -121,6 +121,20 @@ def with_own_seed(network: nn.Module, images: Tensor) -> Tensor:
     return network(images + 0.01 * torch.randn_like(images))
 
 
+def sharpened(network: nn.Module, images: Tensor) -> Tensor:
+    """A step towards what it sees already, as purification by an energy does."""
+    if not images.requires_grad:
+        images = images.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(network(images).logsumexp(1).sum(), images, create_graph=True)
+    return network(images + 0.001 * slope)
+
+
+def cached(module: Any, images: Tensor) -> Tensor:
+    if module.mask is None:
+        module.mask = torch.ones_like(images[:1])
+    return module.net(images * module.mask)
+
+
 class Answer:
     def __init__(self, logits: Tensor) -> None:
         self.logits = logits
@@ -187,6 +201,9 @@ ADMITTED: dict[str, tuple[Callable[[], Any], str]] = {
     "rounds its input": (lambda: Around(lambda net, x: net((8 * x).round() / 8)), "gradient of Around is zero"),
     "probabilities": (lambda: Around(lambda net, x: net(x).softmax(1)), "answers with probabilities"),
     "sets a seed of its own": (lambda: Around(with_own_seed), ""),
+    "takes gradients of its own": (lambda: Around(sharpened), ""),
+    "takes gradients of its own, switched on": (lambda: Around(torch.enable_grad()(sharpened)), ""),
+    "keeps what its first pass computed": (lambda: WithState(cached, mask=None), ""),
 }
 
 
