@@ -107,17 +107,20 @@ class Classifier(nn.Module):
         return self.network.sample_noise(batch_size, generators)  # type: ignore[operator]
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
-        """Logits (B, K), or (R · B, K) with noise for R runs. Without noise a stochastic network draws its own."""
+        """Logits (B, K), or (R · B, K) with noise for R runs, in the precision of the images.
+
+        Without noise a stochastic network draws its own.
+        """
         if self.differentiates and not torch.is_grad_enabled():
             with torch.enable_grad():
                 return self(images, noise, gradient_mode=gradient_mode).detach()
         if not self.stochastic:
-            return logits_of(self.network(self.prepare(images)))
+            return logits_of(self.network(self.prepare(images))).to(images.dtype)
         if gradient_mode == "score-function":
             return self.scored(images, noise)[0]
         prepared = self._for_runs(self.prepare(images), noise)
         modes = {"gradient_mode": gradient_mode} if gradient_mode else {}
-        return logits_of(self.network(prepared, noise, **modes))
+        return logits_of(self.network(prepared, noise, **modes)).to(images.dtype)
 
     def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
         """Everything that a glimpsing network does on the way to its logits, for each of the B · `passes` runs."""
@@ -147,8 +150,8 @@ class Classifier(nn.Module):
 
 
 def logits_of(answer: Any) -> Tensor:
-    """The logits in what a network answers with, float32: a tensor, an object with `.logits`, a dictionary with
-    "logits", or the first tensor of a tuple. Raises LpmbenchError for anything else."""
+    """The logits in what a network answers with: a tensor, an object with `.logits`, a dictionary with "logits", or the
+    first tensor of a tuple. Raises LpmbenchError for anything else."""
     if isinstance(answer, Mapping) and "logits" in answer:
         answer = answer["logits"]
     elif not isinstance(answer, Tensor) and isinstance(getattr(answer, "logits", None), Tensor):
@@ -159,7 +162,7 @@ def logits_of(answer: Any) -> Tensor:
         kind = "complex numbers" if isinstance(answer, Tensor) else f"an object of type {type(answer).__name__}"
         keys = f" with the keys {', '.join(map(str, answer))}" if isinstance(answer, Mapping) else ""
         raise LpmbenchError(f"the answer is {kind}{keys}, not logits: a tensor, or something with `logits`, is needed.")
-    return answer.float()
+    return answer
 
 
 class MonteCarlo(Classifier):

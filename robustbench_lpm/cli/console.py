@@ -71,8 +71,6 @@ def announce(plan: Plan, seconds: float | None) -> None:
 
     images = len(plan.indices)
     head = f"{plan.model.name} · {plan.attack.name} · {plan.norm} {format_eps(plan.eps)} · {images} image(s)"
-    for note in plan.notes:
-        say(note)
     cost = plan.cost()
     if cost is None:
         say(head)

@@ -131,7 +131,7 @@ def test_a_model_that_cannot_run_does_not_stop_the_others(tmp_path: Path, capsys
     assert run(line.split()) == 1
     complaint = capsys.readouterr().err
     assert "lpmbench: ramlpm-imagenet: Model 'ramlpm-imagenet' has no weights" in complaint
-    assert complaint.strip().endswith("1 could not be attacked: ramlpm-imagenet.")
+    assert complaint.strip().endswith("1 of 2 models could not be attacked: ramlpm-imagenet.")
     (record,) = records.read_all(tmp_path / "runs")
     assert record.model == "efficientnet-lite0"
 
