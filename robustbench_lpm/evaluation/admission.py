@@ -257,7 +257,8 @@ class _Trial:
             raise self.refuse(f"answers {shapes}, not with logits (n, K)")
         if logits.shape[1] < 2:
             raise self.refuse("answers with one number an image; a classifier has at least two classes, so two logits")
-        if torch.isnan(logits).any() or (logits == torch.inf).any():
+        # One that fails on some images is told for each of them, as it is run.
+        if (logits.isnan() | (logits == torch.inf)).any(1).all():
             raise self.refuse("gives NaN or infinite logits; nothing can be graded on them")
         self.classes = logits.shape[1]
         if lazy:
@@ -318,7 +319,7 @@ class _Trial:
                     f"is not repeatable: it draws from a generator of its own, {_shown(part.path)}, "
                     "whose state no seed sets; let it draw from torch's generator, or offer sample_noise"
                 )
-        scale = under[0][under[0].isfinite()].abs().max()
+        scale = _scale(under[0])
         if not all(_near(again, under[0], ROUNDING, scale) for again in under[1:SAME_SEED]):
             raise self.refuse(
                 "is not repeatable: it answers the same images differently under one and the same seed"
@@ -351,7 +352,7 @@ class _Trial:
             alone = self.ask(dim, noise={source: values[:1] for source, values in self.noise.items()})
         if changed:
             raise self.refuse(f"changes by a pass: {', '.join(changed[:3])} is written to ({_blamed(network)})")
-        scale = answers[0][answers[0].isfinite()].abs().max()
+        scale = _scale(answers[0])
         if not all(_near(answer, answers[0], COMPANY, scale) for answer in answers[1:]):
             raise self._company("among others")
         # Random numbers for a batch are not those for one image; and one that sends its gaze where its last glimpse
@@ -404,7 +405,7 @@ class _Trial:
         except Exception:  # .view, for one, reads memory in the order that the author had in mind
             plain_layout(kept)
             return
-        scale = plain[0][plain[0].isfinite()].abs().max()
+        scale = _scale(plain[0])
         if not _near(laid_out[0], plain[0], LAYOUT, scale) or not _near_in_length(laid_out[1], plain[1]):
             plain_layout(kept)
 
@@ -437,11 +438,17 @@ class _Trial:
         return hashlib.sha256(repr((said, steps, logits.shape[1])).encode()).hexdigest()[:16]
 
 
-def _near(found: Tensor, wanted: Tensor, share: float, scale: Tensor) -> bool:
-    """Whether logits agree, up to a share of the largest; minus infinity agrees with itself."""
+def _scale(logits: Tensor) -> float:
+    """The largest of those that are finite."""
+    return float(torch.where(logits.isfinite(), logits, 0).abs().max())
+
+
+def _near(found: Tensor, wanted: Tensor, share: float, scale: float) -> bool:
+    """Whether logits agree, up to a share of the largest; infinity, and what is no number, agree with themselves."""
     if found.shape != wanted.shape:
         return False
-    return bool(((found - wanted).abs() <= share * scale).logical_or(found == wanted).all())
+    alike = (found == wanted) | ((found != found) & (wanted != wanted))
+    return bool((alike | ((found - wanted).abs() <= share * scale)).all())
 
 
 def _near_in_length(found: Tensor, wanted: Tensor) -> bool:

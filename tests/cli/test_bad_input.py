@@ -52,7 +52,7 @@ CASES: list[tuple[str, str]] = [
     ("attack --model cnn --model ramlmp --attack noise --limit 1", "Did you mean 'ramlpm'?"),
     ("attack --checkpoint nowhere.pt", "exactly one --model"),
     ("attack --model ramlpm-imagenet --dataset panda", "no weights"),
-    ("attack --model cnn --dataset panda", "reads 1 channel"),
+    ("attack --model cnn --dataset panda --labels-fit", "reads 1 channel"),
     ("attack --model cnn --dataset mnist --data {tmp}", "MNIST"),
     ("attack --model efficientnet-lite0 --dataset imagenet", "--data"),
     ("attack --model efficientnet-lite0 --dataset imagenet --data {tmp}/none", "none"),
@@ -138,7 +138,7 @@ def test_nan_logits_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--trust" in capsys.readouterr().err
     assert run([*words, "--trust"]) != 0
     complaint = capsys.readouterr().err.strip()
-    assert "NaN logits" in complaint
+    assert "NaN or infinite logits" in complaint
     assert len(complaint.splitlines()) == 1
 
 

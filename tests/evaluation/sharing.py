@@ -26,12 +26,14 @@ IMAGES, CHUNK = 24, 4
 
 def plan_of(log: Path | None, *, worst: bool = False, seconds: float = 0.0) -> Plan:
     """A plan of six blocks; without a log it is computed at once."""
+    # Not closed over: the attack is the same whoever logs it, and where.
+    os.environ |= {"SHARING_LOG": str(log or ""), "SHARING_SECONDS": str(seconds)}
 
     def logged(oracle: Any, images: Tensor, labels: Tensor, *, norm: str, eps: float) -> Tensor:
-        if log is not None:
-            with log.open("a") as file:
+        if os.environ["SHARING_LOG"]:
+            with Path(os.environ["SHARING_LOG"]).open("a") as file:
                 file.write(f"{os.getpid()} {oracle.indices[0]}\n")
-            time.sleep(seconds)
+            time.sleep(float(os.environ["SHARING_SECONDS"]))
         offsets = [torch.rand(i.shape, generator=g) for i, g in zip(images, oracle.generators, strict=True)]
         return images + eps * (2 * torch.stack(offsets) - 1)
 

@@ -75,7 +75,7 @@ def test_a_file_whose_size_cannot_be_read_is_named(folder: Folder) -> None:
 def test_the_command_of_a_run_repeats_the_size_that_was_chosen(folder: Folder) -> None:
     model = resolve_model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2)))
     data = resolve_data("imagefolder", data=folder((32, 32), (32, 32)))
-    assert "--size original" in make_plan(model, resolve_attack("noise"), data, eps=0.1).command()
+    assert "size='original'" in make_plan(model, resolve_attack("noise"), data, eps=0.1).command()
 
 
 def test_photographs_of_imagenet_keep_the_standard_protocol(folder: Folder) -> None:
@@ -86,25 +86,23 @@ def test_photographs_of_imagenet_keep_the_standard_protocol(folder: Folder) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "class_count", "label_set", "notes"),
+    ("name", "class_count", "notes"),
     [
-        ("digits", 10, "digits", ()),
-        ("panda", 1000, "imagenet", ("images of 420x360 -> shorter side 256 -> crop 224",)),
+        ("digits", 10, ()),
+        ("panda", 1000, ("images of 420x360 -> shorter side 256 -> crop 224",)),
     ],
 )
-def test_cards_say_their_classes_and_labels(
-    name: str, class_count: int, label_set: str, notes: tuple[str, ...]
-) -> None:
+def test_cards_say_their_classes(name: str, class_count: int, notes: tuple[str, ...]) -> None:
     data = resolve_data(name)
-    assert (data.class_count, data.label_set, data.notes) == (class_count, label_set, notes)
+    assert (data.class_count, data.notes) == (class_count, notes)
 
 
 def test_the_labels_of_a_folder_are_its_owners(folder: Folder) -> None:
     data = resolve_data("imagefolder", data=folder((32, 32), (32, 32), names=("10", "9")))
-    assert (data.class_count, data.label_set, data.classes) == (2, None, ("10", "9"))
+    assert (data.class_count, data.classes) == (2, ("10", "9"))
     assert "'10' is label 0, '9' is label 1" in data.notes[0]
 
 
 def test_tensors_say_nothing_of_their_classes() -> None:
     data = data_from_tensors(torch.zeros(2, 1, 4, 4), torch.tensor([0, 1]))
-    assert (data.class_count, data.label_set, data.notes) == (None, None, ())
+    assert (data.class_count, data.notes) == (None, ())

@@ -187,7 +187,7 @@ def test_what_is_no_data_is_named_in_one_line(data: Any, message: str) -> None:
 
 def test_the_forms_share_a_record_and_its_notes_say_how_they_were_taken(caplog: pytest.LogCaptureFixture) -> None:
     """The same images are the same run, whatever held them."""
-    model = Linear(torch.linspace(-1, 1, 60).reshape(3, 4, 5))
+    model = Linear(torch.linspace(-1, 1, 60).reshape(3, 4, 5)).eval()
     labels = LABELS % 2
     plain = robustbench_lpm.evaluate(model, "noise", (IMAGES, labels), eps=0.1)
     told = robustbench_lpm.evaluate(model, "noise", TensorDataset(GREY_LEVELS, labels), eps=0.1)

@@ -105,7 +105,7 @@ def test_data_that_no_registered_model_knows() -> None:
         robustbench_lpm.evaluate(Linear(WEIGHT), "transfer", (images, labels), eps=0.1)
     assert "\n" not in str(error.value)
     quick = worst_case_over([resolve_attack("fgsm"), resolve_attack("transfer")])
-    record = robustbench_lpm.evaluate(Linear(WEIGHT), quick, (images, labels), eps=0.1)
+    record = robustbench_lpm.evaluate(Linear(WEIGHT).eval(), quick, (images, labels), eps=0.1)
     assert record.notes == [f"Left out of worst-case: transfer. {error.value}"]
     found = robustbench_lpm.audit(Linear(WEIGHT), "fgsm", (images, labels), eps=0.1, black_box=["transfer"])
     (check,) = [check for check in found.checks if check.name == "white-box vs transfer"]
