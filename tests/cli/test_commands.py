@@ -316,7 +316,7 @@ def test_the_whole_cost_is_told_beforehand(capsys: Capture) -> None:
     told = capsys.readouterr().out
     assert "up to 1,638,400 forwards and 0 backwards, 40 forwards to grade, about 5.3 days" in told
     announce(make_plan(model, attack, data, eps=0.1, limit=300), None)
-    assert "491,550,000 forwards and 0 backwards (1,638,500 and 0 for each image)" in capsys.readouterr().out
+    assert "491,520,000 forwards and 0 backwards (1,638,400 and 0 for each image)" in capsys.readouterr().out
     assert [duration(seconds) for seconds in (89, 3600, 9000, 71 * 3600)] == ["89 s", "60 min", "2.5 h", "71.0 h"]
 
 
