@@ -102,7 +102,7 @@ def test_what_fails_in_a_worker_is_recorded(workers: RayWorkers) -> None:
         return images
 
     record = failed_run(planned(picky), workers=workers)
-    assert record.failures == [{"block": 1, "indices": [5], "error": "RuntimeError: no"}]
+    assert record.failures == [{"block": 1, "indices": [4, 5, 6, 7], "error": "RuntimeError: no"}]
 
 
 SUITE = """
