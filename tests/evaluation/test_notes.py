@@ -42,7 +42,9 @@ def test_a_stage_of_autoattack_that_fails_is_left_out_and_the_others_count(
 ) -> None:
     options: dict[str, Any] = {"norm": norm, "parameters": {"steps": 2, "queries": 30}}
     record = run(planned(firm(shape), "autoattack", shape, n=3, **options))
-    assert [note.startswith(LEFT_OUT + "RuntimeError: ") for note in record.notes] == [True] * left_out
+    assert [note.startswith(LEFT_OUT + "RuntimeError: ") for note in record.notes if "AutoAttack" in note] == [
+        True
+    ] * left_out
     assert (record.outcomes["l2"] > 0).all()
 
 
@@ -51,13 +53,13 @@ def test_where_every_stage_fails_the_attack_has_failed() -> None:
 
     class Narrow(Linear):
         def forward(self, images: Tensor) -> Tensor:
-            if images.requires_grad and len(images) > 1:
+            if images.requires_grad and len(images) == 2:  # as many as a block has, but not at the door
                 raise RuntimeError("no way back")
             return super().forward(images)
 
     shape = (1, 6, 6)
     with pytest.raises(FailedBlocks, match="no way back"):
-        run(planned(Narrow(firm(shape).weight), "autoattack-rand", n=2, parameters={"steps": 2}))
+        run(planned(Narrow(firm(shape).weight), "autoattack-rand", n=4, parameters={"steps": 2}))
 
 
 def talking(oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, steps: int = 4) -> Tensor:
@@ -75,7 +77,8 @@ def test_a_note_outlives_an_interruption(share: float, tmp_path: Path, monkeypat
     monkeypatch.setattr(journal, "WRITE_EVERY", 0.0)
     options: dict[str, Any] = {"gradient_mode": "strongest"}
     straight = run(planned(FairGlimpsing(0.9), talking, **options), tmp_path / "straight")
-    assert straight.notes == ["The first step is odd: image 0"]
+    assert straight.notes[-1] == "The first step is odd: image 0"
+    assert sum("odd" in note for note in straight.notes) == 1
     spent = int(straight.outcomes["forwards"].sum())
     with pytest.raises(KeyboardInterrupt):
         run(planned(FairGlimpsing(0.9), talking, **options), tmp_path / "broken", Interrupt(int(spent * share)))
