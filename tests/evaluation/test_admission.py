@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import robustbench_lpm
 from robustbench_lpm import zoo
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.evaluation.admission import AsItIs, admit, handed_over
+from robustbench_lpm.evaluation.admission import AsItIs, _admitted, admit, handed_over
 from robustbench_lpm.records import RunRecord
 
 NET = zoo.load_model("cnn").classifier.network
@@ -391,6 +392,16 @@ def test_layouts_are_for_four_dimensions_and_where_they_work() -> None:
     assert plain.classifier.network.conv.weight.is_contiguous()
     scripted, _ = admit(handed_over(torch.jit.script(Flattens())), images, "cpu")
     assert isinstance(scripted.classifier.network, AsItIs)
+
+
+def test_a_model_that_nobody_holds_is_forgotten() -> None:
+    for build in (flat, lambda: one_part_in_training(flat(nn.Dropout(0.5)), 1)):
+        run(build(), "noise")
+        gc.collect()
+        before = len(_admitted)
+        run(build(), "noise")
+        gc.collect()
+        assert len(_admitted) == before
 
 
 def test_a_model_no_better_than_chance_is_a_loud_note(caplog: pytest.LogCaptureFixture) -> None:
