@@ -86,8 +86,13 @@ def announce(plan: Plan, seconds: float | None) -> None:
 
 
 def _tell_notes(plan: Plan) -> None:
-    """What a reader of the result must know."""
-    for note in plan.notes:
+    """What a reader of the result must know, and where the noise of a stochastic model comes from."""
+    from robustbench_lpm.evaluation.noise_control import sources_of
+    from robustbench_lpm.evaluation.planning import told_noise
+
+    noise = told_noise(plan.draws, sorted(sources_of(plan.classifier))) if plan.stochastic else ""
+    found_out = any(note.startswith("stochastic: ") for note in plan.notes)
+    for note in (*plan.notes, *([noise] if noise and not found_out else [])):
         say(f"  {note}")
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustbench_lpm import cards
-from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
+from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, MonteCarlo, Noise
 from robustbench_lpm.architectures.precision import PRECISIONS, Precision, reduced
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
@@ -408,9 +408,14 @@ def _admitted(surrogate: LoadedModel, data: Data, indices: Sequence[int], device
 def _notes(model: LoadedModel, attack: Attack, data: Data, admission: Admission, draws: int) -> tuple[str, ...]:
     """What a reader of the result must know."""
     notes = [attack.known_defects, *model.notes, *admission.notes, *data.notes]
-    if admission.sources and draws > 1:
-        notes.append(f"stochastic: {draws} draws of its own noise, from {' and '.join(admission.sources)}")
+    if isinstance(model.classifier.network, GloballyRandom):  # nobody has said so
+        notes.append(told_noise(draws, admission.sources))
     return tuple(dict.fromkeys(note for note in notes if note))
+
+
+def told_noise(draws: int, sources: Iterable[str]) -> str:
+    """What a reader is told of a stochastic model."""
+    return f"stochastic: {draws} draws of its own noise, from {' and '.join(sources)}"
 
 
 def _code(model: LoadedModel, attack: Attack, data: Data, admission: Admission) -> dict[str, str]:
