@@ -16,6 +16,10 @@ class LpmbenchError(Exception):
     status = 1  # what the command line ends with
 
 
+class Stopped(LpmbenchError):
+    """The work was given up from outside: nothing has failed."""
+
+
 class Interrupted(LpmbenchError):
     """Ctrl-C, with what to type to go on."""
 

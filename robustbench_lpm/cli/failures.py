@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import click
 
-from robustbench_lpm.errors import Interrupted, LpmbenchError, in_one_line
+from robustbench_lpm.errors import Interrupted, LpmbenchError, Stopped, in_one_line
 
 log = logging.getLogger(__name__)
 DEBUG = "LPMBENCH_DEBUG"  # in the environment: show tracebacks, too
@@ -32,7 +32,7 @@ class Failures:
 
         try:
             yield
-        except (NotKept, TakenByOthers, Interrupted, click.Abort, click.ClickException, BrokenPipeError):
+        except (NotKept, TakenByOthers, Interrupted, Stopped, click.Abort, click.ClickException, BrokenPipeError):
             raise
         except Exception as error:
             self.note(name, error)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from robustbench_lpm.allocator import keep_freed_memory
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.errors import LpmbenchError, Stopped
 from robustbench_lpm.evaluation.attacking import Made, Progress, Silent
 from robustbench_lpm.evaluation.blocks import Block
 from robustbench_lpm.evaluation.computing import compute
@@ -35,10 +35,6 @@ KNOCK = 10.0  # seconds
 WAIT = 0.05  # seconds for which a look at what is done may wait
 LOOK_EVERY = 5.0  # seconds between two looks at how large the cluster is
 KEPT_PLANS = 4  # in a worker's memory
-
-
-class Stopped(LpmbenchError):
-    """The work was given up from outside."""
 
 
 class RayWorkers:
