@@ -49,7 +49,9 @@ def channels_last(module: nn.Module) -> dict[Tensor, Tensor]:
     weights = [weight for weight in (*module.parameters(), *module.buffers()) if weight.dim() == 4]
     before = {weight: weight.data for weight in weights}
     for weight in weights:
-        weight.data = weight.data.to(memory_format=torch.channels_last)
+        # A weight of one channel counts as laid out in both ways, so that `to` and `contiguous` would not copy it; but
+        # kernels go by its strides.
+        weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
     return before
 
 
