@@ -60,7 +60,10 @@ def parts(thing: object, *, numbers: bool = True) -> Iterator[Part]:
                 yield Part(path, None, f"again {seen[id(value)][0]}".encode())
                 continue
             seen[id(value)] = len(seen), value
-        token, children = (b"tensor", []) if isinstance(value, Tensor) and not numbers else _opened(value)
+        try:
+            token, children = (b"tensor", []) if isinstance(value, Tensor) and not numbers else _opened(value)
+        except Exception:  # an object may answer with anything when it is looked at; then its class must do
+            token, children = _name(type(value)), []
         yield Part(path, value, token)
         waiting += [(path + name, child) for name, child in reversed(children)]
 

@@ -137,6 +137,17 @@ def test_a_copy_has_the_hash_of_its_original_and_use_changes_nothing() -> None:
     assert sha256_of_object(copy.deepcopy(module)) == before
 
 
+class Shy(dict[str, int]):
+    """Does not let itself be looked at."""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError("closed")
+
+
+def test_what_cannot_be_looked_at_has_a_hash() -> None:
+    assert sha256_of_object(Holder(Shy())) == sha256_of_object(Holder(Shy()))
+
+
 def test_what_holds_itself_has_a_hash() -> None:
     thing: list[Any] = [1]
     thing.append(thing)
