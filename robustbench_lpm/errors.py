@@ -38,9 +38,3 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> LpmbenchError:
     near = get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(choices) or 'none'}."
     return LpmbenchError(f"Unknown {kind} '{name}'. {hint}")
-
-
-def in_a_line(error: Exception) -> str:
-    """The last line of an error's traceback, however long: "ValueError: no such shape"; one of ours as it is."""
-    text = " ".join(str(error).split())[:300]
-    return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text}"

@@ -24,7 +24,7 @@ from robustbench_lpm.allocator import out_of_memory
 from robustbench_lpm.attacks.art_adapter import seed_of
 from robustbench_lpm.attacks.contract import Cost, Oracle
 from robustbench_lpm.attacks.losses import succeeded
-from robustbench_lpm.errors import LpmbenchError, in_a_line
+from robustbench_lpm.errors import LpmbenchError, in_one_line
 from robustbench_lpm.norms import Norm, project
 from robustbench_lpm.randomness import isolated_globals
 
@@ -119,7 +119,7 @@ def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stag
                 if isinstance(error, LpmbenchError) or out_of_memory(error):
                     raise
                 failure = error
-                oracle.note(f"{name} of AutoAttack failed and is left out", in_a_line(error))
+                oracle.note(f"{name} of AutoAttack failed and is left out", in_one_line(error))
                 continue
             for candidate in candidates:
                 # Where a stage failed (FAB finds no boundary, or divides by a gradient of zero) what there was stays.

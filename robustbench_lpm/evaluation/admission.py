@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise
 from robustbench_lpm.architectures.precision import channels_last, plain_layout
 from robustbench_lpm.attacks.losses import objective
-from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.errors import LpmbenchError, in_one_line
 from robustbench_lpm.evaluation.contents import GENERATORS, parts, sha256_of_object
 from robustbench_lpm.randomness import generators, isolated_globals, states
 from robustbench_lpm.zoo import LoadedModel
@@ -236,7 +236,7 @@ class _Trial:
             raise LpmbenchError(f"Model '{self.name}': {error}") from None
         except Exception as error:
             shape = tuple(self.images.shape[1:])
-            raise self.refuse(f"cannot read images {shape}: {_in_a_line(error)}") from error
+            raise self.refuse(f"cannot read images {shape}: {in_one_line(error)}") from error
 
     def ask(self, images: Tensor, seed: int = 1, noise: Noise | None = None) -> Tensor:
         """Its answer (n, K) under a seed of the global generators."""
@@ -385,7 +385,7 @@ class _Trial:
                 return "its answers are cut off from the image"
             found = [torch.autograd.grad(loss, images, retain_graph=True, allow_unused=True)[0] for loss in losses]
         except Exception as error:  # no way back through it, whatever it says
-            return _in_a_line(error)
+            return in_one_line(error)
         if any(gradient is None for gradient in found):
             return "its answers are cut off from the image"
         if not found[0].any():
@@ -522,9 +522,3 @@ def _shown(path: str) -> str:
 
 def _named(generators: list[str]) -> list[str]:
     return [f"{GENERATORS_OF[name]} generator" for name in generators]
-
-
-def _in_a_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    plain = isinstance(error, RuntimeError | ValueError)
-    return (lines[0] if plain else f"{type(error).__name__}: {lines[0]}").rstrip(".")[:300]

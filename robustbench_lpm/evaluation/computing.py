@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from robustbench_lpm.allocator import out_of_memory
-from robustbench_lpm.errors import in_a_line
+from robustbench_lpm.errors import in_one_line
 from robustbench_lpm.evaluation.attacking import Made, Progress, run_block
 from robustbench_lpm.evaluation.blocks import Arrays, Block
 from robustbench_lpm.evaluation.journal import Journal
@@ -109,7 +109,7 @@ def _reason(error: Exception) -> str:
     """Why a block failed, in one line that is the same when it fails in the same way again."""
     if out_of_memory(error):
         return "out of memory"
-    return in_a_line(error)
+    return in_one_line(error)
 
 
 def _failures(number: int, indices: Sequence[int], failed: Failed) -> list[dict[str, Any]]:
