@@ -46,18 +46,23 @@ def build(card: ModelCard, *, trust: bool = False, **overrides: Any) -> nn.Modul
     entry = cards.resolve_entry(card, trust=trust)
     offered = {"channels": card.input.channels, "classes": card.classes}
     if cards.is_foreign(card):  # code that was not written for us may have them built in
-        parameters = inspect.signature(entry).parameters.values()
-        taken = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-        takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        offered = {name: value for name, value in offered.items() if takes_all or name in taken}
+        accepted, takes_all = _accepted(entry)
+        offered = {name: value for name, value in offered.items() if takes_all or name in accepted}
     return call(card.path, entry, offered | card.parameters | overrides, required=())
+
+
+def _accepted(entry: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The names of the parameters that an entry takes by name, and whether it takes any other."""
+    parameters = inspect.signature(entry).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def call(path: Path, entry: Callable[..., Any], given: Mapping[str, Any], required: tuple[str, ...]) -> Any:
     """Call an entry with the parameters of its card; unknown or missing ones are told by name."""
     parameters = inspect.signature(entry).parameters.values()
-    accepted = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+    accepted, takes_all = _accepted(entry)
+    if not takes_all:
         for name in given:
             if name not in accepted:
                 raise LpmbenchError(f"{path}: {unknown('parameter', name, accepted - set(required))}")

@@ -238,9 +238,9 @@ class _Trial:
             shape = tuple(self.images.shape[1:])
             raise self.refuse(f"cannot read images {shape}: {in_one_line(error)}") from error
 
-    def ask(self, images: Tensor, seed: int = 1, noise: Noise | None = None) -> Tensor:
-        """Its answer (n, K) under a seed of the global generators."""
-        with isolated_globals(seed):
+    def ask(self, images: Tensor, noise: Noise | None = None) -> Tensor:
+        """Its answer (n, K) under one seed of the global generators."""
+        with isolated_globals(1):
             return self.classifier(images, self.noise if noise is None else noise)
 
     def read(self) -> None:
@@ -384,7 +384,7 @@ class _Trial:
             if not logits.requires_grad:
                 return "its answers are cut off from the image"
             found = [torch.autograd.grad(loss, images, retain_graph=True, allow_unused=True)[0] for loss in losses]
-        except Exception as error:  # no way back through it, whatever it says
+        except Exception as error:  # whatever its backward pass fails with
             return in_one_line(error)
         if any(gradient is None for gradient in found):
             return "its answers are cut off from the image"

@@ -408,7 +408,7 @@ def _admitted(surrogate: LoadedModel, data: Data, indices: Sequence[int], device
 def _notes(model: LoadedModel, attack: Attack, data: Data, admission: Admission, draws: int) -> tuple[str, ...]:
     """What a reader of the result must know."""
     notes = [attack.known_defects, *model.notes, *admission.notes, *data.notes]
-    if isinstance(model.classifier.network, GloballyRandom):  # nobody has said so
+    if isinstance(model.classifier.network, GloballyRandom):  # found out, not declared
         notes.append(told_noise(draws, admission.sources))
     return tuple(dict.fromkeys(note for note in notes if note))
 

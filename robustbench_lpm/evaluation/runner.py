@@ -234,7 +234,7 @@ def resolve_named(model: Model, name: str | None, *, trust: bool, device: str) -
         raise LpmbenchError(f"name='{name}' is for a model handed over from Python; '{own}' has a name already.")
     if name is not None and not (isinstance(name, str) and name.strip()):
         raise LpmbenchError(f"name={name!r} must be a few words that tell the model from others.")
-    return resolve_model(str(model) if isinstance(model, Path) else model, trust=trust, device=device, name=name)
+    return resolve_model(model, trust=trust, device=device, name=name)
 
 
 @contextmanager
