@@ -69,7 +69,7 @@ def _teller(status: Status, name: str) -> Callable[[str], None]:
 
 def versions() -> dict[str, str]:
     """What was compared, and on what."""
-    from robustbench_lpm.evaluation.machine import versions as found
+    from robustbench_lpm.versions import versions as found
 
     known = found()
     for package in PACKAGES.values():
@@ -82,7 +82,7 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The machine."""
-    from robustbench_lpm.evaluation.machine import hardware as found
+    from robustbench_lpm.execution.machine import hardware as found
 
     return found()
 

@@ -20,9 +20,9 @@ from benchmarks.subjects import Place, data, images_of
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import pays, reduced
 from robustbench_lpm.attacks.spsa import estimate
-from robustbench_lpm.evaluation.runner import evaluate
+from robustbench_lpm.execution.runner import evaluate
 from robustbench_lpm.randomness import generator, generators
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.runs import RunRecord
 
 Facts = dict[str, float]
 AT_ONCE = 64  # images that are graded together

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import click
 
-from robustbench_lpm import records
-from robustbench_lpm.evaluation.recording import PROGRESS
+from robustbench_lpm.execution.recording import PROGRESS
+from robustbench_lpm.records import runs as records
 
 # Deterministic and stochastic models, several blocks in a run, restarts, a worst case with its members.
 SUITE = """
@@ -52,7 +52,7 @@ knowledge = "white-box"
 norms = ["linf", "l2"]
 targeted = true
 """
-PRELOADED = ["torch", "robustbench_lpm.cli.suite", "robustbench_lpm.evaluation.matrix", "robustbench_lpm.reporting"]
+PRELOADED = ["torch", "robustbench_lpm.cli.suite", "robustbench_lpm.execution.matrix", "robustbench_lpm.reporting"]
 SHARE = 0.5  # of the time of a whole suite: until then it is killed
 
 
@@ -80,7 +80,7 @@ def work(card: str, out: str, log: str) -> None:
     import torch
 
     from robustbench_lpm.cli import run
-    from robustbench_lpm.evaluation import journal
+    from robustbench_lpm.execution import journal
 
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from robustbench_lpm.datasets.examples import Batch, batches_by_shape
-from robustbench_lpm.evaluation.oracle import ClassifierOracle
-from robustbench_lpm.evaluation.planning import Plan, make_plan
-from robustbench_lpm.evaluation.tasks import Data, resolve_attack
-from robustbench_lpm.zoo import LoadedModel
+from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.plan import Plan, make_plan
+from robustbench_lpm.registry.tasks import Data, resolve_attack
+from robustbench_lpm.registry.zoo import LoadedModel
 
 
 def plan_for(

@@ -22,11 +22,11 @@ from pathlib import Path
 import click
 import torch
 
-from robustbench_lpm import records
-from robustbench_lpm.evaluation.cluster import RayWorkers
-from robustbench_lpm.evaluation.planning import Plan, make_plan
-from robustbench_lpm.evaluation.runner import run
-from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
+from robustbench_lpm.execution.cluster import RayWorkers
+from robustbench_lpm.execution.runner import run
+from robustbench_lpm.protocol.plan import Plan, make_plan
+from robustbench_lpm.records import runs as records
+from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
 
 SIMULATED = (1, 10, 100, 1_000, 10_000)
 OVERHEAD_BLOCKS = 64

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from robustbench_lpm import cards, zoo
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import lay_out
-from robustbench_lpm.evaluation.own_data import data_from_tensors
-from robustbench_lpm.evaluation.tasks import Data, resolve_data, resolve_model
-from robustbench_lpm.zoo import LoadedModel
+from robustbench_lpm.registry import cards, zoo
+from robustbench_lpm.registry.own_data import data_from_tensors
+from robustbench_lpm.registry.tasks import Data, resolve_data, resolve_model
+from robustbench_lpm.registry.zoo import LoadedModel
 
 Layout = Literal["system", "ours"]  # of a worker: plain as networks come, or as our commands set it up
 PANDA = 388

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustbench_lpm import cards, zoo
 from robustbench_lpm.randomness import generator
+from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.training.objectives import Batch, bind
 
 # Dense peaks of the makers' data sheets, in floating point operations a second: TF32, bfloat16.

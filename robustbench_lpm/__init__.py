@@ -13,16 +13,16 @@ from robustbench_lpm.versions import __version__
 
 if TYPE_CHECKING:
     from robustbench_lpm.errors import LpmbenchError
-    from robustbench_lpm.evaluation.audit import audit
-    from robustbench_lpm.evaluation.runner import evaluate
-    from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.execution.runner import evaluate
+    from robustbench_lpm.protocol.audit import audit
+    from robustbench_lpm.records.runs import RunRecord
 
 __all__ = ["LpmbenchError", "RunRecord", "__version__", "audit", "evaluate"]
 
 _HOMES = {
-    "audit": "evaluation.audit",
-    "evaluate": "evaluation.runner",
-    "RunRecord": "records",
+    "audit": "protocol.audit",
+    "evaluate": "execution.runner",
+    "RunRecord": "records.runs",
     "LpmbenchError": "errors",
 }
 

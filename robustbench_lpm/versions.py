@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 from collections.abc import Iterable
 
 __version__ = "0.2.0"
@@ -18,3 +19,13 @@ def versions_of(packages: Iterable[str]) -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+PACKAGES = (
+    OURS, "torch", "torchvision", "numpy", "adversarial-robustness-toolbox", "cleverhans", "pyautoattack",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """What may change the bits of a result."""
+    return {"python": platform.python_version()} | versions_of(PACKAGES)

@@ -12,8 +12,8 @@ import torch
 
 from benchmarks import markdown, reference
 from benchmarks.groups import GROUPS
-from robustbench_lpm import cards, zoo
 from robustbench_lpm.randomness import generators
+from robustbench_lpm.registry import cards, zoo
 
 ROOT = Path(__file__).parent.parent
 

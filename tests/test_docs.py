@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from robustbench_lpm import zoo
+from robustbench_lpm.registry import zoo
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])

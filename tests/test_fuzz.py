@@ -20,13 +20,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robustbench_lpm import cards, records, zoo
 from robustbench_lpm.budgets import parse_eps, parse_eps_list
 from robustbench_lpm.cli import COMMANDS, run
 from robustbench_lpm.datasets.preprocessing import parse_size
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.evaluation.blocks import Block, _packed, _unpacked
+from robustbench_lpm.execution.blocks import Block, _packed, _unpacked
 from robustbench_lpm.hashing import SEAL, sealed
+from robustbench_lpm.records import runs as records
+from robustbench_lpm.registry import cards, zoo
 
 WANTED = os.environ.get("LPMBENCH_FUZZ")
 EXAMPLES = int(WANTED or 200)

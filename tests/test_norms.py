@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_lpm.evaluation.grading import within_budget
 from robustbench_lpm.norms import NORMS, Norm, distance, project, steepest, uniform_in_ball
+from robustbench_lpm.protocol.grading import within_budget
 from robustbench_lpm.randomness import generators
 
 SHAPE = (6, 3, 5, 4)

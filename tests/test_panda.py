@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from robustbench_lpm import zoo
-from robustbench_lpm.evaluation.tasks import resolve_data
+from robustbench_lpm.registry import zoo
+from robustbench_lpm.registry.tasks import resolve_data
 
 ROOT = Path(__file__).parent.parent
 

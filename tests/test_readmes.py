@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from robustbench_lpm import cards
-from robustbench_lpm.cards import AttackCard, Kind, ModelCard
 from robustbench_lpm.cli import run
+from robustbench_lpm.registry import cards
+from robustbench_lpm.registry.cards import AttackCard, Kind, ModelCard
 
 REPOSITORY = Path(__file__).parents[1]
 README: dict[Kind, Path] = {"model": REPOSITORY / "models/README.md", "attack": REPOSITORY / "attacks/README.md"}

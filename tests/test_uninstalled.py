@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_lpm import __version__
-from robustbench_lpm.records import read
+from robustbench_lpm.records.runs import read
 
 CHECKOUT = Path(__file__).parent.parent
 SCRIPT = """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_lpm import cards
+from robustbench_lpm.registry import cards
 
 REPOSITORY = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow

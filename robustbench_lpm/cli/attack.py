@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from robustbench_lpm import cards
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import (
     attacking_options,
@@ -21,11 +20,12 @@ from robustbench_lpm.cli.options import (
     trust_option,
 )
 from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
-    from robustbench_lpm.evaluation.planning import Plan
-    from robustbench_lpm.evaluation.tasks import Attack, Data
-    from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.protocol.plan import Plan
+    from robustbench_lpm.records.runs import RunRecord
+    from robustbench_lpm.registry.tasks import Attack, Data
 
 
 @click.command()
@@ -96,8 +96,8 @@ def attack(
     """
     budgets = read_budgets(eps, dataset, norm)
     wanted = read_names("--attack", attacks)
-    from robustbench_lpm.evaluation.planning import make_plan
-    from robustbench_lpm.evaluation.tasks import resolve_attacks, resolve_data, resolve_model
+    from robustbench_lpm.protocol.plan import make_plan
+    from robustbench_lpm.registry.tasks import resolve_attacks, resolve_data, resolve_model
 
     parameters, of_attacks = split_settings(read_settings(settings))
     chosen = resolve_attacks(
@@ -137,7 +137,7 @@ def with_budgets(attacks: Sequence[Attack], options: dict[str, int | None], *, s
 
     Raises LpmbenchError where nothing knows such a parameter.
     """
-    from robustbench_lpm.evaluation.tasks import with_parameters
+    from robustbench_lpm.registry.tasks import with_parameters
 
     changes: dict[str, int] = {}
     parts = [part for attack in attacks for part in attack.members or (attack,)]
@@ -179,8 +179,8 @@ def check_names(given: Iterable[str], attacks: Sequence[str], members: Sequence[
 
 def fitting_models(dataset: str) -> list[str]:
     """The registered models that fit a data set and have weights, without controls; others are told, with why."""
-    from robustbench_lpm import zoo
     from robustbench_lpm.cli.console import say
+    from robustbench_lpm.registry import zoo
 
     card = cards.dataset(dataset)
     found = []
@@ -199,9 +199,9 @@ def fitting_models(dataset: str) -> list[str]:
 def run_plan(plan: Plan, out: Path, *, force: bool = False) -> list[RunRecord]:
     """Run one plan, or read what lies finished in `out`, telling what happens; members of a worst case come first."""
     from robustbench_lpm.cli.console import announce, attack_bar, result_line, say
-    from robustbench_lpm.evaluation.estimates import estimate_seconds
-    from robustbench_lpm.evaluation.recording import finished_run, forget_progress
-    from robustbench_lpm.evaluation.runner import FailedBlocks, run
+    from robustbench_lpm.execution.estimates import estimate_seconds
+    from robustbench_lpm.execution.recording import finished_run, forget_progress
+    from robustbench_lpm.execution.runner import FailedBlocks, run
 
     members = [record for member in plan.members for record in run_plan(member, out, force=force)]
     news: list[str] = []
@@ -224,7 +224,7 @@ def run_plan(plan: Plan, out: Path, *, force: bool = False) -> list[RunRecord]:
 
 def complain_of_failures(records: Iterable[RunRecord]) -> None:
     """Raise LpmbenchError, with what to do next, where examples of some runs failed."""
-    from robustbench_lpm.evaluation.runner import told_failures
+    from robustbench_lpm.execution.runner import told_failures
 
     failed = {record.id: record for record in records if record.failures}
     if failed:
@@ -248,7 +248,7 @@ def draw_single_images(records: list[RunRecord], source: Data) -> None:
     """For runs on one image a picture: original, amplified perturbation, adversarial image, and what was predicted."""
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import say, shown_path
-    from robustbench_lpm.records import write_atomically
+    from robustbench_lpm.records.runs import write_atomically
 
     for record in records:
         if len(record.outcomes) == 1 and record.path is not None and record.adversarials:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from robustbench_lpm import cards
 from robustbench_lpm.cli.attack import check_names, complain_of_failures, run_plan, split_settings, with_budgets
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import (
@@ -22,13 +21,14 @@ from robustbench_lpm.cli.options import (
     trust_option,
 )
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
-    from robustbench_lpm.audits import Audit
-    from robustbench_lpm.evaluation.planning import Plan
-    from robustbench_lpm.evaluation.tasks import Attack, Data
-    from robustbench_lpm.records import RunRecord
-    from robustbench_lpm.zoo import LoadedModel
+    from robustbench_lpm.protocol.plan import Plan
+    from robustbench_lpm.records.audits import Audit
+    from robustbench_lpm.records.runs import RunRecord
+    from robustbench_lpm.registry.tasks import Attack, Data
+    from robustbench_lpm.registry.zoo import LoadedModel
 
 IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
 
@@ -105,7 +105,7 @@ def audit(
     against = read_names("--black-box", black_box)
     prepare_machine(device, threads, rest["precision"])
     from robustbench_lpm.cli.console import say
-    from robustbench_lpm.evaluation.tasks import resolve_attacks, resolve_data, resolve_model
+    from robustbench_lpm.registry.tasks import resolve_attacks, resolve_data, resolve_model
 
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
     with Failures(alone=True).of(model):
@@ -152,11 +152,11 @@ def judge_results(
     failures: where it is noted what cannot be judged, while the others are. obtain: how records come about; by default
     they are run, or read from `out`.
     """
-    from robustbench_lpm import audits
     from robustbench_lpm.cli.console import say, shown_path
-    from robustbench_lpm.evaluation.audit import judge
-    from robustbench_lpm.evaluation.planning import make_plan
-    from robustbench_lpm.evaluation.tasks import LeftOut
+    from robustbench_lpm.protocol.audit import judge
+    from robustbench_lpm.protocol.plan import make_plan
+    from robustbench_lpm.records import audits
+    from robustbench_lpm.registry.tasks import LeftOut
 
     obtain = obtain or Obtain(out)
     found: list[Audit] = []
@@ -187,7 +187,7 @@ class Obtain:
         self._out, self._records = out, dict[str, "RunRecord"]()
 
     def __call__(self, plan: Plan) -> RunRecord:
-        from robustbench_lpm.evaluation.recording import keeps_enough
+        from robustbench_lpm.execution.recording import keeps_enough
 
         if plan.id not in self._records or not keeps_enough(self._records[plan.id], plan):
             *members, record = run_plan(plan, self._out)

@@ -19,9 +19,9 @@ from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.cli.console import announce, console, duration, result_line, say
 
 if TYPE_CHECKING:
-    from robustbench_lpm.evaluation.matrix import Forecast
-    from robustbench_lpm.evaluation.planning import Plan
-    from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.execution.matrix import Forecast
+    from robustbench_lpm.protocol.plan import Plan
+    from robustbench_lpm.records.runs import RunRecord
 
 WINDOW = 30.0  # seconds over which queries are counted
 DONE_SHOWN, LEAST_ROWS = 4, 6  # of the live table; the terminal's height decides how many more

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import click
 
-from robustbench_lpm import cards
-from robustbench_lpm.cards import AttackCard, Card, DatasetCard, ModelCard
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.registry import cards
+from robustbench_lpm.registry.cards import AttackCard, Card, DatasetCard, ModelCard
 
 
 def _listing(kind: cards.Kind, rows: Callable[[], list[dict[str, str]]], find: Callable[[str], Card]) -> click.Command:

@@ -20,7 +20,7 @@ from robustbench_lpm.cli.options import (
 from robustbench_lpm.errors import LpmbenchError
 
 if TYPE_CHECKING:
-    from robustbench_lpm.zoo import LoadedModel
+    from robustbench_lpm.registry.zoo import LoadedModel
 
 
 @click.command()
@@ -60,7 +60,7 @@ def verify(
     """
     prepare_machine(device, threads)
     from robustbench_lpm.cli.console import say
-    from robustbench_lpm.evaluation.verification import verify as check
+    from robustbench_lpm.execution.verification import verify as check
 
     folders = [folder for record in records for folder in record_folders(record)]
     first, step = part
@@ -87,7 +87,7 @@ def verify(
 
 def record_folders(path: Path) -> list[Path]:
     """The record at a path, or every record below it, in a stable order; what holds none is left to be refused."""
-    from robustbench_lpm.records import RECORD
+    from robustbench_lpm.records.runs import RECORD
 
     if path.name == RECORD or (path / RECORD).is_file() or not path.is_dir():
         return [path]
@@ -142,10 +142,10 @@ def grade(
     prepare_machine(device, threads)
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import console, say, shown_path
-    from robustbench_lpm.evaluation.planning import make_plan
-    from robustbench_lpm.evaluation.runner import run
-    from robustbench_lpm.evaluation.submissions import read_submission
-    from robustbench_lpm.evaluation.tasks import resolve_data, resolve_model
+    from robustbench_lpm.execution.runner import run
+    from robustbench_lpm.protocol.plan import make_plan
+    from robustbench_lpm.registry.submissions import read_submission
+    from robustbench_lpm.registry.tasks import resolve_data, resolve_model
 
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
     submission = read_submission(adversarials, source, name)

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from robustbench_lpm.evaluation.planning import Plan
-    from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.protocol.plan import Plan
+    from robustbench_lpm.records.runs import RunRecord
 
 console = Console(highlight=False, markup=False)
 LONG = 10.0  # seconds; a run that takes longer says so beforehand
@@ -87,8 +87,8 @@ def announce(plan: Plan, seconds: float | None) -> None:
 
 def _tell_notes(plan: Plan) -> None:
     """What a reader of the result must know, and where the noise of a stochastic model comes from."""
-    from robustbench_lpm.evaluation.noise_control import sources_of
-    from robustbench_lpm.evaluation.planning import told_noise
+    from robustbench_lpm.protocol.noise_control import sources_of
+    from robustbench_lpm.protocol.plan import told_noise
 
     noise = told_noise(plan.draws, sorted(sources_of(plan.classifier))) if plan.stochastic else ""
     found_out = any(note.startswith("stochastic: ") for note in plan.notes)

@@ -27,8 +27,8 @@ class Failures:
 
         Code of a user's own may raise anything.
         """
-        from robustbench_lpm.evaluation.keeping import NotKept
-        from robustbench_lpm.evaluation.runner import TakenByOthers
+        from robustbench_lpm.execution.keeping import NotKept
+        from robustbench_lpm.execution.runner import TakenByOthers
 
         try:
             yield

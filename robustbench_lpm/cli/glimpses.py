@@ -25,10 +25,10 @@ from robustbench_lpm.errors import LpmbenchError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from robustbench_lpm.evaluation.glimpses import Looks
-    from robustbench_lpm.evaluation.planning import Plan
-    from robustbench_lpm.evaluation.tasks import Attack, Data
-    from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.protocol.plan import Plan
+    from robustbench_lpm.records.runs import RunRecord
+    from robustbench_lpm.registry.tasks import Attack, Data
+    from robustbench_lpm.studies.glimpses import Looks
 
 
 @click.command()
@@ -104,7 +104,7 @@ def glimpses(
     """
     runs = parse_runs(mc)
     budget = read_budget(eps, dataset, norm)
-    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
+    from robustbench_lpm.registry.tasks import resolve_attack, resolve_data
 
     (attack,) = with_budgets(
         [resolve_attack(attack_name, parameters=read_settings(settings), trust=trust)], {"steps": steps, "eot": eot}
@@ -149,9 +149,9 @@ def make_plans(
 
     Raises LpmbenchError for a model that sees images whole.
     """
-    from robustbench_lpm.evaluation.glimpses import check_glimpsing, truncated, truncated_plan
-    from robustbench_lpm.evaluation.planning import make_plan
-    from robustbench_lpm.evaluation.tasks import resolve_model
+    from robustbench_lpm.protocol.plan import make_plan
+    from robustbench_lpm.registry.tasks import resolve_model
+    from robustbench_lpm.studies.glimpses import check_glimpsing, truncated, truncated_plan
 
     whole = resolve_model(name, **loading)
     check_glimpsing(whole)
@@ -176,9 +176,9 @@ def default_folder(plan: Plan) -> Path:
 def attack_all(plans: dict[int, Plan], out: Path, force: bool) -> dict[int, RunRecord]:
     """Run every plan, the whole model's first; a run that lies finished in `out` is read instead."""
     from robustbench_lpm.cli.console import LONG, announce, attack_bar, duration, result_line, say
-    from robustbench_lpm.evaluation.estimates import estimate_seconds
-    from robustbench_lpm.evaluation.recording import finished_run
-    from robustbench_lpm.evaluation.runner import run
+    from robustbench_lpm.execution.estimates import estimate_seconds
+    from robustbench_lpm.execution.recording import finished_run
+    from robustbench_lpm.execution.runner import run
 
     order = sorted(plans, reverse=True)
     found = {t: None if force else finished_run(plans[t], out) for t in order}
@@ -203,7 +203,7 @@ def attack_all(plans: dict[int, Plan], out: Path, force: bool) -> dict[int, RunR
 def look(plan: Plan, record: RunRecord, runs: Sequence[int]) -> tuple[Looks, Looks, Looks]:
     """How the clean images are looked at, the same on the noise of the attacked ones, and how the attacked ones are."""
     from robustbench_lpm.cli.console import bar, say
-    from robustbench_lpm.evaluation.glimpses import adversarials, looks, looks_cost
+    from robustbench_lpm.studies.glimpses import adversarials, looks, looks_cost
 
     found = adversarials(record)
     passes = len(found) * (2 * looks_cost(plan, runs) + looks_cost(plan, [1]))
@@ -223,7 +223,7 @@ def tabulate(
     plan: Plan, clean: Looks, still: Looks, moved: Looks, adaptive: dict[int, RunRecord]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Accuracies and fixations, each row with the run that it belongs to."""
-    from robustbench_lpm.evaluation.glimpses import accuracy_table, fixation_table
+    from robustbench_lpm.studies.glimpses import accuracy_table, fixation_table
 
     run = {
         "model": plan.model.name,
@@ -254,7 +254,7 @@ def tell(tables: tuple[pd.DataFrame, pd.DataFrame], moved: Looks) -> None:
 
 def write_tables(plan: Plan, tables: tuple[pd.DataFrame, pd.DataFrame], out: Path) -> list[str]:
     """Write glimpses.csv, fixations.csv and the figure of both; their names."""
-    from robustbench_lpm.records import write_atomically
+    from robustbench_lpm.records.runs import write_atomically
     from robustbench_lpm.reporting.glimpses import glimpse_figure
 
     contents = {
@@ -278,9 +278,9 @@ def headline(plan: Plan) -> str:
 
 def draw_scanpaths(plan: Plan, still: Looks, moved: Looks, record: RunRecord, count: int, out: Path) -> list[str]:
     """Write scanpath-INDEX.png and .gif of the first images whose prediction the attack changed; their names."""
-    from robustbench_lpm.evaluation import glimpses as evaluation
-    from robustbench_lpm.records import write_atomically
+    from robustbench_lpm.records.runs import write_atomically
     from robustbench_lpm.reporting.scanpaths import Scanpath, Scene, scanpath_animation, scanpath_picture
+    from robustbench_lpm.studies import glimpses as evaluation
 
     pictures = {picture.index: picture for picture in record.pictures()}
     cells, names = evaluation.cells(plan), []

@@ -50,9 +50,9 @@ def invariance(
     if shared["checkpoint"] is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one NAME.")
     source, asked = prepare(models, **shared)
-    from robustbench_lpm.evaluation.invariance import make_invariance
-    from robustbench_lpm.evaluation.studies import ModelFailed, without
     from robustbench_lpm.reporting.invariance import invariance_figure, terminal_table
+    from robustbench_lpm.studies.invariance import make_invariance
+    from robustbench_lpm.studies.study import ModelFailed, without
 
     failures = Failures(alone=len(models) == 1)
     study = make_invariance(models, source, values, attempt=failures.of, **asked)

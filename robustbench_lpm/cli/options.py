@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import click
 
-from robustbench_lpm import cards
 from robustbench_lpm.allocator import keep_freed_memory
 from robustbench_lpm.budgets import parse_eps_list
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.registry import cards
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

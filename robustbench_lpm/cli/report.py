@@ -12,7 +12,7 @@ from robustbench_lpm.cli.options import trust_option
 from robustbench_lpm.errors import LpmbenchError
 
 if TYPE_CHECKING:
-    from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.records.runs import RunRecord
     from robustbench_lpm.reporting.gazes import Gaze
     from robustbench_lpm.reporting.pictures import Example
 
@@ -37,8 +37,9 @@ def report(results: Path, out: Path | None, scanpaths: bool, trust: bool) -> Non
     lpmbench report --results results --out /tmp/report
     lpmbench report --results results --scanpaths
     """
-    from robustbench_lpm import records, reporting
+    from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import console, say, shown_path
+    from robustbench_lpm.records import runs as records
     from robustbench_lpm.reporting import gazes
 
     found = records.read_all(results)
@@ -76,8 +77,8 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
     """
     import torch
 
-    from robustbench_lpm import cards, zoo
     from robustbench_lpm.randomness import generators
+    from robustbench_lpm.registry import cards, zoo
     from robustbench_lpm.reporting.gazes import Gaze
 
     if record.model not in cards.names("model") or record.mc > 1 or record.configuration["evaluation"].get("noise"):
@@ -116,8 +117,10 @@ def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:
     Each is checked first; a run with failed blocks is refused. The audit of a run, where there is one, goes with it.
     A run made only for an audit (a probe) keeps one picture.
     """
-    from robustbench_lpm import audits, records, reporting
+    from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import say, shown_path
+    from robustbench_lpm.records import audits
+    from robustbench_lpm.records import runs as records
 
     found = [record for run in runs for record in records.read_all(run)]
     probes = audits.probes(found, audits.read_for(found))

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_lpm import cards
 from robustbench_lpm.cli.options import labels_fit_option, machine_options, prepare_machine, together, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
+from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from robustbench_lpm.cards import ModelCard
-    from robustbench_lpm.evaluation.studies import Result, Row, Study
-    from robustbench_lpm.evaluation.tasks import Data
+    from robustbench_lpm.registry.cards import ModelCard
+    from robustbench_lpm.registry.tasks import Data
+    from robustbench_lpm.studies.study import Result, Row, Study
 
 MOST_NUMBERS = 1000  # in a list; beyond it a typing error would ask for days
 MOST_RUNS = 1000
@@ -137,7 +137,7 @@ def prepare(
     named = dataset_for([cards.model(name) for name in names], dataset)
     cards.dataset(named)  # a wrong name is told at once, without waiting for torch
     prepare_machine(device, threads)
-    from robustbench_lpm.evaluation.tasks import resolve_data
+    from robustbench_lpm.registry.tasks import resolve_data
 
     source = resolve_data(named, size=size, data=data, split=split, trust=trust)
     return source, {"mc": averages, "device": device, "trust": trust} | rest
@@ -173,7 +173,7 @@ def study_bar(study: Study) -> Iterator[StudyBar]:
     from rich.progress import TaskProgressColumn
 
     from robustbench_lpm.cli.console import bar
-    from robustbench_lpm.evaluation.studies import total_passes
+    from robustbench_lpm.studies.study import total_passes
 
     total = total_passes(study)
     with bar(f"  {study.name}", total, TaskProgressColumn()) as move:
@@ -190,8 +190,8 @@ def carry_out(
     Raises LpmbenchError where another study lies, and Interrupted, with what to do next, for Ctrl-C.
     """
     from robustbench_lpm.cli.console import console, duration, say, shown_path
-    from robustbench_lpm.evaluation import studies
     from robustbench_lpm.reporting.exports import to_csv
+    from robustbench_lpm.studies import study as studies
 
     folder = out if out is not None else default_folder(study)
     result = None if force else studies.finished(study, folder)
@@ -213,7 +213,7 @@ def carry_out(
 def announce(study: Study) -> None:
     """What is about to run, and how long it takes if that is long."""
     from robustbench_lpm.cli.console import LONG, duration, say
-    from robustbench_lpm.evaluation.studies import estimate_seconds, total_passes
+    from robustbench_lpm.studies.study import estimate_seconds, total_passes
 
     seconds = estimate_seconds(study)
     about = f", about {duration(seconds)}" if seconds >= LONG else ""
@@ -224,7 +224,7 @@ def announce(study: Study) -> None:
 
 def run(study: Study, folder: Path) -> Result:
     """Run a study under a bar."""
-    from robustbench_lpm.evaluation import studies
+    from robustbench_lpm.studies import study as studies
 
     with study_bar(study) as bar:
         try:

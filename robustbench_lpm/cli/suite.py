@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_lpm import cards
 from robustbench_lpm.cli.attack import complain_of_failures, draw_single_images
 from robustbench_lpm.cli.audit import Obtain, judge_results
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
+from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
-    from robustbench_lpm.cards import SuiteCard
     from robustbench_lpm.cli.board import Board
-    from robustbench_lpm.evaluation.cluster import RayWorkers
-    from robustbench_lpm.evaluation.matrix import Cell, Forecast, Matrix
-    from robustbench_lpm.evaluation.planning import Plan
-    from robustbench_lpm.evaluation.runner import Workers
-    from robustbench_lpm.records import RunRecord
+    from robustbench_lpm.execution.cluster import RayWorkers
+    from robustbench_lpm.execution.matrix import Cell, Forecast, Matrix
+    from robustbench_lpm.execution.runner import Workers
+    from robustbench_lpm.protocol.plan import Plan
+    from robustbench_lpm.records.runs import RunRecord
+    from robustbench_lpm.registry.cards import SuiteCard
 
 MOST_AT_ONCE = 64  # cells under way with many workers
 
@@ -83,7 +83,7 @@ def run(
         raise LpmbenchError("--workers is for this machine and --ray for a cluster: give one of them.")
     with cluster(workers, address) as pool:
         if pool is not None:
-            from robustbench_lpm.evaluation.cluster import threads_for
+            from robustbench_lpm.execution.cluster import threads_for
 
             threads = threads or (threads_for(workers) if workers else 1)
             chosen = context.get_parameter_source("device") is not click.core.ParameterSource.DEFAULT
@@ -131,7 +131,7 @@ def cluster(workers: int | None, address: str | None) -> Iterator[RayWorkers | N
     if workers is None and address is None:
         yield None
         return
-    from robustbench_lpm.evaluation.cluster import RayWorkers
+    from robustbench_lpm.execution.cluster import RayWorkers
 
     with RayWorkers(workers, address) as pool:
         yield pool
@@ -158,8 +158,8 @@ def _run(
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.board import Board, show_plan
     from robustbench_lpm.cli.console import LONG, console, duration, say, shown_path
-    from robustbench_lpm.evaluation.estimates import Clock
-    from robustbench_lpm.evaluation.matrix import forecast, resolve_suite
+    from robustbench_lpm.execution.estimates import Clock
+    from robustbench_lpm.execution.matrix import forecast, resolve_suite
 
     out, data, device = options["out"], options["data"], options["device"]
     folder = out if out is not None else Path("runs") / suite.name
@@ -224,7 +224,7 @@ def run_cells(
     With workers many cells are under way at the same time: some are small. Without, a cell at which other processes are
     comes last: there may be others to do meanwhile.
     """
-    from robustbench_lpm.evaluation.runner import TakenByOthers
+    from robustbench_lpm.execution.runner import TakenByOthers
 
     made: dict[str, RunRecord] = {}
     later: list[Forecast] = []
@@ -263,8 +263,8 @@ def run_cell(
     cell: Cell, out: Path, board: Board, *, force: bool, workers: Workers | None = None, wait: bool = True
 ) -> RunRecord:
     """Run one cell, or read it."""
-    from robustbench_lpm.evaluation.recording import finished_run, forget_progress
-    from robustbench_lpm.evaluation.runner import FailedBlocks, run
+    from robustbench_lpm.execution.recording import finished_run, forget_progress
+    from robustbench_lpm.execution.runner import FailedBlocks, run
 
     plan = cell.plan
 
@@ -290,7 +290,7 @@ def judge_all(matrix: Matrix, found: dict[str, RunRecord], out: Path, failures: 
     fallback, planned = Obtain(out), {cell.plan.id for cell in matrix.cells}
 
     def obtain(plan: Plan) -> RunRecord:
-        from robustbench_lpm.evaluation.recording import keeps_enough
+        from robustbench_lpm.execution.recording import keeps_enough
 
         record = found.get(plan.id)
         if record is None and plan.id in planned:  # it was told why

@@ -32,8 +32,8 @@ def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any
     numbers = whole_numbers("--glimpses", glimpses, MOST_GLIMPSES)
     source, asked = prepare([name], **shared)
     from robustbench_lpm.cli.console import say
-    from robustbench_lpm.evaluation.sweep import make_sweep
     from robustbench_lpm.reporting.sweep import sweep_figure, terminal_table
+    from robustbench_lpm.studies.sweep import make_sweep
 
     with Failures(alone=True).of(name):
         study, usual = make_sweep(name, source, glimpses=numbers, **asked)

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from robustbench_lpm import cards
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
+from robustbench_lpm.registry import cards
 
 # What changes nothing about the network that is trained, so that the card of it need not repeat them.
 INCIDENTAL = ("resume", "trust", "save_every", "workers", "tensorboard")

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustbench_lpm.audits import Audit, read_for
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.audits import Audit, read_for
+from robustbench_lpm.records.runs import RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.reporting import tables, variants
 from robustbench_lpm.reporting.cells import label, missing
 from robustbench_lpm.reporting.escaping import plain

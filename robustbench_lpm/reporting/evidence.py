@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustbench_lpm.audits import Audit, Check
+from robustbench_lpm.records.audits import Audit, Check
 from robustbench_lpm.reporting import cells
 from robustbench_lpm.reporting.escaping import plain
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_lpm.audits import Audit
-from robustbench_lpm.records import RunRecord, write_atomically
+from robustbench_lpm.records.audits import Audit
+from robustbench_lpm.records.runs import RunRecord, write_atomically
 from robustbench_lpm.reporting import cells, comparisons, escaping, gazes, page, pictures, plots, robustbench, tables
 from robustbench_lpm.reporting.comparisons import Agreement, Comparison
 from robustbench_lpm.reporting.tables import Ranking

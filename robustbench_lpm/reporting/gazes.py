@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.records import read_json, write_atomically
+from robustbench_lpm.records.runs import read_json, write_atomically
 
 FILE = Path("json") / "scanpaths.json"
 SCHEMA_VERSION = 1

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from robustbench_lpm.audits import Audit, Check
 from robustbench_lpm.budgets import format_eps
-from robustbench_lpm.cards import Card, Kind
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.audits import Audit, Check
+from robustbench_lpm.records.runs import RunRecord
+from robustbench_lpm.registry.cards import Card, Kind
 from robustbench_lpm.reporting import cells, evidence, pictures, provenance, table_library, tables, variants
 from robustbench_lpm.reporting.comparisons import Agreement, Comparison, Pair
 from robustbench_lpm.reporting.escaping import plain

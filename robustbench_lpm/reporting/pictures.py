@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.records import Picture, RunRecord
+from robustbench_lpm.records.runs import Picture, RunRecord
 from robustbench_lpm.reporting import cells, tables
 from robustbench_lpm.reporting.escaping import plain
 

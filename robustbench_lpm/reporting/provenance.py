@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from robustbench_lpm import cards
-from robustbench_lpm.cards import AttackCard, Card, Kind, ModelCard
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.runs import RunRecord
+from robustbench_lpm.registry import cards
+from robustbench_lpm.registry.cards import AttackCard, Card, Kind, ModelCard
 
 
 def model_card(record: RunRecord) -> ModelCard | None:

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from robustbench_lpm.hashing import sha256_of_value
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.reporting import cells, provenance, tables
 from robustbench_lpm.reporting.escaping import plain
 from robustbench_lpm.reporting.tables import Ranking

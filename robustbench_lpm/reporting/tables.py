@@ -11,10 +11,10 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from robustbench_lpm.audits import TOLERANCE, Audit, probes
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.hashing import sha256_of_value
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.audits import TOLERANCE, Audit, probes
+from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.reporting import cells, evidence, variants
 from robustbench_lpm.reporting.cells import label, missing
 from robustbench_lpm.reporting.escaping import plain

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robustbench_lpm.audits import Audit
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.audits import Audit
+from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.reporting import cells, tables
 
 STYLES = {"pass": "green", "fail": "bold red", "undecided": "yellow", "": "dim"}

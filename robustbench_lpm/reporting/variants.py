@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from robustbench_lpm.hashing import sha256_of_value
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.reporting.escaping import plain
 
 # What decides which images a run attacks, beside the name and the size of the data set.

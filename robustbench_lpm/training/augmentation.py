@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustbench_lpm.cards import Augmentation
+from robustbench_lpm.registry.cards import Augmentation
 
 TRIES = 8
 

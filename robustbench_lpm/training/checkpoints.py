@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.records import write_atomically
+from robustbench_lpm.records.runs import write_atomically
 from robustbench_lpm.training.plans import completed
 
 LAST, BEST, LOG, CARD, CURVES = "last.ckpt", "best.safetensors", "log.csv", "card.toml", "curves.png"

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from robustbench_lpm import zoo
 from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.datasets.preprocessing import Fit, Size, as_bytes, as_shares, choose_size, pad_to_square
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator
+from robustbench_lpm.registry import zoo
 from robustbench_lpm.training.plans import Plan
 
 LARGEST_IN_MEMORY = 2 * 2**30  # bytes, of 8-bit pixels; a larger split stays on the disk

@@ -13,13 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm import cards, weight_files, zoo
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
-from robustbench_lpm.cards import ModelCard, RecipeCard, Trained
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator, isolated_globals, key
+from robustbench_lpm.registry import cards, weight_files, zoo
+from robustbench_lpm.registry.cards import ModelCard, RecipeCard, Trained
 from robustbench_lpm.training import checkpoints, curves, model_cards
 from robustbench_lpm.training.augmentation import augment
 from robustbench_lpm.training.checkpoints import BEST, CARD, CURVES, Journal, Row

@@ -7,9 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from robustbench_lpm import cards
-from robustbench_lpm.cards import ModelCard, Trained, Weights
 from robustbench_lpm.hashing import sha256_of
+from robustbench_lpm.registry import cards
+from robustbench_lpm.registry.cards import ModelCard, Trained, Weights
 from robustbench_lpm.training.checkpoints import write
 from robustbench_lpm.versions import OURS, versions_of
 

@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from robustbench_lpm.cards import RecipeCard
 from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.registry.cards import RecipeCard
 
 
 def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:

@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from robustbench_lpm import cards, zoo
-from robustbench_lpm.cards import DatasetCard, ModelCard, RecipeCard
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.registry import cards, zoo
+from robustbench_lpm.registry.cards import DatasetCard, ModelCard, RecipeCard
 
 WORDS = {"summary", "source"}
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.recurrent_attention import Policy, RecurrentAttention
-from robustbench_lpm.cards import Validation
 from robustbench_lpm.randomness import Purpose, generator, generators
+from robustbench_lpm.registry.cards import Validation
 from robustbench_lpm.training.examples import LabelledImages
 from robustbench_lpm.training.objectives import Batch, Objective
 from robustbench_lpm.training.team import Team

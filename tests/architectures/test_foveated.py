@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_lpm import cards
 from robustbench_lpm.architectures.cnn import Cnn
 from robustbench_lpm.architectures.foveated import FovealBlur, FoveatedCnn, gaussian
 from robustbench_lpm.architectures.retina import LogPolarRetina
+from robustbench_lpm.registry import cards
 
 TOLERANCE = 1e-12
 RETINA = {"height": 12, "width": 24, "r_min": 0.05, "r_max": 1.0}

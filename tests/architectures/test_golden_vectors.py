@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_lpm import cards
 from robustbench_lpm.architectures.ramlpm import RamLpm
+from robustbench_lpm.registry import cards
 
 DATA = Path(__file__).parent.parent / "data"
 EXPERIMENTS = ["sim2mnist", "imagenet"]

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm import zoo
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
 from robustbench_lpm.architectures.precision import lay_out, reduced, slow_backwards
 from robustbench_lpm.randomness import generators
+from robustbench_lpm.registry import zoo
 
 
 def digits(n: int = 8) -> Tensor:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustbench_lpm import cards, zoo
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.architectures.ram import Ram
 from robustbench_lpm.architectures.ramlpm import RamLpm
 from robustbench_lpm.architectures.recurrent_attention import GRADIENT_MODES, Glance, Policy, RecurrentAttention
-from robustbench_lpm.evaluation.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle
 from robustbench_lpm.randomness import generators
+from robustbench_lpm.registry import cards, zoo
 
 TOLERANCE = 1e-12
 Build = Callable[..., RecurrentAttention]

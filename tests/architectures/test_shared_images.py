@@ -11,7 +11,7 @@ from torch import Tensor
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.architectures.recurrent_attention import GRADIENT_MODES, RecurrentAttention
 from robustbench_lpm.architectures.retina import LogPolarPadding
-from robustbench_lpm.evaluation.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle
 from tests.architectures.test_recurrent_attention import BUILDERS, Build, images, made, noise_for, ramlpm, rectangular
 from tests.classifiers import NoisyLinear
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_lpm
-from robustbench_lpm import zoo
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks.apgd import _Memory, apgd, checkpoints
 from robustbench_lpm.attacks.autoattack_adapter import autoattack_rand, autoattack_standard, autoattack_standard_cost
@@ -20,8 +19,9 @@ from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.attacks.square import side_at
 from robustbench_lpm.attacks.transfer import transfer
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.evaluation.oracle import ClassifierOracle
 from robustbench_lpm.norms import uniform_in_ball
+from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.registry import zoo
 from tests.classifiers import Linear, NoisyLinear
 
 WEIGHT = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -130,7 +130,7 @@ def test_the_centre_of_an_object_on_a_plain_ground(background: float) -> None:
 
 
 def digits(count: int) -> tuple[Tensor, Tensor]:
-    from robustbench_lpm.evaluation.tasks import resolve_data
+    from robustbench_lpm.registry.tasks import resolve_data
 
     data = resolve_data("digits")
     images = torch.stack(list(data.read(range(count)).images))

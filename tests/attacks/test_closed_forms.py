@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import robustbench_lpm
-from robustbench_lpm.records import RunRecord
+from robustbench_lpm.records.runs import RunRecord
 from tests.classifiers import Linear, NoisyLinear
 
 STRONG: dict[str, dict[str, Any]] = {

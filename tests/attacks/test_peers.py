@@ -13,7 +13,7 @@ from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks import spsa as spsa_module
 from robustbench_lpm.attacks.cleverhans_adapter import cleverhans_spsa
 from robustbench_lpm.attacks.spsa import estimate, spsa
-from robustbench_lpm.evaluation.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle
 from tests.classifiers import Linear, NoisyLinear
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robustbench_lpm import audits, records
 from robustbench_lpm.cli import run
+from robustbench_lpm.records import audits
+from robustbench_lpm.records import runs as records
 
 Capture = pytest.CaptureFixture[str]
 LINE = "audit cnn --attack fgsm --limit 20 --eps 0.1 --black-box square --set square.queries=10 --out runs --threads 1"
@@ -20,7 +21,7 @@ CHECKS = ["attack vs noise", "white-box vs black-box", "more eps", "unbounded", 
 def somewhere_else_and_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of directions asks the model 512 times for each image; it has tests of its own: here 16 do."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("robustbench_lpm.evaluation.audit.COSINE_PAIRS", 8)
+    monkeypatch.setattr("robustbench_lpm.protocol.audit.COSINE_PAIRS", 8)
 
 
 def lpmbench(line: str) -> None:

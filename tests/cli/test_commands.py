@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from robustbench_lpm import cards, records
 from robustbench_lpm.cli import run
 from robustbench_lpm.cli.options import prepare_machine
-from robustbench_lpm.evaluation.recording import PROGRESS
+from robustbench_lpm.execution.recording import PROGRESS
+from robustbench_lpm.records import runs as records
+from robustbench_lpm.registry import cards
 from tests.architectures.test_golden_vectors import golden_keys, golden_state
 from tests.processes import interrupted
 
@@ -309,8 +310,8 @@ def test_the_attacks_of_the_paper_on_a_checkpoint_of_its_authors(
 def test_the_whole_cost_is_told_beforehand(capsys: Capture) -> None:
     """SPSA of the paper: 100 iterations of 8192 pairs; a stochastic model is not looked at between them."""
     from robustbench_lpm.cli.console import announce, duration
-    from robustbench_lpm.evaluation.planning import make_plan
-    from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data, resolve_model
+    from robustbench_lpm.protocol.plan import make_plan
+    from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
 
     model, attack, data = resolve_model("ramlpm"), resolve_attack("spsa-kiritani2020"), resolve_data("digits")
     announce(make_plan(model, attack, data, eps=0.1, limit=1), 455_000.0)

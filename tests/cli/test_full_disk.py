@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_lpm import records
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.evaluation.keeping import NotKept, keep
-from robustbench_lpm.evaluation.recording import PROGRESS
+from robustbench_lpm.execution.keeping import NotKept, keep
+from robustbench_lpm.execution.recording import PROGRESS
+from robustbench_lpm.records import runs as records
 
 # The system refuses to let a file of this process grow beyond so many bytes: a real write that fails half way.
 LIMITED = """

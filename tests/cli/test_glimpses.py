@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from robustbench_lpm import records
 from robustbench_lpm.cli import run
+from robustbench_lpm.records import runs as records
 
 Capture = pytest.CaptureFixture[str]
 FAST = "--steps 1 --eot 1 --gradient-mode detached --threads 1"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_lpm import records
 from robustbench_lpm.cli import run
+from robustbench_lpm.records import runs as records
 from robustbench_lpm.reporting import gazes
 
 Capture = pytest.CaptureFixture[str]

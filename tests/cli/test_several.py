@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_lpm import audits, records
 from robustbench_lpm.cli import run
+from robustbench_lpm.records import audits
+from robustbench_lpm.records import runs as records
 
 Capture = pytest.CaptureFixture[str]
 

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from robustbench_lpm import cards, records
 from robustbench_lpm.cli import run, studies
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.evaluation import studies as evaluation
+from robustbench_lpm.records import runs as records
+from robustbench_lpm.registry import cards
+from robustbench_lpm.studies import study as evaluation
 
 Capture = pytest.CaptureFixture[str]
 SWEEP = "sweep ram --glimpses 1,3,7 --mc 1,2 --limit 21 --threads 1"

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from benchmarks import kills
-from robustbench_lpm import audits, cards, records
 from robustbench_lpm.cli import run
-from robustbench_lpm.evaluation.matrix import resolve_suite
+from robustbench_lpm.execution.matrix import resolve_suite
+from robustbench_lpm.records import audits
+from robustbench_lpm.records import runs as records
+from robustbench_lpm.registry import cards
 from tests.processes import interrupted
 
 Capture = pytest.CaptureFixture[str]
@@ -213,7 +215,7 @@ def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
 def test_failed_examples_end_a_suite_with_status_1_and_the_rest_goes_on(tmp_path: Path, capsys: Capture) -> None:
     import torch
 
-    from tests.evaluation.test_failing_blocks import NAN_SOMETIMES
+    from tests.execution.test_failing_blocks import NAN_SOMETIMES
 
     (tmp_path / "sometimes_nan.py").write_text(NAN_SOMETIMES)
     torch.save({"w": torch.ones(10)}, tmp_path / "w.pt")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_lpm import cards
 from robustbench_lpm.datasets.examples import read_examples
 from robustbench_lpm.datasets.preprocessing import parse_size
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.registry import cards
 
 README = Path(__file__).parents[2] / "datasets" / "README.md"
 

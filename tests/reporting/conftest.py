@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robustbench_lpm import records
-from robustbench_lpm.audits import Audit, Check, Verdict
 from robustbench_lpm.hashing import sha256_of_image
-from robustbench_lpm.records import Picture, RunRecord
+from robustbench_lpm.records import runs as records
+from robustbench_lpm.records.audits import Audit, Check, Verdict
+from robustbench_lpm.records.runs import Picture, RunRecord
 
 Make = Callable[..., RunRecord]
 EPS = 8 / 255

@@ -9,7 +9,8 @@ from hashlib import sha256
 import numpy as np
 import pytest
 
-from robustbench_lpm import cards, reporting
+from robustbench_lpm import reporting
+from robustbench_lpm.registry import cards
 from robustbench_lpm.reporting import provenance
 from robustbench_lpm.statistics import first_half
 from tests.reporting.conftest import ORDINARY, check, make_audit, probed

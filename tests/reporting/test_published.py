@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_lpm import records
-from robustbench_lpm.audits import read_for
+from robustbench_lpm.records import runs as records
+from robustbench_lpm.records.audits import read_for
 from robustbench_lpm.reporting import comparisons, exports, gazes, robustbench, tables
 
 RESULTS = Path(__file__).parents[2] / "results"

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from robustbench_lpm import cards
+from robustbench_lpm.registry import cards
 from robustbench_lpm.reporting import robustbench, tables
 from tests.reporting.conftest import check, make_audit
 

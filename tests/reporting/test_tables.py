@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from robustbench_lpm import audits, records, reporting
+from robustbench_lpm import reporting
+from robustbench_lpm.records import audits
+from robustbench_lpm.records import runs as records
 from robustbench_lpm.statistics import first_half, wilson
 from tests.reporting.conftest import ORDINARY, check, make_audit, make_record, probed
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from robustbench_lpm import cards
-from robustbench_lpm.cards import RecipeCard
+from robustbench_lpm.registry import cards
+from robustbench_lpm.registry.cards import RecipeCard
 from robustbench_lpm.training import TrainingResult, train
 
 CARDS = Path(__file__).parent / "cards"

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from robustbench_lpm.cards import Augmentation
 from robustbench_lpm.randomness import generator
+from robustbench_lpm.registry.cards import Augmentation
 from robustbench_lpm.training.augmentation import augment, random_maps
 
 IMAGES = torch.rand(6, 1, 8, 8, generator=generator("augmentation"))

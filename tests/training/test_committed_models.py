@@ -7,8 +7,8 @@ import shlex
 import pytest
 import torch
 
-from robustbench_lpm import cards, zoo
-from robustbench_lpm.cards import ModelCard
+from robustbench_lpm.registry import cards, zoo
+from robustbench_lpm.registry.cards import ModelCard
 from robustbench_lpm.training.examples import load_split
 from robustbench_lpm.training.plans import make_plan
 from robustbench_lpm.training.validation import final_accuracy

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from robustbench_lpm import cards, zoo
-from robustbench_lpm.cards import Validation
 from robustbench_lpm.datasets.images import from_arrays
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.registry import cards, zoo
+from robustbench_lpm.registry.cards import Validation
 from robustbench_lpm.training import TrainingResult, examples, train, validation
 from robustbench_lpm.training.examples import InMemory, OnDisk, load_split, shuffled_batches
 from robustbench_lpm.training.plans import Plan, make_plan

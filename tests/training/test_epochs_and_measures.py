@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
-from robustbench_lpm.cards import Validation
+from robustbench_lpm.registry.cards import Validation
 from robustbench_lpm.training.examples import InMemory, shuffled_batches
 from robustbench_lpm.training.objectives import cross_entropy
 from robustbench_lpm.training.validation import FINAL_DRAWS, final_accuracy, validate

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustbench_lpm import cards, zoo
+from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.training import examples, train
 from robustbench_lpm.training.optimisation import make_optimiser
 

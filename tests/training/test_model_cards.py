@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from robustbench_lpm import cards
-from robustbench_lpm.cards import ModelCard
+from robustbench_lpm.registry import cards
+from robustbench_lpm.registry.cards import ModelCard
 from robustbench_lpm.training.model_cards import to_toml, weights_file
 
 TABLES: list[dict[str, Any]] = [

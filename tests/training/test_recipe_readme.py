@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from robustbench_lpm.cards import Augmentation, RecipeCard, Validation
+from robustbench_lpm.registry.cards import Augmentation, RecipeCard, Validation
 from robustbench_lpm.training import objectives
 
 README = Path(__file__).parents[2] / "recipes" / "README.md"

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_lpm import zoo
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.ramlpm import RamLpm
-from robustbench_lpm.cards import RecipeCard, Validation
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator, generators
+from robustbench_lpm.registry import zoo
+from robustbench_lpm.registry.cards import RecipeCard, Validation
 from robustbench_lpm.training.examples import InMemory
 from robustbench_lpm.training.objectives import cross_entropy
 from robustbench_lpm.training.validation import validate

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from robustbench_lpm import cards, weight_files
-from robustbench_lpm.cards import ModelCard
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.registry import cards, weight_files
+from robustbench_lpm.registry.cards import ModelCard
 from robustbench_lpm.training.team import assemble
 
 pytestmark = pytest.mark.slow

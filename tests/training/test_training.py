@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_lpm import cards, weight_files, zoo
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.registry import cards, weight_files, zoo
 from robustbench_lpm.training import train
 from robustbench_lpm.training.examples import load_split
 from robustbench_lpm.training.plans import make_plan

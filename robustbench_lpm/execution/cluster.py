@@ -1,0 +1,253 @@
+"""Compute the blocks of plans in Ray's workers: other processes of this machine, or those of a cluster.
+
+A worker is sent a plan with its weights once, and then blocks; it answers with what came of each. Locks, files and
+records stay with the process that asks. A worker sets the number of threads that the manifest says, so that with the
+same device and versions a block has the same bits wherever it is computed. Where a worker dies, Ray starts its block
+anew in another one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustbench_lpm.allocator import keep_freed_memory
+from robustbench_lpm.errors import LpmbenchError, Stopped
+from robustbench_lpm.execution.blocks import Block
+from robustbench_lpm.execution.computing import compute
+from robustbench_lpm.execution.journal import Journal
+from robustbench_lpm.protocol.attacking import Made, Progress, Silent
+from robustbench_lpm.protocol.plan import Plan
+
+RETRIES = 5  # times that a block is started anew because its worker died
+KNOCK = 10.0  # seconds
+WAIT = 0.05  # seconds for which a look at what is done may wait
+LOOK_EVERY = 5.0  # seconds between two looks at how large the cluster is
+KEPT_PLANS = 4  # in a worker's memory
+
+
+class RayWorkers:
+    """Workers of a local cluster of `count` processes, or of the cluster at an address. A context manager.
+
+    Args:
+        address: as Ray takes it: "auto", HOST:PORT, ray://HOST:PORT. Every machine needs this package in the same
+            version, and the data where --data says.
+
+    Raises:
+        LpmbenchError: where Ray is not installed, or no cluster answers.
+    """
+
+    def __init__(self, count: int | None = None, address: str | None = None) -> None:
+        self._ray = _imported()
+        self._count, self._address = count, address
+        self._lock = threading.Lock()
+        self._flying = 0
+        self._stopped = False
+        self._threads = torch.get_num_threads()
+        self._sent: dict[str, Any] = {}
+        self._looked, self._resources = -math.inf, dict[str, float]()
+
+    def __enter__(self) -> RayWorkers:
+        options: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+        if self._address is None:
+            options |= {"num_cpus": self._count, "include_dashboard": False}
+        else:
+            options["address"] = self._address
+        try:
+            if self._address is not None:
+                _knock(self._address)
+            self._ray.init(**options)
+        except (OSError, OverflowError, RuntimeError, ValueError) as error:
+            where = f" at '{self._address}'" if self._address else ""
+            reason = " ".join(str(error).split())[:200]
+            raise LpmbenchError(f"Ray does not answer{where}: {reason}") from None
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.stop()
+        self._ray.shutdown()
+
+    def stop(self) -> None:
+        """Let every thread that waits for a block end."""
+        self._stopped = True
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that Ray has."""
+        return int(self._ray.cluster_resources().get("GPU", 0))
+
+    def use_threads(self, threads: int) -> None:
+        """How many threads each block is computed with, as the manifest says."""
+        self._threads = threads
+
+    def slots(self, device: str) -> int:
+        """Blocks that can be computed at the same time; a cluster may grow."""
+        now = time.monotonic()
+        if now - self._looked > LOOK_EVERY:
+            self._looked, self._resources = now, dict(self._ray.cluster_resources())
+        found = self._resources
+        if torch.device(device).type == "cuda":
+            return max(1, int(found.get("GPU", 0)))
+        return max(1, int(found.get("CPU", 1) / self._processors()))
+
+    def _processors(self) -> int:
+        return 1 if self._address is None else self._threads  # a local cluster has as many as workers were asked for
+
+    def job(self, plan: Plan, made: Mapping[str, Made], progress: Progress) -> RayJob:
+        return RayJob(self, plan, made, progress)
+
+    def sent(self, plan: Plan) -> Any:
+        """The plan in Ray's store, put there once."""
+        with self._lock:
+            if plan.id not in self._sent:
+                self._sent[plan.id] = self._ray.put(_portable(plan))
+            return self._sent[plan.id]
+
+    def take_slot(self, device: str) -> bool:
+        """Whether there is room for one more block, a few waiting in line. Raises Stopped."""
+        self._go_on()
+        slots = self.slots(device)
+        with self._lock:
+            return self._flying < slots + max(1, slots // 4)
+
+    def _go_on(self) -> None:
+        if self._stopped:
+            raise Stopped("The run was stopped.")
+
+    def count(self, change: int) -> None:
+        """Blocks that were sent off, or came back."""
+        with self._lock:
+            self._flying += change
+
+    def submit(self, plan: Plan, number: int, indices: Sequence[int], made: Mapping[str, Made]) -> Any:
+        """Send a block off; Ray's reference to what will come of it."""
+        on_gpu = torch.device(plan.device).type == "cuda"
+        task = self._ray.remote(
+            num_cpus=self._processors(), num_gpus=1 if on_gpu else 0, max_retries=RETRIES, retry_exceptions=False
+        )(_compute)
+        own = {name: member.of(indices) for name, member in made.items()}
+        paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109 (Ray wants text)
+        return task.remote([self.sent(plan)], plan.id, number, list(indices), own, self._threads, paths)
+
+    def ready(self, flying: Sequence[Any]) -> list[Any]:
+        """Those that have come back. Raises Stopped."""
+        self._go_on()
+        if not flying:
+            return []
+        found, _ = self._ray.wait(list(flying), num_returns=len(flying), timeout=WAIT)
+        return list(found)
+
+    def fetch(self, reference: Any, number: int, indices: Sequence[int]) -> Block:
+        """What came of a block. Raises LpmbenchError where the worker could not do its part."""
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError):
+            reason = f"its worker was killed {RETRIES + 1} times; it may have run out of memory"
+            failures = ({"block": number, "indices": list(indices), "error": reason},)
+            return Block({"seconds": np.array(0.0)}, failures, halved=False)
+        except errors.RayError as error:
+            reason = str(error).strip().splitlines()[-1][:300]
+            raise LpmbenchError(f"A worker gave up: {reason}") from None
+
+    def cancel(self, references: Sequence[Any]) -> None:
+        """Drop what is still being computed."""
+        for reference in references:
+            self._ray.cancel(reference, force=True)
+
+
+class RayJob:
+    """The blocks of one plan, computed by Ray's workers."""
+
+    def __init__(self, workers: RayWorkers, plan: Plan, made: Mapping[str, Made], progress: Progress) -> None:
+        self._workers, self._plan, self._made, self._progress = workers, plan, made, progress
+        self._flying: dict[Any, tuple[int, Sequence[int], Journal]] = {}
+
+    def free(self) -> bool:
+        return self._workers.take_slot(self._plan.device)
+
+    def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
+        reference = self._workers.submit(self._plan, number, indices, self._made)
+        self._workers.count(1)
+        self._flying[reference] = (number, indices, journal)
+
+    def finished(self) -> list[tuple[int, Block, Journal]]:
+        found = []
+        for reference in self._workers.ready(list(self._flying)):
+            number, indices, journal = self._flying.pop(reference)
+            self._workers.count(-1)
+            block = self._workers.fetch(reference, number, indices)
+            spent = sum(int(block.arrays[name].sum()) for name in ("forwards", "backwards") if name in block.arrays)
+            self._progress.spent(spent + len(indices) * self._plan.grading_passes())
+            found.append((number, block, journal))
+        return found
+
+    def end(self) -> None:
+        self._workers.cancel(list(self._flying))
+        self._workers.count(-len(self._flying))
+        self._flying.clear()
+
+
+_plans: dict[str, Plan] = {}  # of a worker
+
+
+def _compute(
+    references: Sequence[Any], key: str, number: int, indices: Sequence[int], made: Mapping[str, Made], threads: int,
+    paths: Sequence[str],
+) -> Block:  # fmt: skip
+    """What a worker does."""
+    if key not in _plans:
+        keep_freed_memory()
+        while len(_plans) >= KEPT_PLANS:
+            del _plans[next(iter(_plans))]
+        sys.path += [path for path in paths if path not in sys.path]  # where code beside a card of a user's own lies
+        _plans[key] = _imported().get(references[0])
+    torch.set_num_threads(threads)
+    return compute(_plans[key], number, indices, Silent(), made=made)
+
+
+def _portable(plan: Plan) -> Plan:
+    """A plan without what belongs to this process: which GPU it has, and what is hashed only once."""
+    device = torch.device(plan.device).type
+    data = replace(plan.data, fingerprint=_not_asked)
+    return replace(plan, data=data, device=device, members=tuple(_portable(member) for member in plan.members))
+
+
+def _not_asked(_: int) -> str:
+    raise NotImplementedError("a worker does not name data")
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself would go on trying for many minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), KNOCK).close()
+
+
+def threads_for(workers: int) -> int:
+    """Threads for each of some workers on this machine."""
+    return max(1, math.floor((os.cpu_count() or 1) / workers))
+
+
+def _imported() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise LpmbenchError(
+            "--workers and --ray need Ray, which is not installed: pip install 'robustbench-lpm[ray]'"
+        ) from None
+    return ray

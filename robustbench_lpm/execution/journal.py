@@ -1,0 +1,246 @@
+"""What an unfinished block has come to, so that a long attack that is interrupted goes on in its middle.
+
+An attack's loop over `Oracle.resumable` tells here what passes from one step to the next. Together with the state of
+the oracle's generators and its counts, at the beginning of a step, that decides everything which follows: a run that
+goes on from there ends in the same bits. Loops may stand inside one another and come one after the other; each has a
+path such as "CALL@0/0@17/1": of the attack CALL the first loop, in its step 17 the second loop.
+
+Snapshots are taken in memory about every second and written about every half minute, so that short blocks write
+nothing. The file of a block goes when the block is finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from robustbench_lpm.execution.keeping import keep
+
+Step = TypeVar("Step")
+State = dict[str, Tensor]
+
+WRITE_EVERY = 30.0  # seconds; 0 writes at every step
+SNAPSHOTS_PER_WRITE = 30
+LAYOUT = 2  # of the file: another number, and what was written is not read
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A loop at the beginning of one of its steps, or at its end."""
+
+    position: int  # of the step; the number of steps at the end
+    tensors: State  # by "NUMBER.NAME": of the loop's states, the generators and the ledger
+
+
+class Journal:
+    """The snapshots of one block.
+
+    Args:
+        path: where they are kept; None keeps nothing.
+        run: what names the run, its manifest included, and the block: a file of another one is not used.
+    """
+
+    def __init__(self, path: Path | None, run: str = "") -> None:
+        self.path, self._run = path, run
+        self._started = self._written = time.monotonic()
+        self._seconds, self.snapshots = _read(path, run) if path is not None else (0.0, {})
+
+    @property
+    def seconds(self) -> float:
+        """How long the block has been worked on, also before it was interrupted."""
+        return self._seconds + time.monotonic() - self._started
+
+    def note(self, path: str, snapshot: Snapshot) -> None:
+        """Keep a snapshot of a loop; those of the loops inside its earlier steps have no more use."""
+        inside, now = f"{path}@", f"{path}@{snapshot.position}/"
+        for other in [other for other in self.snapshots if other.startswith(inside) and not other.startswith(now)]:
+            del self.snapshots[other]
+        self.snapshots[path] = snapshot
+        if time.monotonic() - self._written >= WRITE_EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Write what there is. Raises NotKept."""
+        if self.path is None or not self.snapshots:
+            return
+        keep(self.path, _packed(self.snapshots, self._run, self.seconds))
+        self._written = time.monotonic()
+
+    def remove(self) -> None:
+        """The block is finished."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+@dataclass
+class _Running:
+    """A loop that is being run."""
+
+    path: str
+    position: int = 0
+    inner: int = 0  # loops that were entered in this step
+    covered: bool = False  # whether the journal holds this very step
+    snapshot_at: float = -1e9
+
+
+@dataclass
+class Loops:
+    """The resumable loops of one attack on one batch.
+
+    Args:
+        call: what tells this attack from the others of the block.
+        generators: all that the attack draws from. counts: the ledger's columns, (B,) each.
+        on_counted: told how many passes of the network were counted before the interruption.
+        notes: what the attack has told so far.
+    """
+
+    journal: Journal
+    call: str
+    generators: Sequence[torch.Generator]
+    counts: Sequence[Tensor]
+    on_counted: Callable[[int], None] = lambda _: None
+    notes: dict[str, str] = field(default_factory=dict)
+    _running: list[_Running] = field(default_factory=list)
+    _outermost: int = 0
+
+    def over(self, steps: Sequence[Step], states: Sequence[State]) -> Iterator[Step]:
+        """The steps from where an interrupted run had come to; see `Oracle.resumable`."""
+        if self.journal.path is None:
+            yield from steps
+            return
+        loop = self._enter()
+        try:
+            loop.position = self._restore(loop, steps, states)
+            while loop.position < len(steps):
+                loop.inner = 0
+                self._snapshot(loop, states)
+                yield steps[loop.position]
+                loop.position += 1
+            self._snapshot(loop, states, last=True)
+        finally:  # also where the loop is left early: its iterator goes at once
+            self._running.remove(loop)
+
+    def _enter(self) -> _Running:
+        if self._running:
+            outer = self._running[-1]
+            loop = _Running(f"{outer.path}@{outer.position}/{outer.inner}")
+            outer.inner += 1
+        else:
+            loop = _Running(f"{self.call}/{self._outermost}")
+            self._outermost += 1
+        self._running.append(loop)
+        return loop
+
+    def _snapshot(self, loop: _Running, states: Sequence[State], *, last: bool = False) -> None:
+        """Keep this step if it is time, and if those of the loops around it are kept, without which it says nothing."""
+        now = time.monotonic()
+        due = last or now - loop.snapshot_at >= WRITE_EVERY / SNAPSHOTS_PER_WRITE
+        loop.covered = due and all(outer.covered for outer in self._running[:-1])
+        if not loop.covered:
+            return
+        tensors = {
+            f"{number}.{name}": tensor.detach().clone()
+            for number, state in enumerate(states)
+            for name, tensor in state.items()
+        }
+        tensors["generators"] = torch.stack([generator.get_state() for generator in self.generators])
+        tensors["counts"] = torch.stack(list(self.counts))
+        tensors["notes"] = torch.tensor(list(json.dumps(self.notes).encode()), dtype=torch.uint8)
+        self.journal.note(loop.path, Snapshot(loop.position, tensors))
+        loop.snapshot_at = now
+
+    def _restore(self, loop: _Running, steps: Sequence[Step], states: Sequence[State]) -> int:
+        """Set the states, the generators and the ledger to what was kept of this loop; the position it had come to."""
+        found = self.journal.snapshots.get(loop.path)
+        if found is None or not self._fits(found, len(steps), states):
+            return 0
+        for number, state in enumerate(states):
+            state |= {name: _like(found.tensors[f"{number}.{name}"], tensor) for name, tensor in state.items()}
+        for generator, kept in zip(self.generators, found.tensors["generators"], strict=True):
+            generator.set_state(kept.clone())
+        before = _passes(self.counts)
+        for column, kept in zip(self.counts, found.tensors["counts"], strict=True):
+            column.copy_(kept)
+        self.on_counted(_passes(self.counts) - before)
+        self.notes |= json.loads(bytes(found.tensors["notes"].tolist()))
+        return found.position
+
+    def _fits(self, snapshot: Snapshot, steps: int, states: Sequence[State]) -> bool:
+        """Whether it can be of this loop: the same states, as many steps, generators and images."""
+        names = {f"{number}.{name}" for number, state in enumerate(states) for name in state}
+        kept = snapshot.tensors
+        return (
+            set(kept) == names | {"generators", "counts", "notes"}
+            and 0 <= snapshot.position <= steps
+            and len(kept["generators"]) == len(self.generators)
+            and kept["counts"].shape == (len(self.counts), len(self.counts[0]))
+        )
+
+
+def _like(kept: Tensor, present: Tensor) -> Tensor:
+    """A copy of what was kept, where the present tensor lies and in the order of memory that was kept."""
+    return kept.clone().to(present.device)
+
+
+def _passes(counts: Sequence[Tensor]) -> int:
+    forwards, backwards = counts[0], counts[1]  # glimpses are no passes
+    return int(forwards.sum() + backwards.sum())
+
+
+def _packed(snapshots: Mapping[str, Snapshot], run: str, seconds: float) -> bytes:
+    """Snapshots as a safetensors file; what they are, and the orders of memory, as JSON in its header."""
+    from safetensors.torch import save
+
+    tensors = {
+        f"{path}|{name}": tensor.cpu() for path, found in snapshots.items() for name, tensor in found.tensors.items()
+    }
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    about = {
+        "layout": LAYOUT,
+        "run": run,
+        "seconds": seconds,
+        "positions": {path: found.position for path, found in snapshots.items()},
+        "strides": {name: tensor.stride() for name, tensor in tensors.items() if not tensor.is_contiguous()},
+        "sha256": _digest(plain),
+    }
+    return save(plain, metadata={"journal": json.dumps(about)})
+
+
+def _read(path: Path, run: str) -> tuple[float, dict[str, Snapshot]]:
+    """The seconds and snapshots in a file; none where it is of another run, damaged, or not there."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})["journal"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if (about["layout"], about["run"], about["sha256"]) != (LAYOUT, run, _digest(tensors)):
+            return 0.0, {}
+        for name, strides in about["strides"].items():
+            plain = tensors[name]
+            tensors[name] = torch.empty_strided(plain.shape, strides, dtype=plain.dtype).copy_(plain)
+        parts: dict[str, State] = {path: {} for path in about["positions"]}
+        for name, tensor in tensors.items():
+            owner, _, inner = name.rpartition("|")
+            parts[owner][inner] = tensor
+        found = {owner: Snapshot(int(about["positions"][owner]), parts[owner]) for owner in parts}
+        return float(about["seconds"]), found
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        return 0.0, {}  # the work is done again, as if nothing had been kept
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of contiguous tensors and their names: half a file, or a flipped bit, must not decide a result."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

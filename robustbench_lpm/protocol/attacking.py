@@ -1,0 +1,224 @@
+"""The work on a block: its examples attacked, and graded on noise that the attack never saw."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.datasets.examples import Batch, batches_by_shape
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.execution.journal import Journal
+from robustbench_lpm.hashing import sha256_of_image
+from robustbench_lpm.norms import distance
+from robustbench_lpm.protocol.grading import predict, within_budget
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Ledger, pick
+from robustbench_lpm.protocol.plan import STORED_PICTURES, Plan
+from robustbench_lpm.randomness import generator
+from robustbench_lpm.records.runs import Picture, group_pictures
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Progress(Protocol):
+    """Who wants to know how far a run is."""
+
+    def spent(self, passes: int) -> None:
+        """The network has been through this many more images, forwards or backwards."""
+
+    def finished(self, examples: int) -> None:
+        """This many examples are done by now."""
+
+
+class Silent:
+    """Nobody watches."""
+
+    def spent(self, passes: int) -> None: ...
+
+    def finished(self, examples: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a member of a worst case has made, by the index of the example."""
+
+    images: dict[int, NDArray[np.float32]]  # (C, H, W) each
+    spent: dict[int, tuple[int, ...]]  # forwards, backwards, glimpses
+
+    def sha256(self) -> str:
+        """A hash of all of it."""
+        digest = hashlib.sha256()
+        for index, image in sorted(self.images.items()):
+            digest.update(f"{index}{image.shape}{self.spent[index]}".encode())
+            digest.update(np.ascontiguousarray(image).tobytes())
+        return digest.hexdigest()
+
+    def of(self, indices: Sequence[int]) -> Made:
+        """What it has made of some examples."""
+        chosen = [index for index in indices if index in self.images]
+        return Made({i: self.images[i] for i in chosen}, {i: self.spent[i] for i in chosen})
+
+
+def stored(plan: Plan) -> int:
+    """How many of a run's examples keep their images."""
+    return len(plan.indices) if plan.save_adversarials else STORED_PICTURES
+
+
+def run_block(
+    plan: Plan,
+    indices: Sequence[int],
+    progress: Progress,
+    *,
+    first_position: int = 0,
+    made: Mapping[str, Made] | None = None,
+    journal: Journal | None = None,
+    notes: dict[str, str] | None = None,
+) -> Arrays:
+    """Attack and grade some examples; arrays of what happened to each, in order, and the pictures to keep.
+
+    made: of a worst case, by its members. journal: what the block had come to when it was interrupted. notes: added to
+    by the attack.
+    """
+    examples = plan.data.read(indices)
+    rows: dict[str, list[Any]] = {}
+    order: list[int] = []
+    pictures: list[Picture] = []
+    for batch in batches_by_shape(examples):
+        result, attacked = _run_batch(plan, batch, progress, made or {}, journal, notes if notes is not None else {})
+        for name, values in result.items():
+            rows.setdefault(name, []).extend(values)
+        order += batch.positions
+        for row, position in enumerate(batch.positions):
+            if first_position + position < stored(plan):
+                clean, adversarial = batch.images[row].numpy(), attacked[row].cpu().numpy()
+                pictures.append(Picture(batch.indices[row], clean, adversarial))
+    sorting = np.argsort(order)
+    arrays = {name: np.asarray(values)[sorting] for name, values in rows.items()}
+    return arrays | {f"picture.{name}": array for name, array in group_pictures(pictures).items()}
+
+
+def _run_batch(
+    plan: Plan,
+    batch: Batch,
+    progress: Progress,
+    made: Mapping[str, Made],
+    journal: Journal | None,
+    notes: dict[str, str],
+) -> tuple[dict[str, list[Any]], Tensor]:
+    images, labels = batch.images.to(plan.device), batch.labels.to(plan.device)
+    mask = batch.masks.to(plan.device) if batch.masks is not None else None
+    if not (bool((images >= 0).all()) and bool((images <= 1).all())):
+        raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
+    targets = _targets(plan, batch.indices, labels)
+    grading: dict[str, Any] = {
+        "seed": plan.seed,
+        "draws": plan.draws,
+        "chunk": plan.chunk,
+        "classes": plan.classes,
+        "noise_control": plan.noise_control,
+    }
+    before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
+    found, choice, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress, made, journal, notes)
+    found = within_budget(found, images, plan.norm, plan.eps, mask)
+    after = predict(plan.classifier, found, batch.indices, purpose="grade", **grading)
+    progress.spent(len(images) * plan.grading_passes())
+    inputs = [bytes.fromhex(sha256_of_image(image.numpy())) for image in batch.images]
+    return {
+        "index": batch.indices,
+        "input_sha256": [np.frombuffer(digest, np.uint8) for digest in inputs],
+        "label": labels.tolist(),
+        "target": targets.tolist() if targets is not None else [-1] * len(images),
+        "clean_predictions": before.tolist(),
+        "predictions": after.tolist(),
+        "linf": distance(found, images, "linf").tolist(),
+        "l2": distance(found, images, "l2").tolist(),
+        "forwards": ledger.forwards.tolist(),
+        "backwards": ledger.backwards.tolist(),
+        "glimpses": ledger.glimpses.tolist(),
+        "choice": choice.tolist(),
+    }, found
+
+
+def _attack(
+    plan: Plan,
+    indices: Sequence[int],
+    images: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    mask: Tensor | None,
+    progress: Progress,
+    made: Mapping[str, Made],
+    journal: Journal | None,
+    notes: dict[str, str],
+) -> tuple[Tensor, Tensor, Ledger]:
+    """Attack one batch: for each image the strongest candidate, its position in `plan.candidates`, and the cost.
+
+    Candidates are what the attack finds in each gradient mode of the plan; of a worst case, what its members made,
+    whose cost counts too.
+    """
+    ledger = Ledger.empty(len(images))
+    candidates = []
+    for member in made.values():
+        pixels = np.stack([member.images[index] for index in indices])
+        candidates.append(torch.from_numpy(pixels).to(images))
+        spent = torch.tensor([member.spent[index] for index in indices])
+        for column, total in enumerate((ledger.forwards, ledger.backwards, ledger.glimpses)):
+            total += spent[:, column]
+
+    def oracle_of(classifier: Classifier, **options: Any) -> ClassifierOracle:
+        return ClassifierOracle(
+            classifier,
+            images,
+            indices,
+            seed=plan.seed,
+            classes=plan.classes,
+            chunk=plan.chunk,
+            mask=mask,
+            select_draws=plan.select_draws,
+            on_spent=progress.spent,
+            notes=notes,
+            **options,
+        )
+
+    arguments = plan.attack.parameters | ({"targets": targets} if targets is not None else {})
+    if plan.surrogates:
+        arguments["surrogates"] = [
+            oracle_of(surrogate.classifier, stream=f"on {surrogate.name}") for surrogate in plan.surrogates
+        ]
+    for mode in plan.gradient_modes:
+        oracle = oracle_of(
+            plan.classifier,
+            quick=plan.quick,
+            gradient_mode=mode,
+            noise_control=plan.noise_control,
+            stream=mode or "",
+            ledger=ledger,
+            journal=journal,
+        )
+        if plan.attack.function is not None:
+            candidate = {"found": images}
+            for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept as a whole
+                candidate["found"] = attack(oracle, images.clone(), labels, norm=plan.norm, eps=plan.eps, **arguments)
+            candidates.append(within_budget(candidate["found"], images, plan.norm, plan.eps, mask))
+    choice = oracle.strongest(candidates, labels, targets)
+    return pick(candidates, choice), choice, ledger
+
+
+def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:
+    """The class that each image shall be taken for: never its own label (the next class stands in for it)."""
+    if plan.target is None:
+        return None
+    if plan.target == "random":
+        shifts = [
+            int(torch.randint(1, plan.classes, (1,), generator=generator(plan.seed, i, "target"))) for i in indices
+        ]
+        return (labels + torch.tensor(shifts, device=labels.device)) % plan.classes
+    aimed = torch.full_like(labels, int(plan.target))
+    return torch.where(aimed == labels, (aimed + 1) % plan.classes, aimed)

@@ -1,0 +1,70 @@
+"""Grade: check that images keep to the budget, and predict them on noise that no attack has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.norms import Norm, distance, project
+from robustbench_lpm.protocol.noise_control import NoiseControl
+from robustbench_lpm.protocol.oracle import check_logits
+from robustbench_lpm.randomness import Purpose, generators
+from robustbench_lpm.records.runs import DISTANCE_TOLERANCE
+
+
+def within_budget(found: Tensor, originals: Tensor, norm: Norm, eps: float, mask: Tensor | None) -> Tensor:
+    """What an attack returned, fit to be graded: fixed pixels set back, projected on ball and box, and checked.
+
+    The attack may overshoot eps by rounding, so it is projected; whatever else is wrong with it raises LpmbenchError.
+    """
+    if found.shape != originals.shape:
+        raise LpmbenchError(f"The attack returned shape {tuple(found.shape)}, not {tuple(originals.shape)}.")
+    if not torch.isfinite(found).all():
+        raise LpmbenchError("The attack returned pixels that are not finite numbers.")
+    found = found.detach().to(originals)
+    if mask is not None:
+        found = torch.where(mask, found, originals)
+    found = project(found, originals, norm, eps)
+    worst = float(distance(found, originals, norm).max())
+    if worst > eps + DISTANCE_TOLERANCE or found.min() < 0 or found.max() > 1:
+        raise LpmbenchError(f"A projected image is at {norm} distance {worst:.6g} of eps {eps:.6g}: this is a bug.")
+    return found
+
+
+@torch.no_grad()
+def predict(
+    classifier: Classifier,
+    images: Tensor,
+    indices: Sequence[int],
+    *,
+    seed: int,
+    purpose: Purpose,
+    draws: int,
+    chunk: int,
+    classes: int | None = None,
+    noise_control: NoiseControl = NoiseControl(),  # noqa: B008 (immutable)
+) -> Tensor:
+    """Predicted labels (B, draws) of images (B, C, H, W) in full precision; draw k meets noise keyed by (purpose, k).
+
+    A deterministic classifier, or one whose noise is all frozen, is asked once: (B, 1).
+    """
+    draws = draws if noise_control.leaves_noise(classifier) else 1
+    step = max(1, chunk // classifier.passes)
+    columns = []
+    for draw in range(draws):
+        predictions = []
+        for start in range(0, len(images), step):
+            part = slice(start, start + step)
+            keyed = generators(seed, indices[part], purpose, draw)
+            drawn = classifier.sample_noise(len(keyed), keyed)
+            drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices[part])
+            noise = {source: values.to(images.device) for source, values in drawn.items()}
+            logits = classifier(images[part], noise)
+            check_logits(logits, classes)
+            predictions.append(logits.argmax(1))
+        columns.append(torch.cat(predictions))
+    return torch.stack(columns, dim=1).cpu()

@@ -1,0 +1,392 @@
+"""The oracle: the classifier as an attack sees it. It counts every pass, hands out noise and guards fixed pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
+from robustbench_lpm.architectures.precision import slow_backwards
+from robustbench_lpm.attacks.contract import Draws, Step
+from robustbench_lpm.attacks.losses import finite, objective, succeeded
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.execution.journal import Journal, Loops
+from robustbench_lpm.hashing import sha256_of_value
+from robustbench_lpm.protocol.noise_control import NoiseControl
+from robustbench_lpm.randomness import generators
+
+PROBES_FOR_ONE = 4  # in bfloat16: measured to be a quarter faster on small networks, and never slower
+
+
+@dataclass
+class Ledger:
+    """What an attack has spent on each image of a batch: passes of the network and glimpses, (B,) int64 each."""
+
+    forwards: Tensor
+    backwards: Tensor
+    glimpses: Tensor
+
+    @classmethod
+    def empty(cls, batch_size: int) -> Ledger:
+        return cls(*(torch.zeros(batch_size, dtype=torch.int64) for _ in range(3)))
+
+
+class ClassifierOracle:
+    """`attacks.contract.Oracle` for one batch of images of equal shape.
+
+    Args:
+        classifier: in eval mode, its parameters frozen.
+        quick: the same in reduced precision (`architectures.precision`), for gradients and probes.
+        images: the clean batch (B, C, H, W); where `mask` (B, 1, H, W) is False, a query's pixels are set back to it.
+        indices: the examples' indices in the data set: they key the noise.
+        select_draws: draws of selection noise on which candidates are compared.
+        gradient_mode: how gradients pass a glimpsing network's fixations; None for the network's own default.
+        noise_control: which sources of noise are fresh, replayed, frozen or averaged over in a gradient.
+        stream: part of the key of the attack's noise and choices, so that repeated attacks differ.
+        ledger: where the cost is written; a new one by default. Several attacks on one batch may share it.
+        on_spent: told how many images went through the network, at every pass.
+        journal: where the attack's loops are kept, so that an interrupted one goes on; None keeps nothing.
+        notes: what the attack tells the reader of the record, by subject; several attacks may share it.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        indices: Sequence[int],
+        *,
+        seed: int,
+        classes: int,
+        chunk: int,
+        quick: Classifier | None = None,
+        mask: Tensor | None = None,
+        select_draws: int = 10,
+        gradient_mode: str | None = None,
+        noise_control: NoiseControl = NoiseControl(),  # noqa: B008 (immutable)
+        stream: str = "",
+        ledger: Ledger | None = None,
+        on_spent: Callable[[int], None] = lambda _: None,
+        journal: Journal | None = None,
+        notes: dict[str, str] | None = None,
+    ) -> None:
+        self.classifier, self.originals, self.mask = classifier, images, mask
+        self._probed = quick or classifier
+        self._differentiated = classifier if slow_backwards(classifier, str(images.device)) else self._probed
+        self.indices, self.seed = list(indices), seed
+        self.classes, self._chunk = classes, max(1, chunk // classifier.passes)
+        # A probe keeps no maps for a way back, and those of reduced precision are small: more of them pass at once.
+        self.chunk = self._chunk * (PROBES_FOR_ONE if quick is not None else 1)
+        self.noise_control = noise_control
+        self.select_draws = select_draws if self.stochastic else 1
+        self.gradient_mode = gradient_mode
+        self.on_spent = on_spent
+        self.ledger = ledger if ledger is not None else Ledger.empty(len(images))
+        self.notes = notes if notes is not None else {}
+        self._rows = torch.arange(len(images))
+        self._key = f"{seed}{stream}"  # runs in another gradient mode draw noise of their own
+        self._noise_generators = generators(self._key, self.indices, "attack")
+        self.generators = generators(self._key, self.indices, "search")
+        self._loops = Loops(
+            journal or Journal(None),
+            call=sha256_of_value([self._key, self.indices])[:16],
+            generators=[*self._noise_generators, *self.generators],
+            counts=[self.ledger.forwards, self.ledger.backwards, self.ledger.glimpses],
+            on_counted=on_spent,
+            notes=self.notes,
+        )
+
+    @property
+    def stochastic(self) -> bool:
+        return self.noise_control.leaves_noise(self.classifier)
+
+    def rows(self, keep: Tensor) -> ClassifierOracle:
+        """The oracle of some of the images; it goes on with their generators and writes into the same ledger."""
+        positions = keep.nonzero()[:, 0] if keep.dtype is torch.bool else keep
+        part = object.__new__(ClassifierOracle)
+        part.__dict__ |= self.__dict__
+        chosen = positions.tolist()
+        part.originals = self.originals[positions]
+        part.mask = self.mask[positions] if self.mask is not None else None
+        part.indices = [self.indices[i] for i in chosen]
+        part._rows = self._rows[positions.cpu()]
+        part._noise_generators = [self._noise_generators[i] for i in chosen]
+        part.generators = [self.generators[i] for i in chosen]
+        return part
+
+    def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
+        """Attack noise; see `Oracle.noise`."""
+        draws = draws if self.stochastic else 1
+        drawn = self._on_device(
+            self.noise_control.attack_noise(
+                self.classifier, self._noise_generators, draws, seed=self.seed, key=self._key, indices=self.indices
+            )
+        )
+        if paired:
+            return Draws({source: torch.cat([v, v]) for source, v in drawn.items()}, 2 * draws)
+        return Draws(drawn, draws)
+
+    def _on_device(self, noise: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {source: values.to(self.originals.device) for source, values in noise.items()}
+
+    def __call__(self, images: Tensor, noise: Draws) -> Tensor:
+        """Logits (draws, B, K); see `Oracle.__call__`. Raises LpmbenchError for NaN logits."""
+        return self._logits(self.classifier, images, noise)
+
+    @torch.no_grad()
+    def probe(self, images: Tensor, noise: Draws) -> Tensor:
+        """Logits (draws, B, K), maybe in reduced precision; see `Oracle.probe`."""
+        return self._logits(self._probed, images, noise, self.chunk)
+
+    def estimate(self, images: Tensor, noise: Draws) -> Tensor:
+        """Logits (draws, B, K) whose gradient is wanted, in the precision of gradients."""
+        return self._logits(self._differentiated, images, noise)
+
+    def _logits(self, classifier: Classifier, images: Tensor, noise: Draws, chunk: int | None = None) -> Tensor:
+        def answer(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor]:
+            return (classifier(pixels, values, gradient_mode=self.gradient_mode),)
+
+        (logits,) = self._in_chunks(answer, images, noise, chunk or self._chunk)
+        check_logits(logits.flatten(0, 1), self.classes)
+        return logits
+
+    def gradient(
+        self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of the expected loss, the losses and the logits; see `Oracle.gradient`.
+
+        In the mode "score-function" it is that of E[L] = mean over draws of L + (L - b) log p, L and b constants in the
+        second term: p is the density of the fixations that were drawn (Williams 1992), b the mean loss of the other
+        draws. Elsewhere the losses are differentiated as they are, a few draws at a time: what a pass remembers for
+        its way back is forgotten before the next.
+        """
+        if self.gradient_mode == "score-function":
+            images = images.detach().requires_grad_()
+            logits, density = self._in_chunks(self._differentiated.scored, images, noise, self._chunk)
+            check_logits(logits.flatten(0, 1), self.classes)
+            found = losses(logits)
+            expected = found + advantages(found.detach()) * density
+            (total,) = torch.autograd.grad(expected.mean(0).sum(), images)
+            return total, found.detach(), logits.detach()
+        parts = [self._gradient(images, draws, losses) for draws in self._few_at_once(noise, self._chunk)]
+        total = parts[0][0]
+        for part in parts[1:]:
+            total += part[0]
+        return total / noise.count, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
+
+    def _gradient(
+        self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of the sum over draws."""
+        images = images.detach().requires_grad_()
+        logits = self.estimate(images, noise)
+        found = losses(logits)
+        (gradients,) = torch.autograd.grad(found.sum(), images)
+        return gradients, found.detach(), logits.detach()
+
+    def _few_at_once(self, noise: Draws, chunk: int) -> Iterator[Draws]:
+        """The draws in groups of which the batch passes the network at once."""
+        together, batch = max(1, chunk // len(self.originals)), len(self.originals)
+        for first in range(0, noise.count, together):
+            count = min(together, noise.count - first)
+            part = slice(first * batch, (first + count) * batch)
+            yield Draws({source: values[part] for source, values in noise.values.items()}, count)
+
+    def fallen(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Which images fool a deterministic classifier, (B,); see `Oracle.fallen`."""
+        found = succeeded(logits, labels, targets)[0]
+        if self._differentiated is self.classifier or not found.any():
+            return found
+        some = self.rows(found)
+        with torch.no_grad():
+            exact = some(images[found], some.noise())
+        found[found.clone()] = succeeded(exact, labels[found], targets[found] if targets is not None else None)[0]
+        return found
+
+    def gaze(self, images: Tensor, noise: Draws) -> Tensor:
+        """Where the policy wants to look after each glimpse; see `Oracle.gaze`."""
+        return self._gaze(images, noise)[0]
+
+    def gaze_gradient(self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]) -> Tensor:
+        """The gradient of an expected loss of where the policy wants to look; see `Oracle.gaze_gradient`."""
+        images = images.detach().requires_grad_()
+        means, *density = self._gaze(images, noise)
+        found = losses(means)
+        expected = found + advantages(found.detach()) * density[0] if density else found
+        (total,) = torch.autograd.grad(expected.mean(0).sum(), images)
+        return total
+
+    def _gaze(self, images: Tensor, noise: Draws) -> tuple[Tensor, ...]:
+        """Means (draws, B, T, 2), and in the mode "score-function" the log-density (draws, B) of the fixations."""
+        if not self.classifier.glimpsing:
+            raise LpmbenchError("This attack moves fixations; the model has none.")
+        runs, mode = (self.classifier.passes, -1), self.gradient_mode or "detached"
+
+        def look(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor, ...]:
+            trajectory = self.classifier.look(pixels, values, gradient_mode=mode)
+            means = trajectory.means.movedim(0, 1).unflatten(0, runs).mean(0)  # of (n · runs, T, 2)
+            if mode != "score-function":
+                return (means,)
+            single = self.classifier.classifier if isinstance(self.classifier, MonteCarlo) else self.classifier
+            density = trajectory.log_density(single.network.sigma)  # type: ignore[arg-type]
+            return means, density.unflatten(0, runs).sum(0)
+
+        return self._in_chunks(look, images, noise, self._chunk)
+
+    def _in_chunks(
+        self,
+        answer: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
+        images: Tensor,
+        noise: Draws,
+        chunk: int,
+    ) -> tuple[Tensor, ...]:
+        """What `answer` says of images and noise, piece by piece and counted: each (draws, B, ...).
+
+        Draws that meet the same images (B, C, H, W) share them; see `Classifier`.
+        """
+        if self.mask is not None:
+            images = torch.where(self.mask, images, self.originals)
+        shared, batch = images.dim() == self.originals.dim(), len(self.originals)
+        if not (shared or self.stochastic):  # its one draw serves any number of versions of the images
+            still = {source: v[:batch].repeat(len(images), *[1] * (v.dim() - 1)) for source, v in noise.values.items()}
+            noise = Draws(still, len(images))
+        if shared and (batch <= chunk or noise.count == 1):
+            groups = self._few_at_once(noise, chunk)
+            parts = [self._pieces(answer, images, draws.values, chunk) for draws in groups]
+        else:
+            images = images.expand(noise.count, *self.originals.shape).flatten(0, 1)
+            parts = [self._pieces(answer, images, noise.values, chunk)]
+        answers = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        self._count(self.ledger.forwards, noise.count * self.classifier.passes)
+        self._count(self.ledger.glimpses, noise.count * self.classifier.glimpses, passes=False)
+        if answers[0].requires_grad:
+            answers[0].register_hook(lambda _: self._count(self.ledger.backwards, noise.count * self.classifier.passes))
+        return tuple(found.unflatten(0, (noise.count, batch)) for found in answers)
+
+    @staticmethod
+    def _pieces(
+        answer: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
+        images: Tensor,
+        noise: dict[str, Tensor],
+        chunk: int,
+    ) -> tuple[Tensor, ...]:
+        """Answers to noise for the images, which it may share if they fit into a chunk: so many pass at once."""
+        if len(images) <= chunk:
+            return answer(images, noise)
+        pieces = []
+        for start in range(0, len(images), chunk):
+            part = slice(start, start + chunk)
+            pieces.append(answer(images[part], {source: values[part] for source, values in noise.items()}))
+        return tuple(torch.cat(found) for found in zip(*pieces, strict=True))
+
+    def _count(self, ledger: Tensor, spent: int, *, passes: bool = True) -> None:
+        # A row may stand here several times (see `OracleView`): each time counts.
+        ledger.index_add_(0, self._rows, torch.full((len(self._rows),), spent))
+        if passes:
+            self.on_spent(spent * len(self._rows))
+
+    def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
+        """The steps of a loop that goes on where it was interrupted; see `Oracle.resumable`."""
+        return self._loops.over(steps, states)
+
+    def note(self, subject: str, reason: str) -> None:
+        """Tell the reader of the record; see `Oracle.note`."""
+        self.notes.setdefault(subject, reason)
+
+    def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """For each image the strongest candidate; see `Oracle.choose`."""
+        return pick(candidates, self.strongest(candidates, labels, targets))
+
+    @torch.no_grad()
+    def strongest(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """For each image, (B,), which candidate fools most selection draws; at a tie that with the lowest mean margin.
+
+        All candidates meet the same selection noise, which no attack has seen.
+        """
+        best = torch.zeros_like(labels)
+        if len(candidates) == 1:
+            return best
+        noise = Draws(self._selection_noise(), self.select_draws)
+        best_score = self._score(self(candidates[0], noise), labels, targets)
+        for position, candidate in enumerate(candidates[1:], start=1):
+            score = self._score(self(candidate, noise), labels, targets)
+            fewer = score[0] < best_score[0]
+            better = fewer | ((score[0] == best_score[0]) & (score[1] < best_score[1]))
+            best[better] = position
+            best_score = torch.where(better, score, best_score)
+        return best
+
+    def _selection_noise(self) -> dict[str, Tensor]:
+        sources = generators(self.seed, self.indices, "select")
+        drawn = self.classifier.sample_noise(self.select_draws * len(sources), sources * self.select_draws)
+        return self._on_device(
+            self.noise_control.freeze(self.classifier, drawn, self.select_draws, seed=self.seed, indices=self.indices)
+        )
+
+    @staticmethod
+    def _score(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        """(2, B): the share of draws that withstand, and the mean margin; lower is stronger."""
+        predictions = logits.argmax(-1)
+        withstand = predictions == labels if targets is None else predictions != targets
+        return torch.stack([withstand.to(logits.dtype).mean(0), objective("margin", logits, labels, targets).mean(0)])
+
+    def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
+        """A module from images to logits, for other libraries; see `Oracle.view`."""
+        return OracleView(self, draws, exact)
+
+
+class OracleView(nn.Module):
+    """An oracle as other libraries expect a model: images (n, C, H, W) to logits (n, K), fresh noise at every call."""
+
+    def __init__(self, oracle: ClassifierOracle, draws: int, exact: bool) -> None:
+        super().__init__()
+        self._oracle, self._draws, self._exact = oracle, draws, exact
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the whole batch in its order, or of n versions of some of its images."""
+        oracle = self._oracle
+        if len(images) != len(oracle.originals):
+            oracle = oracle.rows(self._recognised(images))
+        noise = oracle.noise(self._draws)
+        if self._exact:
+            logits = oracle(images, noise)
+        else:
+            logits = oracle.estimate(images, noise) if images.requires_grad else oracle.probe(images, noise)
+        logits = finite(logits)
+        if noise.count == 1:
+            return logits[0]
+        # Another library knows one answer for each image: that of the expected prediction (Salman et al. 2019, eq. 7).
+        return logits.log_softmax(-1).logsumexp(0) - math.log(noise.count)
+
+    def _recognised(self, images: Tensor) -> Tensor:
+        """For each image the row of the original that it is nearest to, (n,): it started from there."""
+        originals = self._oracle.originals
+        if len(originals) == 1:
+            return torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        return torch.cdist(images.detach().flatten(1), originals.flatten(1)).argmin(1)
+
+
+def pick(candidates: Sequence[Tensor], chosen: Tensor) -> Tensor:
+    """For each image, of candidates (B, C, H, W), the one whose position is in chosen (B,)."""
+    return torch.stack(list(candidates))[chosen, torch.arange(len(chosen), device=chosen.device)]
+
+
+def advantages(losses: Tensor) -> Tensor:
+    """Losses (draws, B) less the mean loss of the other draws (which adds no bias); those of a single draw as is."""
+    draws = len(losses)
+    return losses if draws == 1 else (losses - losses.mean(0)) * (draws / (draws - 1))
+
+
+def check_logits(logits: Tensor, classes: int | None) -> None:
+    """Raise LpmbenchError unless logits (n, K) are numbers for the right number of classes.
+
+    -inf is legal where a model rules a class out, but not for all of them.
+    """
+    if logits.dim() != 2 or (classes is not None and logits.shape[1] != classes):
+        raise LpmbenchError(f"The model answers with shape {tuple(logits.shape)}, not with logits (n, {classes}).")
+    if not torch.isfinite(logits.amax(1)).all():  # of NaN the largest is NaN
+        kind = "NaN" if torch.isnan(logits).any() else "infinite"
+        raise LpmbenchError(f"The model gives {kind} logits; nothing can be graded on them.")

@@ -1,0 +1,537 @@
+"""A run, resolved to the last number before it starts: what decides its outcomes, and what it will cost."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, MonteCarlo, Noise
+from robustbench_lpm.architectures.precision import PRECISIONS, Precision, reduced
+from robustbench_lpm.attacks.contract import Cost
+from robustbench_lpm.budgets import format_eps, parse_eps
+from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.hashing import sha256_of_value
+from robustbench_lpm.norms import NORMS, Norm
+from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
+from robustbench_lpm.randomness import generators
+from robustbench_lpm.registry import cards
+from robustbench_lpm.registry.admission import IMAGES, Admission, AsItIs, admit
+from robustbench_lpm.registry.contents import sha256_of_object
+from robustbench_lpm.registry.tasks import (
+    Attack,
+    Data,
+    LeftOut,
+    given_instead,
+    resolve_attack,
+    resolve_surrogates,
+)
+from robustbench_lpm.registry.zoo import LoadedModel
+
+STRONGEST = "strongest"
+STORED_PICTURES = 16
+DEFAULT_MEMORY = 2.0  # GiB
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs, and the configuration that names it."""
+
+    model: LoadedModel
+    attack: Attack
+    data: Data
+    indices: tuple[int, ...]
+    norm: Norm
+    eps: float
+    mc: int
+    draws: int
+    select_draws: int
+    gradient_mode: str | None
+    noise_control: NoiseControl
+    target: str | None
+    seed: int
+    classes: int
+    device: str
+    chunk: int
+    save_adversarials: bool
+    configuration: dict[str, Any]
+    requested_draws: int = 20  # of a stochastic classifier; `draws` is 1 where its noise is all frozen
+    requested_selection: int = 10
+    surrogates: tuple[LoadedModel, ...] = ()  # the models that the attack is made on, if it is carried over
+    members: tuple[Plan, ...] = ()  # of a worst case: the runs among which it chooses
+    precision: Precision = "float32"  # of gradients and probes
+    memory: float = DEFAULT_MEMORY
+    lowered: Classifier | None = None  # the model in that precision, where it is a reduced one
+    labels_fit: bool = False  # whether the user has said that the model's labels are those of the data set
+    notes: tuple[str, ...] = ()  # what a reader of the result must know
+    code: dict[str, str] = field(default_factory=dict)  # hashes of what computes it, see `_code`
+    no_gradient: str = ""  # why the model gives none, "" where it does
+
+    @property
+    def id(self) -> str:
+        """What names the run: the sha256 of the configuration."""
+        return sha256_of_value(self.configuration)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether two passes of the classifier, as it is graded, may differ."""
+        return self.noise_control.leaves_noise(self.classifier)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier that is attacked and graded: the model itself, or the average of M runs of it."""
+        return self._averaged(self.model.classifier)
+
+    @property
+    def quick(self) -> Classifier | None:
+        """The classifier in reduced precision, if gradients and probes shall be."""
+        return self._averaged(self.lowered) if self.lowered is not None else None
+
+    def _averaged(self, classifier: Classifier) -> Classifier:
+        return MonteCarlo(classifier, self.mc) if self.mc > 1 else classifier
+
+    @property
+    def gradient_modes(self) -> tuple[str | None, ...]:
+        """The modes to attack in, one after the other; the strongest result is chosen for each image."""
+        if self.gradient_mode == STRONGEST and not self.members:
+            return self.model.classifier.gradient_modes
+        return (self.gradient_mode,)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """What the strongest image of an example is chosen among: members of a worst case, or gradient modes."""
+        if self.members:
+            return tuple(member.attack.name for member in self.members)
+        return tuple(mode or "" for mode in self.gradient_modes)
+
+    @property
+    def blocks(self) -> list[tuple[int, ...]]:
+        """The work units: fixed slices of the indices."""
+        return [self.indices[i : i + self.chunk] for i in range(0, len(self.indices), self.chunk)]
+
+    def cost(self) -> Cost | None:
+        """The most passes of the network that attacking one image takes, or None if the attack does not say."""
+        once = self.attack.cost(stochastic=self.stochastic)
+        if once is None:
+            return None
+        modes = len(self.gradient_modes)
+        forwards, choices = once.forwards, len(self.surrogates) or once.choices
+        if self.lowered is not None and not self.stochastic:
+            forwards += once.backwards  # a look in full precision at what seems to have fallen
+        compared = (choices if choices > 1 else 0) * modes + (len(self.candidates) if len(self.candidates) > 1 else 0)
+        passes = self.classifier.passes
+        return Cost((forwards * modes + compared * self.select_draws) * passes, once.backwards * modes * passes)
+
+    def grading_passes(self) -> int:
+        """Passes that grading one image takes, before and after the attack."""
+        return 2 * self.draws * self.classifier.passes
+
+    def command(self) -> str:
+        """The command that repeats this run (DIR stands for where the data lie, or the images that were submitted).
+
+        Where something was handed over from Python no command can: the call that repeats it, after "from Python: ".
+        """
+        sources = [model for plan in (self, *self.members) for model in plan.surrogates]
+        subjects: tuple[LoadedModel | Attack | Data, ...] = self.model, self.attack, self.data
+        if not all(part.arguments for part in (*subjects, *sources)):
+            return f"{FROM_PYTHON}{self._call(sources)}"
+        words = [
+            f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+            for name, value in self._options().items()
+        ]
+        words += [f"--noise {shlex.quote(f'{source}={mode}')}" for source, mode in self.noise_control.modes]
+        words += [model.arguments.replace("--model", "--surrogate", 1) for model in sources]
+        words += [f"--set {shlex.quote(f'{name}={value}')}" for name, value in _settings(self.attack)]
+        words += ["--trust"] * self._trusted
+        return " ".join([f"lpmbench {self.attack.command}", *(part.arguments for part in subjects), *words])
+
+    def _call(self, sources: Sequence[LoadedModel]) -> str:
+        """The call of `evaluate` that repeats this run; what was handed over goes by its name."""
+        options = self._options()
+        if not self.data.arguments:
+            del options["size"]
+        if self.noise_control.modes:
+            options["noise"] = [f"{source}={mode}" for source, mode in self.noise_control.modes]
+        if parameters := dict(_settings(self.attack)):
+            options["parameters"] = parameters
+        if not self.model.arguments and self.model.name != _in_python(self.model):
+            options["name"] = self.model.name
+        if self._trusted:
+            options["trust"] = True
+        words = [_in_python(self.model), _in_python(self.attack), _in_python(self.data)]
+        words += [f"{name}={value!r}" for name, value in options.items()]
+        words += [f"surrogates=[{', '.join(map(_in_python, sources))}]"] if sources else []
+        return f"robustbench_lpm.evaluate({', '.join(words)})"
+
+    def _options(self) -> dict[str, Any]:
+        """By the names of `evaluate`, which are those of the command line, what the run was asked for."""
+        options: dict[str, Any] = {
+            "size": self.data.identity["size"],
+            "norm": self.norm,
+            "eps": format_eps(self.eps) if parse_eps(format_eps(self.eps)) == self.eps else repr(self.eps),
+            "limit": len(self.indices),
+            "seed": self.seed,
+        }
+        if self.classifier.stochastic:
+            options |= {"mc": self.mc, "draws": self.draws}
+        if self.gradient_mode and self.gradient_mode != STRONGEST:
+            options["gradient_mode"] = self.gradient_mode
+        if self.target is not None:
+            options["target"] = self.target
+        if self.precision != "float32":
+            options["precision"] = self.precision
+        if self.memory != DEFAULT_MEMORY:
+            options["memory"] = int(self.memory) if self.memory == int(self.memory) else self.memory
+        if torch.device(self.device).type != "cpu":
+            options["device"] = self.device
+        if self.labels_fit:
+            options["labels_fit"] = True
+        return options
+
+    @property
+    def _trusted(self) -> bool:
+        card = self.model.card
+        return self.attack.foreign or self.data.foreign or (card is not None and cards.is_foreign(card))
+
+
+FROM_PYTHON = "from Python: "
+
+
+def _in_python(part: LoadedModel | Attack | Data) -> str:
+    """What takes part, as a call names it: in quotes what has a card, else its class or function."""
+    if part.arguments:
+        return repr(shlex.split(part.arguments)[1])
+    if isinstance(part, Data):
+        return "(images, labels)"
+    return str(part.identity.get("entry", part.name)).rpartition(":")[2].rpartition(".")[2]
+
+
+def _settings(attack: Attack) -> list[tuple[str, Any]]:
+    """An attack's parameters as --set takes them; of a worst case, those in which members differ from their cards."""
+    if not attack.members:
+        return sorted(attack.parameters.items())
+    differing: dict[str, dict[str, Any]] = attack.parameters.get("settings", {})
+    return [(f"{member}.{name}", value) for member, given in differing.items() for name, value in given.items()]
+
+
+def make_plan(
+    model: LoadedModel,
+    attack: Attack,
+    data: Data,
+    *,
+    eps: float,
+    norm: str = "linf",
+    limit: int | None = None,
+    indices: Sequence[int] | None = None,
+    mc: int = 1,
+    draws: int = 20,
+    select_draws: int = 10,
+    gradient_mode: str | None = None,
+    noise: str | Iterable[str] = (),
+    target: str | int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    save_adversarials: bool = False,
+    precision: str = "float32",
+    memory: float = DEFAULT_MEMORY,
+    labels_fit: bool = False,
+) -> Plan:
+    """Check what was asked for and resolve it. Raises LpmbenchError for what cannot be run.
+
+    gradient_mode: None is the strongest of the model's modes for a white-box attack.
+    noise: who controls which source of it, see `noise_control`.
+    precision: of gradients and probes; grading and what decides that an image has fallen are in float32.
+    memory: GiB that the maps of one pass may take, about: it bounds the chunk.
+    labels_fit: the labels of model and data set are the same, whatever they are called.
+    """
+    eps = parse_eps(eps, norm)
+    given = {
+        "eps": eps, "norm": norm, "limit": limit, "indices": indices, "mc": mc, "draws": draws,
+        "select_draws": select_draws, "gradient_mode": gradient_mode, "noise": noise,
+        "target": target, "seed": seed, "device": device, "precision": precision, "memory": memory,
+        "labels_fit": labels_fit,
+    }  # fmt: skip
+    if norm not in attack.norms:
+        known = [known for known in NORMS if known in attack.norms]
+        raise LpmbenchError(f"Attack '{attack.name}' works in {', '.join(known)}, not in '{norm}'.")
+    for name, value in {"mc": mc, "draws": draws, "select_draws": select_draws, "limit": limit}.items():
+        if value is not None and value < 1:
+            raise LpmbenchError(f"{name} must be at least 1, not {value}.")
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, list(PRECISIONS))
+    if not 0 < memory < float("inf"):
+        raise LpmbenchError(f"memory must be a number of GiB above 0, not {memory}.")
+    chosen = tuple(indices if indices is not None else range(min(limit or len(data), len(data))))
+    if not chosen:
+        raise LpmbenchError("There are no examples to attack.")
+    model, admission, example = fitted(model, data, chosen, device, labels_fit=labels_fit)
+    classes = admission.classes
+    if not attack.applies(model.classifier):
+        raise LpmbenchError(f"Attack '{attack.name}' moves fixations; model '{model.name}' has none.")
+    if admission.no_gradient and needs_gradient(attack):
+        raise LeftOut(
+            f"Attack '{attack.name}' needs a gradient, and model '{model.name}' gives none ({admission.no_gradient}); "
+            f"these need none: {', '.join(_without_gradients())}."
+        )
+    stochastic = model.classifier.stochastic
+    control = parse_noise_control(noise, model.classifier)
+    random = control.leaves_noise(model.classifier)
+    mode = _resolve_mode(model, attack, gradient_mode)
+    surrogates = tuple(_admitted(s, data, chosen, device) for s in resolve_surrogates(attack, model, data, device))
+    members: list[Plan] = []
+    notes: list[str] = []
+    for member in attack.members:
+        if member.applies(model.classifier) and (target is None or member.targeted):
+            try:
+                members.append(make_plan(model, member, data, save_adversarials=True, **given))  # type: ignore[arg-type]
+            except LeftOut as error:
+                notes.append(f"Left out of {attack.name}: {member.name}. {error}")
+    aim = _resolve_target(target, attack, data, classes)
+    if attack.members and not members:
+        raise LpmbenchError(f"No attack of '{attack.name}' can attack model '{model.name}' like this.")
+    configuration = {
+        "model": model.identity | {"stochastic": stochastic},
+        "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
+        "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
+        "threat": {"norm": norm, "eps": eps, "target": aim},
+        "evaluation": {
+            "mc": mc if stochastic else 1,
+            "draws": draws if random else 1,
+            "select_draws": select_draws if random else 1,
+            "gradient_mode": mode,
+            "seed": seed,
+        },
+    }
+    if mode == STRONGEST:  # a mode that a model learns later makes another run
+        configuration["evaluation"]["gradient_modes"] = list(model.classifier.gradient_modes)
+    if precision != "float32":
+        configuration["evaluation"]["precision"] = precision
+    lowered = None
+    if precision == "bfloat16":
+        lowered = _lowered(model, example)
+        surrogates = tuple(replace(s, classifier=_lowered(s, example)) for s in surrogates)
+    if control.modes:
+        configuration["evaluation"]["noise"] = [list(pair) for pair in control.modes]
+    return Plan(
+        model=model,
+        attack=attack,
+        data=data,
+        indices=chosen,
+        norm="linf" if norm == "linf" else "l2",
+        eps=eps,
+        mc=mc if stochastic else 1,
+        draws=draws if random else 1,
+        select_draws=select_draws if random else 1,
+        gradient_mode=mode,
+        noise_control=control,
+        target=aim,
+        seed=seed,
+        classes=classes,
+        device=device,
+        chunk=chunk_for(model.classifier, example, memory, gradient=not admission.no_gradient),
+        save_adversarials=save_adversarials,
+        configuration=configuration,
+        requested_draws=draws,
+        requested_selection=select_draws,
+        surrogates=surrogates,
+        members=tuple(members),
+        precision="bfloat16" if precision == "bfloat16" else "float32",
+        memory=memory,
+        lowered=lowered,
+        labels_fit=labels_fit,
+        notes=(*_notes(model, attack, data, admission, draws if random else 1), *notes),
+        code=_code(model, attack, data, admission),
+        no_gradient=admission.no_gradient,
+    )
+
+
+def fitted(
+    model: LoadedModel, data: Data, indices: Sequence[int], device: str, *, labels_fit: bool = False
+) -> tuple[LoadedModel, Admission, Tensor]:
+    """A model, admitted to the images on a device; what was found; and the first of the images, (1, C, H, W).
+
+    Raises LpmbenchError for a model that is not admitted, or that does not answer in the data set's labels.
+    """
+    card, known = model.card, data.identity.get("labels")
+    if card is not None and known is not None and card.labels != known and not labels_fit:
+        raise LpmbenchError(
+            f"Model '{model.name}' predicts the labels '{card.labels}', data set '{data.name}' has the labels "
+            f"'{known}'. If they are the same classes in the same order, say so with --labels-fit (labels_fit=True)."
+        )
+    images = data.read(indices[:IMAGES]).images
+    alike = torch.stack([image for image in images if image.shape == images[0].shape])
+    if card is not None and alike.shape[1] != card.input.channels:
+        raise LpmbenchError(
+            f"Model '{model.name}' reads {card.input.channels} channel(s); '{data.name}' has {alike.shape[1]}."
+        )
+    model, admission = admit(model, alike, device)
+    classes = admission.classes
+    if card is not None and card.classes != classes:
+        raise LpmbenchError(f"{card.path}: classes = {card.classes}, but the model answers with {classes} logits.")
+    if data.class_count is not None and data.class_count != classes and not labels_fit:
+        raise LpmbenchError(
+            f"Model '{model.name}' answers with {classes} logits, but '{data.name}' has {data.class_count} classes. If "
+            "its first classes are those of the data set, say so with --labels-fit (labels_fit=True)."
+        )
+    labels = data.labels[list(indices)]
+    if labels.min() < 0 or labels.max() >= classes:
+        worst = labels.min() if labels.min() < 0 else labels.max()
+        raise LpmbenchError(f"Label {worst} is out of range: model '{model.name}' knows {classes} classes, from 0.")
+    return model, admission, alike[:1].to(device)
+
+
+def needs_gradient(attack: Attack) -> bool:
+    """Whether an attack says that it goes backwards through the model."""
+    cost = attack.cost(stochastic=True)
+    return cost is not None and cost.backwards > 0
+
+
+def _without_gradients() -> list[str]:
+    """The registered attacks that need no gradient of the model."""
+    found = [cards.attack(name) for name in cards.names("attack")]
+    attacks = [resolve_attack(card.name) for card in found if not card.members and card.applies_to == "any"]
+    return [attack.name for attack in attacks if not needs_gradient(attack)]
+
+
+def _admitted(surrogate: LoadedModel, data: Data, indices: Sequence[int], device: str) -> LoadedModel:
+    """A model that an attack is made on, which is not judged: its labels are those of the target by the user's word."""
+    admitted, admission, _ = fitted(surrogate, data, indices, device, labels_fit=True)
+    if admission.no_gradient:
+        raise LpmbenchError(f"Surrogate '{surrogate.name}' gives no gradient ({admission.no_gradient}).")
+    return admitted
+
+
+def _notes(model: LoadedModel, attack: Attack, data: Data, admission: Admission, draws: int) -> tuple[str, ...]:
+    """What a reader of the result must know."""
+    notes = [attack.known_defects, *model.notes, *admission.notes, *data.notes]
+    if isinstance(model.classifier.network, GloballyRandom):  # found out, not declared
+        notes.append(told_noise(draws, admission.sources))
+    return tuple(dict.fromkeys(note for note in notes if note))
+
+
+def told_noise(draws: int, sources: Iterable[str]) -> str:
+    """What a reader is told of a stochastic model."""
+    return f"stochastic: {draws} draws of its own noise, from {' and '.join(sources)}"
+
+
+def _code(model: LoadedModel, attack: Attack, data: Data, admission: Admission) -> dict[str, str]:
+    """Hashes of the code of model, attack and data set, and what the model says of fixed images: see `contents`."""
+    return {
+        "model": sha256_of_object(model.entry),
+        "answers": admission.answers,
+        "attack": sha256_of_object([part.function for part in (attack, *attack.members)]),
+        "dataset": sha256_of_object(data.entry),
+    }
+
+
+def vary(plan: Plan, **changes: Any) -> Plan:
+    """The same plan but for some of the arguments of `make_plan`."""
+    given: dict[str, Any] = {
+        "model": plan.model, "attack": plan.attack, "data": plan.data, "eps": plan.eps, "norm": plan.norm,
+        "indices": plan.indices, "mc": plan.mc, "draws": plan.requested_draws, "select_draws": plan.requested_selection,
+        "gradient_mode": plan.gradient_mode, "noise": [f"{source}={mode}" for source, mode in plan.noise_control.modes],
+        "target": plan.target, "seed": plan.seed, "device": plan.device, "save_adversarials": plan.save_adversarials,
+        "precision": plan.precision, "memory": plan.memory, "labels_fit": plan.labels_fit,
+    } | changes  # fmt: skip
+    if not given["attack"].members and given["attack"].knowledge != "white-box":
+        given["gradient_mode"] = None
+    return make_plan(**given)
+
+
+def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan], instead: str) -> dict[str, Any]:
+    """What decides an attack's images beside its parameters: other models' weights, or other runs.
+
+    instead: the surrogates that were named in place of the card's: that makes another attack of it.
+    """
+    found: dict[str, Any] = {"made_on": instead} if instead else {}
+    if surrogates:
+        found["surrogates"] = {surrogate.name: surrogate.weights_sha256 for surrogate in surrogates}
+    if members:
+        found["members"] = {member.attack.name: member.id for member in members}
+        for member in members:
+            found |= {key: value for key, value in member.configuration["attack"].items() if key == "made_on"}
+    return found
+
+
+def default_chunk(height: int, width: int) -> int:
+    """Images that pass a network at once: few large ones or many small ones.
+
+    Large batches are slower per image on processors: 64 small images and 8 of 224 pixels were measured to be good.
+    """
+    fitting = max(1, 2**19 // (height * width))
+    return max(8, min(64, 1 << (fitting.bit_length() - 1)))
+
+
+def chunk_for(classifier: Classifier, example: Tensor, memory: float, *, gradient: bool = True) -> int:
+    """The default chunk, or as many images as remember no more than `memory` GiB for their way back."""
+    if not gradient:
+        return default_chunk(*example.shape[-2:])
+    remembered: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        remembered[tensor.data_ptr()] = tensor.nbytes
+        return tensor
+
+    weights = {tensor.data_ptr() for tensor in [*classifier.parameters(), *classifier.buffers()]}
+    noise = _noise_for(classifier, example)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        # Its result holds all that is remembered until that is counted, so that no address comes twice.
+        _held = classifier(example.clone().requires_grad_(), noise)
+    each = sum(size for address, size in remembered.items() if address not in weights) + 4 * example.nbytes
+    return max(1, min(default_chunk(*example.shape[-2:]), int(memory * 2**30 / each)))
+
+
+def _lowered(model: LoadedModel, example: Tensor) -> Classifier:
+    if isinstance(model.classifier.network, AsItIs):
+        raise LpmbenchError(f"Model '{model.name}' cannot be copied, so it runs in float32 alone; leave out precision.")
+    return reduced(model.classifier, example, _noise_for(model.classifier, example))
+
+
+def _noise_for(classifier: Classifier, example: Tensor) -> Noise:
+    noise = classifier.sample_noise(1, generators(0, [0], "clean"))
+    return {source: values.to(example.device) for source, values in noise.items()}
+
+
+def _resolve_mode(model: LoadedModel, attack: Attack, mode: str | None) -> str | None:
+    modes = model.classifier.gradient_modes
+    if attack.members and modes:  # each member takes it or leaves it
+        return mode
+    cost = attack.cost(stochastic=True)
+    if not modes or attack.knowledge != "white-box" or (cost is not None and cost.backwards == 0):
+        return None
+    if mode is None:
+        return STRONGEST
+    if mode not in (*modes, STRONGEST):
+        raise unknown("gradient mode", mode, [*modes, STRONGEST])
+    return mode
+
+
+def _resolve_target(target: str | int | None, attack: Attack, data: Data, classes: int) -> str | None:
+    if target is None:
+        return None
+    if not attack.targeted:
+        raise LpmbenchError(f"Attack '{attack.name}' cannot aim at a target.")
+    text = str(target)
+    if text == "random":
+        return text
+    if text in data.classes:
+        text = str(data.classes.index(text))
+    if not text.isdigit():
+        raise unknown("target class", text, [*data.classes, "random"])
+    if int(text) >= classes:
+        raise LpmbenchError(f"Target {text} is out of range: the model knows {classes} classes.")
+    return text
+
+
+def execution(plan: Plan) -> dict[str, Any]:
+    """How a run is computed; the same again, with the same versions, gives the same bits."""
+    return {
+        "device": torch.device(plan.device).type,
+        "threads": torch.get_num_threads(),
+        "block_size": plan.chunk,
+        "chunk": plan.chunk,
+    }

@@ -1,0 +1,203 @@
+"""Read, write and check audits: what speaks for and against a result, check by check. Knows nothing about torch.
+
+An audit judges one record (one attack, or the worst case over several, on one model). It lies in
+`audits/RECORD_FOLDER_NAME.json` beside the records that it compares. Every check asks one question whose evidence is
+two numbers and the 95 % interval of their difference; the verdict follows from that interval alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.hashing import SEAL, seal_holds, sealed, sha256_of_value
+from robustbench_lpm.records.runs import RunRecord, read_json, write_atomically
+
+AUDITS = "audits"
+SCHEMA_VERSION = 2
+READABLE = (1, 2)  # version 1 had no seal at first
+SEALED_SINCE = 2
+TOLERANCE = 0.01  # one point of accuracy, which an audit takes for no difference
+Verdict = Literal["pass", "fail", "undecided", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about a result, and what was found.
+
+    judged and reference are the two numbers that are compared (shares in [0, 1], or cosines, as `unit` says); low and
+    high bound their difference, judged - reference, at 95 %. They are None where the check does not apply.
+    """
+
+    name: str  # e.g. "white-box vs black-box"
+    question: str
+    verdict: Verdict
+    judged: float | None = None
+    reference: float | None = None
+    low: float | None = None
+    high: float | None = None
+    images: int = 0
+    against: str = ""  # what the reference is, e.g. "square"
+    note: str = ""
+    records: tuple[str, ...] = ()  # ids of the records compared with
+    unit: Literal["share", "cosine"] = "share"
+
+
+@dataclass
+class Audit:
+    """All checks of one result."""
+
+    record: str  # the id of the judged record
+    folder_name: str  # its folder's name
+    model: str
+    attack: str
+    checks: list[Check]
+    command: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> Verdict:
+        """fail if any check fails; pass if every check that applies passes; else undecided."""
+        return overall(self.checks)
+
+
+def overall(checks: Sequence[Check]) -> Verdict:
+    """The verdict over several checks."""
+    verdicts = {check.verdict for check in checks} - {"not applicable"}
+    if "fail" in verdicts:
+        return "fail"
+    return "pass" if verdicts == {"pass"} else "undecided"
+
+
+def path_of(folder_name: str, folder: Path) -> Path:
+    """Where the audit of a record lies, by the name of the record's folder and the folder that holds both."""
+    return folder / AUDITS / f"{folder_name}.json"
+
+
+def write(audit: Audit, out: Path) -> Path:
+    """Write an audit below `out`; its path."""
+    path = path_of(audit.folder_name, out)
+    content = sealed({"schema_version": SCHEMA_VERSION, **asdict(audit)})
+    write_atomically(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    return path
+
+
+def read(path: Path) -> Audit:
+    """Read an audit. Raises LpmbenchError for a file that is not one."""
+    content = read_json(path)
+    if (version := content.get("schema_version")) not in READABLE:
+        known = ", ".join(map(str, READABLE))
+        raise LpmbenchError(f"{path}: schema_version is {version}; this version reads {known}.")
+    if not seal_holds(content, required=version >= SEALED_SINCE):
+        raise LpmbenchError(f"{path}: its seal is not the sha256 of what it says; the file was altered.")
+    for key in ("schema_version", SEAL):
+        content.pop(key, None)
+    try:
+        checks = [_check(entry) for entry in content.pop("checks")]
+        audit = Audit(checks=checks, **content)
+        _texts(audit, "record", "folder_name", "model", "attack", "command")
+    except (TypeError, KeyError, ValueError) as error:
+        raise LpmbenchError(f"{path} is not a valid audit: {type(error).__name__}: {error}.") from None
+    if path.stem != audit.folder_name or not audit.folder_name.endswith(f"--{audit.record[:12]}"):
+        raise LpmbenchError(f"{path}: the name of the file is not that of the record it judges; the file was altered.")
+    return audit
+
+
+def _check(entry: dict[str, Any]) -> Check:
+    check = Check(**entry | {"records": tuple(entry["records"])})
+    _texts(check, "name", "question", "verdict", "against", "note", "unit")
+    for name, known in (("verdict", get_args(Verdict)), ("unit", ("share", "cosine"))):
+        if getattr(check, name) not in known:
+            raise ValueError(f"{name} '{getattr(check, name)}' is none of {', '.join(known)}")
+    if not all(isinstance(record, str) for record in check.records):
+        raise TypeError("records must be ids")
+    for number in (check.judged, check.reference, check.low, check.high, check.images):
+        if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
+            raise TypeError(f"{number!r} is no number")
+    return check
+
+
+def _texts(part: Audit | Check, *names: str) -> None:
+    """Raises TypeError where one of these fields of an audit is not text."""
+    for name in names:
+        if not isinstance(value := getattr(part, name), str):
+            raise TypeError(f"{name} is {value!r}, not text")
+
+
+def read_for(records: Sequence[RunRecord]) -> dict[str, Audit]:
+    """The audits that lie beside records, by the id of the record that they judge.
+
+    Where two folders hold an audit of one record, the worse verdict stands. Raises LpmbenchError for a broken audit.
+    """
+    folders = sorted({record.path.parent / AUDITS for record in records if record.path is not None})
+    ids = {record.id for record in records}
+    found = [read(path) for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))]
+    found.sort(key=lambda audit: ("pass", "undecided", "fail").index(audit.verdict))
+    return {audit.record: audit for audit in found if audit.record in ids}
+
+
+def probes(records: Sequence[RunRecord], audits: Mapping[str, Audit]) -> set[str]:
+    """The ids of the runs that exist for an audit's sake: a judged attack at another eps, at twice the work, with the
+    noise frozen, and the members of such worst cases.
+
+    What was judged itself, or is a member of a worst case that is no probe, is an ordinary run; so are the other
+    attacks that a result is compared with (one step, noise, black boxes). A judged attack at another eps is a probe
+    only where its model met nothing else at that budget: else the budget was asked for, and the run with it.
+    """
+    known = {record.id: record for record in records}
+    judged = {name for name in audits if name in known}
+    elsewhere: set[str] = set()  # at another eps
+    otherwise: set[str] = set()  # at this eps
+    for name in judged:
+        for other in {other for check in audits[name].checks for other in check.records} & known.keys() - judged:
+            if known[other].eps != known[name].eps and _frozen(known[other]) == _frozen(known[name]):
+                elsewhere.add(other)
+            elif known[other].attack == known[name].attack or _frozen(known[other]) != _frozen(known[name]):
+                otherwise.add(other)
+    candidates = _with_members(elsewhere | otherwise, known) - judged
+    candidates -= _with_members(known.keys() - candidates, known)
+    asked_for = {_budget(known[name]) for name in known.keys() - candidates}
+    found = {name for name in candidates if name in otherwise or _budget(known[name]) not in asked_for}
+    found = _with_members(found, known) & candidates
+    return found - _with_members(known.keys() - found, known)
+
+
+def _with_members(names: Iterable[str], known: Mapping[str, RunRecord]) -> set[str]:
+    """Runs, and those among which the worst cases among them choose."""
+    members = [known[name].configuration["attack"].get("members") or {} for name in names]
+    return set(names) | {member for found in members for member in found.values() if member in known}
+
+
+def _frozen(record: RunRecord) -> set[str]:
+    """The sources of noise that were frozen in a run."""
+    return {str(source) for source, mode in record.configuration["evaluation"].get("noise") or [] if mode == "frozen"}
+
+
+def _budget(record: RunRecord) -> str:
+    """Which model met what images at which budget, its noise frozen or not."""
+    parts = record.configuration["model"], record.configuration["dataset"], record.norm, record.eps, record.mc
+    return sha256_of_value([*parts, sorted(_frozen(record))])
+
+
+def publish(record: RunRecord, results: Path) -> Path | None:
+    """Copy the audit that lies beside a record into the published results; its path there, or None where there is none.
+
+    An audit that was published earlier goes: it judged the record that this one has replaced. Raises LpmbenchError for
+    an audit that is broken or judges another record.
+    """
+    if record.path is None:
+        raise LpmbenchError("Only a record that was written can be published.")
+    source, target = path_of(record.path.name, record.path.parent), path_of(record.path.name, results / "records")
+    if not source.is_file():
+        target.unlink(missing_ok=True)
+        return None
+    if read(source).record != record.id:
+        raise LpmbenchError(f"{source} judges another record than {record.path}.")
+    if source.resolve() != target.resolve():
+        write_atomically(target, source.read_bytes())
+    return target

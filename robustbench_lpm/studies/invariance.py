@@ -1,0 +1,158 @@
+"""How accurate models stay on clean images that are turned, scaled or moved, by how much they are.
+
+Images are warped as the tensor in [0, 1] that the models see: bilinearly, with zeros coming in from outside. What
+needs no resampling is not resampled: the image as it is, and quarter turns of a square. All models and all warps meet
+the same images and, draw by draw, the same noise (see `studies`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.errors import Attempt, LpmbenchError
+from robustbench_lpm.registry.tasks import Data, told_apart
+from robustbench_lpm.registry.zoo import LoadedModel, load_model
+from robustbench_lpm.studies.study import Row, Spent, Study, resolved
+
+
+@dataclass(frozen=True)
+class Warp:
+    """Turn by `angle` degrees against the clock, magnify by `scale`, both about the centre; then move.
+
+    right, down: shares of the image's width and height.
+    """
+
+    angle: float = 0.0
+    scale: float = 1.0
+    right: float = 0.0
+    down: float = 0.0
+
+
+STILL = Warp()
+
+
+def rotated(degrees: float) -> tuple[Warp, ...]:
+    """About the image's centre, against the clock."""
+    return (Warp(angle=degrees % 360),)
+
+
+def scaled(factor: float) -> tuple[Warp, ...]:
+    """About the image's centre; a factor above 1 magnifies."""
+    return (Warp(scale=factor),)
+
+
+def translated(share: float) -> tuple[Warp, ...]:
+    """To the right by a share of the side, and, as an image of its own, down by it."""
+    return (Warp(right=share), Warp(down=share))
+
+
+TRANSFORMATIONS: dict[str, Callable[[float], tuple[Warp, ...]]] = {
+    "rotate": rotated,
+    "scale": scaled,
+    "translate": translated,
+}
+
+
+def warped(images: Tensor, warp: Warp) -> Tensor:
+    """Images (B, C, H, W) in [0, 1] under a warp, in the same shape and range."""
+    height, width = images.shape[-2:]
+    if warp == STILL:
+        return images
+    if replace(warp, angle=0.0) == STILL and warp.angle % 90 == 0 and height == width:
+        return images.rot90(int(warp.angle // 90), dims=(2, 3))
+    angle = math.radians(warp.angle)
+    cos, sin = math.cos(angle) / warp.scale, math.sin(angle) / warp.scale
+    # From a pixel of the result back to where it came from; lengths in pixels, so that a turn is one on oblong images.
+    back = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
+    half = torch.tensor([width / 2, height / 2], dtype=torch.float64)
+    moved = torch.tensor([warp.right * width, warp.down * height], dtype=torch.float64)
+    # affine_grid counts from the centre, in halves of the sides.
+    affine = torch.cat([back * half / half[:, None], (-(back @ moved) / half)[:, None]], dim=1).to(images)
+    grid = F.affine_grid(affine.expand(len(images), 2, 3), list(images.shape), align_corners=False)
+    # Rounding may leave [0, 1] by the last bit.
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Invariance(Study):
+    """Accuracy of some models on warped images; `values` are the magnitudes by transformation."""
+
+    name: ClassVar[str] = "invariance"
+    values: tuple[tuple[str, tuple[float, ...]], ...] = ()
+
+    def varied(self) -> dict[str, Any]:
+        return {"transformations": {name: list(values) for name, values in self.values}}
+
+    def words(self) -> list[str]:
+        return [f"--{name} {','.join(f'{value:.12g}' for value in values)}" for name, values in self.values]
+
+    def cells(self) -> list[Row]:
+        return [{"transformation": name, "value": value} for name, values in self.values for value in values]
+
+    def warps(self) -> list[tuple[Warp, ...]]:
+        """For each cell the warps whose mean it is."""
+        return [TRANSFORMATIONS[name](value) for name, values in self.values for value in values]
+
+    def passes(self, model: LoadedModel) -> int:
+        return self.runs(model) * len({warp for warps in self.warps() for warp in warps})
+
+    def once(self, classifier: Classifier, images: Tensor, noise: Noise) -> Tensor:
+        return classifier(images, noise)[None]
+
+    def right(
+        self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
+    ) -> Tensor:
+        found: dict[Warp, Tensor] = {}
+        for warp in {warp: None for warps in self.warps() for warp in warps}:  # each once; all hold the image as it is
+            found[warp] = self.share_right(model, warped(images, warp), labels, noises, spent)
+        cells = [torch.stack([found[warp] for warp in warps]).mean(0) for warps in self.warps()]
+        return torch.cat(cells, dim=1)
+
+
+def make_invariance(
+    names: Sequence[str],
+    data: Data,
+    values: Mapping[str, Sequence[float]],
+    *,
+    mc: Sequence[int] = (1,),
+    draws: int = 4,
+    limit: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    trust: bool = False,
+    labels_fit: bool = False,
+    attempt: Attempt = nullcontext,
+) -> Invariance:
+    """The study of registered models or cards; `values` are the magnitudes by name of a transformation.
+
+    mc: the values of M; 1 is always among them. draws: K, of the average of max M runs. attempt: under which each
+    model is loaded and tried; one whose failure it keeps to itself is left out.
+
+    Raises LpmbenchError for models that answer in other labels than the data set's, for those without weights, and for
+    a scale that is not above 0.
+    """
+    if checkpoint is not None and len(names) != 1:
+        raise LpmbenchError("--checkpoint goes with exactly one model.")
+    if any(value <= 0 for value in values.get("scale", ())):
+        raise LpmbenchError("A scale is a factor above 0.")
+    models: list[LoadedModel] = []
+    for name in names:
+        with attempt(name):
+            models.append(load_model(name, checkpoint=checkpoint, trust=trust, device=device))
+    models = told_apart(models)
+    chosen = tuple((name, tuple(sorted(set(values[name])))) for name in TRANSFORMATIONS if values.get(name))
+    study = Invariance(
+        tuple(models), data, 0, tuple(sorted({1, *mc})), draws, seed, device, values=chosen, labels_fit=labels_fit
+    )
+    return replace(study, **resolved(study, limit, attempt))

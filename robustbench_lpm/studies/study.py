@@ -1,0 +1,417 @@
+"""Studies: how accurate models are on images that nobody attacks, while one thing about them is varied.
+
+A stochastic model runs R = K · max M times over every image, run r on the noise of address ("clean", r). M runs in a
+row make one draw of the average of M runs (their mean logits), so that M has R // M draws, no two of which share a run:
+all M are served by the same runs, and at M = 1 they are the clean draws of a record. The accuracy is the mean over
+images of the share of draws that are right (mean-draw), its Wilson interval counts images.
+
+A study's folder holds NAME.json (what was run, under which versions, the table), NAME.csv and summary.png/.svg; while
+it runs, finished blocks of images lie in `.partial`, from which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustbench_lpm import statistics
+from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.datasets.examples import batches_by_shape
+from robustbench_lpm.errors import Attempt, LpmbenchError, in_one_line
+from robustbench_lpm.execution.blocks import BlockStore
+from robustbench_lpm.execution.machine import hardware
+from robustbench_lpm.execution.recording import PROGRESS
+from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_value
+from robustbench_lpm.protocol.attacking import Arrays, Progress, Silent
+from robustbench_lpm.protocol.oracle import check_logits
+from robustbench_lpm.protocol.plan import default_chunk, fitted
+from robustbench_lpm.randomness import generators
+from robustbench_lpm.records.runs import read_json, write_atomically
+from robustbench_lpm.registry import cards
+from robustbench_lpm.registry.tasks import Data
+from robustbench_lpm.registry.zoo import LoadedModel
+from robustbench_lpm.versions import versions
+
+SCHEMA_VERSION = 1
+CHUNKS_IN_A_BLOCK = 4
+WIDER = 8  # times as many images pass a GPU at once
+Row = dict[str, Any]
+Spent = Callable[[int], None]
+Shares = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study, resolved and checked before it starts; `configuration` names it. Made by `resolved`.
+
+    A subclass says what is varied: `varied`, `words`, `cells`, `passes`, `once` and `right`.
+    """
+
+    name: ClassVar[str]  # of the command, and of its files
+
+    models: tuple[LoadedModel, ...]
+    data: Data
+    images: int  # the first so many of the split
+    mc: tuple[int, ...]  # growing, 1 first; (1,) if no model is stochastic
+    draws: int  # K, of the average of max M runs
+    seed: int
+    device: str
+    classes: int = 0
+    chunk: int = 1  # images that pass a network at once
+    data_sha256: str = field(default="", repr=False)
+    labels_fit: bool = False  # whether the user has said that the models' labels are those of the data set
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Everything that decides the table."""
+        return {
+            "models": [model.identity for model in self.models],
+            "dataset": self.data.identity | {"data_sha256": self.data_sha256, "images": self.images},
+            "evaluation": self.varied() | {"mc": list(self.mc), "draws": self.draws, "seed": self.seed},
+        }
+
+    @property
+    def id(self) -> str:
+        """What names the study: the sha256 of the configuration."""
+        return sha256_of_value(self.configuration)
+
+    @property
+    def blocks(self) -> list[range]:
+        """The work units: slices of the images, of so many that they fit into memory whatever their number."""
+        size = CHUNKS_IN_A_BLOCK * self.chunk
+        return [range(start, min(start + size, self.images)) for start in range(0, self.images, size)]
+
+    def averages(self, model: LoadedModel) -> tuple[int, ...]:
+        """The values of M for a model: a deterministic one answers the same however often it is asked."""
+        return self.mc if model.classifier.stochastic else (1,)
+
+    def runs(self, model: LoadedModel) -> int:
+        """R, the runs of a model over one image as it is shown once."""
+        return self.draws * max(self.mc) if model.classifier.stochastic else 1
+
+    def command(self) -> str:
+        """The command that repeats this study (DIR stands for where the data lie)."""
+        names = [
+            model.arguments.removeprefix("--model ") if model.arguments else shlex.quote(model.name)
+            for model in self.models
+        ]
+        options = {
+            "--size": self.data.identity["size"],
+            "--split": self.data.identity["split"],
+            "--limit": self.images,
+            "--mc": ",".join(map(str, self.mc)),
+            "--draws": self.draws,
+            "--seed": self.seed,
+        }
+        if torch.device(self.device).type != "cpu":
+            options["--device"] = self.device
+        words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
+        words += ["--labels-fit"] * self.labels_fit
+        foreign = self.data.foreign or any(model.card and cards.is_foreign(model.card) for model in self.models)
+        data = self.data.arguments or f"--dataset {shlex.quote(self.data.name)}"
+        return " ".join([f"lpmbench {self.name}", *names, *self.words(), data, *words, *["--trust"] * foreign])
+
+    def varied(self) -> dict[str, Any]:
+        """What is varied, as a part of the configuration."""
+        raise NotImplementedError
+
+    def words(self) -> list[str]:
+        """What is varied, in the options of the command."""
+        raise NotImplementedError
+
+    def cells(self) -> list[Row]:
+        """The columns that tell the points of a curve apart, a row for each."""
+        raise NotImplementedError
+
+    def passes(self, model: LoadedModel) -> int:
+        """Passes of a model's network for each image."""
+        raise NotImplementedError
+
+    def once(self, classifier: Classifier, images: Tensor, noise: Noise) -> Tensor:
+        """Logits (T, B, K) of one pass over images (B, C, H, W), after each of T numbers of glimpses."""
+        raise NotImplementedError
+
+    def right(
+        self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
+    ) -> Tensor:
+        """The share of draws that get each image right, (B, number of cells, number of Ms), float64 in [0, 1].
+
+        noises: one for each run. spent: told how many passes the network has made.
+        """
+        raise NotImplementedError
+
+    def share_right(
+        self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
+    ) -> Tensor:
+        """The same for images as they are, (B, T, number of Ms)."""
+        averages, runs = self.averages(model), len(noises)
+        totals: dict[int, Tensor] = {}
+        counts = torch.zeros(0)
+        for run, noise in enumerate(noises):
+            logits = self.once(model.classifier, images, noise)
+            check_logits(logits.flatten(0, 1), self.classes or None)
+            if not run:
+                counts = torch.zeros(len(averages), *logits.shape[:2], dtype=torch.float64, device=logits.device)
+            for position, m in enumerate(averages):
+                totals[m] = logits if run % m == 0 else totals[m] + logits
+                if run % m == m - 1:
+                    counts[position] += (totals[m] / m).argmax(-1) == labels
+            spent(len(images))
+        draws = torch.tensor([runs // m for m in averages], dtype=torch.float64, device=counts.device)
+        return counts.permute(2, 1, 0) / draws
+
+
+StudyT = TypeVar("StudyT", bound=Study)
+
+
+class ModelFailed(LpmbenchError):
+    """One of a study's models cannot be studied; the others may be, see `without`."""
+
+    def __init__(self, model: LoadedModel, error: Exception) -> None:
+        self.model = model
+        super().__init__(f"Model '{model.name}': {in_one_line(error)}.")
+
+
+@contextmanager
+def _blamed(model: LoadedModel) -> Iterator[None]:
+    """Whatever goes wrong here is the model's failure."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelFailed(model, error) from error
+
+
+def without(study: StudyT, model: LoadedModel, limit: int | None) -> StudyT:
+    """The study of the other models. Raises LpmbenchError where there are none."""
+    others = replace(study, models=tuple(other for other in study.models if other is not model))
+    return replace(others, **resolved(others, limit))
+
+
+def resolved(study: Study, limit: int | None, attempt: Attempt = nullcontext) -> dict[str, Any]:
+    """The fields of a study that only its models and images can tell; limit: the most images.
+
+    attempt: under which each model is tried; one whose failure it keeps to itself is left out.
+
+    Raises LpmbenchError for models that cannot read the images or do not answer in their labels.
+    """
+    images = min(limit or len(study.data), len(study.data))
+    indices = range(images)
+    models, chunks, classes = [], [], set()
+    for given in study.models:
+        with attempt(given.name):
+            model, admission, example = fitted(given, study.data, indices, study.device, labels_fit=study.labels_fit)
+            wider = WIDER if torch.device(study.device).type == "cuda" else 1
+            models.append(model)
+            chunks.append(wider * default_chunk(*example.shape[-2:]))
+            classes.add(admission.classes)
+    if not models:
+        raise LpmbenchError("None of the models can be studied.")
+    stochastic = any(model.classifier.stochastic for model in models)
+    return {
+        "models": tuple(models),
+        "images": images,
+        "mc": study.mc if stochastic else (1,),
+        "draws": study.draws if stochastic else 1,
+        "classes": classes.pop() if len(classes) == 1 else 0,
+        "chunk": min(chunks),
+        "data_sha256": study.data.sha256(indices),
+    }
+
+
+def total_passes(study: Study) -> int:
+    """Passes of a network that the whole study takes."""
+    return study.images * sum(map(study.passes, study.models))
+
+
+@torch.no_grad()
+def estimate_seconds(study: Study) -> float:
+    """About how long a study takes, from the time of reading a few images and of passing them a time or two."""
+    start = time.perf_counter()
+    batch = next(batches_by_shape(study.data.read(range(min(study.chunk, study.images)))))
+    each = (time.perf_counter() - start) / len(batch)
+    for model in study.models:
+        images = batch.images.to(study.device)
+        seconds = []
+        for _ in range(2):
+            start = time.perf_counter()
+            with _blamed(model):
+                (noise,) = _noises(study, model, batch.indices, runs=1)
+                study.once(model.classifier, images, noise).argmax(-1).cpu()  # the copy waits for the device
+            seconds.append(time.perf_counter() - start)
+        each += study.passes(model) * min(seconds) / len(batch)
+    return each * study.images
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished study: its table, a row for each cell, and the seconds that it took."""
+
+    rows: list[Row]
+    seconds: float
+
+
+def run(study: Study, out: Path | None = None, progress: Progress | None = None) -> Result:
+    """Run a study block by block; with `out`, finished blocks survive an interruption.
+
+    They stay there until `write` has written what was made of them.
+    """
+    watcher = progress or Silent()
+    store = _store(study, out)
+    store.open({"configuration": study.configuration, "execution": _execution(study), "versions": versions()})
+    parts, done = [], 0
+    for number, indices in enumerate(study.blocks):
+        arrays = store.load(number)
+        if arrays is None:
+            start = time.perf_counter()
+            arrays = _run_block(study, indices, watcher)
+            arrays["seconds"] = np.array(time.perf_counter() - start)
+            store.save(number, arrays)
+        parts.append(arrays)
+        done += len(indices)
+        watcher.finished(done)
+    shares = [np.concatenate([part[str(i)] for part in parts]) for i in range(len(study.models))]
+    return Result(_rows(study, shares), sum(float(part["seconds"]) for part in parts))
+
+
+def _store(study: Study, out: Path | None) -> BlockStore:
+    return BlockStore(out / PROGRESS / f"{study.name}-{study.id[:12]}" if out is not None else None)
+
+
+def _execution(study: Study) -> dict[str, Any]:
+    """How a study is computed; the same again, with the same versions, gives the same bits."""
+    return {
+        "device": torch.device(study.device).type,
+        "threads": torch.get_num_threads(),
+        "chunk": study.chunk,
+    }
+
+
+@torch.no_grad()
+def _run_block(study: Study, indices: Sequence[int], progress: Progress) -> Arrays:
+    """By the position of a model, the shares of draws that are right: (images of the block, cells, Ms), float64."""
+    shape = len(indices), len(study.cells())
+    found = [np.zeros((*shape, len(study.averages(model)))) for model in study.models]
+    for batch in batches_by_shape(study.data.read(indices), study.chunk):
+        images, labels = batch.images.to(study.device), batch.labels.to(study.device)
+        for position, model in enumerate(study.models):
+            noises = _noises(study, model, batch.indices, study.runs(model))
+            with _blamed(model):
+                try:
+                    shares = study.right(model, images, labels, noises, progress.spent)
+                except torch.OutOfMemoryError:
+                    raise LpmbenchError(
+                        f"{len(batch)} images of {batch.images.shape[-1]} pixels do not fit into the memory of "
+                        f"{study.device}; use a smaller --size or another --device."
+                    ) from None
+            found[position][batch.positions] = shares.cpu().numpy()
+    return {str(position): shares for position, shares in enumerate(found)}
+
+
+def _noises(study: Study, model: LoadedModel, indices: Sequence[int], runs: int) -> list[Noise]:
+    """The noise of each run over some images, on the device."""
+    found = []
+    for run in range(runs):
+        noise = model.classifier.sample_noise(len(indices), generators(study.seed, indices, "clean", run))
+        found.append({source: values.to(study.device) for source, values in noise.items()})
+    return found
+
+
+def _rows(study: Study, shares: Sequence[Shares]) -> list[Row]:
+    """The table: by model, M and cell the accuracy in [0, 1], its Wilson interval (None below 20 images), and n."""
+    rows = []
+    for model, per_image in zip(study.models, shares, strict=True):
+        for position, m in enumerate(study.averages(model)):
+            for number, cell in enumerate(study.cells()):
+                rate = statistics.rate(per_image[:, number, position])
+                rows.append(
+                    {"model": model.name, "dataset": study.data.name, "size": study.data.identity["size"], "mc": m}
+                    | cell
+                    | {"accuracy": rate.value, "accuracy_low": rate.low, "accuracy_high": rate.high}
+                    | {"images": rate.n, "draws": study.runs(model) // m, "seed": study.seed}
+                )
+    return rows
+
+
+def finished(study: Study, out: Path) -> Result | None:
+    """The result of this study if it lies in `out`, made by the same versions.
+
+    Raises LpmbenchError where another study lies: results of two configurations are never mixed.
+    """
+    path = out / f"{study.name}.json"
+    if not path.exists():
+        return None
+    content = read_json(path)
+    try:
+        stored, rows, seconds = content["configuration"], content["table"], content["timing"]["seconds"]
+        same_versions = content["versions"] == versions()
+        if content["id"] != sha256_of_value(stored) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("its id is not the sha256 of its configuration")
+        if not seal_holds(content, required=False):  # the first studies had none
+            raise ValueError("its seal is not the sha256 of what it says")
+    except (KeyError, TypeError, ValueError) as error:
+        raise LpmbenchError(f"{path} is no finished {study.name} ({error}); --force writes it anew.") from None
+    if stored != json.loads(json.dumps(study.configuration)):
+        differing = ", ".join(_differences(stored, study.configuration)) or "its form"
+        raise LpmbenchError(
+            f"{path} holds another study: it differs in {differing}. Give another folder with --out, or --force to "
+            "write over it."
+        )
+    return Result(rows, float(seconds)) if same_versions else None
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Which parts of two configurations differ, a few of them, by name."""
+    found = []
+    for part in ("models", "dataset", "evaluation"):
+        one, other = first.get(part), second[part]
+        if part == "models" and one != other:
+            found.append("the models")
+        elif isinstance(one, Mapping):
+            found += [key for key in sorted({*one, *other}) if one.get(key) != json.loads(json.dumps(other.get(key)))]
+    return found[:4]
+
+
+def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -> None:
+    """Write the files of a study below `out`, and NAME.json, which says where all of it came from, last."""
+    path = out / f"{study.name}.json"
+    path.unlink(missing_ok=True)  # of an earlier study: it does not speak for the files that follow
+    for name, written in files.items():
+        write_atomically(out / name, written)
+    content: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "study": study.name,
+        "id": study.id,
+        "command": study.command(),
+        "configuration": study.configuration,
+        "execution": _execution(study),
+        "versions": versions(),
+        "timing": {"seconds": result.seconds, "hardware": hardware()},
+        "artefacts": {name: sha256_of(out / name) for name in files},
+        "table": result.rows,
+    }
+    # In this order: the rows of the table are in that of the CSV's columns.
+    text = json.dumps(sealed(content), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+    write_atomically(path, text.encode())
+    _store(study, out).close()
+
+
+def whole(study: Study, out: Path) -> bool:
+    """Whether every file that lies beside a finished study's NAME.json is there as it was written."""
+    artefacts = read_json(out / f"{study.name}.json").get("artefacts")
+    if not isinstance(artefacts, dict) or not artefacts:
+        return False
+    return all(
+        Path(name).name == name and (out / name).is_file() and sha256_of(out / name) == digest
+        for name, digest in artefacts.items()
+    )

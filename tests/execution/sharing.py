@@ -1,0 +1,57 @@
+"""What a process does that takes part in a run, for test_sharing.py: its words are OUT LOG WORST SECONDS.
+
+Its attack writes into LOG which process attacked which block; it takes SECONDS for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_lpm.execution.runner import run
+from robustbench_lpm.protocol.plan import Plan, make_plan
+from robustbench_lpm.registry.own_data import data_from_tensors
+from robustbench_lpm.registry.tasks import resolve_attack, resolve_model, worst_case_over
+from tests.classifiers import NoisyLinear
+
+IMAGES, CHUNK = 24, 4
+
+
+def plan_of(log: Path | None, *, worst: bool = False, seconds: float = 0.0) -> Plan:
+    """A plan of six blocks; without a log it is computed at once."""
+    # Not closed over: the attack is the same whoever logs it, and where.
+    os.environ |= {"SHARING_LOG": str(log or ""), "SHARING_SECONDS": str(seconds)}
+
+    def logged(oracle: Any, images: Tensor, labels: Tensor, *, norm: str, eps: float) -> Tensor:
+        if os.environ["SHARING_LOG"]:
+            with Path(os.environ["SHARING_LOG"]).open("a") as file:
+                file.write(f"{os.getpid()} {oracle.indices[0]}\n")
+            time.sleep(float(os.environ["SHARING_SECONDS"]))
+        offsets = [torch.rand(i.shape, generator=g) for i, g in zip(images, oracle.generators, strict=True)]
+        return images + eps * (2 * torch.stack(offsets) - 1)
+
+    torch.set_num_threads(1)
+    images = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = resolve_model(NoisyLinear(torch.linspace(-1, 1, 64).reshape(1, 8, 8), sigma=0.5).eval())
+    attack = resolve_attack(logged)
+    if worst:
+        attack = worst_case_over([resolve_attack("noise"), attack])
+    plan = make_plan(model, attack, data_from_tensors(images, torch.arange(IMAGES) % 2), eps=0.05, draws=3)
+    members = tuple(dataclasses.replace(member, chunk=CHUNK) for member in plan.members)
+    return dataclasses.replace(plan, chunk=CHUNK, members=members)
+
+
+def take_part() -> None:
+    """Be ready, wait for a line, run."""
+    out, log, worst, seconds = sys.argv[1:]
+    plan = plan_of(Path(log), worst=worst == "worst", seconds=float(seconds))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    run(plan, Path(out), again=False, tell=lambda line: print(line, flush=True))

@@ -1,0 +1,167 @@
+"""The audit on planted cases: what hides its gradients, or breaks its attack, fails; what is honest passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robustbench_lpm
+from robustbench_lpm.attacks.contract import Oracle
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.norms import Norm
+from robustbench_lpm.protocol.audit import twice
+from robustbench_lpm.records import audits
+from robustbench_lpm.records.audits import Audit
+from robustbench_lpm.registry import zoo
+from robustbench_lpm.registry.tasks import resolve_attack
+from robustbench_lpm.statistics import paired_interval
+from tests.attacks.test_closed_forms import linear_data
+from tests.classifiers import NoisyLinear
+from tests.planted import Detached, Loud, Quantised, RandomFrontEnd
+
+IMAGES = 200
+SQUARE = resolve_attack("square", parameters={"queries": 100, "draws": 2})
+
+
+def audited(model: Any, attack: Any, dataset: Any = "digits", **options: Any) -> Audit:
+    given = {"eps": 0.1, "limit": IMAGES, "draws": 10, "black_box": (SQUARE,)} | options
+    return robustbench_lpm.audit(model, attack, dataset, **given)
+
+
+def failed(audit: Audit) -> set[str]:
+    return {check.name for check in audit.checks if check.verdict == "fail"}
+
+
+def cnn() -> nn.Module:
+    return zoo.load_model("cnn").classifier
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "attack", "parameters", "caught_by"),
+    [
+        (lambda: Loud(cnn()), "pgd", {"steps": 20}, "white-box vs black-box"),
+        (lambda: Quantised(cnn()), "pgd", {"steps": 20}, "direction"),
+        (lambda: Detached(cnn()), "pgd", {"steps": 20}, "direction"),
+        (lambda: RandomFrontEnd(cnn()), "pgd", {"steps": 20, "eot": 1}, "twice the draws"),
+        (lambda: "cnn", "cleverhans-spsa", {"iterations": 10, "pairs": 16}, "iterated vs one step"),
+    ],
+    ids=["logits x 1000", "quantising front end", "detached gradients", "no EOT", "cleverhans-spsa"],
+)
+def test_a_planted_fault_fails(model: Any, attack: str, parameters: dict[str, Any], caught_by: str) -> None:
+    audit = audited(model(), attack, parameters=parameters)
+    assert audit.verdict == "fail"
+    assert caught_by in failed(audit)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "eps"), [("cnn", 0.2), ("cnn-at", 0.1)])
+def test_honest_networks_pass(model: str, eps: float) -> None:
+    """An undefended network that an attack leaves nothing of, and a trained defence that keeps most of its accuracy."""
+    audit = audited(model, "apgd-margin", eps=eps, parameters={"steps": 20})
+    assert audit.verdict == "pass", [check for check in audit.checks if check.verdict != "pass"]
+
+
+@pytest.mark.slow
+def test_the_noisy_linear_classifier_passes() -> None:
+    audit = audit_of_the_noisy_linear_classifier()
+    assert audit.verdict == "pass", [check for check in audit.checks if check.verdict != "pass"]
+    assert "unbounded" in {check.name for check in audit.checks if check.verdict == "not applicable"}
+
+
+def audit_of_the_noisy_linear_classifier(**options: Any) -> Audit:
+    weight, images, labels = linear_data(400)
+    excess = (images * weight).flatten(1).sum(1) - torch.linspace(0, 0.04 * float(weight.abs().sum()), len(images))
+    images = images - (excess / weight.square().sum())[:, None, None, None] * weight
+    given: dict[str, Any] = {"eps": 0.02, "limit": 400, "draws": 200, "parameters": {"steps": 10, "eot": 2}}
+    return audited(NoisyLinear(weight, sigma=1.0), "pgd", (images, labels), **(given | options))
+
+
+def test_a_worst_case_is_doubled_in_its_gradient_attacks() -> None:
+    worst = resolve_attack("worst-case")
+    doubled = twice(worst, ("steps", "queries"))
+    assert doubled is not None
+    before, after = ({m.name: m.parameters for m in attack.members} for attack in (worst, doubled))
+    assert after["pgd"]["steps"] == 2 * before["pgd"]["steps"]
+    assert after["square"] == before["square"]
+    assert twice(resolve_attack("noise"), ("steps",)) is None
+
+
+class Tiny(nn.Module):
+    """A linear classifier of few pixels: an audit of it takes a moment."""
+
+    def __init__(self, blind: bool) -> None:
+        super().__init__()
+        self.blind = blind
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.blind:
+            images = images.detach() + 0 * images
+        margin = images.flatten(1).sum(1) - 8
+        return torch.stack([margin, -margin], dim=1)
+
+
+def tiny_data(n: int) -> tuple[Tensor, Tensor]:
+    images = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
+    return images, (images.flatten(1).sum(1) < 8).long()
+
+
+def test_evidence_and_verdicts(tmp_path: Any) -> None:
+    options: dict[str, Any] = {"parameters": {"steps": 5}, "out": tmp_path}
+    honest = audited(Tiny(blind=False), "pgd", tiny_data(250), **options)
+    blind = audited(Tiny(blind=True), "pgd", tiny_data(250), **options)
+    assert honest.verdict == "pass"
+    assert {"direction", "white-box vs black-box"} <= failed(blind)
+    for check in honest.checks:
+        if check.verdict != "not applicable":
+            assert check.low is not None
+            assert check.high is not None
+            assert check.judged is not None
+            assert check.reference is not None
+            assert check.low <= check.judged - check.reference + 0.01
+            assert check.high >= check.judged - check.reference - 0.01
+    written = {audit.record: audit for audit in map(audits.read, (tmp_path / "audits").glob("*.json"))}
+    assert written[honest.record].verdict == "pass"
+    assert written[blind.record].checks == blind.checks
+
+
+def shy(oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, share: float = 1.0) -> Tensor:
+    """Crosses the line with a share of the images, but with none where eps is large."""
+    towards = (2.0 * labels - 1)[:, None, None, None] * (-1 if eps < 0.9 else 0)
+    return images - eps * towards * (torch.tensor(oracle.indices) < 250 * share)[:, None, None, None]
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(1.0, "pass"), (0.8, "fail")])
+def test_a_result_of_nothing_cannot_be_too_high(share: float, verdict: str) -> None:
+    """Without a bound this attack leaves every image; what it made fall within eps has fallen without a bound too."""
+    audit = audited(Tiny(blind=False), shy, tiny_data(250), eps=0.4, parameters={"share": share}, limit=250)
+    (check,) = [check for check in audit.checks if check.name == "unbounded"]
+    assert check.judged == pytest.approx(1 - share)
+    assert check.verdict == verdict
+
+
+def test_few_images_decide_little() -> None:
+    audit = audited(Tiny(blind=False), "pgd", tiny_data(40), parameters={"steps": 5})
+    assert audit.verdict == "undecided"
+
+
+def test_no_budget_no_audit() -> None:
+    with pytest.raises(LpmbenchError, match="above 0"):
+        audited(Tiny(blind=False), "pgd", tiny_data(40), eps=0.0)
+
+
+def test_paired_interval_against_agresti_and_min() -> None:
+    """On zeros and ones it is their formula: (c* - b*) / n* ± z sqrt(b* + c* - (c* - b*)² / n*) / n*, half added."""
+    differences = np.array([1.0] * 7 + [-1.0] * 2 + [0.0] * 91)
+    low, high = paired_interval(differences)
+    b, c, n = 2.5, 7.5, 102
+    half = 1.959964 * np.sqrt(b + c - (c - b) ** 2 / n) / n
+    assert (low, high) == pytest.approx(((c - b) / n - half, (c - b) / n + half), abs=1e-6)
+
+
+def test_how_many_equal_pairs_bound_a_difference_by_one_point() -> None:
+    assert paired_interval(np.zeros(195))[1] <= 0.01 < paired_interval(np.zeros(190))[1]
