@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from benchmarks import ours, reference
 from benchmarks.peers import PEERS, Budget
 from benchmarks.subjects import Place, data, images_of
+from robustbench_lpm.api import evaluate
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import pays, reduced
 from robustbench_lpm.attacks.spsa import estimate
-from robustbench_lpm.execution.runner import evaluate
+from robustbench_lpm.options import Precision
 from robustbench_lpm.randomness import generator, generators
 from robustbench_lpm.records.runs import RunRecord
 
@@ -79,7 +80,7 @@ def own(
     dataset: str,
     count: int,
     eps: float,
-    precision: str,
+    precision: Precision,
     parameters: dict[str, Any],
     folder: str | None = None,
     long: bool = False,
@@ -174,7 +175,7 @@ def glimpsing(
     size: int,
     batch: int,
     runs: int,
-    precision: str,
+    precision: Precision,
     formulation: str,
     backward: bool,
 ) -> Job:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_lpm.datasets.examples import Batch, batches_by_shape
+from robustbench_lpm.options import Options, Precision
 from robustbench_lpm.protocol.oracle import ClassifierOracle
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.registry.tasks import Data, resolve_attack
@@ -22,13 +23,13 @@ def plan_for(
     *,
     eps: float,
     count: int,
-    precision: str,
+    precision: Precision,
     device: str,
     parameters: dict[str, Any],
 ) -> Plan:
     """The plan of a run over the first images."""
     chosen = resolve_attack(attack, parameters=parameters)
-    return make_plan(model, chosen, source, eps=eps, limit=count, precision=precision, device=device)
+    return make_plan(model, chosen, source, Options(eps=eps, limit=count, precision=precision, device=device))
 
 
 def batches(plan: Plan) -> list[Batch]:
@@ -40,13 +41,13 @@ def oracle_of(plan: Plan, batch: Batch, *, quick: bool = True) -> ClassifierOrac
     """The oracle that a run gives its attack for one block; without `quick` in full precision."""
     return ClassifierOracle(
         plan.classifier,
-        batch.images.to(plan.device),
+        batch.images.to(plan.options.device),
         batch.indices,
-        seed=plan.seed,
+        seed=plan.options.seed,
         classes=plan.classes,
         chunk=plan.chunk,
         quick=plan.quick if quick else None,
-        select_draws=plan.select_draws,
+        select_draws=plan.options.select_draws,
         noise_control=plan.noise_control,
     )
 
@@ -58,16 +59,18 @@ def run(plan: Plan, blocks: Sequence[Batch]) -> Tensor:
         raise ValueError(f"'{plan.attack.name}' is a worst case over other attacks; measure those")
     found = []
     for batch in blocks:
-        images, labels = batch.images.to(plan.device), batch.labels.to(plan.device)
+        images, labels = batch.images.to(plan.options.device), batch.labels.to(plan.options.device)
         oracle = oracle_of(plan, batch)
-        found.append(function(oracle, images, labels, norm=plan.norm, eps=plan.eps, **plan.attack.parameters))
+        found.append(
+            function(oracle, images, labels, norm=plan.options.norm, eps=plan.options.eps, **plan.attack.parameters)
+        )
     return torch.cat(found)
 
 
 def passes(plan: Plan, blocks: Sequence[Batch], steps: int) -> None:
     """The passes forward and back that so many steps of PGD make on these blocks, and nothing else."""
     for batch in blocks:
-        images = batch.images.to(plan.device)
+        images = batch.images.to(plan.options.device)
         for _ in range(steps):
             pixels = images.detach().requires_grad_()
             torch.autograd.grad(plan.classifier(pixels).sum(), pixels)

@@ -24,6 +24,7 @@ import torch
 
 from robustbench_lpm.execution.cluster import RayWorkers
 from robustbench_lpm.execution.runner import run
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
@@ -48,9 +49,9 @@ def simulate(blocks: Sequence[float], workers: int, handling: float) -> float:
 def timed(plan: Plan, out: Path, workers: int) -> tuple[float, dict[str, bytes], float]:
     """Seconds of a run with so many workers, its files, and the seconds that its blocks took together."""
     with RayWorkers(workers) as pool:
-        run(replace(plan, indices=plan.indices[: plan.chunk * workers]), out / "warm-up", workers=pool)
+        run(replace(plan, indices=plan.indices[: plan.chunk * workers]), out / "warm-up", workers=pool.job)
         start = time.perf_counter()
-        record = run(plan, out / str(workers), workers=pool)
+        record = run(plan, out / str(workers), workers=pool.job)
         seconds = time.perf_counter() - start
     assert record.path is not None
     files = {path.name: path.read_bytes() for path in record.path.iterdir() if path.name != records.TIMING}
@@ -59,11 +60,13 @@ def timed(plan: Plan, out: Path, workers: int) -> tuple[float, dict[str, bytes],
 
 def handling_seconds(plan: Plan, out: Path) -> float:
     """Seconds of the asking process for each block, from a run whose blocks are no work."""
-    noise = make_plan(plan.model, resolve_attack("noise"), plan.data, eps=plan.eps, limit=OVERHEAD_BLOCKS, draws=1)
+    noise = make_plan(
+        plan.model, resolve_attack("noise"), plan.data, Options(eps=plan.options.eps, limit=OVERHEAD_BLOCKS, draws=1)
+    )
     with RayWorkers(1) as pool:
-        run(replace(noise, chunk=1), out / "first", workers=pool)
+        run(replace(noise, chunk=1), out / "first", workers=pool.job)
         start = time.perf_counter()
-        record = run(replace(noise, chunk=1), out / "second", workers=pool)
+        record = run(replace(noise, chunk=1), out / "second", workers=pool.job)
         seconds = time.perf_counter() - start
     return max(0.0, seconds - float(record.timing["seconds"])) / OVERHEAD_BLOCKS
 
@@ -78,7 +81,7 @@ def main(numbers: str, model: str, limit: int, block: int, images: int) -> None:
     """Measure a run with some numbers of workers, and simulate it with many."""
     torch.set_num_threads(1)
     attack = resolve_attack("pgd", parameters={"steps": 10, "eot": 5})
-    plan = make_plan(resolve_model(model), attack, resolve_data("digits"), eps=0.1, limit=limit)
+    plan = make_plan(resolve_model(model), attack, resolve_data("digits"), Options(eps=0.1, limit=limit))
     plan = replace(plan, chunk=block)
     click.echo(f"{model} under pgd, {limit} images in {len(plan.blocks)} blocks; one thread each")
     baseline, first, each = 0.0, dict[str, bytes](), 0.0

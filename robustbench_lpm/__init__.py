@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 from robustbench_lpm.versions import __version__
 
 if TYPE_CHECKING:
+    from robustbench_lpm.api import audit, evaluate
     from robustbench_lpm.errors import LpmbenchError
-    from robustbench_lpm.execution.runner import evaluate
-    from robustbench_lpm.protocol.audit import audit
     from robustbench_lpm.records.runs import RunRecord
 
 __all__ = ["LpmbenchError", "RunRecord", "__version__", "audit", "evaluate"]
 
 _HOMES = {
-    "audit": "protocol.audit",
-    "evaluate": "execution.runner",
+    "audit": "api",
+    "evaluate": "api",
     "RunRecord": "records.runs",
     "LpmbenchError": "errors",
 }

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import (
+    attack_options,
     attacking_options,
     budget_options,
+    checkpoint_option,
     data_options,
+    force_option,
+    of_settings,
     prepare_machine,
     read_budgets,
     read_names,
+    read_options,
     read_settings,
+    read_source,
     trust_option,
 )
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
-    from robustbench_lpm.protocol.plan import Plan
     from robustbench_lpm.records.runs import RunRecord
     from robustbench_lpm.registry.tasks import Attack, Data
 
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="A model, or the path of its card; may be given again. Default: all that fit.",
 )
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card.")
+@checkpoint_option
 @click.option(
     "--attack",
     "attacks",
@@ -46,18 +51,10 @@ if TYPE_CHECKING:
 )
 @data_options
 @budget_options
-@click.option("--steps", type=click.IntRange(1), help="Steps (or iterations, or queries) of the attack.")
-@click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient of a stochastic model.")
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="[ATTACK.]NAME=VALUE",
-    help="A parameter of the attacks that know it; with ATTACK. of that one, or of that member of a worst case.",
-)
+@attack_options
 @attacking_options
-@click.option("--save-adversarials", is_flag=True, help="Keep every adversarial image, not only the first 16.")
-@click.option("--force", is_flag=True, help="Run again what has been run.")
+@of_settings("save_adversarials")
+@force_option
 @trust_option
 def attack(
     models: tuple[str, ...],
@@ -65,20 +62,10 @@ def attack(
     attacks: tuple[str, ...],
     dataset: str,
     eps: tuple[str, ...],
-    norm: Literal["linf", "l2"],
-    steps: int | None,
-    eot: int | None,
     settings: tuple[str, ...],
-    device: str,
     surrogates: tuple[str, ...],
-    threads: int | None,
     out: Path,
     force: bool,
-    trust: bool,
-    data: Path | None,
-    size: str | None,
-    image: Path | None,
-    label: int | None,
     **rest: Any,
 ) -> None:
     """Attack one model, or every registered model that fits the data set, and record what happens.
@@ -94,34 +81,39 @@ def attack(
     lpmbench attack --model ramlpm --attack apgd-margin --eot 20 --noise first_fixation=frozen
     lpmbench attack --model ramlpm --attack worst-case --set apgd-margin.steps=100
     """
-    budgets = read_budgets(eps, dataset, norm)
+    budgets = read_budgets(eps, dataset, rest["norm"])
     wanted = read_names("--attack", attacks)
+    from robustbench_lpm.cli.console import ConsoleWatcher
+    from robustbench_lpm.execution.runner import run
     from robustbench_lpm.protocol.plan import make_plan
-    from robustbench_lpm.registry.tasks import resolve_attacks, resolve_data, resolve_model
+    from robustbench_lpm.registry.tasks import resolve_attacks, resolve_model
 
+    options = [read_options(rest, eps=budget) for budget in budgets]
+    trust, device = rest["trust"], rest["device"]
     parameters, of_attacks = split_settings(read_settings(settings))
     chosen = resolve_attacks(
         wanted, parameters=parameters, settings=of_attacks, surrogates=surrogates or None, trust=trust
     )
     check_names(of_attacks, wanted, [member.name for each in chosen for member in each.members])
-    chosen = with_budgets(chosen, {"steps": steps, "eot": eot})
-    prepare_machine(device, threads, rest["precision"])
-    source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
+    chosen = with_budgets(chosen, {"steps": rest["steps"], "eot": rest["eot"]})
+    prepare_machine(rest["device"], rest["threads"], rest["precision"])
+    source = read_source(dataset, rest)
     if checkpoint is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one --model.")
     for name in models:
         cards.model(name)  # a misspelt name is told before hours are spent on the others
     names = list(dict.fromkeys(models)) or fitting_models(dataset)
     records: list[RunRecord] = []
+    watcher = ConsoleWatcher()
     failures = Failures(alone=len(names) * len(chosen) == 1)
     for name in names:
         with failures.of(name):
             model = resolve_model(name, checkpoint=checkpoint, trust=trust, device=device)
             for each in chosen:
                 with failures.of(name if len(chosen) == 1 else f"{name} under {each.name}"):
-                    plans = [make_plan(model, each, source, eps=e, norm=norm, device=device, **rest) for e in budgets]
-                    for plan in plans:
-                        records += run_plan(plan, out, force=force)
+                    for plan in [make_plan(model, each, source, one) for one in options]:
+                        for part in (*plan.members, plan):
+                            records.append(run(part, out, watcher, again=force))
     if records:
         finish(records, source, out)
     failures.complain("attacked", f" of {len(names)} models" if len(chosen) == 1 else "")
@@ -194,32 +186,6 @@ def fitting_models(dataset: str) -> list[str]:
     if not found:
         raise LpmbenchError(f"No registered model with weights fits '{card.name}'; name one with --model.")
     return found
-
-
-def run_plan(plan: Plan, out: Path, *, force: bool = False) -> list[RunRecord]:
-    """Run one plan, or read what lies finished in `out`, telling what happens; members of a worst case come first."""
-    from robustbench_lpm.cli.console import announce, attack_bar, result_line, say
-    from robustbench_lpm.execution.estimates import estimate_seconds
-    from robustbench_lpm.execution.recording import finished_run, forget_progress
-    from robustbench_lpm.execution.runner import FailedBlocks, run
-
-    members = [record for member in plan.members for record in run_plan(member, out, force=force)]
-    news: list[str] = []
-    record = None if force else finished_run(plan, out, news.append)
-    announce(plan, None if record else estimate_seconds(plan))
-    for line in news:
-        say(f"  {line}")
-    if record is None:
-        try:
-            with attack_bar(plan) as progress:
-                record = run(plan, out, progress, again=force, tell=lambda line: say(f"  {line}"))
-        except FailedBlocks as error:
-            record = error.record
-    else:
-        forget_progress(plan, out)
-        say("  already run (--force runs it again)")
-    result_line(record, plan.notes)
-    return [*members, record]
 
 
 def complain_of_failures(records: Iterable[RunRecord]) -> None:

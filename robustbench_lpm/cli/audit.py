@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_lpm.cli.attack import check_names, complain_of_failures, run_plan, split_settings, with_budgets
+from robustbench_lpm.cli.attack import check_names, complain_of_failures, split_settings, with_budgets
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import (
+    attack_options,
     attacking_options,
     budget_options,
+    checkpoint_option,
     data_options,
     prepare_machine,
     read_budgets,
     read_names,
+    read_options,
     read_settings,
+    read_source,
     trust_option,
 )
 from robustbench_lpm.errors import LpmbenchError
@@ -27,15 +31,14 @@ if TYPE_CHECKING:
     from robustbench_lpm.protocol.plan import Plan
     from robustbench_lpm.records.audits import Audit
     from robustbench_lpm.records.runs import RunRecord
-    from robustbench_lpm.registry.tasks import Attack, Data
-    from robustbench_lpm.registry.zoo import LoadedModel
+    from robustbench_lpm.registry.tasks import Attack
 
 IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
 
 
 @click.command()
 @click.argument("model")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card.")
+@checkpoint_option
 @click.option(
     "--attack",
     "attacks",
@@ -53,11 +56,7 @@ IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
 )
 @data_options
 @budget_options
-@click.option("--steps", type=click.IntRange(1), help="Steps (or iterations, or queries) of the attacks.")
-@click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient of a stochastic model.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="[ATTACK.]NAME=VALUE", help="A parameter of the attacks, or of one."
-)
+@attack_options
 @attacking_options
 @trust_option
 def audit(
@@ -67,20 +66,9 @@ def audit(
     black_box: tuple[str, ...],
     dataset: str,
     eps: tuple[str, ...],
-    norm: Literal["linf", "l2"],
-    steps: int | None,
-    eot: int | None,
     settings: tuple[str, ...],
     surrogates: tuple[str, ...],
-    device: str,
-    threads: int | None,
     out: Path,
-    trust: bool,
-    data: Path | None,
-    size: str | None,
-    image: Path | None,
-    label: int | None,
-    limit: int | None,
     **rest: Any,
 ) -> None:
     """Judge the results of MODEL: is it robust, or were the attacks blind?
@@ -97,19 +85,22 @@ def audit(
     lpmbench audit ramlpm --attack worst-case --eps 0.1 --eot 20
     lpmbench audit mymodel.toml --trust --attack pgd --set pgd.steps=100
     """
-    budgets = read_budgets(eps, dataset, norm)
-    if any(budget == 0 for budget in budgets):
+    rest["limit"] = rest["limit"] or IMAGES
+    options = [read_options(rest, eps=budget) for budget in read_budgets(eps, dataset, rest["norm"])]
+    if any(one.eps == 0 for one in options):
         raise LpmbenchError("An audit needs an eps above 0: without a budget there is nothing to judge.")
     parameters, of_attacks = split_settings(read_settings(settings))
     names = read_names("--attack", attacks) or ["worst-case", *cards.attack("worst-case").members]
     against = read_names("--black-box", black_box)
-    prepare_machine(device, threads, rest["precision"])
-    from robustbench_lpm.cli.console import say
-    from robustbench_lpm.registry.tasks import resolve_attacks, resolve_data, resolve_model
+    prepare_machine(rest["device"], rest["threads"], rest["precision"])
+    from robustbench_lpm.cli.console import ConsoleWatcher, say
+    from robustbench_lpm.execution.runner import run
+    from robustbench_lpm.protocol.plan import make_plan
+    from robustbench_lpm.registry.tasks import LeftOut, resolve_attacks, resolve_model
 
-    source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
+    trust, source = rest["trust"], read_source(dataset, rest)
     with Failures(alone=True).of(model):
-        loaded = resolve_model(model, checkpoint=checkpoint, trust=trust, device=device)
+        loaded = resolve_model(model, checkpoint=checkpoint, trust=trust, device=rest["device"])
 
     def resolve(names: Sequence[str], given: dict[str, Any]) -> list[Attack]:
         parts = [part for name in names for part in (name, *cards.attack(name).members)]
@@ -121,12 +112,35 @@ def audit(
 
     check_names(of_attacks, [*names, *against], [part for n in (*names, *against) for part in cards.attack(n).members])
     others = resolve(against, {}) if against else []
-    chosen = with_budgets(resolve(names, parameters), {"steps": steps, "eot": eot}, strict=bool(attacks))
-    planning = {"norm": norm, "device": device, "limit": limit or IMAGES} | rest
-    failures = Failures(alone=len(chosen) * len(budgets) == 1)
-    found = judge_results(
-        loaded, chosen, source, budgets, black_box=others, out=out, planning=planning, failures=failures
-    )
+    budgets = {"steps": rest["steps"], "eot": rest["eot"]}
+    chosen = [
+        attack
+        for attack in with_budgets(resolve(names, parameters), budgets, strict=bool(attacks))
+        if attack.applies(loaded.classifier) and attack.knowledge != "none"
+    ]
+    failures, watcher = Failures(alone=len(chosen) * len(options) == 1), ConsoleWatcher()
+    found: list[Audit] = []
+    records: dict[str, RunRecord] = {}  # audits of one model share runs; each is announced once
+
+    def obtain(plan: Plan) -> RunRecord:
+        from robustbench_lpm.execution.recording import keeps_enough
+
+        if plan.id not in records or not keeps_enough(records[plan.id], plan):
+            for part in (*plan.members, plan):
+                records[part.id] = run(part, out, watcher)
+        return records[plan.id]
+
+    for attack in chosen:
+        for one in options:
+            with failures.of(f"audit of {loaded.name} under {attack.name}"):
+                try:
+                    plan = make_plan(loaded, attack, source, one)
+                except LeftOut as error:
+                    if len(chosen) == 1:
+                        raise
+                    say(f"Left out: {attack.name} on {loaded.name}. {error}")
+                    break
+                found.append(judge_result(plan, others, obtain, out))
     if failed := [result for result in found if result.verdict == "fail"]:
         said = ", ".join(f"{result.attack}" for result in failed)
         say(
@@ -135,65 +149,21 @@ def audit(
     failures.complain("judged")
 
 
-def judge_results(
-    model: LoadedModel,
-    attacks: Sequence[Attack],
-    source: Data,
-    budgets: Sequence[float],
-    *,
-    black_box: Sequence[Attack],
-    out: Path,
-    planning: dict[str, Any],
-    failures: Failures,
-    obtain: Callable[[Plan], RunRecord] | None = None,
-) -> list[Audit]:
-    """Audit the results of some attacks on one model, print the evidence, and write it below `out`.
-
-    failures: where it is noted what cannot be judged, while the others are. obtain: how records come about; by default
-    they are run, or read from `out`.
-    """
+def judge_result(plan: Plan, black_box: Sequence[Attack], obtain: Callable[[Plan], RunRecord], out: Path) -> Audit:
+    """Audit one result, print the evidence, and write it below `out`. obtain: gives the record of a run."""
     from robustbench_lpm.cli.console import say, shown_path
-    from robustbench_lpm.protocol.audit import judge
-    from robustbench_lpm.protocol.plan import make_plan
+    from robustbench_lpm.protocol.audit import auditable, comparisons, judge, runs_of
     from robustbench_lpm.records import audits
-    from robustbench_lpm.registry.tasks import LeftOut
 
-    obtain = obtain or Obtain(out)
-    found: list[Audit] = []
-    for attack in attacks:
-        if not attack.applies(model.classifier) or attack.knowledge == "none":
-            continue
-        for eps in budgets:
-            with failures.of(f"audit of {model.name} under {attack.name}"):
-                try:
-                    plan = make_plan(model, attack, source, eps=eps, **planning)
-                except LeftOut as error:
-                    if len(attacks) == 1:
-                        raise
-                    say(f"Left out: {attack.name} on {model.name}. {error}")
-                    break
-                result = judge(plan, obtain, black_box=black_box)
-                path = audits.write(result, out)
-                _print(result, plan)
-                say(f"Audit: {shown_path(path)}\n")
-                found.append(result)
-    return found
-
-
-class Obtain:
-    """Runs plans, or reads what lies finished; what has been obtained once in this audit is not announced again."""
-
-    def __init__(self, out: Path) -> None:
-        self._out, self._records = out, dict[str, "RunRecord"]()
-
-    def __call__(self, plan: Plan) -> RunRecord:
-        from robustbench_lpm.execution.recording import keeps_enough
-
-        if plan.id not in self._records or not keeps_enough(self._records[plan.id], plan):
-            *members, record = run_plan(plan, self._out)
-            complain_of_failures([record])  # what is compared example by example must be whole
-            self._records |= {member.id: member for member in members} | {plan.id: record}
-        return self._records[plan.id]
+    judged = auditable(plan)
+    wanted = comparisons(judged, black_box)
+    records = {run.id: obtain(run) for run in runs_of(judged, wanted)}
+    complain_of_failures(records.values())  # what is compared example by example must be whole
+    result = judge(judged, black_box, wanted, records)
+    path = audits.write(result, out)
+    _print(result, plan)
+    say(f"Audit: {shown_path(path)}\n")
+    return result
 
 
 def _print(result: Audit, plan: Plan) -> None:
@@ -201,8 +171,7 @@ def _print(result: Audit, plan: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from robustbench_lpm.budgets import format_eps
-    from robustbench_lpm.cli.console import say
+    from robustbench_lpm.cli.console import say, shown_eps
     from robustbench_lpm.reporting import evidence
 
     console = Console(highlight=False, markup=False)
@@ -218,5 +187,5 @@ def _print(result: Audit, plan: Plan) -> None:
             check.name, check.against, check.verdict, *numbers, evidence.difference(check) if applies else check.note
         )
     console.print(grid)
-    where = f"{result.model} under {result.attack}, {plan.norm} {format_eps(plan.eps)}, {len(plan.indices)} images"
+    where = f"{result.model} under {result.attack}, {shown_eps(plan)}, {len(plan.indices)} images"
     say(f"Verdict on {where}: {result.verdict.upper()}")

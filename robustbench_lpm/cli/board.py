@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -15,11 +16,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from robustbench_lpm.budgets import format_eps
-from robustbench_lpm.cli.console import announce, console, duration, result_line, say
+from robustbench_lpm.cli.console import AttackBar, announce, console, duration, result_line, say, shown_eps
 
 if TYPE_CHECKING:
-    from robustbench_lpm.execution.matrix import Forecast
+    from robustbench_lpm.execution.matrix import Cell
     from robustbench_lpm.protocol.plan import Plan
     from robustbench_lpm.records.runs import RunRecord
 
@@ -27,25 +27,24 @@ WINDOW = 30.0  # seconds over which queries are counted
 DONE_SHOWN, LEAST_ROWS = 4, 6  # of the live table; the terminal's height decides how many more
 
 
-def show_plan(forecasts: Sequence[Forecast]) -> None:
+def show_plan(cells: Sequence[Cell]) -> None:
     """The runs of a matrix as a table: what each costs at most, in total too."""
     grid = _grid("Model", "Attack", "eps", "Images", "Forwards", "Backwards", "To grade", "Time", "")
-    for found in forecasts:
-        plan = found.cell.plan
-        grid.add_row(*_names(plan), str(len(plan.indices)), *_costs(found), _state(found))
-    left = [found for found in forecasts if not found.finished]
-    seconds = sum(found.seconds or 0.0 for found in left)
+    for cell in cells:
+        grid.add_row(*_names(cell.plan), str(cell.images), *_costs(cell), _state(cell))
+    left = [cell for cell in cells if not cell.finished]
+    seconds = sum(cell.seconds or 0.0 for cell in left)
+    forwards, backwards = (sum(cell.passes[way] or 0 for cell in left) for way in (0, 1))
     grid.add_section()
     grid.add_row(
-        Text("Total to run"), f"{len(left)} runs", "", f"{sum(len(found.cell.plan.indices) for found in left):,}",
-        f"{sum(found.forwards or 0 for found in left):,}", f"{sum(found.backwards or 0 for found in left):,}",
-        f"{sum(found.grading for found in left):,}", duration(seconds), "",
+        Text("Total to run"), f"{len(left)} runs", "", f"{sum(cell.images for cell in left):,}", f"{forwards:,}",
+        f"{backwards:,}", f"{sum(_grading(cell) for cell in left):,}", duration(seconds), "",
     )  # fmt: skip
     if not console.is_terminal:
         console.width = max(console.width, 160)  # a file or a pipe has room
     console.print(grid)
     say("Forwards and backwards of the attacks, and so the time, are the most that they may take; nothing was run.")
-    if unknown := sorted({found.cell.plan.attack.name for found in left if found.seconds is None}):
+    if unknown := sorted({cell.plan.attack.name for cell in left if cell.seconds is None}):
         say(f"Not counted, for they do not say what they cost: {', '.join(unknown)}.")
 
 
@@ -58,33 +57,33 @@ def _grid(*headings: str) -> Table:
 
 
 def _names(plan: Plan) -> list[Text]:
-    mode = f" ({plan.gradient_mode})" if plan.gradient_mode else ""
-    runs = f", M = {plan.mc}" if plan.mc > 1 else ""
-    return [Text(f"{plan.model.name}{runs}"), Text(f"{plan.attack.name}{mode}"), Text(_eps(plan))]
+    mode = f" ({plan.options.gradient_mode})" if plan.options.gradient_mode else ""
+    runs = f", M = {plan.options.mc}" if plan.options.mc > 1 else ""
+    return [Text(f"{plan.model.name}{runs}"), Text(f"{plan.attack.name}{mode}"), Text(shown_eps(plan))]
 
 
-def _eps(plan: Plan) -> str:
-    return f"{plan.norm} {format_eps(plan.eps)}"
+def _grading(cell: Cell) -> int:
+    return cell.plan.grading_passes() * cell.images
 
 
-def _costs(found: Forecast) -> list[str]:
-    counts = ["?" if count is None else f"{count:,}" for count in (found.forwards, found.backwards)]
-    return [*counts, f"{found.grading:,}", "?" if found.seconds is None else duration(found.seconds)]
+def _costs(cell: Cell) -> list[str]:
+    counts = ["?" if count is None else f"{count:,}" for count in cell.passes]
+    return [*counts, f"{_grading(cell):,}", "?" if cell.seconds is None else duration(cell.seconds)]
 
 
-def _state(found: Forecast) -> str:
-    if found.finished:
+def _state(cell: Cell) -> str:
+    if cell.finished:
         return "finished"
-    if found.blocks:
-        return f"{found.blocks} of {len(found.cell.plan.blocks)} blocks lie there"
-    return "" if found.cell.listed else "for the audit"
+    if cell.blocks:
+        return f"{cell.blocks} of {len(cell.plan.blocks)} blocks are done"
+    return "" if cell.listed else "for the audit"
 
 
 @dataclass
 class _Row:
     """One cell as it is shown."""
 
-    forecast: Forecast
+    cell: Cell
     examples: float = 0.0
     running: bool = False
     record: RunRecord | None = None
@@ -94,20 +93,20 @@ class _Row:
     @property
     def seconds(self) -> float:
         """What it was thought to take at most."""
-        return self.forecast.seconds or 0.0
+        return self.cell.seconds or 0.0
 
     @property
     def share(self) -> float:
         """How much of it is done, in [0, 1]."""
-        return 1.0 if self.record is not None else self.examples / len(self.forecast.cell.plan.indices)
+        return 1.0 if self.record is not None else self.examples / len(self.cell.plan.indices)
 
 
 class Board:
     """Progress of a matrix, cell by cell, with queries per second and the time left: a live table on a terminal, plain
     lines elsewhere. Threads may tell it."""
 
-    def __init__(self, forecasts: Sequence[Forecast]) -> None:
-        self._rows = {found.cell.plan.id: _Row(found) for found in forecasts}
+    def __init__(self, cells: Sequence[Cell]) -> None:
+        self._rows = {cell.plan.id: _Row(cell) for cell in cells}
         self._lock = threading.RLock()
         self._passes: deque[tuple[float, int]] = deque()
         self._started = time.monotonic()
@@ -128,14 +127,14 @@ class Board:
         """Cells that are done."""
         return sum(row.record is not None for row in self._rows.values())
 
-    def begin(self, plan: Plan) -> CellProgress:
+    def begin(self, plan: Plan) -> AttackBar:
         """A cell is being worked on; what it gives is told about it."""
         with self._lock:
             row = self._rows[plan.id]
             row.running, row.started = True, time.monotonic()
             if not console.is_terminal:
-                announce(plan, row.forecast.seconds)
-        return CellProgress(self, plan)
+                announce(plan, row.cell.seconds)
+        return AttackBar(partial(self._reached, plan), plan, self._spent)
 
     def end(self, plan: Plan, record: RunRecord, *, read: bool) -> None:
         """A cell is done, or was before."""
@@ -161,9 +160,9 @@ class Board:
     def tell(self, plan: Plan, line: str) -> None:
         """A line about a cell."""
         with self._lock:
-            say(f"{plan.model.name} · {plan.attack.name} · {_eps(plan)}: {line}")
+            say(f"{plan.model.name} · {plan.attack.name} · {shown_eps(plan)}: {line}")
 
-    def spent(self, passes: int) -> None:
+    def _spent(self, passes: int) -> None:
         """Networks have been passed so many times more."""
         with self._lock:
             now = time.monotonic()
@@ -171,9 +170,9 @@ class Board:
             while self._passes[0][0] < now - WINDOW:
                 self._passes.popleft()
 
-    def reached(self, plan: Plan, examples: float) -> None:
+    def _reached(self, plan: Plan, *, completed: float, **_: object) -> None:
         """So many images of a cell are done, about."""
-        self._rows[plan.id].examples = examples
+        self._rows[plan.id].examples = completed
 
     def _rate(self) -> float:
         """Queries per second of late."""
@@ -182,7 +181,7 @@ class Board:
 
     def _seconds_left(self) -> float:
         """The estimates of what is left, mended by how those of what is done came out."""
-        rows = [row for row in self._rows.values() if not row.read and not row.forecast.finished]
+        rows = [row for row in self._rows.values() if not row.read and not row.cell.finished]
         done = sum(row.seconds * row.share for row in rows)
         left = sum(row.seconds * (1 - row.share) for row in rows)
         return left * ((time.monotonic() - self._started) / done if done else 1.0)
@@ -201,7 +200,7 @@ class Board:
             room = max(LEAST_ROWS, console.height - 5)
             shown = [*done[-DONE_SHOWN:], *running][-room:]
             for row in [*shown, *waiting[: room - len(shown)]]:
-                plan, record = row.forecast.cell.plan, row.record
+                plan, record = row.cell.plan, row.record
                 images = f"{int(row.share * len(plan.indices))}/{len(plan.indices)}"
                 rates = ["", ""]
                 if record is not None and len(record.outcomes):
@@ -213,26 +212,3 @@ class Board:
             more = len(waiting) - max(0, room - len(shown))
             ends = [Text(f"and {more} more", style="dim")] if more > 0 else []
             return Group(grid, *ends, Text(f"{self._footer()} · Ctrl-C stops and keeps what is done"))
-
-
-class CellProgress:
-    """Progress of one cell, counted in passes of the network, the attack's and the grader's."""
-
-    def __init__(self, board: Board, plan: Plan) -> None:
-        cost = plan.cost()
-        self._board, self._plan = board, plan
-        self._per_example = cost.forwards + cost.backwards + plan.grading_passes() if cost else 0
-        self._done, self._spent = 0, 0
-
-    def spent(self, passes: int) -> None:
-        """Move by passes, but never past the examples of the blocks that are being worked on."""
-        self._spent += passes
-        self._board.spent(passes)
-        if self._per_example:
-            most = len(self._plan.indices) - 1e-3
-            self._board.reached(self._plan, min(self._done + self._spent / self._per_example, most))
-
-    def finished(self, examples: int) -> None:
-        """Early stopping makes blocks end before their passes are spent."""
-        self._done, self._spent = examples, 0
-        self._board.reached(self._plan, examples)

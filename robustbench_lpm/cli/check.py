@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robustbench_lpm.cli.attack import complain_of_failures
 from robustbench_lpm.cli.options import (
     budget_options,
     data_options,
@@ -14,6 +15,8 @@ from robustbench_lpm.cli.options import (
     machine_options,
     prepare_machine,
     read_budget,
+    read_options,
+    read_source,
     records_option,
     trust_option,
 )
@@ -39,15 +42,9 @@ if TYPE_CHECKING:
 @machine_options
 @trust_option
 def verify(
-    records: tuple[Path, ...],
-    model: str | None,
-    checkpoint: Path | None,
-    part: tuple[int, int],
-    strict: bool,
-    device: str,
-    threads: int | None,
-    trust: bool,
-) -> None:
+    records: tuple[Path, ...], model: str | None, checkpoint: Path | None, part: tuple[int, int], strict: bool,
+    **rest: Any,
+) -> None:  # fmt: skip
     """Recompute the claims of each RECORD (a run's folder, or a folder of them) from what is stored beside it.
 
     Hashes, budgets and distances are checked, and the stored adversarial images are predicted again with the model of
@@ -58,7 +55,7 @@ def verify(
     lpmbench verify runs/ramlpm--pgd--linf--0.1--digits--mc1--8766c2dc7087
     lpmbench verify results
     """
-    prepare_machine(device, threads)
+    prepare_machine(rest["device"], rest["threads"])
     from robustbench_lpm.cli.console import say
     from robustbench_lpm.execution.verification import verify as check
 
@@ -67,7 +64,9 @@ def verify(
     wanted, failed, unchecked = folders[first - 1 :: step], 0, 0
     loaded: dict[str, LoadedModel] = {}
     for folder in wanted:
-        findings = check(folder, model=model, checkpoint=checkpoint, device=device, trust=trust, loaded=loaded)
+        findings = check(
+            folder, model=model, checkpoint=checkpoint, device=rest["device"], trust=rest["trust"], loaded=loaded
+        )
         failed += sum(finding.verdict == "FAILS" for finding in findings)
         unchecked += any(finding.verdict == "not checked" for finding in findings)
         for finding in findings:
@@ -119,16 +118,8 @@ def grade(
     checkpoint: Path | None,
     name: str,
     dataset: str,
-    data: Path | None,
-    size: str | None,
-    limit: int | None,
-    image: Path | None,
-    label: int | None,
     eps: tuple[str, ...],
-    device: str,
-    threads: int | None,
     out: Path,
-    trust: bool,
     **rest: Any,
 ) -> None:
     """Grade adversarial images that someone else made, as our own attacks are graded.
@@ -138,27 +129,21 @@ def grade(
     the data set's pinned order, at the --size of the images. --eps is the budget that they claim to keep, by default
     that of the data set's card. An image beyond it is an error: nothing is pulled back.
     """
-    budget = read_budget(eps, dataset, rest["norm"])
-    prepare_machine(device, threads)
+    options = read_options(rest, eps=read_budget(eps, dataset, rest["norm"]))
+    prepare_machine(rest["device"], rest["threads"])
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import console, say, shown_path
     from robustbench_lpm.execution.runner import run
     from robustbench_lpm.protocol.plan import make_plan
     from robustbench_lpm.registry.submissions import read_submission
-    from robustbench_lpm.registry.tasks import resolve_data, resolve_model
+    from robustbench_lpm.registry.tasks import resolve_model
 
-    source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
+    source = read_source(dataset, rest)
     submission = read_submission(adversarials, source, name)
-    plan = make_plan(
-        resolve_model(model, checkpoint=checkpoint, trust=trust, device=device),
-        submission.attack(),
-        source,
-        eps=budget,
-        indices=submission.indices[:limit],
-        device=device,
-        **rest,
-    )
-    submission.check_budget(source, plan.norm, budget, plan.indices)
-    record = run(plan, out)
+    graded = resolve_model(model, checkpoint=checkpoint, trust=rest["trust"], device=rest["device"])
+    plan = make_plan(graded, submission.attack(), source, options, indices=submission.indices[: options.limit])
+    submission.check_budget(source, options.norm, options.eps, plan.indices)
+    record = run(plan, out, again=True)
     reporting.terminal_table([record], console)
     say(f"Record: {shown_path(record.path or out)}")
+    complain_of_failures([record])

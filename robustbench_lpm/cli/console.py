@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,8 @@ def counting_bar(task: str, total: int, things: str) -> AbstractContextManager[M
 class AttackBar:
     """Progress of one run, counted in passes of the network, the attack's and the grader's."""
 
-    def __init__(self, move: Move, plan: Plan) -> None:
-        self._move = move
+    def __init__(self, move: Move, plan: Plan, on_spent: Callable[[int], None] = lambda _: None) -> None:
+        self._move, self._on_spent = move, on_spent
         cost = plan.cost()
         self._per_example = cost.forwards + cost.backwards + plan.grading_passes() if cost else 0
         self._examples, self._done, self._spent = len(plan.indices), 0, 0
@@ -45,6 +45,7 @@ class AttackBar:
     def spent(self, passes: int) -> None:
         """Move by passes, but never past the examples of the block that is being worked on."""
         self._spent += passes
+        self._on_spent(passes)
         if self._per_example:
             self._show(min(self._done + self._spent / self._per_example, self._examples - 1e-3))
 
@@ -57,20 +58,60 @@ class AttackBar:
         self._move(completed=examples, shown=int(examples))
 
 
-@contextmanager
-def attack_bar(plan: Plan) -> Iterator[AttackBar]:
-    """A bar for one run."""
-    column = TextColumn("{task.fields[shown]}/{task.total:.0f} images")
-    with bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0) as move:
-        yield AttackBar(move, plan)
+class ConsoleWatcher:
+    """Tells of runs as they are computed one after the other: what each costs, a bar, what came of it."""
+
+    def __init__(self) -> None:
+        self._bar = ExitStack()
+        self._news: list[str] = []
+
+    def begin(self, plan: Plan) -> AttackBar:
+        """Announce a run, and show a bar."""
+        from robustbench_lpm.execution.estimates import estimate_seconds
+
+        self._announce(plan, estimate_seconds(plan))
+        column = TextColumn("{task.fields[shown]}/{task.total:.0f} images")
+        move = self._bar.enter_context(bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0))
+        return AttackBar(move, plan)
+
+    def tell(self, plan: Plan, line: str) -> None:
+        """Say it below the announcement of the run."""
+        self._news.append(f"  {line}")
+
+    def leave(self, plan: Plan) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+    def end(self, plan: Plan, record: RunRecord, *, read: bool) -> None:
+        """Say what came of a run."""
+        self._bar.close()
+        if read:
+            self._announce(plan, None)
+            say("  already run (--force runs it again)")
+        self._tell_news()
+        result_line(record, plan.notes)
+
+    def _announce(self, plan: Plan, seconds: float | None) -> None:
+        announce(plan, seconds)
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        for line in self._news:
+            say(line)
+        self._news.clear()
+
+
+def shown_eps(plan: Plan) -> str:
+    """The budget of a run, such as "linf 8/255"."""
+    from robustbench_lpm.budgets import format_eps
+
+    return f"{plan.options.norm} {format_eps(plan.options.eps)}"
 
 
 def announce(plan: Plan, seconds: float | None) -> None:
     """What is about to run, what it costs at most, and how long that takes."""
-    from robustbench_lpm.budgets import format_eps
-
     images = len(plan.indices)
-    head = f"{plan.model.name} · {plan.attack.name} · {plan.norm} {format_eps(plan.eps)} · {images} image(s)"
+    head = f"{plan.model.name} · {plan.attack.name} · {shown_eps(plan)} · {images} image(s)"
     cost = plan.cost()
     if cost is None:
         say(head)
@@ -90,7 +131,7 @@ def _tell_notes(plan: Plan) -> None:
     from robustbench_lpm.protocol.noise_control import sources_of
     from robustbench_lpm.protocol.plan import told_noise
 
-    noise = told_noise(plan.draws, sorted(sources_of(plan.classifier))) if plan.stochastic else ""
+    noise = told_noise(plan.options.draws, sorted(sources_of(plan.classifier))) if plan.stochastic else ""
     found_out = any(note.startswith("stochastic: ") for note in plan.notes)
     for note in (*plan.notes, *([noise] if noise and not found_out else [])):
         say(f"  {note}")

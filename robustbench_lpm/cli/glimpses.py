@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_lpm.cli.attack import with_budgets
+from robustbench_lpm.cli.attack import complain_of_failures, with_budgets
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.options import (
+    attack_options,
     budget_options,
+    checkpoint_option,
     data_options,
+    force_option,
     machine_options,
+    of_settings,
     passes_options,
     prepare_machine,
     read_budget,
+    read_options,
     read_settings,
+    read_source,
     trust_option,
 )
 from robustbench_lpm.errors import LpmbenchError
@@ -25,6 +32,7 @@ from robustbench_lpm.errors import LpmbenchError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from robustbench_lpm.options import Options
     from robustbench_lpm.protocol.plan import Plan
     from robustbench_lpm.records.runs import RunRecord
     from robustbench_lpm.registry.tasks import Attack, Data
@@ -33,25 +41,19 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card.")
+@checkpoint_option
 @click.option("--attack", "attack_name", default="pgd", show_default=True, help="An attack, or the path of its card.")
 @data_options
 @budget_options
-@click.option("--steps", type=click.IntRange(1), help="Steps (or iterations) of the attack.")
-@click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any parameter of the attack's card.")
-@click.option("--target", help="A class to reach: its number or name, or 'random'.")
-@click.option("--gradient-mode", help="By default the strongest for each image.")
+@attack_options
+@of_settings("target", "gradient_mode", "draws", "seed")
 @click.option(
     "--mc",
+    "averages",
     default="1,2,3",
     show_default=True,
     help="Values of M, the runs whose mean logits decide; 1 is always among them.",
 )
-@click.option(
-    "--draws", type=click.IntRange(1), default=20, show_default=True, help="Held-out draws K, of M runs each."
-)
-@click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--no-adaptive", is_flag=True, help="Leave out the attacks on the model of fewer glimpses (T - 1 of them)."
 )
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Where everything goes; default: runs/glimpses/MODEL-DATASET-ATTACK-...",
 )
-@click.option("--force", is_flag=True, help="Run again what has been run.")
+@force_option
 @trust_option
 def glimpses(
     model: str,
@@ -73,22 +75,10 @@ def glimpses(
     attack_name: str,
     dataset: str,
     eps: tuple[str, ...],
-    norm: Literal["linf", "l2"],
-    steps: int | None,
-    eot: int | None,
     settings: tuple[str, ...],
-    device: str,
-    threads: int | None,
-    mc: str,
-    no_adaptive: bool,
-    pictures: int,
+    averages: str,
     out: Path | None,
     force: bool,
-    trust: bool,
-    data: Path | None,
-    size: str | None,
-    image: Path | None,
-    label: int | None,
     **rest: Any,
 ) -> None:
     """What each glimpse of MODEL contributes, clean and under attack.
@@ -102,29 +92,28 @@ def glimpses(
     lpmbench glimpses ram --attack pgd --eps 0.1 --limit 100 --mc 1,2,3,6 --no-adaptive
     lpmbench glimpses ramlpm-imagenet --checkpoint best.safetensors --dataset panda --size 224
     """
-    runs = parse_runs(mc)
-    budget = read_budget(eps, dataset, norm)
-    from robustbench_lpm.registry.tasks import resolve_attack, resolve_data
+    runs = parse_runs(averages)
+    options = read_options(rest, eps=read_budget(eps, dataset, rest["norm"]), save_adversarials=True)
+    from robustbench_lpm.registry.tasks import resolve_attack
 
+    trust, adaptive = rest["trust"], not rest["no_adaptive"]
     (attack,) = with_budgets(
-        [resolve_attack(attack_name, parameters=read_settings(settings), trust=trust)], {"steps": steps, "eot": eot}
+        [resolve_attack(attack_name, parameters=read_settings(settings), trust=trust)],
+        {"steps": rest["steps"], "eot": rest["eot"]},
     )
-    prepare_machine(device, threads, rest["precision"])
-    source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
+    prepare_machine(rest["device"], rest["threads"], rest["precision"])
+    source = read_source(dataset, rest)
     with Failures(alone=True).of(model):
-        plans = make_plans(
-            model, attack, source, adaptive=not no_adaptive,
-            loading={"checkpoint": checkpoint, "trust": trust, "device": device},
-            planning={"eps": budget, "norm": norm, "device": device} | rest,
-        )  # fmt: skip
+        loading = {"checkpoint": checkpoint, "trust": trust, "device": rest["device"]}
+        plans = make_plans(model, attack, source, options, adaptive=adaptive, loading=loading)
     plan = plans[max(plans)]
     folder = out if out is not None else default_folder(plan)
     records = attack_all(plans, folder, force)
     clean, still, moved = look(plan, records[max(plans)], runs)
-    tables = tabulate(plan, clean, still, moved, records if not no_adaptive else {})
+    tables = tabulate(plan, clean, still, moved, records if adaptive else {})
     tell(tables, moved)
     names = write_tables(plan, tables, folder)
-    names += draw_scanpaths(plan, still, moved, records[max(plans)], pictures, folder)
+    names += draw_scanpaths(plan, still, moved, records[max(plans)], rest["pictures"], folder)
     tell_where(names, folder)
 
 
@@ -137,13 +126,7 @@ def parse_runs(text: str) -> list[int]:
 
 
 def make_plans(
-    name: str,
-    attack: Attack,
-    source: Data,
-    *,
-    adaptive: bool,
-    loading: dict[str, Any],
-    planning: dict[str, Any],
+    name: str, attack: Attack, source: Data, options: Options, *, adaptive: bool, loading: dict[str, Any]
 ) -> dict[int, Plan]:
     """By number of glimpses, the attack on the whole model and, if it is to be adaptive, on it with fewer glimpses.
 
@@ -151,52 +134,42 @@ def make_plans(
     """
     from robustbench_lpm.protocol.plan import make_plan
     from robustbench_lpm.registry.tasks import resolve_model
-    from robustbench_lpm.studies.glimpses import check_glimpsing, truncated, truncated_plan
+    from robustbench_lpm.studies.glimpses import check_glimpsing, truncated
 
     whole = resolve_model(name, **loading)
     check_glimpsing(whole)
     total = whole.classifier.glimpses
-    plans = {total: make_plan(whole, attack, source, save_adversarials=True, **planning)}
+    plans = {total: make_plan(whole, attack, source, options)}
+    attack = replace(attack, command="glimpses")  # which repeats the runs on fewer glimpses
     for t in range(1, total) if adaptive else ():
-        fewer = truncated(whole, name, t, **loading)
-        plans[t] = truncated_plan(make_plan(fewer, attack, source, save_adversarials=True, **planning))
+        plans[t] = make_plan(truncated(whole, name, t, **loading), attack, source, options)
     return dict(sorted(plans.items()))
 
 
 def default_folder(plan: Plan) -> Path:
-    """A folder of its own for each model, data set, attack and budget."""
+    """A directory of its own for each model, data set, attack and budget."""
     import re
 
-    from robustbench_lpm.budgets import format_eps
+    from robustbench_lpm.cli.console import shown_eps
 
-    words = [plan.model.name, plan.data.name, plan.attack.name, plan.norm, format_eps(plan.eps)]
+    words = [plan.model.name, plan.data.name, plan.attack.name, shown_eps(plan)]
     return Path("runs") / "glimpses" / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
 
 
 def attack_all(plans: dict[int, Plan], out: Path, force: bool) -> dict[int, RunRecord]:
-    """Run every plan, the whole model's first; a run that lies finished in `out` is read instead."""
-    from robustbench_lpm.cli.console import LONG, announce, attack_bar, duration, result_line, say
+    """The record of every plan, the whole model's first."""
+    from robustbench_lpm.cli.console import LONG, ConsoleWatcher, duration, say
     from robustbench_lpm.execution.estimates import estimate_seconds
     from robustbench_lpm.execution.recording import finished_run
     from robustbench_lpm.execution.runner import run
 
     order = sorted(plans, reverse=True)
-    found = {t: None if force else finished_run(plans[t], out) for t in order}
-    seconds = {t: estimate_seconds(plans[t]) for t in order if found[t] is None}
-    in_all = sum(estimate or 0.0 for estimate in seconds.values())
-    if len(seconds) > 1 and in_all >= LONG:
-        say(f"{len(seconds)} attacks to run, about {duration(in_all)} at most in all")
-    records: dict[int, RunRecord] = {}
-    for t in order:
-        announce(plans[t], seconds.get(t))
-        record = found[t]
-        if record is None:
-            with attack_bar(plans[t]) as progress:
-                record = run(plans[t], out, progress)
-        else:
-            say("  already run (--force runs it again)")
-        result_line(record, plans[t].notes)
-        records[t] = record
+    seconds = [estimate_seconds(plans[t]) or 0.0 for t in order if force or finished_run(plans[t], out) is None]
+    if len(seconds) > 1 and sum(seconds) >= LONG:
+        say(f"{len(seconds)} attacks to run, about {duration(sum(seconds))} at most in all")
+    watcher = ConsoleWatcher()
+    records = {t: run(plans[t], out, watcher, again=force) for t in order}
+    complain_of_failures(records.values())
     return records
 
 
@@ -230,9 +203,9 @@ def tabulate(
         "dataset": plan.data.name,
         "size": plan.data.identity["size"],
         "attack": plan.attack.name,
-        "norm": plan.norm,
-        "eps": plan.eps,
-        "seed": plan.seed,
+        "norm": plan.options.norm,
+        "eps": plan.options.eps,
+        "seed": plan.options.seed,
     }
     tables = accuracy_table(clean, moved, adaptive), fixation_table(still, moved)
     for table in tables:
@@ -273,7 +246,8 @@ def headline(plan: Plan) -> str:
     from robustbench_lpm.budgets import format_eps
     from robustbench_lpm.reporting import cells
 
-    return f"{plan.model.name} under {plan.attack.name}, {cells.norm(plan.norm)} eps {format_eps(plan.eps)}"
+    norm, eps = cells.norm(plan.options.norm), format_eps(plan.options.eps)
+    return f"{plan.model.name} under {plan.attack.name}, {norm} eps {eps}"
 
 
 def draw_scanpaths(plan: Plan, still: Looks, moved: Looks, record: RunRecord, count: int, out: Path) -> list[str]:

@@ -49,7 +49,7 @@ def invariance(
     models = list(dict.fromkeys(names))
     if shared["checkpoint"] is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one NAME.")
-    source, asked = prepare(models, **shared)
+    source, asked = prepare(models, shared)
     from robustbench_lpm.reporting.invariance import invariance_figure, terminal_table
     from robustbench_lpm.studies.invariance import make_invariance
     from robustbench_lpm.studies.study import ModelFailed, without

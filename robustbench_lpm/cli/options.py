@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from robustbench_lpm.allocator import keep_freed_memory
 from robustbench_lpm.budgets import parse_eps_list
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Norm, Options, asked
 from robustbench_lpm.registry import cards
+
+if TYPE_CHECKING:
+    from robustbench_lpm.registry.tasks import Data
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,58 +32,74 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return decorate
 
 
-labels_fit_option = click.option(
-    "--labels-fit", is_flag=True, help="Say that model and data set have the same labels, whatever they are called."
-)
+def of_settings(*names: str) -> Callable[[Command], Command]:
+    """The options of a command for these settings of a run, as `Options` describes them."""
+    return together(*map(_of_setting, names))
+
+
+def _of_setting(name: str) -> Callable[[Command], Command]:
+    setting, kind = SETTINGS[name], TYPES[name]
+    choices, least, above, metavar = (setting.metadata.get(key) for key in ("choices", "least", "above", "metavar"))
+    about: dict[str, Any] = {"help": setting.metadata["help"], "metavar": metavar, "default": setting.default}
+    if choices:
+        about["type"] = click.Choice(choices)
+    elif least is not None:
+        about["type"] = click.IntRange(least)
+    elif above is not None:
+        about["type"] = click.FloatRange(above, min_open=True)
+    elif kind in (int, str):
+        about["type"] = kind
+    about |= {"is_flag": True} if kind is bool else {"show_default": setting.default not in (None, ())}
+    return click.option(f"--{name.replace('_', '-')}", **about, multiple=kind == tuple[str, ...])
+
+
+def read_options(given: Mapping[str, Any], **more: Any) -> Options:
+    """The settings among a command's options."""
+    return asked({name: given[name] for name in NAMES if name in given} | more)
+
 
 data_options = together(
     click.option("--dataset", default="digits", show_default=True, help="A data set, or the path of its card."),
-    click.option("--data", type=click.Path(path_type=Path), help="The folder that holds the data, if it needs one."),
-    click.option("--size", help="224, original, or another side in pixels; the default stands on the data set's card."),
-    click.option("--limit", type=click.IntRange(1), help="Only the first so many examples."),
+    click.option("--data", type=click.Path(path_type=Path), help="The directory of the data, if they need one."),
+    of_settings("size", "limit"),
     click.option("--image", type=click.Path(path_type=Path), help="With --dataset panda: a picture of your own."),
     click.option("--label", type=int, help="With --image: its ImageNet label (388 is the giant panda)."),
-    labels_fit_option,
+    of_settings("labels_fit"),
 )
 
 budget_options = together(
     click.option("--eps", multiple=True,
                  help="Budgets in pixel values, with commas between or given again: 1/255,2/255,0.1."),
-    click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", show_default=True),
+    of_settings("norm"),
 )  # fmt: skip
 
-grading_options = together(
-    click.option("--mc", type=click.IntRange(1), default=1, show_default=True,
-                 help="Attack and grade the average of so many Monte-Carlo runs of a stochastic model."),
-    click.option("--draws", type=click.IntRange(1), default=20, show_default=True,
-                 help="Held-out draws on which a stochastic model is graded."),
-    click.option("--seed", type=int, default=0, show_default=True),
+attack_options = together(
+    click.option("--steps", type=click.IntRange(1), help="Steps (or iterations, or queries) of the attack."),
+    click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient of a stochastic model."),
+    click.option("--set", "settings", multiple=True, metavar="[ATTACK.]NAME=VALUE",
+                 help="A parameter of the attacks that know it; with ATTACK. of that one, or of that member of a worst "
+                      "case."),
 )  # fmt: skip
 
+grading_options = of_settings("mc", "draws", "seed")
+passes_options = of_settings("precision", "memory")
 machine_options = together(
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N."),
+    of_settings("device"),
     click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default as many as it likes."),
 )
 
-passes_options = together(
-    click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
-                 help="Of gradients and of SPSA's probes: bfloat16 is faster on processors with AMX and on GPUs. What "
-                      "has fallen, and every grade, is decided in float32."),
-    click.option("--memory", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, metavar="GIB",
-                 help="What the maps of one pass may take, about: it bounds how many images pass at once."),
-)  # fmt: skip
-
 records_option = click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
                               help="Where records go.")  # fmt: skip
+checkpoint_option = click.option(
+    "--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card."
+)
+force_option = click.option("--force", is_flag=True, help="Run again what has been run.")
 
 attacking_options = together(
-    click.option("--target", help="A class to reach: its number or name, or 'random'."),
+    of_settings("target"),
     click.option("--surrogate", "surrogates", multiple=True,
                  help="For transfer: a model it is made on, instead of those on its card."),
-    click.option("--noise", multiple=True, metavar="[SOURCE=]MODE",
-                 help="A stochastic model's noise, of one source or of all: averaged (new in every draw, the default), "
-                      "fresh (new at every query), replayed (the same at every query), frozen (switched off)."),
-    click.option("--gradient-mode", help="Of a glimpsing model; by default the strongest for each image."),
+    of_settings("noise", "gradient_mode"),
     grading_options,
     passes_options,
     machine_options,
@@ -107,12 +127,20 @@ def prepare_machine(device: str, threads: int | None, precision: str = "float32"
             click.echo("lpmbench: this device has no instructions for bfloat16: float32 would be faster.", err=True)
 
 
-def read_budgets(given: tuple[str, ...], dataset: str, norm: Literal["linf", "l2"]) -> list[float]:
+def read_source(dataset: str, given: Mapping[str, Any]) -> Data:
+    """The images that a command's options name."""
+    from robustbench_lpm.registry.tasks import resolve_data
+
+    names = ("size", "data", "image", "label", "split", "trust")
+    return resolve_data(dataset, **{name: given[name] for name in names if name in given})
+
+
+def read_budgets(given: tuple[str, ...], dataset: str, norm: Norm) -> list[float]:
     """The values of --eps, each once; by default that of the data set's card."""
     return parse_eps_list(given or cards.dataset(dataset).default_eps(norm), norm)
 
 
-def read_budget(given: tuple[str, ...], dataset: str, norm: Literal["linf", "l2"]) -> float:
+def read_budget(given: tuple[str, ...], dataset: str, norm: Norm) -> float:
     """The one value of --eps. Raises LpmbenchError for several."""
     budgets = read_budgets(given, dataset, norm)
     if len(budgets) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from robustbench_lpm.cli.options import labels_fit_option, machine_options, prepare_machine, together, trust_option
+from robustbench_lpm.cli.options import (
+    checkpoint_option,
+    machine_options,
+    of_settings,
+    prepare_machine,
+    read_source,
+    together,
+    trust_option,
+)
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 from robustbench_lpm.registry import cards
 
@@ -34,14 +42,12 @@ def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callab
                      help="Values of M, the runs whose mean logits decide, like 1,5 or 1..4; 1 is always among them."),
         click.option("--draws", type=click.IntRange(1), default=draws, show_default=True,
                      help="Draws K of the average of the most runs; smaller M get more, for all runs serve each M."),
-        click.option("--seed", type=int, default=0, show_default=True),
-        click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the card."),
+        of_settings("seed"),
+        checkpoint_option,
         click.option("--dataset", help="A data set, or the path of its card; default: the one that the model learned."),
-        click.option("--data", type=click.Path(path_type=Path), help="The folder of the data, if they need one."),
+        click.option("--data", type=click.Path(path_type=Path), help="The directory of the data, if they need one."),
         click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True),
-        click.option("--size", help="224, original, or another side in pixels; default: the data set's own."),
-        click.option("--limit", type=click.IntRange(1), help="Only the first so many images."),
-        labels_fit_option,
+        of_settings("size", "limit", "labels_fit"),
         machine_options,
         click.option("--out", type=click.Path(path_type=Path), help="Where everything goes; default: below runs/."),
         click.option("--force", is_flag=True, help="Run again what has been run, and write over another study."),
@@ -116,31 +122,17 @@ def dataset_for(models: Sequence[ModelCard], named: str | None) -> str:
     return first.labels if first.labels in fitting else fitting[0]
 
 
-def prepare(
-    names: Sequence[str],
-    *,
-    mc: str,
-    dataset: str | None,
-    data: Path | None,
-    split: str,
-    size: str | None,
-    device: str,
-    threads: int | None,
-    trust: bool,
-    **rest: Any,
-) -> tuple[Data, dict[str, Any]]:
+def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[str, Any]]:
     """The images for a study of the models called `names`, and the keywords that `make_sweep` and its like take.
 
-    The machine is made ready on the way. Raises LpmbenchError for options that cannot be met.
+    The machine is made ready on the way. given: a command's options. Raises LpmbenchError where they cannot be met.
     """
-    averages = whole_numbers("--mc", mc, MOST_RUNS)
-    named = dataset_for([cards.model(name) for name in names], dataset)
+    averages = whole_numbers("--mc", given["mc"], MOST_RUNS)
+    named = dataset_for([cards.model(name) for name in names], given["dataset"])
     cards.dataset(named)  # a wrong name is told at once, without waiting for torch
-    prepare_machine(device, threads)
-    from robustbench_lpm.registry.tasks import resolve_data
-
-    source = resolve_data(named, size=size, data=data, split=split, trust=trust)
-    return source, {"mc": averages, "device": device, "trust": trust} | rest
+    prepare_machine(given["device"], given["threads"])
+    shared = ("draws", "seed", "checkpoint", "limit", "labels_fit", "device", "trust")
+    return read_source(named, given), {"mc": averages} | {name: given[name] for name in shared}
 
 
 def default_folder(study: Study) -> Path:

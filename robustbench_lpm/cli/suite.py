@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from robustbench_lpm.cli.attack import complain_of_failures, draw_single_images
-from robustbench_lpm.cli.audit import Obtain, judge_results
+from robustbench_lpm.cli.audit import judge_result
 from robustbench_lpm.cli.failures import Failures
-from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
+from robustbench_lpm.cli.options import force_option, machine_options, prepare_machine, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
+from robustbench_lpm.options import words_of
 from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
     from robustbench_lpm.cli.board import Board
     from robustbench_lpm.execution.cluster import RayWorkers
-    from robustbench_lpm.execution.matrix import Cell, Forecast, Matrix
-    from robustbench_lpm.execution.runner import Workers
+    from robustbench_lpm.execution.matrix import Cell, Matrix
     from robustbench_lpm.protocol.plan import Plan
     from robustbench_lpm.records.runs import RunRecord
     from robustbench_lpm.registry.cards import SuiteCard
@@ -37,28 +37,18 @@ MOST_AT_ONCE = 64  # cells under way with many workers
     "folders",
     metavar="[NAME=]DIR",
     multiple=True,
-    help="The folder that holds the data, if some part needs one; NAME=DIR, repeated, for each data set its own.",
+    help="The directory of the data, if some part needs one; NAME=DIR, repeated, for each data set its own.",
 )
 @machine_options
 @click.option("--out", type=click.Path(path_type=Path), help="Where records go; by default runs/NAME.")
-@click.option("--force", is_flag=True, help="Run again what has been run.")
+@force_option
 @click.option("--workers", type=click.IntRange(1), help="Compute in so many processes of this machine (needs Ray).")
 @click.option("--ray", "address", metavar="ADDRESS", help="Compute on the Ray cluster there: auto, HOST:PORT.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be run, what it costs and how long it takes.")
 @trust_option
 @click.pass_context
 def run(
-    context: click.Context,
-    name: str,
-    folders: Sequence[str],
-    device: str,
-    threads: int | None,
-    out: Path | None,
-    force: bool,
-    workers: int | None,
-    address: str | None,
-    dry_run: bool,
-    trust: bool,
+    context: click.Context, /, name: str, folders: Sequence[str], workers: int | None, address: str | None, **rest: Any
 ) -> None:
     """Run every cell of the suite NAME (or of the card at that path), then make its leaderboard.
 
@@ -85,21 +75,24 @@ def run(
         if pool is not None:
             from robustbench_lpm.execution.cluster import threads_for
 
-            threads = threads or (threads_for(workers) if workers else 1)
-            chosen = context.get_parameter_source("device") is not click.core.ParameterSource.DEFAULT
-            device = device if chosen else device_of(pool)
-        prepare_machine(device, threads)
-        if pool is not None and threads is not None:
-            pool.use_threads(threads)
-        options = {
-            "data": folders_of(folders),
-            "device": device,
-            "threads": threads,
-            "out": out,
-            "workers": workers,
-            "ray": address,
-        }
-        _run(suite, name, options, force=force, dry_run=dry_run, trust=trust, workers=pool)
+            rest["threads"] = rest["threads"] or (threads_for(workers) if workers else 1)
+            if context.get_parameter_source("device") is click.core.ParameterSource.DEFAULT:
+                rest["device"] = device_of(pool)
+        prepare_machine(rest["device"], rest["threads"])
+        if pool is not None:
+            pool.use_threads(rest["threads"])
+        data = folders_of(folders)
+        command = _command(name, data, rest | {"workers": workers, "ray": address})
+        _run(suite, data, command, rest, pool)
+
+
+def _command(name: str, data: dict[str, Path] | Path | None, options: Mapping[str, Any]) -> str:
+    """The command that goes on with a suite."""
+    folders = [f"{key}={place}" for key, place in data.items()] if isinstance(data, dict) else [data] if data else []
+    words = [f"--data {shlex.quote(str(folder))}" for folder in folders]
+    given = {option: options[option] for option in ("device", "threads", "out", "workers", "ray", "trust")}
+    words += words_of({option: value for option, value in given.items() if value not in (None, False, "cpu")})
+    return " ".join(["lpmbench run", shlex.quote(name), *words])
 
 
 def folders_of(words: Sequence[str]) -> dict[str, Path] | Path | None:
@@ -145,53 +138,41 @@ def device_of(pool: RayWorkers) -> str:
 
 
 def _run(
-    suite: SuiteCard,
-    name: str,
-    options: dict[str, Any],
-    *,
-    force: bool,
-    dry_run: bool,
-    trust: bool,
+    suite: SuiteCard, data: dict[str, Path] | Path | None, command: str, given: Mapping[str, Any],
     workers: RayWorkers | None,
-) -> None:
+) -> None:  # fmt: skip
     """The command, once the machine is ready."""
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.board import Board, show_plan
     from robustbench_lpm.cli.console import LONG, console, duration, say, shown_path
     from robustbench_lpm.execution.estimates import Clock
-    from robustbench_lpm.execution.matrix import forecast, resolve_suite
+    from robustbench_lpm.execution.matrix import resolve_suite
 
-    out, data, device = options["out"], options["data"], options["device"]
-    folder = out if out is not None else Path("runs") / suite.name
-    given = {option: value for option, value in options.items() if value is not None and value != "cpu"}
-    where = given.pop("data", {})
-    places = [f"{key}={place}" for key, place in where.items()] if isinstance(where, dict) else [str(where)]
-    words = [f"--data {shlex.quote(place)}" for place in places]
-    words += [f"--{option} {shlex.quote(str(value))}" for option, value in given.items()]
-    command = " ".join(["lpmbench run", shlex.quote(name), *words, *["--trust"] * trust])
+    folder = given["out"] if given["out"] is not None else Path("runs") / suite.name
     failures = Failures(alone=False)
-    matrix = resolve_suite(suite, data=data, device=device, trust=trust, attempt=failures.of)
+    matrix = resolve_suite(suite, data=data, device=given["device"], trust=given["trust"], attempt=failures.of)
     for dataset, reason in matrix.left_out.items():
         say(f"Left out, for want of data: {dataset}. {reason}")
     for note in matrix.notes:
         say(note)
     if matrix.left_out:
-        say(f"Several folders are given as --data {next(iter(matrix.left_out))}=DIR, for each data set its own.")
+        say(f"Several directories are given as --data {next(iter(matrix.left_out))}=DIR, for each data set its own.")
     if not matrix.cells:
         failures.complain("planned")
         raise LpmbenchError(f"Nothing of '{suite.name}' can be run without its data.")
     seconds = Clock().seconds
-    forecasts = [forecast(cell, folder, seconds, force=force) for cell in matrix.cells]
-    if dry_run:
-        show_plan(forecasts)
+    for cell in matrix.cells:
+        cell.look_ahead(folder, seconds, force=given["force"])
+    if given["dry_run"]:
+        show_plan(matrix.cells)
         return
-    left = [found for found in forecasts if not found.finished]
-    in_all = sum(found.seconds or 0.0 for found in left)
+    left = [cell for cell in matrix.cells if not cell.finished]
+    in_all = sum(cell.seconds or 0.0 for cell in left)
     about = f", about {duration(in_all)} at most" if in_all >= LONG else ""
     say(f"{suite.name}: {len(matrix.cells)} runs, {len(left)} of them to be made{about}")
-    with Board(forecasts) as board:
+    with Board(matrix.cells) as board:
         try:
-            found = run_cells(forecasts, folder, board, failures, force=force, workers=workers)
+            found = run_cells(matrix.cells, folder, board, failures, force=given["force"], workers=workers)
         except KeyboardInterrupt:
             kept = f"{board.finished} of {len(matrix.cells)} runs are finished, and what is done of others is kept"
             raise Interrupted(f"Interrupted: {kept}. Go on with: {command}") from None
@@ -211,7 +192,7 @@ def _run(
 
 
 def run_cells(
-    forecasts: Sequence[Forecast],
+    cells: Sequence[Cell],
     out: Path,
     board: Board,
     failures: Failures,
@@ -219,38 +200,35 @@ def run_cells(
     force: bool,
     workers: RayWorkers | None = None,
 ) -> dict[str, RunRecord]:
-    """The record of every cell that does not fail, by the id of its run; what lies finished in `out` is read.
+    """The record of every cell that does not fail, by the id of its run; what is finished in `out` is read.
 
-    With workers many cells are under way at the same time: some are small. Without, a cell at which other processes are
+    With workers many cells are under way at the same time: some are small. Without, a cell that other processes work on
     comes last: there may be others to do meanwhile.
     """
-    from robustbench_lpm.execution.runner import TakenByOthers
+    from robustbench_lpm.execution.runner import TakenByOthers, run
 
     made: dict[str, RunRecord] = {}
-    later: list[Forecast] = []
+    later: list[Plan] = []
 
-    def one(found: Forecast, *, wait: bool = True) -> None:
-        plan = found.cell.plan
-        try:
-            with failures.of(f"{plan.model.name} under {plan.attack.name}"):
-                made[plan.id] = run_cell(found.cell, out, board, force=force, workers=workers, wait=wait)
-        finally:
-            board.leave(plan)
+    def one(plan: Plan, *, wait: bool = True) -> None:
+        with failures.of(f"{plan.model.name} under {plan.attack.name}"):
+            job = workers.job if workers is not None else None
+            made[plan.id] = run(plan, out, board, again=force, workers=job, wait=wait)
 
     if workers is None:
-        for found in forecasts:
+        for cell in cells:
             try:
-                one(found, wait=False)
+                one(cell.plan, wait=False)
             except TakenByOthers:
-                board.postpone(found.cell.plan)
-                later.append(found)
-        for found in later:
-            one(found)
+                board.postpone(cell.plan)
+                later.append(cell.plan)
+        for plan in later:
+            one(plan)
         return made
-    at_once = min(MOST_AT_ONCE, 2 * max(workers.slots(found.cell.plan.device) for found in forecasts))
+    at_once = min(MOST_AT_ONCE, 2 * max(workers.slots(cell.plan.options.device) for cell in cells))
     with ThreadPoolExecutor(at_once) as threads:
         try:
-            for future in as_completed([threads.submit(one, found) for found in forecasts]):
+            for future in as_completed([threads.submit(one, cell.plan) for cell in cells]):
                 future.result()
             return made
         except BaseException:
@@ -259,52 +237,17 @@ def run_cells(
             raise
 
 
-def run_cell(
-    cell: Cell, out: Path, board: Board, *, force: bool, workers: Workers | None = None, wait: bool = True
-) -> RunRecord:
-    """Run one cell, or read it."""
-    from robustbench_lpm.execution.recording import finished_run, forget_progress
-    from robustbench_lpm.execution.runner import FailedBlocks, run
-
-    plan = cell.plan
-
-    def tell(line: str) -> None:
-        board.tell(plan, line)
-
-    record = None if force else finished_run(plan, out, tell)
-    if record is not None:
-        forget_progress(plan, out)
-        board.end(plan, record, read=True)
-        return record
-    progress = board.begin(plan)
-    try:
-        record = run(plan, out, progress, again=force, tell=tell, workers=workers, wait=wait)
-    except FailedBlocks as error:
-        record = error.record
-    board.end(plan, record, read=False)
-    return record
-
-
 def judge_all(matrix: Matrix, found: dict[str, RunRecord], out: Path, failures: Failures) -> None:
-    """Audit what the card says."""
-    fallback, planned = Obtain(out), {cell.plan.id for cell in matrix.cells}
+    """Audit what the card says, from the records of the runs."""
 
     def obtain(plan: Plan) -> RunRecord:
-        from robustbench_lpm.execution.recording import keeps_enough
+        if plan.id not in found:  # it was told why
+            raise LpmbenchError(f"its run, {plan.attack.name} at eps {plan.options.eps:.6g}, has failed.")
+        return found[plan.id]
 
-        record = found.get(plan.id)
-        if record is None and plan.id in planned:  # it was told why
-            raise LpmbenchError(f"its run, {plan.attack.name} at eps {plan.eps:.6g}, has failed.")
-        if record is None or not keeps_enough(record, plan):
-            return fallback(plan)
-        complain_of_failures([record])
-        return record
-
-    for judged in matrix.judged:
-        judge_results(
-            judged.model, judged.attacks, judged.source, judged.budgets, black_box=judged.black_box, out=out,
-            planning=judged.planning, obtain=obtain, failures=failures,
-        )  # fmt: skip
+    for plan, black_box in matrix.judged:
+        with failures.of(f"audit of {plan.model.name} under {plan.attack.name}"):
+            judge_result(plan, black_box, obtain, out)
 
 
 def draw_pictures(matrix: Matrix, found: dict[str, RunRecord]) -> None:

@@ -30,7 +30,7 @@ def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any
     lpmbench sweep ramlpm-sim2mnist --checkpoint best.safetensors --data DIR --glimpses 1..20
     """
     numbers = whole_numbers("--glimpses", glimpses, MOST_GLIMPSES)
-    source, asked = prepare([name], **shared)
+    source, asked = prepare([name], shared)
     from robustbench_lpm.cli.console import say
     from robustbench_lpm.reporting.sweep import sweep_figure, terminal_table
     from robustbench_lpm.studies.sweep import make_sweep

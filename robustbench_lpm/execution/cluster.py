@@ -27,7 +27,7 @@ from robustbench_lpm.errors import LpmbenchError, Stopped
 from robustbench_lpm.execution.blocks import Block
 from robustbench_lpm.execution.computing import compute
 from robustbench_lpm.execution.journal import Journal
-from robustbench_lpm.protocol.attacking import Made, Progress, Silent
+from robustbench_lpm.protocol.attacking import SILENT, Made, Progress
 from robustbench_lpm.protocol.plan import Plan
 
 RETRIES = 5  # times that a block is started anew because its worker died
@@ -132,7 +132,7 @@ class RayWorkers:
 
     def submit(self, plan: Plan, number: int, indices: Sequence[int], made: Mapping[str, Made]) -> Any:
         """Send a block off; Ray's reference to what will come of it."""
-        on_gpu = torch.device(plan.device).type == "cuda"
+        on_gpu = torch.device(plan.options.device).type == "cuda"
         task = self._ray.remote(
             num_cpus=self._processors(), num_gpus=1 if on_gpu else 0, max_retries=RETRIES, retry_exceptions=False
         )(_compute)
@@ -175,7 +175,7 @@ class RayJob:
         self._flying: dict[Any, tuple[int, Sequence[int], Journal]] = {}
 
     def free(self) -> bool:
-        return self._workers.take_slot(self._plan.device)
+        return self._workers.take_slot(self._plan.options.device)
 
     def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
         reference = self._workers.submit(self._plan, number, indices, self._made)
@@ -214,14 +214,15 @@ def _compute(
         sys.path += [path for path in paths if path not in sys.path]  # where code beside a card of a user's own lies
         _plans[key] = _imported().get(references[0])
     torch.set_num_threads(threads)
-    return compute(_plans[key], number, indices, Silent(), made=made)
+    return compute(_plans[key], number, indices, SILENT, made=made)
 
 
 def _portable(plan: Plan) -> Plan:
     """A plan without what belongs to this process: which GPU it has, and what is hashed only once."""
-    device = torch.device(plan.device).type
+    device = torch.device(plan.options.device).type
     data = replace(plan.data, fingerprint=_not_asked)
-    return replace(plan, data=data, device=device, members=tuple(_portable(member) for member in plan.members))
+    options = replace(plan.options, device=device)
+    return replace(plan, data=data, options=options, members=tuple(_portable(member) for member in plan.members))
 
 
 def _not_asked(_: int) -> str:

@@ -82,7 +82,7 @@ def _attempt(
             parts, lost, halved = _attempt(plan, rest, progress, first_position, made, journal, notes)
             return parts, [*unreadable.items(), *lost], halved
         return [], [(index, reason) for index in indices], False
-    if torch.device(plan.device).type == "cuda":
+    if torch.device(plan.options.device).type == "cuda":
         torch.cuda.empty_cache()
     if len(indices) == 1:
         return [], [(indices[0], reason)], True

@@ -31,13 +31,14 @@ class Clock:
         if cost is None:
             return None
         alike = (
-            id(plan.model.classifier.network), sha256_of_value(plan.data.identity), plan.chunk, plan.precision,
-            plan.device, min(len(plan.indices), plan.chunk), cost.backwards > 0, _asks_about_many_versions(plan),
+            id(plan.model.classifier.network), sha256_of_value(plan.data.identity), plan.chunk, plan.options.precision,
+            plan.options.device, min(len(plan.indices), plan.chunk), cost.backwards > 0,
+            _asks_about_many_versions(plan),
         )  # fmt: skip
         if alike not in self._timed:
             batch = plan.data.read(plan.blocks[0])
             shape = batch.images[0].shape
-            images = torch.stack([image for image in batch.images if image.shape == shape]).to(plan.device)
+            images = torch.stack([image for image in batch.images if image.shape == shape]).to(plan.options.device)
             self._timed[alike] = _time_passes(plan, images, with_backward=cost.backwards > 0)
         forward, backward = self._timed[alike]
         return len(plan.indices) * ((cost.forwards + plan.grading_passes()) * forward + cost.backwards * backward)
@@ -46,7 +47,7 @@ class Clock:
 def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tuple[float, float]:
     """Seconds per image of a forward and of a backward pass as the attack makes them, the faster of two tries."""
     classifier, forward, backward = plan.model.classifier, [], []
-    if plan.lowered is not None and not (with_backward and slow_backwards(classifier, plan.device)):
+    if plan.lowered is not None and not (with_backward and slow_backwards(classifier, plan.options.device)):
         classifier = plan.lowered
     if len(images) < plan.chunk and _asks_about_many_versions(plan):
         images = images.repeat(-(-plan.chunk // len(images)), 1, 1, 1)[: plan.chunk]

@@ -38,11 +38,23 @@ class Progress(Protocol):
 
 
 class Silent:
-    """Nobody watches."""
+    """Nobody watches: neither runs nor how far one is."""
+
+    def begin(self, _: Plan) -> Progress:
+        return self
+
+    def end(self, *_: object, read: bool) -> None: ...
+
+    def leave(self, _: Plan) -> None: ...
+
+    def tell(self, *_: object) -> None: ...
 
     def spent(self, passes: int) -> None: ...
 
     def finished(self, examples: int) -> None: ...
+
+
+SILENT = Silent()
 
 
 @dataclass(frozen=True)
@@ -68,7 +80,7 @@ class Made:
 
 def stored(plan: Plan) -> int:
     """How many of a run's examples keep their images."""
-    return len(plan.indices) if plan.save_adversarials else STORED_PICTURES
+    return len(plan.indices) if plan.options.save_adversarials else STORED_PICTURES
 
 
 def run_block(
@@ -112,21 +124,21 @@ def _run_batch(
     journal: Journal | None,
     notes: dict[str, str],
 ) -> tuple[dict[str, list[Any]], Tensor]:
-    images, labels = batch.images.to(plan.device), batch.labels.to(plan.device)
-    mask = batch.masks.to(plan.device) if batch.masks is not None else None
+    images, labels = batch.images.to(plan.options.device), batch.labels.to(plan.options.device)
+    mask = batch.masks.to(plan.options.device) if batch.masks is not None else None
     if not (bool((images >= 0).all()) and bool((images <= 1).all())):
         raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
     targets = _targets(plan, batch.indices, labels)
     grading: dict[str, Any] = {
-        "seed": plan.seed,
-        "draws": plan.draws,
+        "seed": plan.options.seed,
+        "draws": plan.options.draws,
         "chunk": plan.chunk,
         "classes": plan.classes,
         "noise_control": plan.noise_control,
     }
     before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
     found, choice, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress, made, journal, notes)
-    found = within_budget(found, images, plan.norm, plan.eps, mask)
+    found = within_budget(found, images, plan.options.norm, plan.options.eps, mask)
     after = predict(plan.classifier, found, batch.indices, purpose="grade", **grading)
     progress.spent(len(images) * plan.grading_passes())
     inputs = [bytes.fromhex(sha256_of_image(image.numpy())) for image in batch.images]
@@ -177,11 +189,11 @@ def _attack(
             classifier,
             images,
             indices,
-            seed=plan.seed,
+            seed=plan.options.seed,
             classes=plan.classes,
             chunk=plan.chunk,
             mask=mask,
-            select_draws=plan.select_draws,
+            select_draws=plan.options.select_draws,
             on_spent=progress.spent,
             notes=notes,
             **options,
@@ -205,20 +217,23 @@ def _attack(
         if plan.attack.function is not None:
             candidate = {"found": images}
             for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept as a whole
-                candidate["found"] = attack(oracle, images.clone(), labels, norm=plan.norm, eps=plan.eps, **arguments)
-            candidates.append(within_budget(candidate["found"], images, plan.norm, plan.eps, mask))
+                candidate["found"] = attack(
+                    oracle, images.clone(), labels, norm=plan.options.norm, eps=plan.options.eps, **arguments
+                )
+            candidates.append(within_budget(candidate["found"], images, plan.options.norm, plan.options.eps, mask))
     choice = oracle.strongest(candidates, labels, targets)
     return pick(candidates, choice), choice, ledger
 
 
 def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:
     """The class that each image shall be taken for: never its own label (the next class stands in for it)."""
-    if plan.target is None:
+    if plan.options.target is None:
         return None
-    if plan.target == "random":
+    if plan.options.target == "random":
         shifts = [
-            int(torch.randint(1, plan.classes, (1,), generator=generator(plan.seed, i, "target"))) for i in indices
+            int(torch.randint(1, plan.classes, (1,), generator=generator(plan.options.seed, i, "target")))
+            for i in indices
         ]
         return (labels + torch.tensor(shifts, device=labels.device)) % plan.classes
-    aimed = torch.full_like(labels, int(plan.target))
+    aimed = torch.full_like(labels, int(plan.options.target))
     return torch.where(aimed == labels, (aimed + 1) % plan.classes, aimed)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, MonteCarlo, Noise
-from robustbench_lpm.architectures.precision import PRECISIONS, Precision, reduced
+from robustbench_lpm.architectures.precision import reduced
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of_value
-from robustbench_lpm.norms import NORMS, Norm
+from robustbench_lpm.norms import NORMS
+from robustbench_lpm.options import SETTINGS, STRONGEST, Options, words_of
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
 from robustbench_lpm.randomness import generators
 from robustbench_lpm.registry import cards
@@ -32,9 +33,7 @@ from robustbench_lpm.registry.tasks import (
 )
 from robustbench_lpm.registry.zoo import LoadedModel
 
-STRONGEST = "strongest"
 STORED_PICTURES = 16
-DEFAULT_MEMORY = 2.0  # GiB
 
 
 @dataclass(frozen=True)
@@ -45,28 +44,15 @@ class Plan:
     attack: Attack
     data: Data
     indices: tuple[int, ...]
-    norm: Norm
-    eps: float
-    mc: int
-    draws: int
-    select_draws: int
-    gradient_mode: str | None
+    asked: Options  # for what the user asked
+    options: Options  # the same, resolved for this model, attack and data set
     noise_control: NoiseControl
-    target: str | None
-    seed: int
     classes: int
-    device: str
     chunk: int
-    save_adversarials: bool
     configuration: dict[str, Any]
-    requested_draws: int = 20  # of a stochastic classifier; `draws` is 1 where its noise is all frozen
-    requested_selection: int = 10
-    surrogates: tuple[LoadedModel, ...] = ()  # the models that the attack is made on, if it is carried over
+    surrogates: tuple[LoadedModel, ...] = ()  # the models that a transfer attack is made on
     members: tuple[Plan, ...] = ()  # of a worst case: the runs among which it chooses
-    precision: Precision = "float32"  # of gradients and probes
-    memory: float = DEFAULT_MEMORY
-    lowered: Classifier | None = None  # the model in that precision, where it is a reduced one
-    labels_fit: bool = False  # whether the user has said that the model's labels are those of the data set
+    lowered: Classifier | None = None  # the model in reduced precision, where gradients and probes shall be
     notes: tuple[str, ...] = ()  # what a reader of the result must know
     code: dict[str, str] = field(default_factory=dict)  # hashes of what computes it, see `_code`
     no_gradient: str = ""  # why the model gives none, "" where it does
@@ -92,14 +78,13 @@ class Plan:
         return self._averaged(self.lowered) if self.lowered is not None else None
 
     def _averaged(self, classifier: Classifier) -> Classifier:
-        return MonteCarlo(classifier, self.mc) if self.mc > 1 else classifier
+        return MonteCarlo(classifier, self.options.mc) if self.options.mc > 1 else classifier
 
     @property
     def gradient_modes(self) -> tuple[str | None, ...]:
         """The modes to attack in, one after the other; the strongest result is chosen for each image."""
-        if self.gradient_mode == STRONGEST and not self.members:
-            return self.model.classifier.gradient_modes
-        return (self.gradient_mode,)
+        mode = self.options.gradient_mode
+        return self.model.classifier.gradient_modes if mode == STRONGEST and not self.members else (mode,)
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -124,11 +109,11 @@ class Plan:
             forwards += once.backwards  # a look in full precision at what seems to have fallen
         compared = (choices if choices > 1 else 0) * modes + (len(self.candidates) if len(self.candidates) > 1 else 0)
         passes = self.classifier.passes
-        return Cost((forwards * modes + compared * self.select_draws) * passes, once.backwards * modes * passes)
+        return Cost((forwards * modes + compared * self.options.select_draws) * passes, once.backwards * modes * passes)
 
     def grading_passes(self) -> int:
         """Passes that grading one image takes, before and after the attack."""
-        return 2 * self.draws * self.classifier.passes
+        return 2 * self.options.draws * self.classifier.passes
 
     def command(self) -> str:
         """The command that repeats this run (DIR stands for where the data lie, or the images that were submitted).
@@ -139,11 +124,7 @@ class Plan:
         subjects: tuple[LoadedModel | Attack | Data, ...] = self.model, self.attack, self.data
         if not all(part.arguments for part in (*subjects, *sources)):
             return f"{FROM_PYTHON}{self._call(sources)}"
-        words = [
-            f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
-            for name, value in self._options().items()
-        ]
-        words += [f"--noise {shlex.quote(f'{source}={mode}')}" for source, mode in self.noise_control.modes]
+        words = words_of(self._options())
         words += [model.arguments.replace("--model", "--surrogate", 1) for model in sources]
         words += [f"--set {shlex.quote(f'{name}={value}')}" for name, value in _settings(self.attack)]
         words += ["--trust"] * self._trusted
@@ -154,8 +135,6 @@ class Plan:
         options = self._options()
         if not self.data.arguments:
             del options["size"]
-        if self.noise_control.modes:
-            options["noise"] = [f"{source}={mode}" for source, mode in self.noise_control.modes]
         if parameters := dict(_settings(self.attack)):
             options["parameters"] = parameters
         if not self.model.arguments and self.model.name != _in_python(self.model):
@@ -168,29 +147,24 @@ class Plan:
         return f"robustbench_lpm.evaluate({', '.join(words)})"
 
     def _options(self) -> dict[str, Any]:
-        """By the names of `evaluate`, which are those of the command line, what the run was asked for."""
-        options: dict[str, Any] = {
+        """What the run was asked for, by name: what always decides it, and whatever else is not the default."""
+        found, eps = self.options, self.options.eps
+        given: dict[str, Any] = {
             "size": self.data.identity["size"],
-            "norm": self.norm,
-            "eps": format_eps(self.eps) if parse_eps(format_eps(self.eps)) == self.eps else repr(self.eps),
+            "norm": found.norm,
+            "eps": format_eps(eps) if parse_eps(format_eps(eps)) == eps else repr(eps),
             "limit": len(self.indices),
-            "seed": self.seed,
+            "seed": found.seed,
         }
         if self.classifier.stochastic:
-            options |= {"mc": self.mc, "draws": self.draws}
-        if self.gradient_mode and self.gradient_mode != STRONGEST:
-            options["gradient_mode"] = self.gradient_mode
-        if self.target is not None:
-            options["target"] = self.target
-        if self.precision != "float32":
-            options["precision"] = self.precision
-        if self.memory != DEFAULT_MEMORY:
-            options["memory"] = int(self.memory) if self.memory == int(self.memory) else self.memory
-        if torch.device(self.device).type != "cpu":
-            options["device"] = self.device
-        if self.labels_fit:
-            options["labels_fit"] = True
-        return options
+            given |= {"mc": found.mc, "draws": found.draws}
+        hidden = {"mc", "draws", "select_draws", "save_adversarials"}
+        differing = {
+            name: getattr(found, name)
+            for name, setting in SETTINGS.items()
+            if name not in given.keys() | hidden and getattr(found, name) not in (setting.default, STRONGEST)
+        }
+        return given | differing
 
     @property
     def _trusted(self) -> bool:
@@ -219,57 +193,67 @@ def _settings(attack: Attack) -> list[tuple[str, Any]]:
 
 
 def make_plan(
-    model: LoadedModel,
-    attack: Attack,
-    data: Data,
-    *,
-    eps: float,
-    norm: str = "linf",
-    limit: int | None = None,
-    indices: Sequence[int] | None = None,
-    mc: int = 1,
-    draws: int = 20,
-    select_draws: int = 10,
-    gradient_mode: str | None = None,
-    noise: str | Iterable[str] = (),
-    target: str | int | None = None,
-    seed: int = 0,
-    device: str = "cpu",
-    save_adversarials: bool = False,
-    precision: str = "float32",
-    memory: float = DEFAULT_MEMORY,
-    labels_fit: bool = False,
+    model: LoadedModel, attack: Attack, data: Data, asked: Options, *, indices: Sequence[int] | None = None
 ) -> Plan:
-    """Check what was asked for and resolve it. Raises LpmbenchError for what cannot be run.
+    """Check what was asked for and resolve it. indices: of the examples; None takes the first `asked.limit`.
 
-    gradient_mode: None is the strongest of the model's modes for a white-box attack.
-    noise: who controls which source of it, see `noise_control`.
-    precision: of gradients and probes; grading and what decides that an image has fallen are in float32.
-    memory: GiB that the maps of one pass may take, about: it bounds the chunk.
-    labels_fit: the labels of model and data set are the same, whatever they are called.
+    Raises LpmbenchError for what cannot be run.
     """
-    eps = parse_eps(eps, norm)
-    given = {
-        "eps": eps, "norm": norm, "limit": limit, "indices": indices, "mc": mc, "draws": draws,
-        "select_draws": select_draws, "gradient_mode": gradient_mode, "noise": noise,
-        "target": target, "seed": seed, "device": device, "precision": precision, "memory": memory,
-        "labels_fit": labels_fit,
-    }  # fmt: skip
-    if norm not in attack.norms:
+    if asked.norm not in attack.norms:
         known = [known for known in NORMS if known in attack.norms]
-        raise LpmbenchError(f"Attack '{attack.name}' works in {', '.join(known)}, not in '{norm}'.")
-    for name, value in {"mc": mc, "draws": draws, "select_draws": select_draws, "limit": limit}.items():
-        if value is not None and value < 1:
-            raise LpmbenchError(f"{name} must be at least 1, not {value}.")
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, list(PRECISIONS))
-    if not 0 < memory < float("inf"):
-        raise LpmbenchError(f"memory must be a number of GiB above 0, not {memory}.")
-    chosen = tuple(indices if indices is not None else range(min(limit or len(data), len(data))))
+        raise LpmbenchError(f"Attack '{attack.name}' works in {', '.join(known)}, not in '{asked.norm}'.")
+    chosen = tuple(indices if indices is not None else range(min(asked.limit or len(data), len(data))))
     if not chosen:
         raise LpmbenchError("There are no examples to attack.")
-    model, admission, example = fitted(model, data, chosen, device, labels_fit=labels_fit)
-    classes = admission.classes
+    model, admission, example = fitted(model, data, chosen, asked.device, labels_fit=asked.labels_fit)
+    _check_attackable(model, attack, admission)
+    control = parse_noise_control(asked.noise, model.classifier)
+    random = control.leaves_noise(model.classifier)
+    options = replace(
+        asked,
+        mc=asked.mc if model.classifier.stochastic else 1,
+        draws=asked.draws if random else 1,
+        select_draws=asked.select_draws if random else 1,
+        gradient_mode=_resolve_mode(model, attack, asked.gradient_mode),
+        noise=tuple(f"{source}={mode}" for source, mode in control.modes),
+        target=_resolve_target(asked.target, attack, data, admission.classes),
+    )
+    surrogates = tuple(
+        _admitted(s, data, chosen, asked.device) for s in resolve_surrogates(attack, model, data, asked.device)
+    )
+    members, left_out = _members(model, attack, data, asked, chosen)
+    lowered = None
+    if options.precision == "bfloat16":
+        lowered = _lowered(model, example)
+        surrogates = tuple(replace(s, classifier=_lowered(s, example)) for s in surrogates)
+    return Plan(
+        model=model,
+        attack=attack,
+        data=data,
+        indices=chosen,
+        asked=asked,
+        options=options,
+        noise_control=control,
+        classes=admission.classes,
+        chunk=chunk_for(model.classifier, example, options.memory, gradient=not admission.no_gradient),
+        configuration={
+            "model": model.identity | {"stochastic": model.classifier.stochastic},
+            "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
+            "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
+            "threat": {"norm": options.norm, "eps": options.eps, "target": options.target},
+            "evaluation": _evaluation(options, model, control),
+        },
+        surrogates=surrogates,
+        members=members,
+        lowered=lowered,
+        notes=(*_notes(model, attack, data, admission, options.draws), *left_out),
+        code=_code(model, attack, data, admission),
+        no_gradient=admission.no_gradient,
+    )
+
+
+def _check_attackable(model: LoadedModel, attack: Attack, admission: Admission) -> None:
+    """Raise LpmbenchError where the attack needs what the model does not have."""
     if not attack.applies(model.classifier):
         raise LpmbenchError(f"Attack '{attack.name}' moves fixations; model '{model.name}' has none.")
     if admission.no_gradient and needs_gradient(attack):
@@ -277,76 +261,35 @@ def make_plan(
             f"Attack '{attack.name}' needs a gradient, and model '{model.name}' gives none ({admission.no_gradient}); "
             f"these need none: {', '.join(_without_gradients())}."
         )
-    stochastic = model.classifier.stochastic
-    control = parse_noise_control(noise, model.classifier)
-    random = control.leaves_noise(model.classifier)
-    mode = _resolve_mode(model, attack, gradient_mode)
-    surrogates = tuple(_admitted(s, data, chosen, device) for s in resolve_surrogates(attack, model, data, device))
-    members: list[Plan] = []
-    notes: list[str] = []
+
+
+def _evaluation(options: Options, model: LoadedModel, control: NoiseControl) -> dict[str, Any]:
+    """How a run is graded, as a part of its configuration; what was added later stands there only if it is used."""
+    names = ("mc", "draws", "select_draws", "gradient_mode", "seed")
+    found: dict[str, Any] = {name: getattr(options, name) for name in names}
+    if options.gradient_mode == STRONGEST:  # a mode that a model learns later makes another run
+        found["gradient_modes"] = list(model.classifier.gradient_modes)
+    if options.precision != "float32":
+        found["precision"] = options.precision
+    if control.modes:
+        found["noise"] = [list(pair) for pair in control.modes]
+    return found
+
+
+def _members(
+    model: LoadedModel, attack: Attack, data: Data, asked: Options, indices: Sequence[int]
+) -> tuple[tuple[Plan, ...], list[str]]:
+    """The plans of a worst case's members, and notes on those that cannot attack this model."""
+    found, notes = [], []
     for member in attack.members:
-        if member.applies(model.classifier) and (target is None or member.targeted):
+        if member.applies(model.classifier) and (asked.target is None or member.targeted):
             try:
-                members.append(make_plan(model, member, data, save_adversarials=True, **given))  # type: ignore[arg-type]
+                found.append(make_plan(model, member, data, replace(asked, save_adversarials=True), indices=indices))
             except LeftOut as error:
                 notes.append(f"Left out of {attack.name}: {member.name}. {error}")
-    aim = _resolve_target(target, attack, data, classes)
-    if attack.members and not members:
+    if attack.members and not found:
         raise LpmbenchError(f"No attack of '{attack.name}' can attack model '{model.name}' like this.")
-    configuration = {
-        "model": model.identity | {"stochastic": stochastic},
-        "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
-        "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
-        "threat": {"norm": norm, "eps": eps, "target": aim},
-        "evaluation": {
-            "mc": mc if stochastic else 1,
-            "draws": draws if random else 1,
-            "select_draws": select_draws if random else 1,
-            "gradient_mode": mode,
-            "seed": seed,
-        },
-    }
-    if mode == STRONGEST:  # a mode that a model learns later makes another run
-        configuration["evaluation"]["gradient_modes"] = list(model.classifier.gradient_modes)
-    if precision != "float32":
-        configuration["evaluation"]["precision"] = precision
-    lowered = None
-    if precision == "bfloat16":
-        lowered = _lowered(model, example)
-        surrogates = tuple(replace(s, classifier=_lowered(s, example)) for s in surrogates)
-    if control.modes:
-        configuration["evaluation"]["noise"] = [list(pair) for pair in control.modes]
-    return Plan(
-        model=model,
-        attack=attack,
-        data=data,
-        indices=chosen,
-        norm="linf" if norm == "linf" else "l2",
-        eps=eps,
-        mc=mc if stochastic else 1,
-        draws=draws if random else 1,
-        select_draws=select_draws if random else 1,
-        gradient_mode=mode,
-        noise_control=control,
-        target=aim,
-        seed=seed,
-        classes=classes,
-        device=device,
-        chunk=chunk_for(model.classifier, example, memory, gradient=not admission.no_gradient),
-        save_adversarials=save_adversarials,
-        configuration=configuration,
-        requested_draws=draws,
-        requested_selection=select_draws,
-        surrogates=surrogates,
-        members=tuple(members),
-        precision="bfloat16" if precision == "bfloat16" else "float32",
-        memory=memory,
-        lowered=lowered,
-        labels_fit=labels_fit,
-        notes=(*_notes(model, attack, data, admission, draws if random else 1), *notes),
-        code=_code(model, attack, data, admission),
-        no_gradient=admission.no_gradient,
-    )
+    return tuple(found), notes
 
 
 def fitted(
@@ -428,18 +371,12 @@ def _code(model: LoadedModel, attack: Attack, data: Data, admission: Admission) 
     }
 
 
-def vary(plan: Plan, **changes: Any) -> Plan:
-    """The same plan but for some of the arguments of `make_plan`."""
-    given: dict[str, Any] = {
-        "model": plan.model, "attack": plan.attack, "data": plan.data, "eps": plan.eps, "norm": plan.norm,
-        "indices": plan.indices, "mc": plan.mc, "draws": plan.requested_draws, "select_draws": plan.requested_selection,
-        "gradient_mode": plan.gradient_mode, "noise": [f"{source}={mode}" for source, mode in plan.noise_control.modes],
-        "target": plan.target, "seed": plan.seed, "device": plan.device, "save_adversarials": plan.save_adversarials,
-        "precision": plan.precision, "memory": plan.memory, "labels_fit": plan.labels_fit,
-    } | changes  # fmt: skip
-    if not given["attack"].members and given["attack"].knowledge != "white-box":
-        given["gradient_mode"] = None
-    return make_plan(**given)
+def vary(plan: Plan, *, attack: Attack | None = None, **changes: Any) -> Plan:
+    """The same plan with another attack, or with some options changed."""
+    attack = attack or plan.attack
+    if not attack.members and attack.knowledge != "white-box":
+        changes["gradient_mode"] = None
+    return make_plan(plan.model, attack, plan.data, replace(plan.asked, **changes), indices=plan.indices)
 
 
 def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan], instead: str) -> dict[str, Any]:
@@ -510,12 +447,12 @@ def _resolve_mode(model: LoadedModel, attack: Attack, mode: str | None) -> str |
     return mode
 
 
-def _resolve_target(target: str | int | None, attack: Attack, data: Data, classes: int) -> str | None:
+def _resolve_target(target: str | None, attack: Attack, data: Data, classes: int) -> str | None:
     if target is None:
         return None
     if not attack.targeted:
         raise LpmbenchError(f"Attack '{attack.name}' cannot aim at a target.")
-    text = str(target)
+    text = target
     if text == "random":
         return text
     if text in data.classes:
@@ -530,7 +467,7 @@ def _resolve_target(target: str | int | None, attack: Attack, data: Data, classe
 def execution(plan: Plan) -> dict[str, Any]:
     """How a run is computed; the same again, with the same versions, gives the same bits."""
     return {
-        "device": torch.device(plan.device).type,
+        "device": torch.device(plan.options.device).type,
         "threads": torch.get_num_threads(),
         "block_size": plan.chunk,
         "chunk": plan.chunk,

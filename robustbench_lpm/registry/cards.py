@@ -23,12 +23,14 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
+    create_model,
     field_validator,
     model_validator,
 )
 
-from robustbench_lpm.budgets import parse_eps
+from robustbench_lpm.budgets import parse_eps, parse_eps_list
 from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options
 
 Kind = Literal["model", "attack", "dataset", "recipe", "suite"]
 FOLDERS: dict[Kind, str] = {
@@ -278,36 +280,44 @@ class RecipeCard(Card):
         return self
 
 
+# The settings of a run that all runs of a part share, with their defaults.
+_SHARED = [name for name in NAMES if name not in ("eps", "mc", "gradient_mode", "noise", "device")]
+_Asked = create_model("_Asked", __base__=Table, **{n: (TYPES[n], SETTINGS[n].default) for n in _SHARED})  # type: ignore[call-overload]
+
+
 class SuiteCard(Card):
     """A matrix: every model under every attack at every budget."""
 
-    class Part(Table):
-        """One block of the matrix."""
+    class Part(_Asked, Table):  # type: ignore[misc, valid-type]
+        """One block of the matrix, with any setting of `robustbench_lpm.options.Options`, of some a list."""
 
         dataset: str
         optional: bool = False  # left out, and said so, where the data are not at hand; else that is an error
         models: list[str]
         attacks: list[str]
         eps: list[Budget]
-        norm: Literal["linf", "l2"] = "linf"
-        size: str | None = None
-        limit: int | None = Field(default=None, ge=1)
         mc: list[int] = [1]
-        draws: int = Field(default=20, ge=1)
-        seed: int = 0
-        save_adversarials: bool = False  # of every example, not only of the first 16
-        noise: list[str] = []  # e.g. "policy=frozen"; see robustbench_lpm.protocol.noise_control
+        noise: list[str] = []
         gradient_modes: list[str] = ["strongest"]  # of glimpsing models, each in a run of its own
-        precision: Literal["float32", "bfloat16"] = "float32"  # of gradients and probes
-        labels_fit: bool = False  # the models' labels are those of the data set, whatever they are called
         audit: list[str] = []  # the attacks whose results are judged
         black_box: list[str] = ["square", "transfer"]  # what an audit compares a white-box result with
         parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's
 
+        def options(self, *, mc: int = 1, gradient_mode: str | None = None) -> list[Options]:
+            """What is asked at each budget."""
+            shared = {name: getattr(self, name) for name in _SHARED} | {"noise": tuple(self.noise)}
+            return [
+                Options(eps=eps, mc=mc, gradient_mode=gradient_mode, **shared)
+                for eps in parse_eps_list(self.eps, self.norm)
+            ]
+
         @model_validator(mode="after")
-        def _budgets_fit_the_norm(self) -> SuiteCard.Part:
-            for eps in self.eps:
-                _budget(eps, self.norm)
+        def _settings_are_in_range(self) -> SuiteCard.Part:
+            try:
+                for mc in self.mc:
+                    self.options(mc=mc)
+            except LpmbenchError as error:
+                raise ValueError(str(error)) from None
             return self
 
         @model_validator(mode="after")

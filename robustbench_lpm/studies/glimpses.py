@@ -9,7 +9,7 @@ and t = T the predictions are those of the run's record, to the bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,14 +62,6 @@ class Trace:
     seen: NDArray[np.float32]  # (T, n, C), what each of the n cells of the retina brought back
 
 
-@dataclass(frozen=True)
-class TruncatedPlan(Plan):
-    """A run against the same weights that take fewer glimpses; the command that repeats it is that of the study."""
-
-    def command(self) -> str:
-        return super().command().replace("lpmbench attack", "lpmbench glimpses", 1)
-
-
 def check_glimpsing(model: LoadedModel) -> None:
     """Raises LpmbenchError for a model that sees images whole."""
     if not model.classifier.glimpsing:
@@ -87,11 +79,6 @@ def truncated(model: LoadedModel, name: str, glimpses: int, **loading: Any) -> L
     return replace(found, name=called, identity=found.identity | {"name": called}, arguments=arguments)
 
 
-def truncated_plan(plan: Plan) -> TruncatedPlan:
-    """A plan of a truncated model, as one that knows its own command."""
-    return TruncatedPlan(**{field.name: getattr(plan, field.name) for field in fields(plan)})
-
-
 def adversarials(record: RunRecord) -> dict[int, NDArray[np.float32]]:
     """The attacked images (C, H, W) of a record that keeps them all, by index."""
     return {picture.index: picture.adversarial for picture in record.pictures()}
@@ -99,7 +86,7 @@ def adversarials(record: RunRecord) -> dict[int, NDArray[np.float32]]:
 
 def looks_cost(plan: Plan, runs: Sequence[int]) -> int:
     """Passes that `looks` takes for each image."""
-    return plan.draws * (max(runs) if plan.classifier.stochastic else 1)
+    return plan.options.draws * (max(runs) if plan.classifier.stochastic else 1)
 
 
 @torch.no_grad()
@@ -122,7 +109,7 @@ def looks(
     runs = sorted(set(runs)) if plan.classifier.stochastic else [1]
     rows: dict[int, tuple[Any, ...]] = {}
     for batch in _batches(plan, pixels):
-        draws = [_one_draw(plan, batch, purpose, draw, runs, spent) for draw in range(plan.draws)]
+        draws = [_one_draw(plan, batch, purpose, draw, runs, spent) for draw in range(plan.options.draws)]
         answers, aims, fixations = (np.stack(part, axis=1) for part in zip(*draws, strict=True))  # (B, K, ...)
         for row, index in enumerate(batch.indices):
             rows[index] = (int(batch.labels[row]), answers[row], aims[row], fixations[row])
@@ -160,8 +147,8 @@ def _one_draw(
     pieces = []
     for start in range(0, len(batch), plan.chunk):
         part = slice(start, start + plan.chunk)
-        images = batch.images[part].to(plan.device)
-        keyed = generators(plan.seed, batch.indices[part], purpose, draw)
+        images = batch.images[part].to(plan.options.device)
+        keyed = generators(plan.options.seed, batch.indices[part], purpose, draw)
         total: Tensor | None = None
         answers: list[Tensor] = []
         for run in range(1, max(runs) + 1):
@@ -284,8 +271,8 @@ def _most(labels: NDArray[np.int64]) -> int:
 @torch.no_grad()
 def trace(plan: Plan, index: int, image: NDArray[np.float32], draw: int) -> Trace:
     """One look at an image (C, H, W) of the plan, on the grader's noise for its draw."""
-    images = torch.from_numpy(image)[None].to(plan.device)
-    noise = plan.classifier.sample_noise(1, generators(plan.seed, [index], "grade", draw))
+    images = torch.from_numpy(image)[None].to(plan.options.device)
+    noise = plan.classifier.sample_noise(1, generators(plan.options.seed, [index], "grade", draw))
     trajectory = _look(plan.classifier, images, noise)
     confidences, labels = trajectory.logits[:, 0].softmax(-1).max(-1)
     seen = [_seen(plan.classifier, images, fixation) for fixation in trajectory.fixations]
@@ -312,7 +299,9 @@ def cells(plan: Plan) -> NDArray[np.float64]:
     retina: Any = getattr(plan.classifier.network, "retina", None)
     if retina is None:
         return np.zeros((0, 2))
-    rows = retina(torch.zeros(1, 1, 8, 8, device=plan.device), torch.zeros(1, 2, device=plan.device)).shape[-2]
+    rows = retina(
+        torch.zeros(1, 1, 8, 8, device=plan.options.device), torch.zeros(1, 2, device=plan.options.device)
+    ).shape[-2]
     found = []
     for points in retina.points():
         side = points.shape[0] // rows

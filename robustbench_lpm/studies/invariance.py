@@ -125,19 +125,17 @@ def make_invariance(
     values: Mapping[str, Sequence[float]],
     *,
     mc: Sequence[int] = (1,),
-    draws: int = 4,
     limit: int | None = None,
-    seed: int = 0,
     device: str = "cpu",
     checkpoint: Path | None = None,
     trust: bool = False,
-    labels_fit: bool = False,
     attempt: Attempt = nullcontext,
+    **settings: Any,
 ) -> Invariance:
     """The study of registered models or cards; `values` are the magnitudes by name of a transformation.
 
-    mc: the values of M; 1 is always among them. draws: K, of the average of max M runs. attempt: under which each
-    model is loaded and tried; one whose failure it keeps to itself is left out.
+    mc: the values of M; 1 is always among them. settings: `draws` (K, of the average of max M runs), `seed` and
+    `labels_fit`. attempt: under which each model is loaded and tried; one whose failure it keeps to itself is left out.
 
     Raises LpmbenchError for models that answer in other labels than the data set's, for those without weights, and for
     a scale that is not above 0.
@@ -152,7 +150,6 @@ def make_invariance(
             models.append(load_model(name, checkpoint=checkpoint, trust=trust, device=device))
     models = told_apart(models)
     chosen = tuple((name, tuple(sorted(set(values[name])))) for name in TRANSFORMATIONS if values.get(name))
-    study = Invariance(
-        tuple(models), data, 0, tuple(sorted({1, *mc})), draws, seed, device, values=chosen, labels_fit=labels_fit
-    )
+    averages = tuple(sorted({1, *mc}))
+    study = Invariance(tuple(models), data, mc=averages, device=device, values=chosen, **{"draws": 4} | settings)
     return replace(study, **resolved(study, limit, attempt))

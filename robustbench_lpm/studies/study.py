@@ -33,7 +33,7 @@ from robustbench_lpm.execution.blocks import BlockStore
 from robustbench_lpm.execution.machine import hardware
 from robustbench_lpm.execution.recording import PROGRESS
 from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_value
-from robustbench_lpm.protocol.attacking import Arrays, Progress, Silent
+from robustbench_lpm.protocol.attacking import SILENT, Arrays, Progress
 from robustbench_lpm.protocol.oracle import check_logits
 from robustbench_lpm.protocol.plan import default_chunk, fitted
 from robustbench_lpm.randomness import generators
@@ -62,11 +62,11 @@ class Study:
 
     models: tuple[LoadedModel, ...]
     data: Data
-    images: int  # the first so many of the split
-    mc: tuple[int, ...]  # growing, 1 first; (1,) if no model is stochastic
-    draws: int  # K, of the average of max M runs
-    seed: int
-    device: str
+    images: int = 0  # the first so many of the split
+    mc: tuple[int, ...] = (1,)  # growing, 1 first; (1,) if no model is stochastic
+    draws: int = 1  # K, of the average of max M runs
+    seed: int = 0
+    device: str = "cpu"
     classes: int = 0
     chunk: int = 1  # images that pass a network at once
     data_sha256: str = field(default="", repr=False)
@@ -266,7 +266,7 @@ def run(study: Study, out: Path | None = None, progress: Progress | None = None)
 
     They stay there until `write` has written what was made of them.
     """
-    watcher = progress or Silent()
+    watcher = progress or SILENT
     store = _store(study, out)
     store.open({"configuration": study.configuration, "execution": _execution(study), "versions": versions()})
     parts, done = [], 0

@@ -57,19 +57,18 @@ def make_sweep(
     data: Data,
     *,
     glimpses: Sequence[int],
-    mc: Sequence[int],
-    draws: int = 1,
+    mc: Sequence[int] = (1,),
     limit: int | None = None,
-    seed: int = 0,
     device: str = "cpu",
     checkpoint: Path | None = None,
     trust: bool = False,
-    labels_fit: bool = False,
+    **settings: Any,
 ) -> tuple[Sweep, int]:
     """The sweep of a registered model or a card, and the number of glimpses that its card says.
 
     glimpses: the values of t, from 1, in any order and beyond the card's; the model is loaded to take the most of them.
-    mc: the values of M; 1 is always among them. draws: K, of the average of max M runs.
+    mc: the values of M; 1 is always among them. settings: `draws` (K, of the average of max M runs), `seed` and
+    `labels_fit`.
 
     Raises LpmbenchError for a model that sees images whole or has no weights, and for images that it cannot read.
     """
@@ -79,15 +78,6 @@ def make_sweep(
     usual, most = model.classifier.glimpses, max(glimpses)
     if most != usual:
         model = load_model(name, glimpses=most, **loading)
-    study = Sweep(
-        (model,),
-        data,
-        0,
-        tuple(sorted({1, *mc})),
-        draws,
-        seed,
-        device,
-        glimpses=tuple(sorted(set(glimpses))),
-        labels_fit=labels_fit,
-    )
+    numbers = tuple(sorted(set(glimpses)))
+    study = Sweep((model,), data, mc=tuple(sorted({1, *mc})), device=device, glimpses=numbers, **settings)
     return replace(study, **resolved(study, limit)), usual

@@ -14,6 +14,7 @@ from PIL import Image
 from robustbench_lpm.cli import run
 from robustbench_lpm.cli.options import prepare_machine
 from robustbench_lpm.execution.recording import PROGRESS
+from robustbench_lpm.options import Options
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry import cards
 from tests.architectures.test_golden_vectors import golden_keys, golden_state
@@ -314,10 +315,10 @@ def test_the_whole_cost_is_told_beforehand(capsys: Capture) -> None:
     from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
 
     model, attack, data = resolve_model("ramlpm"), resolve_attack("spsa-kiritani2020"), resolve_data("digits")
-    announce(make_plan(model, attack, data, eps=0.1, limit=1), 455_000.0)
+    announce(make_plan(model, attack, data, Options(eps=0.1, limit=1)), 455_000.0)
     told = capsys.readouterr().out
     assert "up to 1,638,400 forwards and 0 backwards, 40 forwards to grade, about 5.3 days" in told
-    announce(make_plan(model, attack, data, eps=0.1, limit=300), None)
+    announce(make_plan(model, attack, data, Options(eps=0.1, limit=300)), None)
     assert "491,520,000 forwards and 0 backwards (1,638,400 and 0 for each image)" in capsys.readouterr().out
     assert [duration(seconds) for seconds in (89, 3600, 9000, 71 * 3600)] == ["89 s", "60 min", "2.5 h", "71.0 h"]
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from robustbench_lpm.execution.runner import run
+from robustbench_lpm.options import Options
+from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.registry.own_data import data_from_tensors
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_model, worst_case_over
@@ -43,9 +45,14 @@ def plan_of(log: Path | None, *, worst: bool = False, seconds: float = 0.0) -> P
     attack = resolve_attack(logged)
     if worst:
         attack = worst_case_over([resolve_attack("noise"), attack])
-    plan = make_plan(model, attack, data_from_tensors(images, torch.arange(IMAGES) % 2), eps=0.05, draws=3)
+    plan = make_plan(model, attack, data_from_tensors(images, torch.arange(IMAGES) % 2), Options(eps=0.05, draws=3))
     members = tuple(dataclasses.replace(member, chunk=CHUNK) for member in plan.members)
     return dataclasses.replace(plan, chunk=CHUNK, members=members)
+
+
+class Printing(Silent):
+    def tell(self, _: Plan, line: str) -> None:
+        print(line, flush=True)
 
 
 def take_part() -> None:
@@ -54,4 +61,4 @@ def take_part() -> None:
     plan = plan_of(Path(log), worst=worst == "worst", seconds=float(seconds))
     print("ready", flush=True)
     sys.stdin.readline()
-    run(plan, Path(out), again=False, tell=lambda line: print(line, flush=True))
+    run(plan, Path(out), Printing())

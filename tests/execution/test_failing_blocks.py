@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 import robustbench_lpm
+from robustbench_lpm.api import FailedBlocks
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.datasets.examples import Examples
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution import computing
 from robustbench_lpm.execution.recording import PROGRESS, finished_run
-from robustbench_lpm.execution.runner import FailedBlocks, run
+from robustbench_lpm.execution.runner import run
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.records import runs as records
@@ -26,6 +28,7 @@ from robustbench_lpm.registry.own_data import data_from_tensors
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_model, worst_case_over
 from tests.classifiers import NoisyLinear
 from tests.execution.test_runner import contents, plan_of
+from tests.watchers import Listening
 
 BAD = (2, 5)  # examples that an attack cannot do
 
@@ -58,16 +61,16 @@ def planned(attack: Any, n: int = 12, chunk: int = 4, **options: Any) -> Plan:
     images = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     model = resolve_model(NoisyLinear(torch.linspace(-1, 1, 64).reshape(1, 8, 8), sigma=0.5).eval())
     given: dict[str, Any] = {"eps": 0.05, "draws": 5} | options
-    plan = make_plan(model, resolve_attack(attack), data_from_tensors(images, torch.arange(n) % 2), **given)
+    plan = make_plan(model, resolve_attack(attack), data_from_tensors(images, torch.arange(n) % 2), Options(**given))
     return dataclasses.replace(
         plan, chunk=chunk, members=tuple(dataclasses.replace(m, chunk=chunk) for m in plan.members)
     )
 
 
 def failed_run(plan: Plan, out: Path | None = None, **options: Any) -> records.RunRecord:
-    with pytest.raises(FailedBlocks) as caught:
-        run(plan, out, **options)
-    return caught.value.record
+    record = run(plan, out, **options)
+    assert record.failures
+    return record
 
 
 EXHAUSTED: list[tuple[Exception, str]] = [
@@ -105,18 +108,17 @@ def test_where_memory_runs_out_a_block_is_cut_down_to_single_images_and_the_rest
 ], ids=lambda value: type(value).__name__)  # fmt: skip
 def test_any_other_error_is_met_once_and_told_with_the_model_and_the_attack(error: Exception, reason: str) -> None:
     attack = Picky(error)
-    with pytest.raises(FailedBlocks) as caught:
-        run(planned(attack))
+    record = failed_run(planned(attack))
     assert attack.calls == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
-    assert caught.value.record.failures == [
+    assert record.failures == [
         {"block": 0, "indices": [0, 1, 2, 3], "error": reason},
         {"block": 1, "indices": [4, 5, 6, 7], "error": reason},
     ]
-    assert caught.value.record.outcomes["index"].to_list() == [8, 9, 10, 11]
+    assert record.outcomes["index"].to_list() == [8, 9, 10, 11]
     told = (
         f"NoisyLinear under picky: 8 of 12 example(s) failed: {reason.rstrip('.')}. The same command tries them again."
     )
-    assert str(caught.value) == told
+    assert str(FailedBlocks(record)) == told
 
 
 @pytest.mark.parametrize("error", [LpmbenchError("2.png cannot be read."), ValueError("no picture")], ids=str)
@@ -150,10 +152,10 @@ def test_the_same_command_tries_again_what_failed_and_that_alone(tmp_path: Path)
     error = RuntimeError("not today")
     first = failed_run(planned(Picky(error)), tmp_path)
     assert finished_run(planned(Picky(error)), tmp_path) is None
-    said: list[str] = []
+    said = Listening()
     again = Picky(error)
-    second = failed_run(planned(again), tmp_path, tell=said.append)
-    assert said == ["4 example(s) failed before (RuntimeError: not today); they are tried again"] * 2
+    second = failed_run(planned(again), tmp_path, watcher=said)
+    assert said.lines == ["4 example(s) failed before (RuntimeError: not today); they are tried again"] * 2
     calls = again.calls
     assert [0, 1, 2, 3] in calls
     assert [8, 9, 10, 11] not in calls

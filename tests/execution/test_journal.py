@@ -21,6 +21,7 @@ from robustbench_lpm.execution import journal as journal_module
 from robustbench_lpm.execution.journal import Journal, Loops, Snapshot
 from robustbench_lpm.execution.recording import PROGRESS
 from robustbench_lpm.execution.runner import run
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.registry.own_data import data_from_tensors
@@ -50,7 +51,9 @@ def _write_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def plan_of(model: str, attack: str, parameters: dict[str, Any], **options: Any) -> Plan:
     given: dict[str, Any] = {"eps": 0.08, "limit": 6, "draws": 3} | options
     chosen = resolve_attack(attack, parameters=parameters)
-    return dataclasses.replace(make_plan(resolve_model(model), chosen, resolve_data("digits"), **given), chunk=4)
+    return dataclasses.replace(
+        make_plan(resolve_model(model), chosen, resolve_data("digits"), Options(**given)), chunk=4
+    )
 
 
 class Interrupt(Silent):
@@ -172,7 +175,9 @@ def test_an_attack_that_knows_nothing_of_it_is_repeated_but_not_its_finished_mod
         gradients, _, _ = oracle.gradient(images, oracle.noise(1), lambda logits: logits.sum(-1))
         return images + eps * (noise - 0.5) + 0 * gradients
 
-    plan = make_plan(resolve_model("ram"), resolve_attack(shy), resolve_data("digits"), eps=0.1, limit=3, draws=2)
+    plan = make_plan(
+        resolve_model("ram"), resolve_attack(shy), resolve_data("digits"), Options(eps=0.1, limit=3, draws=2)
+    )
     straight = run(plan, tmp_path / "straight")
     modes = called.copy()
     assert len(modes) == len(plan.gradient_modes) > 2
@@ -197,7 +202,7 @@ def test_images_of_unequal_shape_go_on_too(tmp_path: Path) -> None:
         return dataclasses.replace(examples, masks=[masks[i % 2] for i in examples.indices])
 
     attack = resolve_attack("pgd", parameters={"steps": 4, "eot": 1})
-    plan = make_plan(model, attack, dataclasses.replace(source, read=read), eps=0.05, draws=3)
+    plan = make_plan(model, attack, dataclasses.replace(source, read=read), Options(eps=0.05, draws=3))
     straight = run(plan, tmp_path / "straight")
     for after in (10, 25, 45):
         with pytest.raises(KeyboardInterrupt):
@@ -287,7 +292,7 @@ def test_images_that_fell_before_stay_fallen(tmp_path: Path) -> None:
     model = resolve_model(Linear(weight, bias).eval())
     for attack, parameters in {"pgd": {"steps": 9}, "spsa": {"iterations": 5, "pairs": 8}}.items():
         source = data_from_tensors(images, torch.zeros(6, dtype=torch.long))
-        plan = make_plan(model, resolve_attack(attack, parameters=parameters), source, eps=0.02)
+        plan = make_plan(model, resolve_attack(attack, parameters=parameters), source, Options(eps=0.02))
         straight = run(plan, tmp_path / attack)
         assert straight.outcomes["forwards"].nunique() > 1
         spent = int(straight.outcomes[["forwards", "backwards"]].to_numpy().sum())

@@ -16,6 +16,7 @@ import robustbench_lpm
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.recording import PROGRESS, finished_run
 from robustbench_lpm.execution.runner import run
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.grading import within_budget
 from robustbench_lpm.protocol.plan import Plan, make_plan
@@ -33,7 +34,9 @@ def plan_of(n: int = 12, attack: str = "pgd", **options: Any) -> Plan:
     given: dict[str, Any] = {"eps": 0.05, "draws": 5} | options
     model = resolve_model(NoisyLinear(WEIGHT, sigma=0.5).eval())
     parameters = {"steps": 3, "restarts": 2} if attack == "pgd" else {"iterations": 2, "pairs": 3}
-    return make_plan(model, resolve_attack(attack, parameters=parameters), data_from_tensors(images, labels), **given)
+    return make_plan(
+        model, resolve_attack(attack, parameters=parameters), data_from_tensors(images, labels), Options(**given)
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

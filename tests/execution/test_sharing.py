@@ -101,7 +101,7 @@ def test_who_will_not_wait_does_what_is_free_and_is_told_of_the_rest(tmp_path: P
     code = (
         "import sys; from pathlib import Path; from tests.execution.sharing import plan_of;"
         "from robustbench_lpm.execution.runner import TakenByOthers, run\n"
-        "try: run(plan_of(Path(sys.argv[2])), Path(sys.argv[1]), again=False, wait=False)\n"
+        "try: run(plan_of(Path(sys.argv[2])), Path(sys.argv[1]), wait=False)\n"
         "except TakenByOthers as error: print(error)"
     )
     other = subprocess.run(
@@ -112,7 +112,7 @@ def test_who_will_not_wait_does_what_is_free_and_is_told_of_the_rest(tmp_path: P
     holder.kill()
     holder.wait()
     run(plan_of(None), tmp_path / "straight")
-    run(plan_of(log), out, again=False, wait=False)  # nobody holds anything now
+    run(plan_of(log), out, wait=False)  # nobody holds anything now
     assert everything(out) == everything(tmp_path / "straight")
 
 

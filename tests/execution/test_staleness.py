@@ -16,6 +16,7 @@ from robustbench_lpm.execution import recording, runner
 from robustbench_lpm.execution.blocks import Block, BlockStore
 from robustbench_lpm.execution.recording import PROGRESS, finished_run
 from robustbench_lpm.execution.runner import run
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol import plan as planning
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.records import runs as records
@@ -23,6 +24,7 @@ from robustbench_lpm.registry.own_data import data_from_tensors
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_model, worst_case_over
 from tests.classifiers import NoisyLinear
 from tests.execution.test_runner import Interrupt, contents
+from tests.watchers import Listening
 
 Change = Callable[[pytest.MonkeyPatch], dict[str, Any]]  # what is laid over the options of the plan
 
@@ -40,7 +42,7 @@ def plan_of(
         attack = dataclasses.replace(resolve_attack("transfer", parameters={"steps": 2}), surrogates=(other,))
     model = resolve_model(NoisyLinear(weight * scale, sigma=0.5).eval())
     given: dict[str, Any] = {"eps": 0.05, "draws": 3} | options
-    plan = make_plan(model, attack, data_from_tensors(images, torch.arange(12) % 2), **given)
+    plan = make_plan(model, attack, data_from_tensors(images, torch.arange(12) % 2), Options(**given))
     return dataclasses.replace(plan, chunk=4)
 
 
@@ -111,9 +113,9 @@ def test_blocks_of_another_manifest_are_computed_again(
     blocks = interrupted(tmp_path / "old")
     for path in blocks:  # were they used, they would be found out to be damaged
         path.write_bytes(b"old")
-    options, said = change(monkeypatch), []
-    record = run(plan_of(**options), tmp_path / "old", tell=said.append)
-    assert said == [f"2 finished block(s) were computed with other {differing}: they are computed again"]
+    options, said = change(monkeypatch), Listening()
+    record = run(plan_of(**options), tmp_path / "old", said)
+    assert said.lines == [f"2 finished block(s) were computed with other {differing}: they are computed again"]
     assert written(record) == written(run(plan_of(**options), tmp_path / "new"))
 
 
@@ -127,16 +129,16 @@ def test_blocks_of_another_run_stay_out_of_it(name: str, tmp_path: Path) -> None
 
 
 def test_surrogates_of_other_parameters_make_old_blocks_stale(tmp_path: Path) -> None:
-    said: list[str] = []
+    said = Listening()
     interrupted(tmp_path, surrogate=1.0)
-    run(plan_of(surrogate=2.0), tmp_path, tell=said.append)
-    assert said == ["2 finished block(s) were computed with other NoisyLinear: they are computed again"]
+    run(plan_of(surrogate=2.0), tmp_path, said)
+    assert said.lines == ["2 finished block(s) were computed with other NoisyLinear: they are computed again"]
 
 
 def test_members_that_were_computed_again_make_the_choice_stale(tmp_path: Path) -> None:
     def plan() -> Plan:
         attack = worst_case_over([resolve_attack("noise"), resolve_attack("pgd", parameters={"steps": 2})])
-        made = make_plan(plan_of().model, attack, plan_of().data, eps=0.05, draws=3)
+        made = make_plan(plan_of().model, attack, plan_of().data, Options(eps=0.05, draws=3))
         return dataclasses.replace(made, chunk=4)
 
     class Late(Interrupt):
@@ -156,9 +158,9 @@ def test_members_that_were_computed_again_make_the_choice_stale(tmp_path: Path) 
     assert set(content["members"]) == {"noise", "pgd"}
     content["members"]["noise"] = "0" * 64
     manifest.write_text(json.dumps(content, indent=1, sort_keys=True))
-    said: list[str] = []
-    run(plan(), tmp_path, tell=said.append)
-    assert said == ["2 finished block(s) were computed with other noise: they are computed again"]
+    said = Listening()
+    run(plan(), tmp_path, said)
+    assert said.lines == ["2 finished block(s) were computed with other noise: they are computed again"]
 
 
 def _flip(content: bytes) -> bytes:
@@ -187,10 +189,10 @@ def test_a_block_that_was_altered_is_noticed_and_computed_again(
     first, second = interrupted(tmp_path / "broken")
     first.write_bytes(damage(first.read_bytes()))
     before = second.stat().st_mtime_ns
-    said: list[str] = []
+    said = Listening()
     with pytest.raises(KeyboardInterrupt):
-        run(plan_of(), tmp_path / "broken", Interrupt(8), tell=said.append)
-    assert said == [
+        run(plan_of(), tmp_path / "broken", Interrupt(8))
+    assert said.lines == [
         "block-000000.safetensors is not what was written: it was altered or damaged, and is computed again"
     ]
     assert second.stat().st_mtime_ns == before
@@ -202,9 +204,9 @@ def test_a_block_under_the_name_of_another_is_noticed(tmp_path: Path) -> None:
     second.write_bytes(first.read_bytes())
     (foreign, _) = interrupted(tmp_path / "foreign", seed=1)
     first.write_bytes(foreign.read_bytes())
-    said: list[str] = []
-    record = run(plan_of(), tmp_path / "broken", tell=said.append)
-    assert len(said) == 2
+    said = Listening()
+    record = run(plan_of(), tmp_path / "broken", said)
+    assert len(said.lines) == 2
     assert written(record) == written(run(plan_of(), tmp_path / "straight"))
 
 
@@ -214,9 +216,9 @@ def test_a_record_that_was_altered_is_noticed_and_made_again(tmp_path: Path) -> 
     assert record.path is not None
     path = record.path / records.OUTCOMES
     path.write_bytes(_flip(path.read_bytes()))
-    said: list[str] = []
-    assert finished_run(plan_of(), tmp_path, said.append) is None
-    (line,) = said
+    said = Listening()
+    assert finished_run(plan_of(), tmp_path, said.lines.append) is None
+    (line,) = said.lines
     assert line.startswith("not used, and run again: ")
     assert "altered" in line
     assert written(run(plan_of(), tmp_path, again=False)) == before
@@ -225,9 +227,9 @@ def test_a_record_that_was_altered_is_noticed_and_made_again(tmp_path: Path) -> 
 def test_a_record_of_other_versions_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(plan_of(), tmp_path)
     _other_versions(monkeypatch)
-    said: list[str] = []
-    assert finished_run(plan_of(), tmp_path, said.append) is None
-    assert said == ["run again, for what lies there was made with other torch"]
+    said = Listening()
+    assert finished_run(plan_of(), tmp_path, said.lines.append) is None
+    assert said.lines == ["run again, for what lies there was made with other torch"]
 
 
 def test_what_a_killed_process_left_beside_a_record_goes(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.runner import run
 from robustbench_lpm.execution.verification import verify
 from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.records.runs import RunRecord
@@ -100,8 +101,10 @@ def test_moved_pixels_are_noticed_even_when_the_hash_is_mended(finished: RunReco
 
 def graded(folder: Path, source: Data, eps: float) -> RunRecord:
     submission = read_submission(folder, source)
-    plan = make_plan(resolve_model("ramlpm"), submission.attack(), source, eps=eps, indices=submission.indices, draws=8)
-    submission.check_budget(source, plan.norm, eps, plan.indices)
+    plan = make_plan(
+        resolve_model("ramlpm"), submission.attack(), source, Options(eps=eps, draws=8), indices=submission.indices
+    )
+    submission.check_budget(source, plan.options.norm, eps, plan.indices)
     return run(plan)
 
 
@@ -158,7 +161,7 @@ def test_no_submission_at_all(tmp_path: Path, digits: Data) -> None:
 
 def made(attack: str | Attack, out: Path, model: str | LoadedModel = "ram", **options: Any) -> Path:
     given: dict[str, Any] = {"eps": 0.1, "limit": 4, "draws": 5, "gradient_mode": "detached"} | options
-    record = run(make_plan(resolve_model(model), resolve_attack(attack), resolve_data("digits"), **given), out)
+    record = run(make_plan(resolve_model(model), resolve_attack(attack), resolve_data("digits"), Options(**given)), out)
     return record.path or out
 
 
@@ -213,10 +216,12 @@ def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """RAM after two of its six glimpses, as `lpmbench glimpses` attacks it."""
     whole = resolve_model("ram")
     plan = make_plan(
-        glimpses.truncated(whole, "ram", 2), SHORT_PGD, resolve_data("digits"), eps=0.1, limit=16, draws=10,
-        gradient_mode="detached", save_adversarials=True,
-    )  # fmt: skip
-    record = run(glimpses.truncated_plan(plan), tmp_path_factory.mktemp("shortened"))
+        glimpses.truncated(whole, "ram", 2),
+        SHORT_PGD,
+        resolve_data("digits"),
+        Options(eps=0.1, limit=16, draws=10, gradient_mode="detached", save_adversarials=True),
+    )
+    record = run(plan, tmp_path_factory.mktemp("shortened"))
     assert record.model == "ram (2 glimpses)"
     assert record.path is not None
     return record.path

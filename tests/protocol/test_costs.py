@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_lpm
+from robustbench_lpm.api import prepare
 from robustbench_lpm.architectures.recurrent_attention import Trajectory
 from robustbench_lpm.attacks.contract import Cost, Oracle
 from robustbench_lpm.attacks.losses import objective
-from robustbench_lpm.execution.runner import prepare, run
+from robustbench_lpm.execution.runner import run
 from robustbench_lpm.norms import Norm, project
 from robustbench_lpm.protocol.plan import Plan
 from robustbench_lpm.registry import cards

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_lpm
+from robustbench_lpm.api import prepare
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.attacks.contract import Draws
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.execution.runner import prepare, run
+from robustbench_lpm.execution.runner import run
 from robustbench_lpm.protocol.grading import predict
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control, sources_of
 from robustbench_lpm.protocol.oracle import ClassifierOracle

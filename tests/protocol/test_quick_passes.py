@@ -15,6 +15,7 @@ from robustbench_lpm.attacks.apgd import apgd
 from robustbench_lpm.attacks.pgd import pgd
 from robustbench_lpm.attacks.spsa import spsa
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.oracle import ClassifierOracle
 from robustbench_lpm.protocol.plan import chunk_for, default_chunk, make_plan, vary
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
@@ -91,14 +92,14 @@ def test_outcomes_hardly_differ(model: str, attack: str) -> None:
 def test_memory_bounds_the_chunk_and_nothing_else() -> None:
     model, data, attack = resolve_model("cnn"), resolve_data("digits"), resolve_attack("pgd")
     given: dict[str, Any] = {"eps": 0.1, "limit": 70}
-    usual, tight = (make_plan(model, attack, data, **given, memory=memory) for memory in (2.0, 0.005))
+    usual, tight = (make_plan(model, attack, data, Options(**given, memory=memory)) for memory in (2.0, 0.005))
     assert usual.chunk == default_chunk(32, 32) == 64
     assert 1 <= tight.chunk < 64
     assert usual.id == tight.id
     assert "--memory 0.005" in tight.command()
     assert "--memory" not in usual.command()
     assert vary(tight, eps=0.2).chunk == tight.chunk
-    assert make_plan(model, attack, data, **given, memory=1e-9).chunk == 1
+    assert make_plan(model, attack, data, Options(**given, memory=1e-9)).chunk == 1
 
 
 def test_a_network_that_remembers_nothing_is_bounded_by_its_images() -> None:
@@ -116,12 +117,16 @@ def test_a_network_that_remembers_nothing_is_bounded_by_its_images() -> None:
 )
 def test_what_cannot_be_is_refused(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(LpmbenchError, match=said):
-        make_plan(resolve_model("cnn"), resolve_attack("pgd"), resolve_data("digits"), eps=0.1, limit=1, **changed)
+        make_plan(
+            resolve_model("cnn"), resolve_attack("pgd"), resolve_data("digits"), Options(eps=0.1, limit=1, **changed)
+        )
 
 
 def test_surrogates_are_reduced_too() -> None:
     attack = resolve_attack("transfer", surrogates=["cnn-at"])
-    plan = make_plan(resolve_model("cnn"), attack, resolve_data("digits"), eps=0.1, limit=1, precision="bfloat16")
+    plan = make_plan(
+        resolve_model("cnn"), attack, resolve_data("digits"), Options(eps=0.1, limit=1, precision="bfloat16")
+    )
     assert plan.surrogates[0].weights_sha256 == resolve_model("cnn-at").weights_sha256
     dtypes = {parameter.dtype for parameter in plan.surrogates[0].classifier.parameters()}
     assert dtypes == {torch.float32, torch.bfloat16}

@@ -18,6 +18,7 @@ from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.recording import PROGRESS, finished_run
 from robustbench_lpm.execution.runner import run
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.records import runs as records
@@ -88,7 +89,7 @@ def plan_of(attack: Attack, n: int = 12, **options: Any) -> Plan:
     images = torch.rand(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     model = resolve_model(NoisyLinear(WEIGHT, sigma=0.5).eval())
     given: dict[str, Any] = {"eps": 0.05, "draws": 5, "select_draws": 6} | options
-    return make_plan(model, attack, data_from_tensors(images, torch.arange(n) % 2), **given)
+    return make_plan(model, attack, data_from_tensors(images, torch.arange(n) % 2), Options(**given))
 
 
 def in_blocks_of(plan: Plan, chunk: int) -> Plan:
@@ -183,7 +184,7 @@ def test_members_for_glimpsing_models_alone_take_part_where_there_are_glimpses()
     attack, digits = worst_of("noise", "gaze", gaze={"steps": 1, "eot": 1}), resolve_data("digits")
 
     def planned(model: str) -> Plan:
-        return make_plan(resolve_model(model), attack, digits, eps=0.1, limit=2, draws=2)
+        return make_plan(resolve_model(model), attack, digits, Options(eps=0.1, limit=2, draws=2))
 
     assert planned("cnn").candidates == ("noise",)
     assert planned("ram").candidates == ("noise", "gaze")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.registry.own_data import data_from_tensors
 from robustbench_lpm.registry.tasks import Data, resolve_attack, resolve_data, resolve_model
@@ -75,7 +76,7 @@ def test_a_file_whose_size_cannot_be_read_is_named(folder: Folder) -> None:
 def test_the_command_of_a_run_repeats_the_size_that_was_chosen(folder: Folder) -> None:
     model = resolve_model(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2)))
     data = resolve_data("imagefolder", data=folder((32, 32), (32, 32)))
-    assert "size='original'" in make_plan(model, resolve_attack("noise"), data, eps=0.1).command()
+    assert "size='original'" in make_plan(model, resolve_attack("noise"), data, Options(eps=0.1)).command()
 
 
 def test_photographs_of_imagenet_keep_the_standard_protocol(folder: Folder) -> None:

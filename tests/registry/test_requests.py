@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 import robustbench_lpm
+from robustbench_lpm.api import FailedRuns
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.execution.runner import FailedRuns
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import resolve_attack

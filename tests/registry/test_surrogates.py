@@ -15,6 +15,7 @@ import robustbench_lpm
 from robustbench_lpm import reporting
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.records.runs import RunRecord
@@ -97,7 +98,7 @@ def test_surrogates_that_a_run_names_make_another_attack(tmp_path: Path) -> None
     found = reporting.table([usual, other, odd]).set_index("record")["attack_variant"]
     assert found.to_dict() == {usual.id: "", other.id: "", odd.id: f"made on Sequential {digest}, cnn-at"}
     worst = resolve_attack("worst-case", surrogates=["cnn-at"])
-    plan = make_plan(resolve_model("resnet18"), worst, resolve_data("digits"), eps=0.1, limit=1)
+    plan = make_plan(resolve_model("resnet18"), worst, resolve_data("digits"), Options(eps=0.1, limit=1))
     assert plan.configuration["attack"]["made_on"] == "cnn-at"
 
 
@@ -173,7 +174,7 @@ def test_an_attack_on_the_model_itself_takes_none() -> None:
 
 def test_surrogates_of_a_worst_case_go_to_the_members_that_are_carried_over() -> None:
     attack = resolve_attack("worst-case", surrogates=["resnet18"])
-    plan = make_plan(resolve_model("cnn"), attack, resolve_data("digits"), eps=0.1, limit=1)
+    plan = make_plan(resolve_model("cnn"), attack, resolve_data("digits"), Options(eps=0.1, limit=1))
     carried = {member.attack.name: [model.name for model in member.surrogates] for member in plan.members}
     assert carried["transfer"] == ["resnet18"]
     assert {name for name, models in carried.items() if models} == {"transfer"}

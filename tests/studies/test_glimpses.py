@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustbench_lpm.architectures.recurrent_attention import Glance, RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.runner import run
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
@@ -44,9 +45,19 @@ def planned(
     attack = resolve_attack("pgd", parameters=FAST)
     data = resolve_data("digits")
     return make_plan(
-        resolve_model(model), attack, data, eps=0.1, limit=limit, draws=draws, mc=mc, seed=seed,
-        gradient_mode=None if model == "cnn" else "detached", save_adversarials=True,
-    )  # fmt: skip
+        resolve_model(model),
+        attack,
+        data,
+        Options(
+            eps=0.1,
+            limit=limit,
+            draws=draws,
+            mc=mc,
+            seed=seed,
+            gradient_mode=None if model == "cnn" else "detached",
+            save_adversarials=True,
+        ),
+    )
 
 
 @pytest.mark.parametrize("model", ["ramlpm", "ram"])
@@ -74,7 +85,7 @@ def test_t_glimpses_are_the_truncated_model_on_clean_images() -> None:
     found = glimpses.looks(plan, purpose="clean")
     for t in (1, 4):
         fewer = glimpses.truncated(plan.model, "ramlpm", t)
-        record = run(glimpses.truncated_plan(planned(fewer)))
+        record = run(planned(fewer))
         assert fewer.classifier.glimpses == t
         assert record.configuration["model"]["parameters"]["glimpses"] == t
         assert record.configuration["model"]["weights_sha256"] == plan.model.weights_sha256
@@ -82,8 +93,8 @@ def test_t_glimpses_are_the_truncated_model_on_clean_images() -> None:
 
 
 def test_a_truncated_run_names_the_study_that_repeats_it() -> None:
-    plan = planned()
-    command = glimpses.truncated_plan(planned(glimpses.truncated(plan.model, "ramlpm", 2))).command()
+    plan = planned(glimpses.truncated(planned().model, "ramlpm", 2))
+    command = replace(plan, attack=replace(plan.attack, command="glimpses")).command()
     assert command.startswith("lpmbench glimpses ramlpm --attack pgd --dataset digits ")
 
 
@@ -102,7 +113,7 @@ def test_the_table_is_sorted_by_the_glimpses_of_a_decision() -> None:
 def stepping(**parameters: float) -> Plan:
     network = Stepping(**parameters)  # type: ignore[arg-type]
     data = resolve_data("digits")
-    return make_plan(resolve_model(network), resolve_attack("noise"), data, eps=0.1, limit=30, draws=3)
+    return make_plan(resolve_model(network), resolve_attack("noise"), data, Options(eps=0.1, limit=30, draws=3))
 
 
 def test_accuracy_jumps_at_the_glimpse_that_knows() -> None:

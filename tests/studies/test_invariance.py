@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustbench_lpm import statistics
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.randomness import generators
 from robustbench_lpm.registry import zoo
@@ -138,8 +139,8 @@ def test_curves_are_what_the_models_say_of_the_warped_images() -> None:
 def test_the_point_as_it_is_is_the_clean_accuracy_of_a_record() -> None:
     found = accuracies(studied("ram", values={"rotate": (0,)}, limit=60, draws=4))
     plan = make_plan(
-        zoo.load_model("ram"), resolve_attack("noise"), resolve_data("digits"), eps=0.1, limit=60, draws=4
-    )  # fmt: skip
+        zoo.load_model("ram"), resolve_attack("noise"), resolve_data("digits"), Options(eps=0.1, limit=60, draws=4)
+    )
     looks = glimpses.looks(plan, purpose="clean")
     clean = statistics.mean_draw(looks.correct(1, 6)).value
     assert clean < 1

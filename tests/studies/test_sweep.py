@@ -15,6 +15,7 @@ import torch
 from robustbench_lpm import statistics
 from robustbench_lpm.datasets.examples import Examples
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.randomness import generators
@@ -68,8 +69,8 @@ def test_a_cell_is_the_model_of_so_many_glimpses_on_the_same_noise(model: str) -
 def test_single_runs_are_the_clean_draws_of_a_record() -> None:
     found = accuracies(swept(glimpses=range(1, 7)))
     plan = make_plan(
-        zoo.load_model("ramlpm"), resolve_attack("noise"), turned_digits(), eps=0.1, limit=IMAGES, draws=6
-    )  # fmt: skip
+        zoo.load_model("ramlpm"), resolve_attack("noise"), turned_digits(), Options(eps=0.1, limit=IMAGES, draws=6)
+    )
     looks = glimpses.looks(plan, purpose="clean")
     expected = {t: statistics.mean_draw(looks.correct(1, t)).value for t in range(1, 7)}
     assert {t: found[t, 1] for t in range(1, 7)} == expected
