@@ -17,13 +17,13 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.recording import PROGRESS, finished_run
 from robustbench_lpm.execution.runner import run
 from robustbench_lpm.options import Options
-from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.grading import within_budget
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry.own_data import data_from_tensors
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
 from tests.classifiers import Fair, Linear, NoisyLinear
+from tests.watchers import Listening
 
 WEIGHT = torch.linspace(-1, 1, 64).reshape(1, 8, 8)
 
@@ -52,10 +52,11 @@ def test_outcomes_do_not_depend_on_the_size_of_blocks(attack: str) -> None:
         assert [np.asarray(a).tolist() for a in whole[column]] == [np.asarray(b).tolist() for b in pieces[column]]
 
 
-class Interrupt(Silent):
+class Interrupt(Listening):
     """Ctrl-C after so many examples."""
 
     def __init__(self, after: int) -> None:
+        super().__init__()
         self.after = after
 
     def finished(self, examples: int) -> None:
@@ -182,7 +183,7 @@ def test_an_attack_that_learns_its_noise_by_heart_gains_nothing() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"norm": "l1"}, "works in linf, l2"),
+    ({"norm": "l1"}, "Unknown norm 'l1'. Did you mean 'l2'?"),
     ({"eps": float("nan")}, "finite"),
     ({"mc": 0}, "mc must be"),
     ({"draws": 0}, "draws must be"),

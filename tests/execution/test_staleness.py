@@ -189,9 +189,9 @@ def test_a_block_that_was_altered_is_noticed_and_computed_again(
     first, second = interrupted(tmp_path / "broken")
     first.write_bytes(damage(first.read_bytes()))
     before = second.stat().st_mtime_ns
-    said = Listening()
+    said = Interrupt(8)
     with pytest.raises(KeyboardInterrupt):
-        run(plan_of(), tmp_path / "broken", Interrupt(8))
+        run(plan_of(), tmp_path / "broken", said)
     assert said.lines == [
         "block-000000.safetensors is not what was written: it was altered or damaged, and is computed again"
     ]
