@@ -37,8 +37,8 @@ def apgd(
     """Auto-PGD (algorithm 1) from random points of the ball.
 
     Of every run two results are compared on selection noise: the iterate of lowest loss, which with a stochastic
-    classifier owes something to luck, and the last one. With a deterministic classifier an image that falls keeps the
-    iterate it fell to.
+    classifier owes something to luck, and the last one. With a deterministic classifier an image keeps its
+    first misclassified iterate.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
@@ -46,7 +46,7 @@ def apgd(
         restarts: independent starts.
         eot: draws of noise over which a stochastic classifier's loss and gradient are averaged.
         rho: the step size is halved when fewer than this share of the steps since the last look were improvements.
-        early_stop: leave an image alone once it has fallen. Only where that is final: with a deterministic classifier.
+        early_stop: a misclassified image is left alone, with a deterministic classifier only: there that is final.
     """
     stop = early_stop and not oracle.stochastic
     found: list[Tensor] = []
@@ -72,7 +72,7 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass
 class _Memory:
-    """What a run remembers of each of the b images that still stand; `keep` drops some of them."""
+    """What a run remembers of each of the b images under attack; `keep` drops the others."""
 
     current: Tensor  # x_k, (b, C, H, W)
     previous: Tensor  # x_{k-1}
@@ -137,9 +137,9 @@ class _Found:
     """What a run has found so far, of all B images."""
 
     best: Tensor  # the iterates of lowest loss (B, C, H, W)
-    last: Tensor  # the last iterates, or those that images fell to
-    fallen: Tensor  # (B,)
-    active: Tensor  # positions of the images that stand, (b,)
+    last: Tensor  # the last iterates, or the first misclassified ones
+    misclassified: Tensor  # (B,)
+    active: Tensor  # positions of the images under attack, (b,)
 
 
 def _descend(
@@ -156,7 +156,7 @@ def _descend(
     rho: float,
     stop: bool,
 ) -> list[Tensor]:
-    """One run from one start: the iterates of lowest loss, and the last ones (or those that images fell to)."""
+    """One run from one start: the iterates of lowest loss, and the last ones (or the first misclassified ones)."""
     everyone = torch.arange(len(images), device=images.device)
     found = _Found(start.clone(), start.clone(), torch.zeros_like(everyone, dtype=torch.bool), everyone)
     memory, periods = _Memory.at(start, 2 * eps), checkpoints(steps)
@@ -168,11 +168,11 @@ def _descend(
         memory.note(gradients, values.mean(0), first=step == 0)
         found.best[active] = memory.best
         if not oracle.stochastic:
-            found.fallen[active] |= here.fallen(memory.current, logits, labels[active], target)
-        standing = ~(found.fallen[active] & stop)
-        if not standing.all():
-            active, gradients = active[standing], gradients[standing]
-            memory.keep(standing)
+            found.misclassified[active] |= here.misclassified(memory.current, logits, labels[active], target)
+        remaining = ~(found.misclassified[active] & stop)
+        if not remaining.all():
+            active, gradients = active[remaining], gradients[remaining]
+            memory.keep(remaining)
             if len(active) == 0:
                 break
         if step in periods:
@@ -180,6 +180,6 @@ def _descend(
             stuck = memory.look(step - before, rho)
             memory.current[stuck], gradients[stuck] = memory.best[stuck], memory.best_gradient[stuck]
         memory.move(gradients, images[active], norm, eps, ALPHA if step else 1.0)
-        last = torch.where(per_image(found.fallen[active], memory.current), found.last[active], memory.current)
+        last = torch.where(per_image(found.misclassified[active], memory.current), found.last[active], memory.current)
         found.last[active], found.active = last, active
     return [found.best, found.last]

@@ -2,8 +2,8 @@
 
 Its own driver is biased against stochastic classifiers: every stage skips what a single pass got wrong, keeps the first
 lucky flip, and returns the clean image where one more pass was right. Here its stages attack every image, each yields a
-candidate for each, and the strongest is chosen on selection noise. The one shortcut left is exact: an image that has
-fallen, to a deterministic classifier, does not go to the next stage. A stage that fails (Square, on images that are not
+candidate for each, and the strongest is chosen on selection noise. The one shortcut left is exact: an image that a
+deterministic classifier misclassifies does not go to the next stage. A stage that fails (Square, on images that are not
 square) is left out with a note, and the others count.
 """
 
@@ -128,8 +128,8 @@ def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stag
                 latest[active[usable]] = project(candidate[usable], originals[usable], norm, eps)
                 found.append(latest.clone())
             if not oracle.stochastic:
-                standing = ~succeeded(here(latest[active], here.noise()), labels[active])[0]
-                active, here = active[standing], here.rows(standing)
+                remaining = ~succeeded(here(latest[active], here.noise()), labels[active])[0]
+                active, here = active[remaining], here.rows(remaining)
                 if len(active) == 0:
                     break
     if failure is not None and not found:
@@ -155,7 +155,7 @@ def _targeted_apgd(rank: int, norm: Norm, eps: float, steps: int) -> Stage:
 
 
 def _run_apgd(attack: Any, images: Tensor, labels: Tensor) -> list[Tensor]:
-    """The iterates that flipped, those of highest loss standing in for the others; and all of highest loss."""
+    """The iterates that flipped, those of highest loss in place of the others; and all of highest loss."""
     attack.init_hyperparam(images)
     best, right, _, flipped = attack.attack_single_run(images, labels)
     right = right.bool().reshape(-1, *[1] * (images.dim() - 1))
@@ -205,7 +205,7 @@ class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no typ
         self, imgs: Tensor, la: Tensor, la_target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The lead of the target over the label, (B, 1), and its gradient (B, 1, C, H, W)."""
-        if not torch.equal(imgs, self._iterate):  # an iterate that fooled the model was drawn back towards its image
+        if not torch.equal(imgs, self._iterate):  # a misclassified iterate was drawn back towards its image
             self._labels_of(imgs)
         rows = torch.arange(len(imgs), device=imgs.device)
         with torch.enable_grad():

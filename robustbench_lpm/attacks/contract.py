@@ -78,13 +78,13 @@ class Oracle(Protocol):
 
         losses turns logits (draws, B, K) into losses (draws, B). Also returns those losses and logits, detached. How
         the gradient passes a glimpsing network's fixations is the oracle's affair (its gradient mode), and so is the
-        precision: what the logits say of success is for `fallen` to confirm.
+        precision: what the logits say of success is for `misclassified` to confirm.
         """
 
-    def fallen(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Which images (B, C, H, W) fool a deterministic classifier, (B,), by logits (1, B, K) that `gradient` gave.
+    def misclassified(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Which images (B, C, H, W) a deterministic classifier misclassifies, (B,), by logits (1, B, K) of `gradient`.
 
-        Where those are of reduced precision, the classifier itself is asked again about images that seem to fool it.
+        Where those are of reduced precision, the classifier itself is asked again about images that seem to be.
         """
 
     def gaze(self, images: Tensor, noise: Draws) -> Tensor:

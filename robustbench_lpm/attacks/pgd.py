@@ -64,7 +64,7 @@ def pgd(
         step_size: length of a step in the norm; by default 2.5 eps / steps, as in the paper's section 5.
         restarts: independent starts; the strongest result is chosen for each image on selection noise.
         eot: draws of noise over which every gradient of a stochastic classifier is averaged (Athalye et al. 2018).
-        early_stop: leave an image alone once it has fallen. Only where that is final: with a deterministic classifier.
+        early_stop: a misclassified image is left alone, with a deterministic classifier only: there that is final.
     """
     starts = [
         uniform_in_ball(images, norm, eps, oracle.generators) if random_start else images.clone()
@@ -85,8 +85,8 @@ def pgd_cost(*, steps: int = 40, restarts: int = 1, eot: int = 1, **_: object) -
 class _Descent:
     """What one step hands to the next."""
 
-    result: Tensor  # (B, C, H, W), of images that have fallen
-    current: Tensor  # iterates (b, C, H, W) of those that stand
+    result: Tensor  # (B, C, H, W), the misclassified images
+    current: Tensor  # iterates (b, C, H, W) of the images under attack
     active: Tensor  # their positions (b,)
 
 
@@ -104,7 +104,7 @@ def _descend(
     loss: str,
     stop: bool,
 ) -> Tensor:
-    """One run from one start; images that have fallen leave the batch."""
+    """One run from one start; misclassified images leave the batch."""
     descent = _Descent(start.clone(), start, torch.arange(len(images), device=images.device))
     for _ in oracle.resumable(range(steps), vars(descent)):
         active, here, current = descent.active, oracle.rows(descent.active), descent.current
@@ -112,9 +112,9 @@ def _descend(
         losses = partial(objective, loss, labels=label, targets=target)
         gradients, _, logits = here.gradient(current, here.noise(eot), losses)
         moved = project(current - step_size * steepest(gradients, norm), images[active], norm, eps)
-        if stop and (fallen := here.fallen(current, logits, label, target)).any():
-            descent.result[active[fallen]] = current[fallen]
-            descent.active, moved = active[~fallen], moved[~fallen]
+        if stop and (done := here.misclassified(current, logits, label, target)).any():
+            descent.result[active[done]] = current[done]
+            descent.active, moved = active[~done], moved[~done]
             if len(descent.active) == 0:
                 return descent.result
         descent.current = moved

@@ -26,17 +26,17 @@ def rays(
     votes: PositiveInt = 5,
     tolerance: PositiveFloat = 1e-3,
 ) -> Tensor:
-    """Find, among the directions of signs, the one along which an image falls nearest (algorithms 1 to 3).
+    """Find the direction of signs along which an adversarial example is nearest (algorithms 1 to 3).
 
     Halves, quarters, ... of the direction are flipped in turn. A flip is tried at the best radius so far, one decision,
-    and only if that fools the classifier its own radius is bisected. Until some direction fools it at all, random ones
+    and only if that is misclassified its own radius is bisected. Until any direction succeeds, random ones
     are tried after the first, at the radius that spans the box.
 
-    A stochastic classifier's decision is a vote: a point counts as adversarial when it fools every one of some draws. A
-    majority will not do: an image that most draws take for something else as it is would have a radius of zero, and
-    nothing to search by. The same draws vote on all points (common random numbers): the search takes a radius for
-    good, so fresh draws would let one lucky vote make it smaller than it is, and nothing would count as adversarial
-    there ever after. With a deterministic classifier (asked once) an image is left alone once its radius is within eps.
+    A stochastic classifier's decision is a vote: a point is adversarial when every one of some draws misclassifies it.
+    With a majority an image that most draws misclassify as it is would have a radius of zero, and nothing to search
+    by. The same draws vote on all points (common random numbers): with fresh ones a single lucky vote would make a
+    radius smaller than it is, for good. A deterministic classifier is asked once, and an image is left alone once its
+    radius is within eps.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
@@ -45,8 +45,8 @@ def rays(
         tolerance: radii are bisected to this precision, in units of pixel values.
 
     Returns:
-        The point at a distance of eps along the best direction (nearer where a deterministic classifier is known to
-        fall before), clipped to the box.
+        The point at a distance of eps along the best direction (nearer where a deterministic classifier is known
+        to misclassify it before), clipped to the box.
     """
     scale = 1.0 if norm == "linf" else images[0].numel() ** -0.5  # signs times this have norm 1
     search, noise = _Search.of(images, 1 / scale), oracle.noise(votes)
@@ -61,8 +61,8 @@ def rays(
         directions = state.proposals([oracle.generators[row] for row in active.tolist()])
         lengths = per_image(state.asked_at() * scale, images)
         points = (images[active] + lengths * directions.reshape(-1, *images.shape[1:])).clamp(0, 1)
-        fooled = _decide(here, points, labels[active], targets[active] if targets is not None else None, noise)
-        state.learn(directions, fooled, tolerance / scale)
+        succeeds = _decide(here, points, labels[active], targets[active] if targets is not None else None, noise)
+        state.learn(directions, succeeds, tolerance / scale)
         search.put(active, state)
     radius = torch.full_like(search.radius, eps) if oracle.stochastic else search.radius.clamp(max=eps)
     best = search.best.reshape(images.shape)
@@ -75,21 +75,21 @@ def rays_cost(*, queries: int = 1000, votes: int = 5, **_: object) -> Cost:
 
 
 def _decide(oracle: Oracle, points: Tensor, labels: Tensor, targets: Tensor | None, noise: Draws) -> Tensor:
-    """Whether all draws are fooled, (b,)."""
+    """Whether all draws misclassify, or say the target, (b,)."""
     return succeeded(oracle(points, noise), labels, targets).all(0)
 
 
 @dataclass
 class _Search:
-    """Where the search of each image stands. Radii are in the norm."""
+    """The state of the search of each image. Radii are in the norm."""
 
     best: Tensor  # the best direction so far, signs (b, n)
-    radius: Tensor  # (b,), at which it fools the classifier; infinite before any direction does
+    radius: Tensor  # (b,), at which it is misclassified; infinite before any direction is
     farthest: Tensor  # (b,), a radius that spans the box
     level: Tensor  # (b,), the direction is flipped in 2^level blocks
     block: Tensor  # (b,), the one whose turn it is; -1, none, until the first direction has its radius
     bisecting: Tensor  # (b,), whether the radius of the best direction is being bisected; else a flip is tried
-    low: Tensor  # (b,), a radius at which the direction under bisection fools nobody
+    low: Tensor  # (b,), a radius at which the direction under bisection is classified right
     fresh: Tensor  # (b,), whether nothing was tried yet
 
     @classmethod
@@ -129,13 +129,13 @@ class _Search:
             directions[row] = signs.to(directions)
         return directions
 
-    def learn(self, directions: Tensor, fooled: Tensor, tolerance: float) -> None:
+    def learn(self, directions: Tensor, succeeds: Tensor, tolerance: float) -> None:
         """Take in the answers (b,) to the last proposals."""
-        asked, found = self.asked_at(), fooled & ~self.bisecting
-        tried = ~self.bisecting & ~fooled & self.radius.isfinite()
+        asked, found = self.asked_at(), succeeds & ~self.bisecting
+        tried = ~self.bisecting & ~succeeds & self.radius.isfinite()
         self.best[found] = directions[found]
-        self.low = torch.where(found, 0.0, torch.where(self.bisecting & ~fooled, asked, self.low))
-        self.radius = torch.where(fooled, asked, self.radius)
+        self.low = torch.where(found, 0.0, torch.where(self.bisecting & ~succeeds, asked, self.low))
+        self.radius = torch.where(succeeds, asked, self.radius)
         finished = self.bisecting & (self.radius - self.low < tolerance)
         self.bisecting = (self.bisecting | found) & ~finished
         self._next_block(tried | finished)

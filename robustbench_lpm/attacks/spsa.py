@@ -24,7 +24,7 @@ class _Adam:
     result: Tensor  # the iterates (B, C, H, W)
     mean: Tensor  # the moments of the gradient (B, C, H, W)
     square: Tensor
-    active: Tensor  # positions of the images that stand, (b,)
+    active: Tensor  # positions of the images under attack, (b,)
 
 
 def spsa(
@@ -52,7 +52,7 @@ def spsa(
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
         iterations, pairs: the budget is iterations · (2 pairs + 1) forward evaluations for each image.
         delta, learning_rate: in units of pixel values.
-        early_stop: leave an image alone once it has fallen; only with a deterministic classifier, where that is final.
+        early_stop: a misclassified image is left alone, with a deterministic classifier only: there that is final.
     """
     everyone = torch.arange(len(images), device=images.device)
     adam = _Adam(images.clone(), torch.zeros_like(images), torch.zeros_like(images), everyone)
@@ -62,9 +62,9 @@ def spsa(
         if stop:
             target = targets[active] if targets is not None else None
             with torch.no_grad():
-                fallen = succeeded(here(adam.result[active], here.noise()), labels[active], target)[0]
-            if fallen.any():
-                active, here = active[~fallen], here.rows(~fallen)
+                done = succeeded(here(adam.result[active], here.noise()), labels[active], target)[0]
+            if done.any():
+                active, here = active[~done], here.rows(~done)
             if len(active) == 0:
                 break
         current, originals = adam.result[active], images[active]

@@ -22,7 +22,7 @@ class _Search:
     """What one change hands to the next."""
 
     result: Tensor  # (B, C, H, W)
-    active: Tensor  # positions of the images that stand, (b,)
+    active: Tensor  # positions of the images under attack, (b,)
     known: Tensor  # the margins of those, (b,); infinite with a stochastic classifier
 
 
@@ -41,7 +41,7 @@ def square(
 ) -> Tensor:
     """Change a square at a random place, and keep the change if the margin falls (algorithm 1).
 
-    With a deterministic classifier a change costs one query, and an image that has fallen is left alone. With a
+    With a deterministic classifier a change costs one query, and a misclassified image is left alone. With a
     stochastic one the changed and the present image meet the same fresh noise (common random numbers), so that no lucky
     draw is kept; a change then costs two queries.
 
@@ -59,8 +59,8 @@ def square(
         known = objective("margin", oracle(start, oracle.noise()), labels, targets)[0]
     search = _Search(start, torch.arange(len(images), device=images.device), known)
     for number in oracle.resumable(range(changes), vars(search)):
-        standing = search.known >= 0
-        active, known = search.active[standing], search.known[standing]
+        remaining = search.known >= 0
+        active, known = search.active[remaining], search.known[remaining]
         if len(active) == 0:
             break
         here, present, originals = oracle.rows(active), search.result[active], images[active]

@@ -64,7 +64,7 @@ machine_options = together(
 passes_options = together(
     click.option("--precision", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
                  help="Of gradients and of SPSA's probes: bfloat16 is faster on processors with AMX and on GPUs. What "
-                      "has fallen, and every grade, is decided in float32."),
+                      "is misclassified, and every grade, is decided in float32."),
     click.option("--memory", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True, metavar="GIB",
                  help="What the maps of one pass may take, about: it bounds how many images pass at once."),
 )  # fmt: skip

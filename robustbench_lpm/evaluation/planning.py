@@ -121,7 +121,7 @@ class Plan:
         modes = len(self.gradient_modes)
         forwards, choices = once.forwards, len(self.surrogates) or once.choices
         if self.lowered is not None and not self.stochastic:
-            forwards += once.backwards  # a look in full precision at what seems to have fallen
+            forwards += once.backwards  # a pass in full precision for what seems to be misclassified
         compared = (choices if choices > 1 else 0) * modes + (len(self.candidates) if len(self.candidates) > 1 else 0)
         passes = self.classifier.passes
         return Cost((forwards * modes + compared * self.select_draws) * passes, once.backwards * modes * passes)
@@ -244,7 +244,7 @@ def make_plan(
 
     gradient_mode: None is the strongest of the model's modes for a white-box attack.
     noise: who controls which source of it, see `noise_control`.
-    precision: of gradients and probes; grading and what decides that an image has fallen are in float32.
+    precision: of gradients and probes; grading and what decides that an image is misclassified are in float32.
     memory: GiB that the maps of one pass may take, about: it bounds the chunk.
     labels_fit: the labels of model and data set are the same, whatever they are called.
     """

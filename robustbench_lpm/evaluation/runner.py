@@ -127,7 +127,7 @@ def evaluate(
         parameters: laid over those of the attack's card, e.g. {"steps": 100}; of several attacks, each takes those
             that it knows.
         precision: of gradients and SPSA's probes: "float32", or "bfloat16", which is faster where the hardware has it.
-            Whether an image has fallen, and its grade, are decided in float32.
+            Whether an image is misclassified, and its grade, are decided in float32.
         memory: GiB that the maps of one pass may take, about; it bounds how many images pass at once.
         labels_fit: a model and a data set of other labels, or of other numbers of classes, run together only with it:
             it says that the labels are the same.

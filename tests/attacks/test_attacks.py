@@ -58,8 +58,8 @@ def test_an_image_that_falls_keeps_its_adversarial_iterate() -> None:
         found = apgd(
             oracle_of(model), IMAGES, LABELS, norm="linf", eps=0.01, steps=10, loss="margin", early_stop=early_stop
         )
-        fallen = model(found).argmax(1) == 1
-        assert torch.equal(fallen, margins + model.bias - reach < 0)
+        misclassified = model(found).argmax(1) == 1
+        assert torch.equal(misclassified, margins + model.bias - reach < 0)
 
 
 def test_the_step_size_is_looked_at_where_the_paper_says() -> None:

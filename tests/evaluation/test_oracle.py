@@ -51,7 +51,7 @@ def test_choosing_among_restarts_is_counted_too() -> None:
     assert oracle.ledger.backwards.tolist() == [2 * 3] * 2
 
 
-def test_images_that_have_fallen_cost_nothing_more() -> None:
+def test_misclassified_images_cost_nothing_more() -> None:
     images = images_of(2)
     margin = float((images[0] * WEIGHT).sum()) - float((images[1] * WEIGHT).sum())
     assert margin != 0
