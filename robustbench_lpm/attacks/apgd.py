@@ -10,7 +10,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
 
@@ -19,6 +19,8 @@ ALPHA = 0.75
 FIRST_PERIOD, SHORTER_BY, SHORTEST_PERIOD = 0.22, 0.03, 0.06
 
 
+# Each run yields two results.
+@Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, 2 * restarts))
 def apgd(
     oracle: Oracle,
     images: Tensor,
@@ -48,17 +50,43 @@ def apgd(
         rho: the step size is halved when fewer than this share of the steps since the last look were improvements.
         early_stop: a misclassified image is left alone, with a deterministic classifier only: there that is final.
     """
-    stop = early_stop and not oracle.stochastic
+    stop, periods = early_stop and not oracle.stochastic, checkpoints(steps)
+
+    def descend(start: Tensor) -> list[Tensor]:
+        everyone = torch.arange(len(images), device=images.device)
+        wrong = torch.zeros_like(everyone, dtype=torch.bool)
+        # Of all B images; `active` are the positions (b,) of those under attack.
+        found = {"best": start.clone(), "last": start.clone(), "misclassified": wrong, "active": everyone}
+        memory = _Memory.at(start, 2 * eps)
+        for step in oracle.resumable(range(steps), found, vars(memory)):
+            active, here, wrong = found["active"], oracle.rows(found["active"]), found["misclassified"]
+            target = targets[active] if targets is not None else None
+            losses = partial(objective, loss, labels=labels[active], targets=target)
+            gradients, values, logits = here.gradient(memory.current, here.noise(eot), losses)
+            memory.note(gradients, values.mean(0), first=step == 0)
+            found["best"][active] = memory.best
+            if not oracle.stochastic:
+                wrong[active] |= here.misclassified(memory.current, logits, labels[active], target)
+            if stop and wrong[active].any():
+                remaining = ~wrong[active]
+                active, gradients = active[remaining], gradients[remaining]
+                memory.keep(remaining)
+                if len(active) == 0:
+                    break
+            if step in periods:
+                before = max((period for period in periods if period < step), default=0)
+                stuck = memory.look(step - before, rho)
+                memory.current[stuck], gradients[stuck] = memory.best[stuck], memory.best_gradient[stuck]
+            memory.move(gradients, images[active], norm, eps, ALPHA if step else 1.0)
+            last = torch.where(per_image(wrong[active], memory.current), found["last"][active], memory.current)
+            found["last"][active], found["active"] = last, active
+        return [found["best"], found["last"]]
+
     found: list[Tensor] = []
     for _ in range(restarts):
         start = uniform_in_ball(images, norm, eps, oracle.generators)
-        found += _descend(oracle, images, start, labels, targets, norm, eps, steps, eot, loss, rho, stop)
+        found += descend(start)
     return oracle.choose(found, labels, targets)
-
-
-def apgd_cost(*, steps: int = 100, restarts: int = 1, eot: int = 5, **_: object) -> Cost:
-    """A pass each way for every step, draw and restart, each of which yields two results."""
-    return Cost(steps * restarts * eot, steps * restarts * eot, choices=2 * restarts)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -130,56 +158,3 @@ class _Memory:
         target = project(self.current - length * steepest(gradients, norm), originals, norm, eps)
         moved = self.current + alpha * (target - self.current) + (1 - alpha) * (self.current - self.previous)
         self.previous, self.current = self.current, project(moved, originals, norm, eps)
-
-
-@dataclass
-class _Found:
-    """What a run has found so far, of all B images."""
-
-    best: Tensor  # the iterates of lowest loss (B, C, H, W)
-    last: Tensor  # the last iterates, or the first misclassified ones
-    misclassified: Tensor  # (B,)
-    active: Tensor  # positions of the images under attack, (b,)
-
-
-def _descend(
-    oracle: Oracle,
-    images: Tensor,
-    start: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    norm: Norm,
-    eps: float,
-    steps: int,
-    eot: int,
-    loss: str,
-    rho: float,
-    stop: bool,
-) -> list[Tensor]:
-    """One run from one start: the iterates of lowest loss, and the last ones (or the first misclassified ones)."""
-    everyone = torch.arange(len(images), device=images.device)
-    found = _Found(start.clone(), start.clone(), torch.zeros_like(everyone, dtype=torch.bool), everyone)
-    memory, periods = _Memory.at(start, 2 * eps), checkpoints(steps)
-    for step in oracle.resumable(range(steps), vars(found), vars(memory)):
-        active, here = found.active, oracle.rows(found.active)
-        target = targets[active] if targets is not None else None
-        losses = partial(objective, loss, labels=labels[active], targets=target)
-        gradients, values, logits = here.gradient(memory.current, here.noise(eot), losses)
-        memory.note(gradients, values.mean(0), first=step == 0)
-        found.best[active] = memory.best
-        if not oracle.stochastic:
-            found.misclassified[active] |= here.misclassified(memory.current, logits, labels[active], target)
-        remaining = ~(found.misclassified[active] & stop)
-        if not remaining.all():
-            active, gradients = active[remaining], gradients[remaining]
-            memory.keep(remaining)
-            if len(active) == 0:
-                break
-        if step in periods:
-            before = max((period for period in periods if period < step), default=0)
-            stuck = memory.look(step - before, rho)
-            memory.current[stuck], gradients[stuck] = memory.best[stuck], memory.best_gradient[stuck]
-        memory.move(gradients, images[active], norm, eps, ALPHA if step else 1.0)
-        last = torch.where(per_image(found.misclassified[active], memory.current), found.last[active], memory.current)
-        found.last[active], found.active = last, active
-    return [found.best, found.last]

@@ -9,11 +9,13 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.norms import Norm
 from robustbench_lpm.randomness import isolated_globals
 
 
+# Beside its gradients ART predicts twice for every restart.
+@Declaration(cost=lambda steps, restarts, eot: Cost((steps + 2) * restarts * eot, steps * restarts * eot))
 def art_pgd(
     oracle: Oracle,
     images: Tensor,
@@ -60,11 +62,6 @@ def art_pgd(
         aim = labels if targets is None else targets
         found = attack.generate(x=images.cpu().numpy(), y=aim.cpu().numpy())
     return torch.from_numpy(found).to(images)
-
-
-def art_pgd_cost(*, steps: int = 40, restarts: int = 1, eot: int = 1, **_: object) -> Cost:
-    """A pass each way for every step and draw, and two predictions of ART's own for every restart."""
-    return Cost((steps + 2) * restarts * eot, steps * restarts * eot)
 
 
 def seed_of(oracle: Oracle) -> int:

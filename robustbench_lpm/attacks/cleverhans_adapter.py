@@ -8,11 +8,12 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.art_adapter import seed_of
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.norms import Norm
 from robustbench_lpm.randomness import isolated_globals
 
 
+@Declaration(cost=lambda steps, eot: Cost(steps * eot, steps * eot))
 def cleverhans_pgd(
     oracle: Oracle,
     images: Tensor,
@@ -50,11 +51,8 @@ def cleverhans_pgd(
         ).detach()
 
 
-def cleverhans_pgd_cost(*, steps: int = 40, eot: int = 1, **_: object) -> Cost:
-    """A pass each way for every step and draw."""
-    return Cost(steps * eot, steps * eot)
-
-
+# Two queries for each of its samples, and one look at the iterate.
+@Declaration(cost=lambda iterations, pairs: Cost(iterations * (2 * pairs + 1)))
 def cleverhans_spsa(
     oracle: Oracle,
     images: Tensor,
@@ -96,11 +94,6 @@ def cleverhans_spsa(
             )
         found.append(adversarial.detach())
     return torch.cat(found)
-
-
-def cleverhans_spsa_cost(*, iterations: int = 40, pairs: int = 64, **_: object) -> Cost:
-    """Two queries for each of its samples, and one look at the iterate."""
-    return Cost(iterations * (2 * pairs + 1))
 
 
 def _order(norm: Norm) -> float:

@@ -1,7 +1,8 @@
-"""What an attack may ask of the classifier that it attacks."""
+"""What an attack may ask of the classifier that it attacks, and what it declares beside its function."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -9,7 +10,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from robustbench_lpm.errors import unknown
+
 Step = TypeVar("Step")
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,38 @@ class Cost:
     forwards: int
     backwards: int = 0
     choices: int = 1
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a run must know of an attack beside its function, which it decorates and leaves as it is.
+
+    cost: the most passes for one image, from any of the attack's parameters and `stochastic`, by their names; None:
+        not known. For a deterministic classifier, which is asked once, every parameter named in `draws` is 1 there.
+    steps, draws, restarts: what the attack calls its parameters that say how long it works, over how many draws of
+        noise it averages or votes, and from how many starts; names of other parameters do no harm.
+
+    Raises LpmbenchError where the cost asks for a parameter that the function does not have.
+    """
+
+    cost: Callable[..., Cost] | None = None
+    steps: tuple[str, ...] = ("steps", "iterations", "queries")
+    draws: tuple[str, ...] = ("eot", "draws", "votes")
+    restarts: tuple[str, ...] = ("restarts", "tries")
+
+    def __call__(self, function: Function) -> Function:
+        known = {*inspect.signature(function).parameters, "stochastic"}
+        for name, wanted in inspect.signature(self.cost).parameters.items() if self.cost else ():
+            if wanted.kind is not wanted.VAR_KEYWORD and name not in known:
+                raise unknown(f"parameter in the cost of {function.__qualname__}:", name, known)
+        vars(function)["declaration"] = self
+        return function
+
+
+def declared(function: Callable[..., Tensor]) -> Declaration:
+    """The declaration of an attack function; of one without, that its cost is not known."""
+    found = getattr(function, "declaration", None)
+    return found if isinstance(found, Declaration) else Declaration()
 
 
 class Oracle(Protocol):

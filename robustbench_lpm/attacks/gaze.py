@@ -6,10 +6,11 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
 
 
+@Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, restarts))
 def gaze(
     oracle: Oracle,
     images: Tensor,
@@ -49,11 +50,6 @@ def gaze(
             current = project(current + length * steepest(gradients, norm), images, norm, eps)
         found.append(current)
     return oracle.choose(found, labels, targets)
-
-
-def gaze_cost(*, steps: int = 20, restarts: int = 1, eot: int = 5, **_: object) -> Cost:
-    """A pass each way for every step, draw and restart."""
-    return Cost(steps * restarts * eot, steps * restarts * eot, choices=restarts)
 
 
 def centre_of(images: Tensor) -> Tensor:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
 
 
+@Declaration(cost=lambda eot: Cost(eot, eot))
 def fgsm(
     oracle: Oracle,
     images: Tensor,
@@ -36,11 +36,7 @@ def fgsm(
     return project(images - eps * steepest(gradients, norm), images, norm, eps)
 
 
-def fgsm_cost(*, eot: int = 1, **_: object) -> Cost:
-    """One pass each way for every draw."""
-    return Cost(eot, eot)
-
-
+@Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, restarts))
 def pgd(
     oracle: Oracle,
     images: Tensor,
@@ -72,51 +68,24 @@ def pgd(
     ]
     length = 2.5 * eps / steps if step_size is None else step_size
     stop = early_stop and not oracle.stochastic
-    found = [_descend(oracle, images, s, labels, targets, norm, eps, steps, length, eot, loss, stop) for s in starts]
-    return oracle.choose(found, labels, targets)
 
+    def descend(start: Tensor) -> Tensor:
+        # Misclassified images leave the batch; `active` are the positions (b,) of the others, `current` their iterates.
+        state = {"result": start.clone(), "current": start, "active": torch.arange(len(images), device=images.device)}
+        for _ in oracle.resumable(range(steps), state):
+            active, current = state["active"], state["current"]
+            here, label = oracle.rows(active), labels[active]
+            target = targets[active] if targets is not None else None
+            losses = partial(objective, loss, labels=label, targets=target)
+            gradients, _, logits = here.gradient(current, here.noise(eot), losses)
+            moved = project(current - length * steepest(gradients, norm), images[active], norm, eps)
+            if stop and (done := here.misclassified(current, logits, label, target)).any():
+                state["result"][active[done]] = current[done]
+                active, moved = active[~done], moved[~done]
+            state |= {"active": active, "current": moved}
+            if len(active) == 0:
+                break
+        state["result"][state["active"]] = state["current"]
+        return state["result"]
 
-def pgd_cost(*, steps: int = 40, restarts: int = 1, eot: int = 1, **_: object) -> Cost:
-    """A pass each way for every step, draw and restart."""
-    return Cost(steps * restarts * eot, steps * restarts * eot, choices=restarts)
-
-
-@dataclass
-class _Descent:
-    """What one step hands to the next."""
-
-    result: Tensor  # (B, C, H, W), the misclassified images
-    current: Tensor  # iterates (b, C, H, W) of the images under attack
-    active: Tensor  # their positions (b,)
-
-
-def _descend(
-    oracle: Oracle,
-    images: Tensor,
-    start: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    norm: Norm,
-    eps: float,
-    steps: int,
-    step_size: float,
-    eot: int,
-    loss: str,
-    stop: bool,
-) -> Tensor:
-    """One run from one start; misclassified images leave the batch."""
-    descent = _Descent(start.clone(), start, torch.arange(len(images), device=images.device))
-    for _ in oracle.resumable(range(steps), vars(descent)):
-        active, here, current = descent.active, oracle.rows(descent.active), descent.current
-        label, target = labels[active], targets[active] if targets is not None else None
-        losses = partial(objective, loss, labels=label, targets=target)
-        gradients, _, logits = here.gradient(current, here.noise(eot), losses)
-        moved = project(current - step_size * steepest(gradients, norm), images[active], norm, eps)
-        if stop and (done := here.misclassified(current, logits, label, target)).any():
-            descent.result[active[done]] = current[done]
-            descent.active, moved = active[~done], moved[~done]
-            if len(descent.active) == 0:
-                return descent.result
-        descent.current = moved
-    descent.result[descent.active] = descent.current
-    return descent.result
+    return oracle.choose([descend(start) for start in starts], labels, targets)

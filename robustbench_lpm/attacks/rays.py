@@ -8,11 +8,12 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import succeeded
 from robustbench_lpm.norms import Norm, per_image
 
 
+@Declaration(cost=lambda queries, votes: Cost(queries * votes))
 @torch.no_grad()
 def rays(
     oracle: Oracle,
@@ -61,22 +62,13 @@ def rays(
         directions = state.proposals([oracle.generators[row] for row in active.tolist()])
         lengths = per_image(state.asked_at() * scale, images)
         points = (images[active] + lengths * directions.reshape(-1, *images.shape[1:])).clamp(0, 1)
-        succeeds = _decide(here, points, labels[active], targets[active] if targets is not None else None, noise)
+        target = targets[active] if targets is not None else None
+        succeeds = succeeded(here(points, noise), labels[active], target).all(0)
         state.learn(directions, succeeds, tolerance / scale)
         search.put(active, state)
     radius = torch.full_like(search.radius, eps) if oracle.stochastic else search.radius.clamp(max=eps)
     best = search.best.reshape(images.shape)
     return (images + per_image(radius * scale, images) * best).clamp(0, 1)
-
-
-def rays_cost(*, queries: int = 1000, votes: int = 5, **_: object) -> Cost:
-    """Every decision on every vote; a deterministic classifier is asked once for each decision."""
-    return Cost(queries * votes)
-
-
-def _decide(oracle: Oracle, points: Tensor, labels: Tensor, targets: Tensor | None, noise: Draws) -> Tensor:
-    """Whether all draws misclassify, or say the target, (b,)."""
-    return succeeded(oracle(points, noise), labels, targets).all(0)
 
 
 @dataclass

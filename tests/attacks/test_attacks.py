@@ -14,13 +14,14 @@ import robustbench_lpm
 from robustbench_lpm import zoo
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks.apgd import _Memory, apgd, checkpoints
-from robustbench_lpm.attacks.autoattack_adapter import autoattack_rand, autoattack_standard, autoattack_standard_cost
-from robustbench_lpm.attacks.gaze import centre_of, gaze, gaze_cost
+from robustbench_lpm.attacks.autoattack_adapter import autoattack_rand, autoattack_standard
+from robustbench_lpm.attacks.gaze import centre_of, gaze
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.attacks.square import side_at
 from robustbench_lpm.attacks.transfer import transfer
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
+from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
 from robustbench_lpm.norms import uniform_in_ball
 from tests.classifiers import Linear, NoisyLinear
 
@@ -43,7 +44,8 @@ def test_the_standard_autoattack_stays_within_its_cost(norm: str) -> None:
 
     oracle = oracle_of(TwelveClasses(WEIGHT), classes=12)
     autoattack_standard(oracle, IMAGES, LABELS, norm=norm, eps=0.05, steps=3, queries=4)
-    promised = autoattack_standard_cost(steps=3, queries=4)
+    promised = resolve_attack(autoattack_standard, parameters={"steps": 3, "queries": 4}).cost(stochastic=False)
+    assert promised is not None
     # Nothing falls, so FAB never draws an iterate back: one pass tells its label and its gradient.
     assert oracle.ledger.forwards.tolist() == [promised.forwards + promised.choices - 9 * (3 - 1)] * 3
     assert oracle.ledger.backwards.tolist() == [promised.backwards] * 3
@@ -130,8 +132,6 @@ def test_the_centre_of_an_object_on_a_plain_ground(background: float) -> None:
 
 
 def digits(count: int) -> tuple[Tensor, Tensor]:
-    from robustbench_lpm.evaluation.tasks import resolve_data
-
     data = resolve_data("digits")
     images = torch.stack(list(data.read(range(count)).images))
     return images, torch.from_numpy(data.labels[:count]).long()
@@ -142,9 +142,7 @@ def test_gaze_pushes_the_fixations_off_the_object() -> None:
     classifier = zoo.load_model("ramlpm").classifier
     oracle = oracle_of(classifier, images, classes=10)
     found = gaze(oracle, images, labels, norm="linf", eps=0.15, steps=10, eot=5)
-    promised = gaze_cost(steps=10, eot=5)
-    assert oracle.ledger.forwards.tolist() == [promised.forwards] * 4
-    assert oracle.ledger.backwards.tolist() == [promised.backwards] * 4
+    assert oracle.ledger.forwards.tolist() == oracle.ledger.backwards.tolist() == [10 * 5] * 4
 
     noise = oracle.noise(20)
     centres = centre_of(images)[:, None]
