@@ -22,20 +22,10 @@ FIRST_PERIOD, SHORTER_BY, SHORTEST_PERIOD = 0.22, 0.03, 0.06
 # Each run yields two results.
 @Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, 2 * restarts))
 def apgd(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    steps: PositiveInt = 100,
-    restarts: PositiveInt = 1,
-    eot: PositiveInt = 5,
-    loss: Loss = "cross-entropy",
-    rho: PositiveFloat = 0.75,
-    early_stop: bool = True,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    steps: PositiveInt = 100, restarts: PositiveInt = 1, eot: PositiveInt = 5, loss: Loss = "cross-entropy",
+    rho: PositiveFloat = 0.75, early_stop: bool = True,
+) -> Tensor:  # fmt: skip
     """Auto-PGD (algorithm 1) from random points of the ball.
 
     Of every run two results are compared on selection noise: the iterate of lowest loss, which with a stochastic
@@ -115,20 +105,11 @@ class _Memory:
 
     @classmethod
     def at(cls, start: Tensor, step_size: float) -> _Memory:
-        worst = torch.full((len(start),), torch.inf, device=start.device)
-        zero = torch.zeros_like(start)
+        worst, zero = start.new_full((len(start),), torch.inf), start.new_zeros(len(start))
         return cls(
-            current=start.clone(),
-            previous=start.clone(),
-            best=start.clone(),
-            best_gradient=zero,
-            best_loss=worst,
-            last_loss=worst.clone(),
-            step_size=torch.full_like(worst, step_size),
-            improvements=torch.zeros_like(worst),
-            halved=torch.zeros_like(worst, dtype=torch.bool),
-            best_then=worst.clone(),
-        )
+            start.clone(), start.clone(), start.clone(), torch.zeros_like(start), worst, worst.clone(),
+            zero + step_size, zero, zero.bool(), worst.clone(),
+        )  # fmt: skip
 
     def keep(self, rows: Tensor) -> None:
         for name, values in vars(self).items():

@@ -45,15 +45,9 @@ def _standard_cost(steps: int, queries: int) -> Cost:
 
 @Declaration(cost=_standard_cost)
 def autoattack_standard(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    steps: PositiveInt = 100,
-    queries: PositiveInt = 5000,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float,
+    steps: PositiveInt = 100, queries: PositiveInt = 5000,
+) -> Tensor:  # fmt: skip
     """The standard version: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square.
 
     The targeted stages aim at the 9 likeliest other classes, or at all K - 1. With three classes or fewer the targeted
@@ -82,15 +76,9 @@ def _rand_cost(steps: int, eot: int, stochastic: bool) -> Cost:
 
 @Declaration(cost=_rand_cost)
 def autoattack_rand(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    steps: PositiveInt = 100,
-    eot: PositiveInt = 20,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float,
+    steps: PositiveInt = 100, eot: PositiveInt = 20,
+) -> Tensor:  # fmt: skip
     """The version for randomised classifiers: APGD on cross-entropy and on DLR, gradients averaged over draws.
 
     With two classes the DLR does not exist and its stage is left out.

@@ -11,15 +11,9 @@ from robustbench_lpm.norms import Norm, uniform_in_ball
 
 @Declaration(cost=lambda tries: Cost(0, choices=tries))
 def noise(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
     tries: PositiveInt = 1,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """A point drawn uniformly from the ball around each image; of several tries the strongest, on selection noise."""
     candidates = [uniform_in_ball(images, norm, eps, oracle.generators) for _ in range(tries)]
     return oracle.choose(candidates, labels, targets)

@@ -15,16 +15,9 @@ from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
 
 @Declaration(cost=lambda eot: Cost(eot, eot))
 def fgsm(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    eot: PositiveInt = 1,
-    loss: Loss = "cross-entropy",
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    eot: PositiveInt = 1, loss: Loss = "cross-entropy",
+) -> Tensor:  # fmt: skip
     """The fast gradient (sign) method: one step of length eps (Goodfellow et al. 2015, section 4).
 
     Args:
@@ -38,21 +31,10 @@ def fgsm(
 
 @Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, restarts))
 def pgd(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    steps: PositiveInt = 40,
-    step_size: PositiveFloat | None = None,
-    restarts: PositiveInt = 1,
-    eot: PositiveInt = 1,
-    loss: Loss = "cross-entropy",
-    random_start: bool = True,
-    early_stop: bool = True,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    steps: PositiveInt = 40, step_size: PositiveFloat | None = None, restarts: PositiveInt = 1, eot: PositiveInt = 1,
+    loss: Loss = "cross-entropy", random_start: bool = True, early_stop: bool = True,
+) -> Tensor:  # fmt: skip
     """Projected gradient descent from a random point of the ball (Madry et al. 2018, section 2.1).
 
     Args:

@@ -16,17 +16,9 @@ from robustbench_lpm.norms import Norm, per_image
 @Declaration(cost=lambda queries, votes: Cost(queries * votes))
 @torch.no_grad()
 def rays(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    queries: PositiveInt = 1000,
-    votes: PositiveInt = 5,
-    tolerance: PositiveFloat = 1e-3,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    queries: PositiveInt = 1000, votes: PositiveInt = 5, tolerance: PositiveFloat = 1e-3,
+) -> Tensor:  # fmt: skip
     """Find the direction of signs along which an adversarial example is nearest (algorithms 1 to 3).
 
     Halves, quarters, ... of the direction are flipped in turn. A flip is tried at the best radius so far, one decision,
@@ -86,17 +78,9 @@ class _Search:
 
     @classmethod
     def of(cls, images: Tensor, farthest: float) -> _Search:
-        zeros = torch.zeros(len(images), device=images.device)
-        return cls(
-            best=torch.ones_like(images).flatten(1),
-            radius=torch.full_like(zeros, torch.inf),
-            farthest=torch.full_like(zeros, farthest),
-            level=zeros.long() + 1,
-            block=zeros.long() - 1,
-            bisecting=zeros.bool(),
-            low=zeros.clone(),
-            fresh=~zeros.bool(),
-        )
+        zeros, signs = torch.zeros(len(images), device=images.device), torch.ones_like(images).flatten(1)
+        numbers, no = zeros.long(), zeros.bool()
+        return cls(signs, zeros + torch.inf, zeros + farthest, numbers + 1, numbers - 1, no, zeros.clone(), ~no)
 
     def rows(self, keep: Tensor) -> _Search:
         return _Search(**{name: values[keep] for name, values in vars(self).items()})
@@ -130,15 +114,9 @@ class _Search:
         self.radius = torch.where(succeeds, asked, self.radius)
         finished = self.bisecting & (self.radius - self.low < tolerance)
         self.bisecting = (self.bisecting | found) & ~finished
-        self._next_block(tried | finished)
         self.fresh = torch.zeros_like(self.fresh)
-
-    def _next_block(self, done: Tensor) -> None:
-        self.block = self.block + done.long()
+        self.block = self.block + (tried | finished).long()  # the next block, the last of a level before the next level
         numbers = self.best.shape[1]
-        over = self.block * self._block_size() >= numbers
+        over = self.block * ((numbers + 2**self.level - 1) // 2**self.level) >= numbers
         self.level = torch.where(over & (2**self.level < numbers), self.level + 1, self.level)
         self.block = torch.where(over, 0, self.block)
-
-    def _block_size(self) -> Tensor:
-        return (self.best.shape[1] + 2**self.level - 1) // 2**self.level

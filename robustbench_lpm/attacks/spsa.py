@@ -20,19 +20,10 @@ BITS_AT_ONCE = 2**26  # signs that are drawn ahead: 8 MiB
     iterations * (2 * pairs + (early_stop and not stochastic))
 ))  # fmt: skip
 def spsa(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    iterations: PositiveInt = 40,
-    pairs: PositiveInt = 64,
-    delta: PositiveFloat = 0.01,
-    learning_rate: PositiveFloat = 0.01,
-    early_stop: bool = True,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    iterations: PositiveInt = 40, pairs: PositiveInt = 64, delta: PositiveFloat = 0.01,
+    learning_rate: PositiveFloat = 0.01, early_stop: bool = True,
+) -> Tensor:  # fmt: skip
     """Minimise the margin by Adam on gradients estimated from antithetic pairs of queries.
 
     One iteration draws `pairs` Rademacher directions v for each image and queries at x + delta v and x - delta v; both

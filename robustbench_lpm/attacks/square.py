@@ -18,17 +18,9 @@ TILES = 5  # the l2 attack starts from a grid of so many tiles by so many
 @Declaration(cost=lambda queries, draws: Cost(queries * draws))
 @torch.no_grad()
 def square(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    queries: PositiveInt = 1000,
-    draws: PositiveInt = 1,
-    p_init: PositiveFloat = 0.8,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    queries: PositiveInt = 1000, draws: PositiveInt = 1, p_init: PositiveFloat = 0.8,
+) -> Tensor:  # fmt: skip
     """Change a square at a random place, and keep the change if the margin falls (algorithm 1).
 
     With a deterministic classifier a change costs one query, and a misclassified image is left alone. With a

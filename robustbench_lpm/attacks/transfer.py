@@ -17,19 +17,10 @@ from robustbench_lpm.norms import Norm, per_image, project, steepest
 # The passes go to the surrogates. The run knows their number, and so what the choice among them costs.
 @Declaration(cost=lambda: Cost(0))
 def transfer(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    surrogates: Sequence[Oracle],
-    norm: Norm,
-    eps: float,
+    oracle: Oracle, images: Tensor, labels: Tensor, *, surrogates: Sequence[Oracle], norm: Norm, eps: float,
     targets: Tensor | None = None,
-    steps: PositiveInt = 20,
-    eot: PositiveInt = 5,
-    loss: Loss = "margin",
-    momentum: NonNegativeFloat = 1.0,
-) -> Tensor:
+    steps: PositiveInt = 20, eot: PositiveInt = 5, loss: Loss = "margin", momentum: NonNegativeFloat = 1.0,
+) -> Tensor:  # fmt: skip
     """The momentum iterative method on every surrogate; the strongest result is chosen for each image.
 
     Nothing but that choice, on selection noise, is asked of the classifier under attack.

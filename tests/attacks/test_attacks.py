@@ -46,12 +46,12 @@ def test_the_standard_autoattack_stays_within_its_cost(norm: str) -> None:
     autoattack_standard(oracle, IMAGES, LABELS, norm=norm, eps=0.05, steps=3, queries=4)
     promised = resolve_attack(autoattack_standard, parameters={"steps": 3, "queries": 4}).cost(stochastic=False)
     assert promised is not None
-    # Nothing falls, so FAB never draws an iterate back: one pass tells its label and its gradient.
+    # No image is misclassified, so FAB never draws an iterate back: one pass tells its label and its gradient.
     assert oracle.ledger.forwards.tolist() == [promised.forwards + promised.choices - 9 * (3 - 1)] * 3
     assert oracle.ledger.backwards.tolist() == [promised.backwards] * 3
 
 
-def test_an_image_that_falls_keeps_its_adversarial_iterate() -> None:
+def test_a_misclassified_image_keeps_that_iterate() -> None:
     """With a deterministic classifier, whatever happens later to the other images of its batch."""
     margins = (IMAGES * WEIGHT).flatten(1).sum(1)
     model = Linear(WEIGHT, bias=-float(margins.sort().values[1]))  # one image is wrong, one on the edge, one is right
@@ -105,9 +105,8 @@ def test_the_ratio_of_logits_is_that_of_the_paper() -> None:
 
 @pytest.mark.parametrize(("classes", "target", "needed"), [(2, None, "3 classes"), (3, torch.tensor([1]), "4 classes")])
 def test_the_ratio_of_logits_needs_enough_classes(classes: int, target: Tensor | None, needed: str) -> None:
-    for error in (ValueError, LpmbenchError):
-        with pytest.raises(error, match=needed):
-            objective("dlr", torch.zeros(1, 1, classes), torch.tensor([0]), target)
+    with pytest.raises(LpmbenchError, match=needed):
+        objective("dlr", torch.zeros(1, 1, classes), torch.tensor([0]), target)
 
 
 def test_a_transfer_attack_asks_only_the_surrogates_and_chooses_on_the_target() -> None:
@@ -189,7 +188,7 @@ def test_an_attack_that_reseeds_the_global_generators_does_not_touch_the_models_
 
 
 @pytest.mark.slow
-def test_autoattack_fells_what_pgd_fells_on_the_cnn() -> None:
+def test_autoattack_is_not_weaker_than_pgd_on_the_cnn() -> None:
     """On a real deterministic model all stages together are not weaker than one."""
     settings: dict[str, Any] = {"dataset": "digits", "eps": 0.08, "limit": 40}
     ours = robustbench_lpm.evaluate("cnn", "pgd", **settings)
