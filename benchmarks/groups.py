@@ -31,7 +31,7 @@ def pgd(bench: Bench) -> Iterator[Table]:
 
 
 def pgd_fragile(bench: Bench) -> Iterator[Table]:
-    """PGD on a network of which no image stands: what leaving alone what has fallen is worth."""
+    """PGD on a network that misclassifies every image: what leaving those alone is worth."""
     yield _pgd(bench, "resnet18", "digits", 8 if bench.small else 64, DIGITS_EPS, 40, DIGITS_AT_ONCE)
 
 

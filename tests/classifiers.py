@@ -67,11 +67,12 @@ class Fair(nn.Module):
     """Right with probability p on every input, whatever an attack does: its flips are decided by noise and a hash.
 
     The label of an image is 0. An honest protocol scores p; one that grades on noise the attack has seen scores less.
+    Classes beyond two are never predicted.
     """
 
-    def __init__(self, p: float) -> None:
+    def __init__(self, p: float, classes: int = 2) -> None:
         super().__init__()
-        self.p = p
+        self.p, self.classes = p, classes
 
     def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
         return {"key": torch.cat([torch.randint(2**62, (1,), generator=g) for g in generators])}
@@ -84,7 +85,8 @@ class Fair(nn.Module):
         # A little of the image in the logits, so that a gradient exists.
         tilt = 1e-3 * images.flatten(1).mean(1)
         sign = torch.where(right, 1.0, -1.0)
-        return torch.stack([sign + tilt, -sign - tilt], dim=1)
+        others = (torch.full_like(sign, -2.0) for _ in range(self.classes - 2))
+        return torch.stack([sign + tilt, -sign - tilt, *others], dim=1)
 
 
 class FairGlimpsing(Fair):

@@ -2,7 +2,7 @@
 
 Reduced precision is a quantiser: bfloat16 steps near 1 are 1/256, half of a budget of 2/255. So what meets the pixels
 stays in float32, and so do the layer that gives the logits and what a network names its `exact_parts`; images, retinas
-and losses are never touched. Grading, and whatever decides that an image has fallen, belongs to the network itself.
+and losses are never touched. Grading, and whether an image is misclassified, belongs to the network itself.
 """
 
 from __future__ import annotations

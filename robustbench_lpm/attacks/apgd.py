@@ -10,7 +10,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
 
@@ -19,26 +19,18 @@ ALPHA = 0.75
 FIRST_PERIOD, SHORTER_BY, SHORTEST_PERIOD = 0.22, 0.03, 0.06
 
 
+# Each run yields two results.
+@Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, 2 * restarts))
 def apgd(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    steps: PositiveInt = 100,
-    restarts: PositiveInt = 1,
-    eot: PositiveInt = 5,
-    loss: Loss = "cross-entropy",
-    rho: PositiveFloat = 0.75,
-    early_stop: bool = True,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    steps: PositiveInt = 100, restarts: PositiveInt = 1, eot: PositiveInt = 5, loss: Loss = "cross-entropy",
+    rho: PositiveFloat = 0.75, early_stop: bool = True,
+) -> Tensor:  # fmt: skip
     """Auto-PGD (algorithm 1) from random points of the ball.
 
     Of every run two results are compared on selection noise: the iterate of lowest loss, which with a stochastic
-    classifier owes something to luck, and the last one. With a deterministic classifier an image that falls keeps the
-    iterate it fell to.
+    classifier owes something to luck, and the last one. With a deterministic classifier an image keeps its
+    first misclassified iterate.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
@@ -46,19 +38,45 @@ def apgd(
         restarts: independent starts.
         eot: draws of noise over which a stochastic classifier's loss and gradient are averaged.
         rho: the step size is halved when fewer than this share of the steps since the last look were improvements.
-        early_stop: leave an image alone once it has fallen. Only where that is final: with a deterministic classifier.
+        early_stop: a misclassified image is left alone, with a deterministic classifier only: there that is final.
     """
-    stop = early_stop and not oracle.stochastic
+    stop, periods = early_stop and not oracle.stochastic, checkpoints(steps)
+
+    def descend(start: Tensor) -> list[Tensor]:
+        everyone = torch.arange(len(images), device=images.device)
+        wrong = torch.zeros_like(everyone, dtype=torch.bool)
+        # Of all B images; `active` are the positions (b,) of those under attack.
+        found = {"best": start.clone(), "last": start.clone(), "misclassified": wrong, "active": everyone}
+        memory = _Memory.at(start, 2 * eps)
+        for step in oracle.resumable(range(steps), found, vars(memory)):
+            active, here, wrong = found["active"], oracle.rows(found["active"]), found["misclassified"]
+            target = targets[active] if targets is not None else None
+            losses = partial(objective, loss, labels=labels[active], targets=target)
+            gradients, values, logits = here.gradient(memory.current, here.noise(eot), losses)
+            memory.note(gradients, values.mean(0), first=step == 0)
+            found["best"][active] = memory.best
+            if not oracle.stochastic:
+                wrong[active] |= here.misclassified(memory.current, logits, labels[active], target)
+            if stop and wrong[active].any():
+                remaining = ~wrong[active]
+                active, gradients = active[remaining], gradients[remaining]
+                memory.keep(remaining)
+                if len(active) == 0:
+                    break
+            if step in periods:
+                before = max((period for period in periods if period < step), default=0)
+                stuck = memory.look(step - before, rho)
+                memory.current[stuck], gradients[stuck] = memory.best[stuck], memory.best_gradient[stuck]
+            memory.move(gradients, images[active], norm, eps, ALPHA if step else 1.0)
+            last = torch.where(per_image(wrong[active], memory.current), found["last"][active], memory.current)
+            found["last"][active], found["active"] = last, active
+        return [found["best"], found["last"]]
+
     found: list[Tensor] = []
     for _ in range(restarts):
         start = uniform_in_ball(images, norm, eps, oracle.generators)
-        found += _descend(oracle, images, start, labels, targets, norm, eps, steps, eot, loss, rho, stop)
+        found += descend(start)
     return oracle.choose(found, labels, targets)
-
-
-def apgd_cost(*, steps: int = 100, restarts: int = 1, eot: int = 5, **_: object) -> Cost:
-    """A pass each way for every step, draw and restart, each of which yields two results."""
-    return Cost(steps * restarts * eot, steps * restarts * eot, choices=2 * restarts)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -72,7 +90,7 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass
 class _Memory:
-    """What a run remembers of each of the b images that still stand; `keep` drops some of them."""
+    """What a run remembers of each of the b images under attack; `keep` drops the others."""
 
     current: Tensor  # x_k, (b, C, H, W)
     previous: Tensor  # x_{k-1}
@@ -87,20 +105,11 @@ class _Memory:
 
     @classmethod
     def at(cls, start: Tensor, step_size: float) -> _Memory:
-        worst = torch.full((len(start),), torch.inf, device=start.device)
-        zero = torch.zeros_like(start)
+        worst, zero = start.new_full((len(start),), torch.inf), start.new_zeros(len(start))
         return cls(
-            current=start.clone(),
-            previous=start.clone(),
-            best=start.clone(),
-            best_gradient=zero,
-            best_loss=worst,
-            last_loss=worst.clone(),
-            step_size=torch.full_like(worst, step_size),
-            improvements=torch.zeros_like(worst),
-            halved=torch.zeros_like(worst, dtype=torch.bool),
-            best_then=worst.clone(),
-        )
+            start.clone(), start.clone(), start.clone(), torch.zeros_like(start), worst, worst.clone(),
+            zero + step_size, zero, zero.bool(), worst.clone(),
+        )  # fmt: skip
 
     def keep(self, rows: Tensor) -> None:
         for name, values in vars(self).items():
@@ -130,56 +139,3 @@ class _Memory:
         target = project(self.current - length * steepest(gradients, norm), originals, norm, eps)
         moved = self.current + alpha * (target - self.current) + (1 - alpha) * (self.current - self.previous)
         self.previous, self.current = self.current, project(moved, originals, norm, eps)
-
-
-@dataclass
-class _Found:
-    """What a run has found so far, of all B images."""
-
-    best: Tensor  # the iterates of lowest loss (B, C, H, W)
-    last: Tensor  # the last iterates, or those that images fell to
-    fallen: Tensor  # (B,)
-    active: Tensor  # positions of the images that stand, (b,)
-
-
-def _descend(
-    oracle: Oracle,
-    images: Tensor,
-    start: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    norm: Norm,
-    eps: float,
-    steps: int,
-    eot: int,
-    loss: str,
-    rho: float,
-    stop: bool,
-) -> list[Tensor]:
-    """One run from one start: the iterates of lowest loss, and the last ones (or those that images fell to)."""
-    everyone = torch.arange(len(images), device=images.device)
-    found = _Found(start.clone(), start.clone(), torch.zeros_like(everyone, dtype=torch.bool), everyone)
-    memory, periods = _Memory.at(start, 2 * eps), checkpoints(steps)
-    for step in oracle.resumable(range(steps), vars(found), vars(memory)):
-        active, here = found.active, oracle.rows(found.active)
-        target = targets[active] if targets is not None else None
-        losses = partial(objective, loss, labels=labels[active], targets=target)
-        gradients, values, logits = here.gradient(memory.current, here.noise(eot), losses)
-        memory.note(gradients, values.mean(0), first=step == 0)
-        found.best[active] = memory.best
-        if not oracle.stochastic:
-            found.fallen[active] |= here.fallen(memory.current, logits, labels[active], target)
-        standing = ~(found.fallen[active] & stop)
-        if not standing.all():
-            active, gradients = active[standing], gradients[standing]
-            memory.keep(standing)
-            if len(active) == 0:
-                break
-        if step in periods:
-            before = max((period for period in periods if period < step), default=0)
-            stuck = memory.look(step - before, rho)
-            memory.current[stuck], gradients[stuck] = memory.best[stuck], memory.best_gradient[stuck]
-        memory.move(gradients, images[active], norm, eps, ALPHA if step else 1.0)
-        last = torch.where(per_image(found.fallen[active], memory.current), found.last[active], memory.current)
-        found.last[active], found.active = last, active
-    return [found.best, found.last]

@@ -9,24 +9,17 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.norms import Norm
 from robustbench_lpm.randomness import isolated_globals
 
 
+# Beside its gradients ART predicts twice for every restart.
+@Declaration(cost=lambda steps, restarts, eot: Cost((steps + 2) * restarts * eot, steps * restarts * eot))
 def art_pgd(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    steps: PositiveInt = 40,
-    step_size: PositiveFloat | None = None,
-    restarts: PositiveInt = 1,
-    eot: PositiveInt = 1,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    steps: PositiveInt = 40, step_size: PositiveFloat | None = None, restarts: PositiveInt = 1, eot: PositiveInt = 1,
+) -> Tensor:  # fmt: skip
     """ART's projected gradient descent (cross-entropy, random start); parameters as in `pgd`.
 
     eot: draws of noise over whose mean probabilities a stochastic classifier's cross-entropy is taken.
@@ -39,32 +32,17 @@ def art_pgd(
 
         logging.getLogger("art").setLevel(logging.ERROR)
         classifier = PyTorchClassifier(
-            model=oracle.view(eot),
-            loss=nn.CrossEntropyLoss(),
-            input_shape=tuple(images.shape[1:]),
-            nb_classes=oracle.classes,
-            clip_values=(0.0, 1.0),
-            device_type="gpu" if images.is_cuda else "cpu",
-        )
+            model=oracle.view(eot), loss=nn.CrossEntropyLoss(), input_shape=tuple(images.shape[1:]),
+            nb_classes=oracle.classes, clip_values=(0.0, 1.0), device_type="gpu" if images.is_cuda else "cpu",
+        )  # fmt: skip
         attack = ProjectedGradientDescentPyTorch(
-            classifier,
-            norm=np.inf if norm == "linf" else 2,
-            eps=eps,
-            eps_step=2.5 * eps / steps if step_size is None else step_size,
-            max_iter=steps,
-            targeted=targets is not None,
-            num_random_init=restarts,
-            batch_size=len(images),
-            verbose=False,
-        )
+            classifier, norm=np.inf if norm == "linf" else 2, eps=eps, max_iter=steps, targeted=targets is not None,
+            eps_step=2.5 * eps / steps if step_size is None else step_size, num_random_init=restarts,
+            batch_size=len(images), verbose=False,
+        )  # fmt: skip
         aim = labels if targets is None else targets
         found = attack.generate(x=images.cpu().numpy(), y=aim.cpu().numpy())
     return torch.from_numpy(found).to(images)
-
-
-def art_pgd_cost(*, steps: int = 40, restarts: int = 1, eot: int = 1, **_: object) -> Cost:
-    """A pass each way for every step and draw, and two predictions of ART's own for every restart."""
-    return Cost((steps + 2) * restarts * eot, steps * restarts * eot)
 
 
 def seed_of(oracle: Oracle) -> int:

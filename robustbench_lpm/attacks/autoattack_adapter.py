@@ -2,8 +2,8 @@
 
 Its own driver is biased against stochastic classifiers: every stage skips what a single pass got wrong, keeps the first
 lucky flip, and returns the clean image where one more pass was right. Here its stages attack every image, each yields a
-candidate for each, and the strongest is chosen on selection noise. The one shortcut left is exact: an image that has
-fallen, to a deterministic classifier, does not go to the next stage. A stage that fails (Square, on images that are not
+candidate for each, and the strongest is chosen on selection noise. The one shortcut left is exact: an image that a
+deterministic classifier misclassifies does not go to the next stage. A stage that fails (Square, on images that are not
 square) is left out with a note, and the others count.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from robustbench_lpm.allocator import out_of_memory
 from robustbench_lpm.attacks.art_adapter import seed_of
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import succeeded
 from robustbench_lpm.errors import LpmbenchError, in_one_line
 from robustbench_lpm.norms import Norm, project
@@ -30,20 +31,23 @@ from robustbench_lpm.randomness import isolated_globals
 
 TARGETS = 9  # classes that the targeted stages aim at, one after the other; all others if there are fewer
 SILENT = logging.Logger("pyautoattack", logging.CRITICAL + 1)
-# Its name, and from a module, images and labels to candidates; the last is the one to go on with.
+# Its name, and from a module, images and labels to candidates; the next stage starts from the last one.
 Stage = tuple[str, Callable[[nn.Module, Tensor, Tensor], list[Tensor]]]
 
 
+def _standard_cost(steps: int, queries: int) -> Cost:
+    """With nine targets; APGD looks at its start too, a target costs a look, and so does what each stage found."""
+    apgd = Cost(steps + 1, steps + 1)
+    forwards = apgd.forwards + TARGETS * (1 + apgd.forwards) + TARGETS * (1 + 2 * steps) + (queries + 1)
+    looks = 2 + 2 * TARGETS
+    return Cost(forwards + looks, apgd.backwards * (1 + TARGETS) + TARGETS * steps, choices=3 + 3 * TARGETS)
+
+
+@Declaration(cost=_standard_cost)
 def autoattack_standard(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    steps: PositiveInt = 100,
-    queries: PositiveInt = 5000,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float,
+    steps: PositiveInt = 100, queries: PositiveInt = 5000,
+) -> Tensor:  # fmt: skip
     """The standard version: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square.
 
     The targeted stages aim at the 9 likeliest other classes, or at all K - 1. With three classes or fewer the targeted
@@ -53,34 +57,28 @@ def autoattack_standard(
         images: (B, C, H, W) in [0, 1]. labels: (B,).
         steps: of APGD and FAB. queries: of Square.
     """
-    stages = [_apgd("ce", norm, eps, steps)]
+    options: dict[str, Any] = {"norm": _name(norm), "eps": eps}
     ranks = range(min(TARGETS, oracle.classes - 1))
+    stages: list[Stage] = [("APGD on ce", partial(_apgd, loss="ce", n_iter=steps, **options))]
     if oracle.classes > 3:
-        stages += [_targeted_apgd(rank, norm, eps, steps) for rank in ranks]
-    stages += [_targeted_fab(rank, norm, eps, steps) for rank in ranks]
+        stages += [("targeted APGD", partial(_apgd, rank=rank, n_iter=steps, **options)) for rank in ranks]
+    stages += [("targeted FAB", partial(_fab, rank=rank, n_iter=steps, **options)) for rank in ranks]
     if norm == "linf" or min(images.shape[-2:]) >= 5:
-        stages.append(_square(norm, eps, queries))
+        stages.append(("Square", partial(_square, n_queries=queries, **options)))
     return _strongest(oracle, images, labels, stages, norm, eps)
 
 
-def autoattack_standard_cost(*, steps: int = 100, queries: int = 5000, **_: object) -> Cost:
-    """With nine targets; APGD looks at its start too, a target costs a look, and so does what each stage found."""
-    apgd = Cost(steps + 1, steps + 1)
-    forwards = apgd.forwards + TARGETS * (1 + apgd.forwards) + TARGETS * (1 + 2 * steps) + (queries + 1)
-    looks = 2 + 2 * TARGETS
-    return Cost(forwards + looks, apgd.backwards * (1 + TARGETS) + TARGETS * steps, choices=3 + 3 * TARGETS)
+def _rand_cost(steps: int, eot: int, stochastic: bool) -> Cost:
+    """Two runs, each of which looks at its start too; a look at what a stage found, if the classifier has no noise."""
+    passes = 2 * (steps + 1) * eot
+    return Cost(passes + (0 if stochastic else 2), passes, choices=4)
 
 
+@Declaration(cost=_rand_cost)
 def autoattack_rand(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    steps: PositiveInt = 100,
-    eot: PositiveInt = 20,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float,
+    steps: PositiveInt = 100, eot: PositiveInt = 20,
+) -> Tensor:  # fmt: skip
     """The version for randomised classifiers: APGD on cross-entropy and on DLR, gradients averaged over draws.
 
     With two classes the DLR does not exist and its stage is left out.
@@ -89,15 +87,11 @@ def autoattack_rand(
         images: (B, C, H, W) in [0, 1]. labels: (B,).
         eot: draws of noise over which a gradient is averaged; a deterministic classifier is asked once.
     """
-    draws = eot if oracle.stochastic else 1
+    options: dict[str, Any] = {"norm": _name(norm), "eps": eps, "n_iter": steps}
+    options["eot_iter"] = eot if oracle.stochastic else 1
     losses = ["ce", "dlr"] if oracle.classes > 2 else ["ce"]
-    return _strongest(oracle, images, labels, [_apgd(loss, norm, eps, steps, draws) for loss in losses], norm, eps)
-
-
-def autoattack_rand_cost(*, steps: int = 100, eot: int = 20, stochastic: bool = False, **_: object) -> Cost:
-    """Two runs, each of which looks at its start too; a look at what a stage found, if the classifier has no noise."""
-    passes = 2 * (steps + 1) * eot
-    return Cost(passes + (0 if stochastic else 2), passes, choices=4)
+    stages: list[Stage] = [(f"APGD on {loss}", partial(_apgd, loss=loss, **options)) for loss in losses]
+    return _strongest(oracle, images, labels, stages, norm, eps)
 
 
 @torch.no_grad()  # the stages switch gradients on where they take them
@@ -128,8 +122,8 @@ def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stag
                 latest[active[usable]] = project(candidate[usable], originals[usable], norm, eps)
                 found.append(latest.clone())
             if not oracle.stochastic:
-                standing = ~succeeded(here(latest[active], here.noise()), labels[active])[0]
-                active, here = active[standing], here.rows(standing)
+                remaining = ~succeeded(here(latest[active], here.noise()), labels[active])[0]
+                active, here = active[remaining], here.rows(remaining)
                 if len(active) == 0:
                     break
     if failure is not None and not found:
@@ -137,38 +131,34 @@ def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stag
     return oracle.choose(found, labels)
 
 
-def _apgd(loss: str, norm: Norm, eps: float, steps: int, draws: int = 1) -> Stage:
-    def stage(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
-        attack = APGDAttack(model, n_iter=steps, norm=_name(norm), eps=eps, loss=loss, eot_iter=draws, logger=SILENT)
-        return _run_apgd(attack, images, labels)
-
-    return f"APGD on {loss}", stage
-
-
-def _targeted_apgd(rank: int, norm: Norm, eps: float, steps: int) -> Stage:
-    def stage(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
-        attack = APGDAttack_targeted(model, n_iter=steps, norm=_name(norm), eps=eps, logger=SILENT)
+def _apgd(model: nn.Module, images: Tensor, labels: Tensor, *, rank: int | None = None, **options: Any) -> list[Tensor]:
+    """The iterates that flipped, those of highest loss in place of the others; and all of highest loss."""
+    if rank is None:
+        attack = APGDAttack(model, logger=SILENT, **options)
+    else:
+        attack = APGDAttack_targeted(model, logger=SILENT, **options)
         attack.y_target = _rivals(model(images), labels)[:, rank + 1]
-        return _run_apgd(attack, images, labels)
-
-    return "targeted APGD", stage
-
-
-def _run_apgd(attack: Any, images: Tensor, labels: Tensor) -> list[Tensor]:
-    """The iterates that flipped, those of highest loss standing in for the others; and all of highest loss."""
     attack.init_hyperparam(images)
     best, right, _, flipped = attack.attack_single_run(images, labels)
     right = right.bool().reshape(-1, *[1] * (images.dim() - 1))
     return [best, torch.where(right, best, flipped)]
 
 
-def _targeted_fab(rank: int, norm: Norm, eps: float, steps: int) -> Stage:
-    def stage(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
-        attack = _EveryImage(model, labels, norm=_name(norm), n_iter=steps, eps=eps, device=images.device)
-        attack.target_class = rank + 2  # counted from the largest logit, the label's, which is 1
-        return [attack.attack_single_run(images, labels, is_targeted=True)]
+def _rivals(logits: Tensor, labels: Tensor) -> Tensor:
+    """The classes of each image by falling logits (B, K), the label first."""
+    return logits.scatter(1, labels[:, None], torch.inf).argsort(1, descending=True)
 
-    return "targeted FAB", stage
+
+def _fab(model: nn.Module, images: Tensor, labels: Tensor, *, rank: int, **options: Any) -> list[Tensor]:
+    attack = _EveryImage(model, labels, device=images.device, **options)
+    attack.target_class = rank + 2  # counted from the largest logit, the label's, which is 1
+    return [attack.attack_single_run(images, labels, is_targeted=True)]
+
+
+def _square(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) -> list[Tensor]:
+    attack = SquareAttack(model, resc_schedule=False, **options)
+    attack.init_hyperparam(images)
+    return [attack.attack_single_run(images, labels)[1]]
 
 
 class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no types
@@ -205,7 +195,7 @@ class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no typ
         self, imgs: Tensor, la: Tensor, la_target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The lead of the target over the label, (B, 1), and its gradient (B, 1, C, H, W)."""
-        if not torch.equal(imgs, self._iterate):  # an iterate that fooled the model was drawn back towards its image
+        if not torch.equal(imgs, self._iterate):  # a misclassified iterate was drawn back towards its image
             self._labels_of(imgs)
         rows = torch.arange(len(imgs), device=imgs.device)
         with torch.enable_grad():
@@ -213,20 +203,6 @@ class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no typ
             (gradients,) = torch.autograd.grad(lead.sum(), self._iterate)
         self._iterate = self._iterate.new_empty(0)
         return lead.detach()[:, None], gradients[:, None]
-
-
-def _square(norm: Norm, eps: float, queries: int) -> Stage:
-    def stage(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
-        attack = SquareAttack(model, norm=_name(norm), n_queries=queries, eps=eps, resc_schedule=False)
-        attack.init_hyperparam(images)
-        return [attack.attack_single_run(images, labels)[1]]
-
-    return "Square", stage
-
-
-def _rivals(logits: Tensor, labels: Tensor) -> Tensor:
-    """The classes of each image by falling logits (B, K), the label first."""
-    return logits.scatter(1, labels[:, None], torch.inf).argsort(1, descending=True)
 
 
 def _name(norm: Norm) -> str:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.art_adapter import seed_of
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.norms import Norm
 from robustbench_lpm.randomness import isolated_globals
 
 
+@Declaration(cost=lambda steps, eot: Cost(steps * eot, steps * eot))
 def cleverhans_pgd(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    steps: PositiveInt = 40,
-    step_size: PositiveFloat | None = None,
-    eot: PositiveInt = 1,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    steps: PositiveInt = 40, step_size: PositiveFloat | None = None, eot: PositiveInt = 1,
+) -> Tensor:  # fmt: skip
     """cleverhans' projected gradient descent (cross-entropy, random start); parameters as in `pgd`.
 
     eot: draws of noise over whose mean probabilities a stochastic classifier's cross-entropy is taken.
@@ -33,41 +28,20 @@ def cleverhans_pgd(
 
     if eps == 0:
         return images.clone()
+    length = min(eps, 2.5 * eps / steps if step_size is None else step_size)  # it refuses steps longer than eps
     with isolated_globals(seed_of(oracle)):
         return projected_gradient_descent(
-            oracle.view(eot),
-            images,
-            eps,
-            min(eps, 2.5 * eps / steps if step_size is None else step_size),  # it refuses steps longer than eps
-            steps,
-            _order(norm),
-            clip_min=0.0,
-            clip_max=1.0,
-            y=labels if targets is None else targets,
-            targeted=targets is not None,
-            rand_init=True,
-            sanity_checks=False,
+            oracle.view(eot), images, eps, length, steps, rand_init=True, **_options(norm, labels, targets)
         ).detach()
 
 
-def cleverhans_pgd_cost(*, steps: int = 40, eot: int = 1, **_: object) -> Cost:
-    """A pass each way for every step and draw."""
-    return Cost(steps * eot, steps * eot)
-
-
+# Two queries for each of its samples, and one look at the iterate.
+@Declaration(cost=lambda iterations, pairs: Cost(iterations * (2 * pairs + 1)))
 def cleverhans_spsa(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    iterations: PositiveInt = 40,
-    pairs: PositiveInt = 64,
-    delta: PositiveFloat = 0.01,
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    iterations: PositiveInt = 40, pairs: PositiveInt = 64, delta: PositiveFloat = 0.01,
     learning_rate: PositiveFloat = 0.01,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """cleverhans' SPSA as it stands, for comparison only: it evaluates 2x ± delta and forgets what it has found.
 
     `pairs` is its `spsa_samples`: twice as many queries a step. It works on one image at a time.
@@ -77,31 +51,17 @@ def cleverhans_spsa(
     found = []
     for row in range(len(images)):
         alone = oracle.rows(torch.tensor([row], device=images.device))
-        label = labels[row : row + 1] if targets is None else targets[row : row + 1]
+        part = slice(row, row + 1)
+        options = _options(norm, labels[part], targets[part] if targets is not None else None)
+        options |= {"learning_rate": learning_rate, "delta": delta, "spsa_samples": pairs}
         with isolated_globals(seed_of(alone)):
-            adversarial = spsa(
-                alone.view(),
-                images[row : row + 1],
-                eps,
-                iterations,
-                _order(norm),
-                clip_min=0.0,
-                clip_max=1.0,
-                y=label,
-                targeted=targets is not None,
-                learning_rate=learning_rate,
-                delta=delta,
-                spsa_samples=pairs,
-                sanity_checks=False,
-            )
-        found.append(adversarial.detach())
+            found.append(spsa(alone.view(), images[part], eps, nb_iter=iterations, **options).detach())
     return torch.cat(found)
 
 
-def cleverhans_spsa_cost(*, iterations: int = 40, pairs: int = 64, **_: object) -> Cost:
-    """Two queries for each of its samples, and one look at the iterate."""
-    return Cost(iterations * (2 * pairs + 1))
-
-
-def _order(norm: Norm) -> float:
-    return np.inf if norm == "linf" else 2
+def _options(norm: Norm, labels: Tensor, targets: Tensor | None) -> dict[str, Any]:
+    """What its attacks call their common arguments."""
+    return {
+        "norm": np.inf if norm == "linf" else 2, "clip_min": 0.0, "clip_max": 1.0, "sanity_checks": False,
+        "y": labels if targets is None else targets, "targeted": targets is not None,
+    }  # fmt: skip

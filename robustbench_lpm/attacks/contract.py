@@ -1,7 +1,8 @@
-"""What an attack may ask of the classifier that it attacks."""
+"""What an attack may ask of the classifier that it attacks, and what it declares beside its function."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -9,7 +10,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from robustbench_lpm.errors import unknown
+
 Step = TypeVar("Step")
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,38 @@ class Cost:
     forwards: int
     backwards: int = 0
     choices: int = 1
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What a run must know of an attack beside its function, which it decorates and leaves as it is.
+
+    cost: the most passes for one image, from any of the attack's parameters and `stochastic`, by their names; None:
+        not known. For a deterministic classifier, which is asked once, every parameter named in `draws` is 1 there.
+    steps, draws, restarts: what the attack calls its parameters that say how long it works, over how many draws of
+        noise it averages or votes, and from how many starts; names of other parameters do no harm.
+
+    Raises LpmbenchError where the cost asks for a parameter that the function does not have.
+    """
+
+    cost: Callable[..., Cost] | None = None
+    steps: tuple[str, ...] = ("steps", "iterations", "queries")
+    draws: tuple[str, ...] = ("eot", "draws", "votes")
+    restarts: tuple[str, ...] = ("restarts", "tries")
+
+    def __call__(self, function: Function) -> Function:
+        known = {*inspect.signature(function).parameters, "stochastic"}
+        for name, wanted in inspect.signature(self.cost).parameters.items() if self.cost else ():
+            if wanted.kind is not wanted.VAR_KEYWORD and name not in known:
+                raise unknown(f"parameter in the cost of {function.__qualname__}:", name, known)
+        vars(function)["declaration"] = self
+        return function
+
+
+def declared(function: Callable[..., Tensor]) -> Declaration:
+    """The declaration of an attack function; of one without, that its cost is not known."""
+    found = getattr(function, "declaration", None)
+    return found if isinstance(found, Declaration) else Declaration()
 
 
 class Oracle(Protocol):
@@ -61,8 +97,7 @@ class Oracle(Protocol):
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Fresh attack noise. With paired=True, 2·draws of which draw i and draw i + draws are the same.
 
-        The draws of a deterministic classifier would all be alike: it gets one, and logits are (1, B, K); two if
-        paired. That one serves for any number of versions of the images, (n, B, C, H, W), too.
+        A deterministic classifier gets one draw (two if paired), also for many versions (n, B, C, H, W) of the images.
         """
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
@@ -76,58 +111,47 @@ class Oracle(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient (B, C, H, W) of the expected loss at images (B, C, H, W), averaged over the draws of noise.
 
-        losses turns logits (draws, B, K) into losses (draws, B). Also returns those losses and logits, detached. How
-        the gradient passes a glimpsing network's fixations is the oracle's affair (its gradient mode), and so is the
-        precision: what the logits say of success is for `fallen` to confirm.
+        losses turns logits (draws, B, K) into losses (draws, B). Also returns those losses and logits, detached. The
+        run chooses the precision (`misclassified` is exact) and how the gradient passes fixations (its gradient mode).
         """
 
-    def fallen(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Which images (B, C, H, W) fool a deterministic classifier, (B,), by logits (1, B, K) that `gradient` gave.
+    def misclassified(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Which images (B, C, H, W) a deterministic classifier misclassifies, (B,), by logits (1, B, K) of `gradient`.
 
-        Where those are of reduced precision, the classifier itself is asked again about images that seem to fool it.
+        Where those are of reduced precision, the classifier itself is asked again about images that seem to be.
         """
 
     def gaze(self, images: Tensor, noise: Draws) -> Tensor:
         """Where a glimpsing classifier wants to look after each glimpse, (draws, B, T, 2) as (x, y) in [-1, 1].
 
-        Differentiable in the images; averaged over runs for a Monte-Carlo average. Raises LpmbenchError for a
-        classifier that does not glimpse.
+        Differentiable in the images; of a Monte-Carlo average the mean. Raises LpmbenchError for other classifiers.
         """
 
     def gaze_gradient(self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]) -> Tensor:
-        """The gradient (B, C, H, W) of an expected loss of the gaze, averaged over the draws of noise.
-
-        losses turns what `gaze` gives, (draws, B, T, 2), into losses (draws, B). How the gradient passes the fixations
-        is the oracle's affair, as in `gradient`.
-        """
+        """The same as `gradient` for losses (draws, B) of what `gaze` gives; the gradient alone, (B, C, H, W)."""
 
     def rows(self, keep: Tensor) -> Oracle:
         """The oracle of some of the images: keep is a tensor of positions, or a mask (B,)."""
 
     def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
-        """The steps of a long loop, which goes on in its middle when a run was interrupted; optional for an attack.
+        """The steps of a long loop; a run that was interrupted goes on at its last checkpoint. Optional for an attack.
 
-        The states hold, by name, every tensor that one step hands to the next, those of a loop around it that it moves
-        included; `vars` of a dataclass of tensors is such a state. They are written down now and then at the beginning
-        of a step, with the generators and the cost so far. A run that goes on finds them set to that, and is given the
-        steps from there on. All else that a step needs must follow from the states, the step and the attack's
-        arguments, and the loop may ask this oracle and its `rows` alone. Such loops may stand inside one another and
-        come one after the other.
+        The states hold, by name, every tensor that one step hands to the next, also those of a loop around it; `vars`
+        of a dataclass of tensors is such a state. A run that goes on finds them as they were at the beginning of a
+        step, and is given the steps from there on. All else must follow from the states, the step and the attack's
+        arguments, and the loop may ask this oracle and its `rows` alone. Loops may be nested, or follow one another.
         """
 
     def note(self, subject: str, reason: str) -> None:
-        """Tell the reader of the record something, such as ("AutoAttack's Square is left out", "it failed").
-
-        It stands there once, with the first reason, however many batches have one.
-        """
+        """Put a note into the record, such as ("AutoAttack's Square is left out", "it failed"): once for a subject."""
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest of the candidates (each (B, C, H, W)), judged on noise kept for selection."""
 
     def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
-        """A module from images to logits for code that knows no noise: it draws fresh attack noise at every call.
+        """A module from images to logits for other libraries: it draws fresh attack noise at every call.
 
-        It takes the whole batch in its order, or any number of versions of some of its images: each is recognised by
-        the original that it is nearest to. With several draws it answers with the logarithm of their mean
-        probabilities (for a deterministic classifier one is drawn). Not exact, it answers like `probe`.
+        It takes the whole batch in its order, or any number of versions of some of its images, each of which is
+        recognised by the nearest original. The answer to several draws is the logarithm of their mean probabilities.
+        Not exact, it answers like `probe`.
         """

@@ -6,23 +6,15 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
 
 
+@Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, restarts))
 def gaze(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    steps: PositiveInt = 20,
-    step_size: PositiveFloat | None = None,
-    restarts: PositiveInt = 1,
-    eot: PositiveInt = 5,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    steps: PositiveInt = 20, step_size: PositiveFloat | None = None, restarts: PositiveInt = 1, eot: PositiveInt = 5,
+) -> Tensor:  # fmt: skip
     """Maximise the distance of the fixation means mu_t from the object's centre c: the mean of ||mu_t - c||², by PGD.
 
     The mean is taken over glimpses and over draws of noise. Labels serve only to choose among restarts.
@@ -51,11 +43,6 @@ def gaze(
     return oracle.choose(found, labels, targets)
 
 
-def gaze_cost(*, steps: int = 20, restarts: int = 1, eot: int = 5, **_: object) -> Cost:
-    """A pass each way for every step, draw and restart."""
-    return Cost(steps * restarts * eot, steps * restarts * eot, choices=restarts)
-
-
 def centre_of(images: Tensor) -> Tensor:
     """The centre of the object in each image, (B, 2) as (x, y) in [-1, 1], x right and y down.
 
@@ -65,11 +52,8 @@ def centre_of(images: Tensor) -> Tensor:
     background = images.flatten(2).median(2).values[..., None, None]
     weights = (images - background).abs().mean(1)
     total = weights.sum((1, 2)).clamp_min(torch.finfo(images.dtype).tiny)
-    x = (weights.sum(1) * _places(images.shape[-1]).to(images)).sum(1) / total
-    y = (weights.sum(2) * _places(images.shape[-2]).to(images)).sum(1) / total
+    # The middles of the pixels of a row and of a column, between -1 and 1.
+    across, down = ((2 * torch.arange(pixels) + 1) / pixels - 1 for pixels in (images.shape[-1], images.shape[-2]))
+    x = (weights.sum(1) * across.to(images)).sum(1) / total
+    y = (weights.sum(2) * down.to(images)).sum(1) / total
     return torch.stack([x, y], dim=1)
-
-
-def _places(pixels: int) -> Tensor:
-    """The middles of so many pixels between -1 and 1."""
-    return (2 * torch.arange(pixels) + 1) / pixels - 1

@@ -16,14 +16,10 @@ RULED_OUT = 100.0  # logits below the lowest of those that are numbers
 TINY = 1e-12  # the denominator of a ratio of logits that are all alike
 
 
-class TooFewClasses(LpmbenchError, ValueError):
-    """A loss that compares more classes than the model has."""
-
-
 def objective(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """The attacker's loss (N, B), lower is better for the attack, of logits (N, B, K) and labels (B,).
 
-    Raises ValueError for a loss that does not exist, and TooFewClasses for "dlr" (a ValueError too).
+    Raises ValueError for a loss that does not exist, and LpmbenchError for "dlr" of too few classes.
     """
     logits = finite(logits)
     if loss == "margin":
@@ -62,7 +58,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
     """(z_y - max_{j != y} z_j) / (z_1st - z_3rd), (N, B): less the DLR loss of Croce and Hein 2020, equation 6.
 
-    Invariant to shifts and scalings of the logits. Raises TooFewClasses with fewer than 3 classes.
+    Invariant to shifts and scalings of the logits. Raises LpmbenchError with fewer than 3 classes.
     """
     ranked = _ranked(logits, 3)
     return margin(logits, labels) / (ranked[..., 0] - ranked[..., 2]).clamp_min(TINY)
@@ -71,7 +67,7 @@ def logits_ratio(logits: Tensor, labels: Tensor) -> Tensor:
 def targeted_logits_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """(z_y - z_t) / (z_1st - (z_3rd + z_4th) / 2), (N, B): less the targeted DLR loss of Croce and Hein 2020, eq. 7.
 
-    Raises TooFewClasses with fewer than 4 classes.
+    Raises LpmbenchError with fewer than 4 classes.
     """
     ranked = _ranked(logits, 4)
     lead = _logits_of(logits, labels) - _logits_of(logits, targets)
@@ -82,7 +78,7 @@ def _ranked(logits: Tensor, needed: int) -> Tensor:
     """The largest logits (N, B, needed), falling."""
     if logits.shape[-1] < needed:
         aimed = " with a target" if needed == 4 else ""
-        raise TooFewClasses(f"The loss 'dlr'{aimed} needs {needed} classes or more; the model has {logits.shape[-1]}.")
+        raise LpmbenchError(f"The loss 'dlr'{aimed} needs {needed} classes or more; the model has {logits.shape[-1]}.")
     return logits.topk(needed).values
 
 

@@ -5,25 +5,15 @@ from __future__ import annotations
 from pydantic import PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.norms import Norm, uniform_in_ball
 
 
+@Declaration(cost=lambda tries: Cost(0, choices=tries))
 def noise(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
     tries: PositiveInt = 1,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """A point drawn uniformly from the ball around each image; of several tries the strongest, on selection noise."""
     candidates = [uniform_in_ball(images, norm, eps, oracle.generators) for _ in range(tries)]
     return oracle.choose(candidates, labels, targets)
-
-
-def noise_cost(*, tries: int = 1, **_: object) -> Cost:
-    """Nothing is asked of the classifier but for the choice among several tries."""
-    return Cost(0, choices=tries)

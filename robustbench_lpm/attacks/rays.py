@@ -8,35 +8,28 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import succeeded
 from robustbench_lpm.norms import Norm, per_image
 
 
+@Declaration(cost=lambda queries, votes: Cost(queries * votes))
 @torch.no_grad()
 def rays(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    queries: PositiveInt = 1000,
-    votes: PositiveInt = 5,
-    tolerance: PositiveFloat = 1e-3,
-) -> Tensor:
-    """Find, among the directions of signs, the one along which an image falls nearest (algorithms 1 to 3).
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    queries: PositiveInt = 1000, votes: PositiveInt = 5, tolerance: PositiveFloat = 1e-3,
+) -> Tensor:  # fmt: skip
+    """Find the direction of signs along which an adversarial example is nearest (algorithms 1 to 3).
 
     Halves, quarters, ... of the direction are flipped in turn. A flip is tried at the best radius so far, one decision,
-    and only if that fools the classifier its own radius is bisected. Until some direction fools it at all, random ones
+    and only if that is misclassified its own radius is bisected. Until any direction succeeds, random ones
     are tried after the first, at the radius that spans the box.
 
-    A stochastic classifier's decision is a vote: a point counts as adversarial when it fools every one of some draws. A
-    majority will not do: an image that most draws take for something else as it is would have a radius of zero, and
-    nothing to search by. The same draws vote on all points (common random numbers): the search takes a radius for
-    good, so fresh draws would let one lucky vote make it smaller than it is, and nothing would count as adversarial
-    there ever after. With a deterministic classifier (asked once) an image is left alone once its radius is within eps.
+    A stochastic classifier's decision is a vote: a point is adversarial when every one of some draws misclassifies it.
+    With a majority an image that most draws misclassify as it is would have a radius of zero, and nothing to search
+    by. The same draws vote on all points (common random numbers): with fresh ones a single lucky vote would make a
+    radius smaller than it is, for good. A deterministic classifier is asked once, and an image is left alone once its
+    radius is within eps.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
@@ -45,8 +38,8 @@ def rays(
         tolerance: radii are bisected to this precision, in units of pixel values.
 
     Returns:
-        The point at a distance of eps along the best direction (nearer where a deterministic classifier is known to
-        fall before), clipped to the box.
+        The point at a distance of eps along the best direction (nearer where a deterministic classifier is known
+        to misclassify it before), clipped to the box.
     """
     scale = 1.0 if norm == "linf" else images[0].numel() ** -0.5  # signs times this have norm 1
     search, noise = _Search.of(images, 1 / scale), oracle.noise(votes)
@@ -61,50 +54,33 @@ def rays(
         directions = state.proposals([oracle.generators[row] for row in active.tolist()])
         lengths = per_image(state.asked_at() * scale, images)
         points = (images[active] + lengths * directions.reshape(-1, *images.shape[1:])).clamp(0, 1)
-        fooled = _decide(here, points, labels[active], targets[active] if targets is not None else None, noise)
-        state.learn(directions, fooled, tolerance / scale)
+        target = targets[active] if targets is not None else None
+        succeeds = succeeded(here(points, noise), labels[active], target).all(0)
+        state.learn(directions, succeeds, tolerance / scale)
         search.put(active, state)
     radius = torch.full_like(search.radius, eps) if oracle.stochastic else search.radius.clamp(max=eps)
     best = search.best.reshape(images.shape)
     return (images + per_image(radius * scale, images) * best).clamp(0, 1)
 
 
-def rays_cost(*, queries: int = 1000, votes: int = 5, **_: object) -> Cost:
-    """Every decision on every vote; a deterministic classifier is asked once for each decision."""
-    return Cost(queries * votes)
-
-
-def _decide(oracle: Oracle, points: Tensor, labels: Tensor, targets: Tensor | None, noise: Draws) -> Tensor:
-    """Whether all draws are fooled, (b,)."""
-    return succeeded(oracle(points, noise), labels, targets).all(0)
-
-
 @dataclass
 class _Search:
-    """Where the search of each image stands. Radii are in the norm."""
+    """The state of the search of each image. Radii are in the norm."""
 
     best: Tensor  # the best direction so far, signs (b, n)
-    radius: Tensor  # (b,), at which it fools the classifier; infinite before any direction does
+    radius: Tensor  # (b,), at which it is misclassified; infinite before any direction is
     farthest: Tensor  # (b,), a radius that spans the box
     level: Tensor  # (b,), the direction is flipped in 2^level blocks
     block: Tensor  # (b,), the one whose turn it is; -1, none, until the first direction has its radius
     bisecting: Tensor  # (b,), whether the radius of the best direction is being bisected; else a flip is tried
-    low: Tensor  # (b,), a radius at which the direction under bisection fools nobody
+    low: Tensor  # (b,), a radius at which the direction under bisection is classified right
     fresh: Tensor  # (b,), whether nothing was tried yet
 
     @classmethod
     def of(cls, images: Tensor, farthest: float) -> _Search:
-        zeros = torch.zeros(len(images), device=images.device)
-        return cls(
-            best=torch.ones_like(images).flatten(1),
-            radius=torch.full_like(zeros, torch.inf),
-            farthest=torch.full_like(zeros, farthest),
-            level=zeros.long() + 1,
-            block=zeros.long() - 1,
-            bisecting=zeros.bool(),
-            low=zeros.clone(),
-            fresh=~zeros.bool(),
-        )
+        zeros, signs = torch.zeros(len(images), device=images.device), torch.ones_like(images).flatten(1)
+        numbers, no = zeros.long(), zeros.bool()
+        return cls(signs, zeros + torch.inf, zeros + farthest, numbers + 1, numbers - 1, no, zeros.clone(), ~no)
 
     def rows(self, keep: Tensor) -> _Search:
         return _Search(**{name: values[keep] for name, values in vars(self).items()})
@@ -129,24 +105,18 @@ class _Search:
             directions[row] = signs.to(directions)
         return directions
 
-    def learn(self, directions: Tensor, fooled: Tensor, tolerance: float) -> None:
+    def learn(self, directions: Tensor, succeeds: Tensor, tolerance: float) -> None:
         """Take in the answers (b,) to the last proposals."""
-        asked, found = self.asked_at(), fooled & ~self.bisecting
-        tried = ~self.bisecting & ~fooled & self.radius.isfinite()
+        asked, found = self.asked_at(), succeeds & ~self.bisecting
+        tried = ~self.bisecting & ~succeeds & self.radius.isfinite()
         self.best[found] = directions[found]
-        self.low = torch.where(found, 0.0, torch.where(self.bisecting & ~fooled, asked, self.low))
-        self.radius = torch.where(fooled, asked, self.radius)
+        self.low = torch.where(found, 0.0, torch.where(self.bisecting & ~succeeds, asked, self.low))
+        self.radius = torch.where(succeeds, asked, self.radius)
         finished = self.bisecting & (self.radius - self.low < tolerance)
         self.bisecting = (self.bisecting | found) & ~finished
-        self._next_block(tried | finished)
         self.fresh = torch.zeros_like(self.fresh)
-
-    def _next_block(self, done: Tensor) -> None:
-        self.block = self.block + done.long()
+        self.block = self.block + (tried | finished).long()  # the next block, the last of a level before the next level
         numbers = self.best.shape[1]
-        over = self.block * self._block_size() >= numbers
+        over = self.block * ((numbers + 2**self.level - 1) // 2**self.level) >= numbers
         self.level = torch.where(over & (2**self.level < numbers), self.level + 1, self.level)
         self.block = torch.where(over, 0, self.block)
-
-    def _block_size(self) -> Tensor:
-        return (self.best.shape[1] + 2**self.level - 1) // 2**self.level

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Draws, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Draws, Oracle
 from robustbench_lpm.attacks.losses import objective, succeeded
 from robustbench_lpm.norms import Norm, per_image, project
 
@@ -17,30 +15,15 @@ BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8
 BITS_AT_ONCE = 2**26  # signs that are drawn ahead: 8 MiB
 
 
-@dataclass
-class _Adam:
-    """What one iteration hands to the next."""
-
-    result: Tensor  # the iterates (B, C, H, W)
-    mean: Tensor  # the moments of the gradient (B, C, H, W)
-    square: Tensor
-    active: Tensor  # positions of the images that stand, (b,)
-
-
+# Both ends of every pair, and in each iteration a look at the iterate where that may end the attack.
+@Declaration(cost=lambda iterations, pairs, early_stop, stochastic: Cost(
+    iterations * (2 * pairs + (early_stop and not stochastic))
+))  # fmt: skip
 def spsa(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    iterations: PositiveInt = 40,
-    pairs: PositiveInt = 64,
-    delta: PositiveFloat = 0.01,
-    learning_rate: PositiveFloat = 0.01,
-    early_stop: bool = True,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    iterations: PositiveInt = 40, pairs: PositiveInt = 64, delta: PositiveFloat = 0.01,
+    learning_rate: PositiveFloat = 0.01, early_stop: bool = True,
+) -> Tensor:  # fmt: skip
     """Minimise the margin by Adam on gradients estimated from antithetic pairs of queries.
 
     One iteration draws `pairs` Rademacher directions v for each image and queries at x + delta v and x - delta v; both
@@ -52,38 +35,30 @@ def spsa(
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
         iterations, pairs: the budget is iterations · (2 pairs + 1) forward evaluations for each image.
         delta, learning_rate: in units of pixel values.
-        early_stop: leave an image alone once it has fallen; only with a deterministic classifier, where that is final.
+        early_stop: a misclassified image is left alone, with a deterministic classifier only: there that is final.
     """
-    everyone = torch.arange(len(images), device=images.device)
-    adam = _Adam(images.clone(), torch.zeros_like(images), torch.zeros_like(images), everyone)
-    stop = early_stop and not oracle.stochastic
-    for iteration in oracle.resumable(range(1, iterations + 1), vars(adam)):
-        active, here = adam.active, oracle.rows(adam.active)
-        if stop:
-            target = targets[active] if targets is not None else None
+    zeros, everyone = torch.zeros_like(images), torch.arange(len(images), device=images.device)
+    # The iterates and the moments of their gradients (B, C, H, W); positions of the images under attack (b,).
+    state = {"result": images.clone(), "mean": zeros, "square": zeros.clone(), "active": everyone}
+    for iteration in oracle.resumable(range(1, iterations + 1), state):
+        result, means, squares, active = state.values()
+        here = oracle.rows(active)
+        target = targets[active] if targets is not None else None
+        if early_stop and not oracle.stochastic:
             with torch.no_grad():
-                fallen = succeeded(here(adam.result[active], here.noise()), labels[active], target)[0]
-            if fallen.any():
-                active, here = active[~fallen], here.rows(~fallen)
+                remaining = ~succeeded(here(result[active], here.noise()), labels[active], target)[0]
+            active, here = active[remaining], here.rows(remaining)
+            target = target[remaining] if target is not None else None
             if len(active) == 0:
                 break
-        current, originals = adam.result[active], images[active]
-        target = targets[active] if targets is not None else None
-        gradients = estimate(here, current, labels[active], target, pairs=pairs, delta=delta)
-        mean = BETA_1 * adam.mean[active] + (1 - BETA_1) * gradients
-        square = BETA_2 * adam.square[active] + (1 - BETA_2) * _squares(gradients, norm)
+        gradients = estimate(here, result[active], labels[active], target, pairs=pairs, delta=delta)
+        mean = BETA_1 * means[active] + (1 - BETA_1) * gradients
+        square = BETA_2 * squares[active] + (1 - BETA_2) * _squares(gradients, norm)
         scale = (square / (1 - BETA_2**iteration)).sqrt() + ADAM_EPS
-        moved = current - learning_rate * (mean / (1 - BETA_1**iteration)) / scale
-        adam.mean[active], adam.square[active], adam.active = mean, square, active
-        adam.result[active] = project(moved, originals, norm, eps)
-    return adam.result
-
-
-def spsa_cost(
-    *, iterations: int = 40, pairs: int = 64, early_stop: bool = True, stochastic: bool = False, **_: object
-) -> Cost:
-    """Both ends of every pair, and in each iteration a look at the iterate where that may end the attack."""
-    return Cost(iterations * (2 * pairs + (early_stop and not stochastic)))
+        moved = result[active] - learning_rate * (mean / (1 - BETA_1**iteration)) / scale
+        means[active], squares[active], state["active"] = mean, square, active
+        result[active] = project(moved, images[active], norm, eps)
+    return state["result"]
 
 
 def _squares(gradients: Tensor, norm: Norm) -> Tensor:

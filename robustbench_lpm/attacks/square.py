@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.norms import Norm, per_image, project
 
@@ -17,31 +15,15 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 TILES = 5  # the l2 attack starts from a grid of so many tiles by so many
 
 
-@dataclass
-class _Search:
-    """What one change hands to the next."""
-
-    result: Tensor  # (B, C, H, W)
-    active: Tensor  # positions of the images that stand, (b,)
-    known: Tensor  # the margins of those, (b,); infinite with a stochastic classifier
-
-
+@Declaration(cost=lambda queries, draws: Cost(queries * draws))
 @torch.no_grad()
 def square(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    norm: Norm,
-    eps: float,
-    targets: Tensor | None = None,
-    queries: PositiveInt = 1000,
-    draws: PositiveInt = 1,
-    p_init: PositiveFloat = 0.8,
-) -> Tensor:
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    queries: PositiveInt = 1000, draws: PositiveInt = 1, p_init: PositiveFloat = 0.8,
+) -> Tensor:  # fmt: skip
     """Change a square at a random place, and keep the change if the margin falls (algorithm 1).
 
-    With a deterministic classifier a change costs one query, and an image that has fallen is left alone. With a
+    With a deterministic classifier a change costs one query, and a misclassified image is left alone. With a
     stochastic one the changed and the present image meet the same fresh noise (common random numbers), so that no lucky
     draw is kept; a change then costs two queries.
 
@@ -57,13 +39,14 @@ def square(
     known = torch.full((len(images),), torch.inf, device=images.device)
     if not oracle.stochastic:
         known = objective("margin", oracle(start, oracle.noise()), labels, targets)[0]
-    search = _Search(start, torch.arange(len(images), device=images.device), known)
-    for number in oracle.resumable(range(changes), vars(search)):
-        standing = search.known >= 0
-        active, known = search.active[standing], search.known[standing]
+    # `active` are the positions (b,) of the images under attack, `known` their margins: infinite if stochastic.
+    state = {"result": start, "active": torch.arange(len(images), device=images.device), "known": known}
+    for number in oracle.resumable(range(changes), state):
+        remaining = state["known"] >= 0
+        active, known = state["active"][remaining], state["known"][remaining]
         if len(active) == 0:
             break
-        here, present, originals = oracle.rows(active), search.result[active], images[active]
+        here, present, originals = oracle.rows(active), state["result"][active], images[active]
         target = targets[active] if targets is not None else None
         side = side_at(number, changes, p_init, images.shape[-2:], norm)
         moved = _change(present, originals, choices[number, active], side, norm, eps)
@@ -72,13 +55,9 @@ def square(
         else:
             found = objective("margin", here(moved, here.noise()), labels[active], target)[0]
             better, known = found < known, torch.minimum(found, known)
-        search.result[active[better]], search.active, search.known = moved[better], active, known
-    return search.result
-
-
-def square_cost(*, queries: int = 1000, draws: int = 1, **_: object) -> Cost:
-    """Every query on every draw; a deterministic classifier is asked once for each query."""
-    return Cost(queries * draws)
+        state["result"][active[better]] = moved[better]
+        state |= {"active": active, "known": known}
+    return state["result"]
 
 
 def side_at(number: int, changes: int, p_init: float, shape: torch.Size, norm: Norm) -> int:

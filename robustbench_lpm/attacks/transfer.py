@@ -9,25 +9,18 @@ import torch
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.norms import Norm, per_image, project, steepest
 
 
+# The passes go to the surrogates. The run knows their number, and so what the choice among them costs.
+@Declaration(cost=lambda: Cost(0))
 def transfer(
-    oracle: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    surrogates: Sequence[Oracle],
-    norm: Norm,
-    eps: float,
+    oracle: Oracle, images: Tensor, labels: Tensor, *, surrogates: Sequence[Oracle], norm: Norm, eps: float,
     targets: Tensor | None = None,
-    steps: PositiveInt = 20,
-    eot: PositiveInt = 5,
-    loss: Loss = "margin",
-    momentum: NonNegativeFloat = 1.0,
-) -> Tensor:
+    steps: PositiveInt = 20, eot: PositiveInt = 5, loss: Loss = "margin", momentum: NonNegativeFloat = 1.0,
+) -> Tensor:  # fmt: skip
     """The momentum iterative method on every surrogate; the strongest result is chosen for each image.
 
     Nothing but that choice, on selection noise, is asked of the classifier under attack.
@@ -39,34 +32,16 @@ def transfer(
         eot: draws of noise over which a stochastic surrogate's gradient is averaged.
         momentum: the decay factor mu of the paper's equation 6.
     """
-    found = [_momentum_iterative(s, images, labels, targets, norm, eps, steps, eot, loss, momentum) for s in surrogates]
-    return oracle.choose(found, labels, targets)
-
-
-def transfer_cost(**_: object) -> Cost:
-    """Nothing: the passes go to the surrogates. The run knows their number, and so what the choice among them costs."""
-    return Cost(0)
-
-
-def _momentum_iterative(
-    surrogate: Oracle,
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    norm: Norm,
-    eps: float,
-    steps: int,
-    eot: int,
-    loss: str,
-    momentum: float,
-) -> Tensor:
-    """MI-FGSM (algorithm 1), descending on the attacker's loss."""
-    found, velocity = images.clone(), torch.zeros_like(images)
     losses = partial(objective, loss, labels=labels, targets=targets)
-    for _ in range(steps):
-        noise = surrogate.noise(eot)
-        gradients, _, _ = surrogate.gradient(found, noise, losses)
-        size = gradients.flatten(1).abs().mean(1).clamp_min(torch.finfo(gradients.dtype).tiny)
-        velocity = momentum * velocity + gradients / per_image(size, gradients)
-        found = project(found - eps / steps * steepest(velocity, norm), images, norm, eps)
-    return found
+
+    def descend(surrogate: Oracle) -> Tensor:  # algorithm 1, MI-FGSM
+        found, velocity = images.clone(), torch.zeros_like(images)
+        for _ in range(steps):
+            noise = surrogate.noise(eot)
+            gradients, _, _ = surrogate.gradient(found, noise, losses)
+            size = gradients.flatten(1).abs().mean(1).clamp_min(torch.finfo(gradients.dtype).tiny)
+            velocity = momentum * velocity + gradients / per_image(size, gradients)
+            found = project(found - eps / steps * steepest(velocity, norm), images, norm, eps)
+        return found
+
+    return oracle.choose([descend(surrogate) for surrogate in surrogates], labels, targets)

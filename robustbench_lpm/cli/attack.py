@@ -120,10 +120,6 @@ def attack(
     complain_of_failures(records)
 
 
-# What an option of the command line is called by attacks.
-BUDGET_NAMES = {"steps": ("steps", "iterations", "queries"), "eot": ("eot",)}
-
-
 def with_budgets(attacks: Sequence[Attack], options: dict[str, int | None], *, strict: bool = True) -> list[Attack]:
     """Attacks with --steps and --eot laid over their parameters; of a worst case, over those of its members.
 
@@ -136,7 +132,7 @@ def with_budgets(attacks: Sequence[Attack], options: dict[str, int | None], *, s
     for option, value in options.items():
         if value is None:
             continue
-        names = BUDGET_NAMES[option]
+        names = {name for part in parts for name in part.declaration.steps} if option == "steps" else {option}
         if strict and not any(name in part.parameters for part in parts for name in names):
             named = ", ".join(f"'{attack.name}'" for attack in attacks)
             raise LpmbenchError(f"Attack {named} takes no {option}.")

@@ -44,8 +44,6 @@ from robustbench_lpm.registry.tasks import (
 from robustbench_lpm.statistics import paired_interval
 from robustbench_lpm.versions import versions
 
-# What an attack's budget is called in its parameters.
-STEPS, DRAWS, RESTARTS = ("steps", "iterations", "queries"), ("eot", "draws", "votes"), ("restarts", "tries")
 BLACK_BOX = ("square", "transfer")
 COSINE_IMAGES, COSINE_PAIRS, COSINE_DELTA = 32, 256, 1e-3
 # Below this share of the cosine that an exact gradient would have, the gradient points elsewhere.
@@ -197,13 +195,13 @@ def _with_other_budgets(judged: Plan) -> list[Comparison]:
 def _with_twice_the_work(judged: Plan) -> list[Comparison]:
     """A result that falls when the attack works longer was not the end of it."""
     found = []
-    for names, name, question in (
-        (STEPS, "twice the steps", "Do twice as many steps leave the result unchanged?"),
-        (DRAWS, "twice the draws", "Does averaging over twice as many draws leave the result unchanged?"),
-        (RESTARTS, "twice the restarts", "Do twice as many restarts leave the result unchanged?"),
+    for kind, question in (
+        ("steps", "Do twice as many steps leave the result unchanged?"),
+        ("draws", "Does averaging over twice as many draws leave the result unchanged?"),
+        ("restarts", "Do twice as many restarts leave the result unchanged?"),
     ):
-        doubled = twice(judged.attack, names)
-        if names == DRAWS and not judged.stochastic:
+        name, doubled = f"twice the {kind}", twice(judged.attack, kind)
+        if kind == "draws" and not judged.stochastic:
             found.append(_inapplicable(name, question, "a deterministic model has no draws"))
         elif doubled is None:
             found.append(_inapplicable(name, question, "the attack has no such parameter"))
@@ -212,17 +210,18 @@ def _with_twice_the_work(judged: Plan) -> list[Comparison]:
     return found
 
 
-def twice(attack: Attack, names: Sequence[str]) -> Attack | None:
-    """The attack with the parameters of those names doubled; of a worst case, in its white-box members.
+def twice(attack: Attack, kind: str) -> Attack | None:
+    """The attack with its steps, draws or restarts doubled, by its declaration; of a worst case, in white-box members.
 
-    None where there is nothing to double.
+    kind: "steps", "draws" or "restarts". None where there is nothing to double.
     """
     if attack.members:
-        doubled = [(twice(member, names) if member.knowledge == "white-box" else None) for member in attack.members]
+        doubled = [(twice(member, kind) if member.knowledge == "white-box" else None) for member in attack.members]
         if not any(doubled):
             return None
         both = [new or old for new, old in zip(doubled, attack.members, strict=True)]
         return worst_case_over(both, attack.name, attack.arguments)
+    names = getattr(attack.declaration, kind)
     changes = {name: 2 * attack.parameters[name] for name in names if name in attack.parameters}
     return with_parameters(attack, changes) if changes else None
 

@@ -195,8 +195,8 @@ class ClassifierOracle:
             part = slice(first * batch, (first + count) * batch)
             yield Draws({source: values[part] for source, values in noise.values.items()}, count)
 
-    def fallen(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Which images fool a deterministic classifier, (B,); see `Oracle.fallen`."""
+    def misclassified(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Which images a deterministic classifier misclassifies, (B,); see `Oracle.misclassified`."""
         found = succeeded(logits, labels, targets)[0]
         if self._differentiated is self.classifier or not found.any():
             return found

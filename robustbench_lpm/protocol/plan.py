@@ -106,7 +106,7 @@ class Plan:
         modes = len(self.gradient_modes)
         forwards, choices = once.forwards, len(self.surrogates) or once.choices
         if self.lowered is not None and not self.stochastic:
-            forwards += once.backwards  # a look in full precision at what seems to have fallen
+            forwards += once.backwards  # a pass in full precision for what seems to be misclassified
         compared = (choices if choices > 1 else 0) * modes + (len(self.candidates) if len(self.candidates) > 1 else 0)
         passes = self.classifier.passes
         return Cost((forwards * modes + compared * self.options.select_draws) * passes, once.backwards * modes * passes)

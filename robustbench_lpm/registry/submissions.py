@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from robustbench_lpm.attacks.contract import Cost, Oracle
+from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_image, sha256_of_value
 from robustbench_lpm.norms import Norm, distance
@@ -45,6 +45,7 @@ class Submission:
             "parameters": {"sha256": digest},
         }
 
+        @Declaration(cost=lambda: Cost(0))
         def submitted(oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float) -> Tensor:
             found = np.stack([self.images[index] for index in oracle.indices])
             return torch.from_numpy(found).to(images)
@@ -65,11 +66,6 @@ class Submission:
             reached = float(distance(found[None], original[None], norm))
             if reached > eps + DISTANCE_TOLERANCE:
                 raise LpmbenchError(f"Image {index} is at {norm} distance {reached:.6g}, beyond eps {eps:.6g}.")
-
-
-def submitted_cost(**_: object) -> Cost:
-    """Nothing is asked of the classifier."""
-    return Cost(0)
 
 
 def read_submission(folder: Path, source: Data, name: str = "submitted") -> Submission:

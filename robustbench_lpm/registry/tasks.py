@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
-from robustbench_lpm.attacks.contract import Cost
+from robustbench_lpm.attacks.contract import Cost, Declaration, declared
 from robustbench_lpm.datasets.examples import Examples, read_examples
 from robustbench_lpm.datasets.preprocessing import choose_size, told_changes
 from robustbench_lpm.errors import LpmbenchError, unknown
@@ -24,8 +24,6 @@ from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.registry.admission import handed_over
 from robustbench_lpm.registry.cards import AttackCard, ModelCard
 from robustbench_lpm.registry.zoo import LoadedModel
-
-DRAWS = {"eot", "draws", "votes"}  # what attacks call the draws of noise that they average over or let vote
 
 
 @dataclass(frozen=True)
@@ -58,24 +56,23 @@ class Attack:
         """Whether it can attack this classifier."""
         return self.applies_to == "any" or classifier.glimpsing
 
-    def cost(self, *, stochastic: bool) -> Cost | None:
-        """The most passes one image takes, where the attack's module says it (`NAME_cost` beside NAME).
+    @property
+    def declaration(self) -> Declaration:
+        """What is declared beside its function."""
+        return declared(self.function) if self.function is not None else Declaration()
 
-        It is given the parameters, and whether the classifier is stochastic if it wants to know.
-        """
+    def cost(self, *, stochastic: bool) -> Cost | None:
+        """The most passes one image takes; None if the attack does not declare it."""
         if self.function is None:
             return Cost(0)  # its members have run before; what the choice costs, the plan knows
-        function = inspect.unwrap(self.function)  # under a decorator such as torch.no_grad
-        beside = getattr(function, "__globals__", {})
-        estimate = beside.get(f"{function.__name__}_cost") if beside else None
+        estimate = self.declaration.cost
         if estimate is None:
             return None
+        defaults = {name: taken.default for name, taken in inspect.signature(self.function).parameters.items()}
         # A deterministic classifier gives every draw the same answer: it is asked for one.
-        wanted = inspect.signature(estimate).parameters.keys()
-        draws = {} if stochastic else dict.fromkeys(DRAWS & (wanted | self.parameters.keys()), 1)
-        told = {"stochastic": stochastic} if "stochastic" in wanted else {}
-        found: Cost = estimate(**(self.parameters | draws | told))
-        return found
+        draws = {} if stochastic else dict.fromkeys(self.declaration.draws, 1)
+        values = defaults | self.parameters | draws | {"stochastic": stochastic}
+        return estimate(**{name: values[name] for name in inspect.signature(estimate).parameters if name in values})
 
 
 @dataclass(frozen=True)

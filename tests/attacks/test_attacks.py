@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import robustbench_lpm
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks.apgd import _Memory, apgd, checkpoints
-from robustbench_lpm.attacks.autoattack_adapter import autoattack_rand, autoattack_standard, autoattack_standard_cost
-from robustbench_lpm.attacks.gaze import centre_of, gaze, gaze_cost
+from robustbench_lpm.attacks.autoattack_adapter import autoattack_rand, autoattack_standard
+from robustbench_lpm.attacks.gaze import centre_of, gaze
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.attacks.square import side_at
 from robustbench_lpm.attacks.transfer import transfer
@@ -22,6 +22,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import uniform_in_ball
 from robustbench_lpm.protocol.oracle import ClassifierOracle
 from robustbench_lpm.registry import zoo
+from robustbench_lpm.registry.tasks import resolve_attack, resolve_data
 from tests.classifiers import Linear, NoisyLinear
 
 WEIGHT = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -43,13 +44,14 @@ def test_the_standard_autoattack_stays_within_its_cost(norm: str) -> None:
 
     oracle = oracle_of(TwelveClasses(WEIGHT), classes=12)
     autoattack_standard(oracle, IMAGES, LABELS, norm=norm, eps=0.05, steps=3, queries=4)
-    promised = autoattack_standard_cost(steps=3, queries=4)
-    # Nothing falls, so FAB never draws an iterate back: one pass tells its label and its gradient.
+    promised = resolve_attack(autoattack_standard, parameters={"steps": 3, "queries": 4}).cost(stochastic=False)
+    assert promised is not None
+    # No image is misclassified, so FAB never draws an iterate back: one pass tells its label and its gradient.
     assert oracle.ledger.forwards.tolist() == [promised.forwards + promised.choices - 9 * (3 - 1)] * 3
     assert oracle.ledger.backwards.tolist() == [promised.backwards] * 3
 
 
-def test_an_image_that_falls_keeps_its_adversarial_iterate() -> None:
+def test_a_misclassified_image_keeps_that_iterate() -> None:
     """With a deterministic classifier, whatever happens later to the other images of its batch."""
     margins = (IMAGES * WEIGHT).flatten(1).sum(1)
     model = Linear(WEIGHT, bias=-float(margins.sort().values[1]))  # one image is wrong, one on the edge, one is right
@@ -58,8 +60,8 @@ def test_an_image_that_falls_keeps_its_adversarial_iterate() -> None:
         found = apgd(
             oracle_of(model), IMAGES, LABELS, norm="linf", eps=0.01, steps=10, loss="margin", early_stop=early_stop
         )
-        fallen = model(found).argmax(1) == 1
-        assert torch.equal(fallen, margins + model.bias - reach < 0)
+        misclassified = model(found).argmax(1) == 1
+        assert torch.equal(misclassified, margins + model.bias - reach < 0)
 
 
 def test_the_step_size_is_looked_at_where_the_paper_says() -> None:
@@ -103,9 +105,8 @@ def test_the_ratio_of_logits_is_that_of_the_paper() -> None:
 
 @pytest.mark.parametrize(("classes", "target", "needed"), [(2, None, "3 classes"), (3, torch.tensor([1]), "4 classes")])
 def test_the_ratio_of_logits_needs_enough_classes(classes: int, target: Tensor | None, needed: str) -> None:
-    for error in (ValueError, LpmbenchError):
-        with pytest.raises(error, match=needed):
-            objective("dlr", torch.zeros(1, 1, classes), torch.tensor([0]), target)
+    with pytest.raises(LpmbenchError, match=needed):
+        objective("dlr", torch.zeros(1, 1, classes), torch.tensor([0]), target)
 
 
 def test_a_transfer_attack_asks_only_the_surrogates_and_chooses_on_the_target() -> None:
@@ -130,7 +131,6 @@ def test_the_centre_of_an_object_on_a_plain_ground(background: float) -> None:
 
 
 def digits(count: int) -> tuple[Tensor, Tensor]:
-    from robustbench_lpm.registry.tasks import resolve_data
 
     data = resolve_data("digits")
     images = torch.stack(list(data.read(range(count)).images))
@@ -142,9 +142,7 @@ def test_gaze_pushes_the_fixations_off_the_object() -> None:
     classifier = zoo.load_model("ramlpm").classifier
     oracle = oracle_of(classifier, images, classes=10)
     found = gaze(oracle, images, labels, norm="linf", eps=0.15, steps=10, eot=5)
-    promised = gaze_cost(steps=10, eot=5)
-    assert oracle.ledger.forwards.tolist() == [promised.forwards] * 4
-    assert oracle.ledger.backwards.tolist() == [promised.backwards] * 4
+    assert oracle.ledger.forwards.tolist() == oracle.ledger.backwards.tolist() == [10 * 5] * 4
 
     noise = oracle.noise(20)
     centres = centre_of(images)[:, None]
@@ -191,7 +189,7 @@ def test_an_attack_that_reseeds_the_global_generators_does_not_touch_the_models_
 
 
 @pytest.mark.slow
-def test_autoattack_fells_what_pgd_fells_on_the_cnn() -> None:
+def test_autoattack_is_not_weaker_than_pgd_on_the_cnn() -> None:
     """On a real deterministic model all stages together are not weaker than one."""
     settings: dict[str, Any] = {"dataset": "digits", "eps": 0.08, "limit": 40}
     ours = robustbench_lpm.evaluate("cnn", "pgd", **settings)

@@ -62,7 +62,7 @@ def assert_reaches(found: Tensor, possible: Tensor, clean: Tensor, tolerance: fl
 @pytest.mark.parametrize("attack", STRONG)
 def test_gradient_attacks_reach_the_worst_margin(attack: str, norm: str) -> None:
     weight, images, labels = linear_data(16)
-    model = Linear(weight, bias=centred(weight, 7.0))  # no image falls, so that no attack may stop early
+    model = Linear(weight, bias=centred(weight, 7.0))  # no image is misclassified, so no attack may stop early
     record = robustbench_lpm.evaluate(
         model, attack, (images, labels), eps=EPS[norm], norm=norm, parameters=STRONG[attack], save_adversarials=True
     )

@@ -284,7 +284,7 @@ def test_what_does_not_fit_a_loop_is_not_used(tmp_path: Path) -> None:
     assert list(loops_of(Journal(path, "run")).over(range(4), [{"a": torch.zeros(1)}])) == [2, 3]
 
 
-def test_images_that_fell_before_stay_fallen(tmp_path: Path) -> None:
+def test_misclassified_images_stay_misclassified(tmp_path: Path) -> None:
     """Of a deterministic model some images have left the loop when it is interrupted."""
     weight = torch.linspace(-1, 1, 64).reshape(1, 8, 8)
     images = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(3))

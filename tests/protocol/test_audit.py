@@ -83,12 +83,12 @@ def audit_of_the_noisy_linear_classifier(**options: Any) -> Audit:
 
 def test_a_worst_case_is_doubled_in_its_gradient_attacks() -> None:
     worst = resolve_attack("worst-case")
-    doubled = twice(worst, ("steps", "queries"))
+    doubled = twice(worst, "steps")
     assert doubled is not None
     before, after = ({m.name: m.parameters for m in attack.members} for attack in (worst, doubled))
     assert after["pgd"]["steps"] == 2 * before["pgd"]["steps"]
     assert after["square"] == before["square"]
-    assert twice(resolve_attack("noise"), ("steps",)) is None
+    assert twice(resolve_attack("noise"), "steps") is None
 
 
 class Tiny(nn.Module):

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 import robustbench_lpm
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.attacks.pgd import pgd
-from robustbench_lpm.attacks.spsa import spsa, spsa_cost
+from robustbench_lpm.attacks.spsa import spsa
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol.oracle import ClassifierOracle
 from robustbench_lpm.randomness import generators
 from robustbench_lpm.registry import cards
 from tests.classifiers import Linear, NoisyLinear
+from tests.small import budget
 
 WEIGHT = torch.linspace(-1, 1, 16).reshape(1, 4, 4)
 
@@ -51,7 +52,7 @@ def test_choosing_among_restarts_is_counted_too() -> None:
     assert oracle.ledger.backwards.tolist() == [2 * 3] * 2
 
 
-def test_images_that_have_fallen_cost_nothing_more() -> None:
+def test_misclassified_images_cost_nothing_more() -> None:
     images = images_of(2)
     margin = float((images[0] * WEIGHT).sum()) - float((images[1] * WEIGHT).sum())
     assert margin != 0
@@ -61,11 +62,11 @@ def test_images_that_have_fallen_cost_nothing_more() -> None:
     assert sorted(oracle.ledger.forwards.tolist()) == [1, 5]
 
 
-def test_the_budget_of_spsa_is_what_its_cost_says() -> None:
+def test_spsa_asks_twice_for_each_pair_and_once_for_each_iteration() -> None:
     images = images_of(3)
     oracle = oracle_of(Linear(WEIGHT, 50.0), images)
     spsa(oracle, images, torch.zeros(3, dtype=torch.long), norm="linf", eps=0.1, iterations=4, pairs=6)
-    assert oracle.ledger.forwards.tolist() == [spsa_cost(iterations=4, pairs=6).forwards] * 3
+    assert oracle.ledger.forwards.tolist() == [4 * (2 * 6 + 1)] * 3
     assert oracle.ledger.backwards.sum() == 0
 
 
@@ -182,13 +183,11 @@ def test_a_class_may_be_ruled_out(ask: str) -> None:
 @pytest.mark.parametrize("label", [2, 0], ids=["the label", "another class"])
 def test_attacks_go_on_where_a_class_is_ruled_out(attack: str, label: int) -> None:
     """What is made is what would be made if the class were far below the others: no loss is infinite or no number."""
-    sizes = {"steps": 3, "queries": 10, "iterations": 2, "pairs": 4, "eot": 1, "restarts": 2}
     card = cards.attack(attack)
     if card.applies_to == "any" and not card.members and card.surrogates is None:
         images, labels = images_of(4), torch.full((4,), label)
-        parameters = {name: value for name, value in sizes.items() if name in card.parameters}
         found = [
-            robustbench_lpm.evaluate(Answering(last), attack, (images, labels), eps=0.1, parameters=parameters)
+            robustbench_lpm.evaluate(Answering(last), attack, (images, labels), eps=0.1, parameters=budget(attack))
             for last in (-math.inf, -200.0)
         ]
         assert found[0].robust_accuracy.value == found[1].robust_accuracy.value

@@ -51,7 +51,7 @@ def test_estimates_come_from_the_quick_copy_and_answers_from_the_classifier() ->
 @pytest.mark.parametrize(
     ("attack", "parameters"), [(pgd, {"steps": 5}), (apgd, {"steps": 5}), (spsa, {"iterations": 5, "pairs": 64})]
 )
-def test_no_image_counts_as_fallen_because_a_quick_copy_says_so(attack: Any, parameters: dict[str, Any]) -> None:
+def test_no_image_counts_as_misclassified_because_a_quick_copy_says_so(attack: Any, parameters: dict[str, Any]) -> None:
     """The whole budget goes into images that stand, and every one is moved as far as its gradient leads."""
     oracle = oracle_of(50.0)
     found = attack(oracle, IMAGES, LABELS, norm="linf", eps=0.01, **parameters)
@@ -60,7 +60,7 @@ def test_no_image_counts_as_fallen_because_a_quick_copy_says_so(attack: Any, par
     assert (changed.mean(1) > 0.007).all()
 
 
-def test_an_image_that_has_fallen_is_left_alone() -> None:
+def test_a_misclassified_image_is_left_alone() -> None:
     oracle = oracle_of(-50.0)
     pgd(oracle, IMAGES, LABELS, norm="linf", eps=0.01, steps=5)
     assert oracle.ledger.backwards.tolist() == [1] * 4

@@ -80,8 +80,7 @@ def test_every_attack_takes_the_parameters_of_its_card(name: str) -> None:
     assert positional == ["oracle", "images", "labels"]
     assert ("targets" in inspect.signature(function).parameters) >= card.targeted
     cost = resolve_attack(name).cost(stochastic=True)
-    assert isinstance(cost, Cost)
-    assert (cost.backwards > 0) == (card.knowledge == "white-box")
+    assert cost is None or (cost.backwards > 0) == (card.knowledge == "white-box")
     assert given == card.parameters
 
 
