@@ -52,14 +52,14 @@ def invariance(
     source, asked = prepare(models, **shared)
     from robustbench_lpm.evaluation.invariance import make_invariance
     from robustbench_lpm.evaluation.studies import ModelFailed, without
-    from robustbench_lpm.reporting.invariance import invariance_figure, terminal_table
+    from robustbench_lpm.reporting.studies import invariance_figure, invariance_table
 
     failures = Failures(alone=len(models) == 1)
     study = make_invariance(models, source, values, attempt=failures.of, **asked)
     title = f"{study.data.name}, {study.images:,} images"
     while True:
         try:
-            carry_out(study, out, force, terminal_table, lambda table: invariance_figure(table, title))
+            carry_out(study, out, force, invariance_table, lambda table: invariance_figure(table, title))
             break
         except ModelFailed as error:
             failures.note(error.model.name, error)

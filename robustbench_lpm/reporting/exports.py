@@ -1,19 +1,23 @@
-"""Write the report's files: CSV and JSON for programs, Markdown and LaTeX for papers, SVG plots, and the HTML page."""
+"""Write the report's files: CSV and JSON for programs, Markdown and LaTeX for papers, SVG plots, and the HTML page; and
+print the table of runs to a terminal."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.text import Text
 
 from robustbench_lpm.audits import Audit
+from robustbench_lpm.ranking import Row, as_rows, label, ranking, split
 from robustbench_lpm.records import RunRecord, write_atomically
-from robustbench_lpm.reporting import cells, comparisons, escaping, gazes, page, pictures, plots, robustbench, tables
+from robustbench_lpm.reporting import cells, comparisons, page, pictures, plots, robustbench, scanpaths, tables
 from robustbench_lpm.reporting.comparisons import Agreement, Comparison
-from robustbench_lpm.reporting.tables import Ranking
 
 RANKING_HEADER = ("Rank", "Model", "Clean, %", "Robust, %", "Strongest attack", "Audit", "Notes")
 RUNS_HEADER = (
@@ -31,16 +35,19 @@ EXPLANATION = (
 )
 
 
+STYLES = {"pass": "green", "fail": "bold red", "undecided": "yellow", "": "dim"}
+
+
 def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, Audit] | None = None) -> list[Path]:
-    """Write every export below `out`, each atomically, and take away plots of an older report; the paths written, HTML
+    """Write every export below `out`, each atomically, and delete the plots of an older report; the paths written, HTML
     last."""
     records, audits = tables.in_order(records), audits or {}
     runs = tables.table(records, audits)
-    ranked = tables.ranking(runs)
+    ranked = ranking(runs)
     figures = [*plots.accuracy_plots(runs, ranked), *plots.query_plots(runs, ranked)]
     pairs = comparisons.compare(records, runs, ranked)
     agreements = comparisons.agree(records, runs, ranked)
-    shown = page.Content(figures, pairs, agreements, gazes.read(out))
+    gazes = scanpaths.read(out)
     contents = {
         "leaderboard.csv": to_csv(runs),
         "leaderboard.md": to_markdown(runs, ranked),
@@ -48,7 +55,7 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
         "leaderboard.json": to_json(records, runs, ranked, pairs, agreements),
         **robustbench.to_robustbench(records, ranked),
         **{f"plots/{figure.name}.svg": figure.standalone for figure in figures},
-        "leaderboard.html": page.to_html(records, runs, ranked, audits, shown),
+        "leaderboard.html": page.to_html(records, runs, ranked, audits, figures, pairs, agreements, gazes),
     }
     for name, content in contents.items():
         write_atomically(out / name, content.encode())
@@ -60,11 +67,8 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
 
 def to_csv(runs: pd.DataFrame) -> str:
     """The table of runs, numbers in full precision; text that looks like a formula is led by an apostrophe."""
-    safe = runs.copy()
-    for column in safe.columns:
-        if not pd.api.types.is_numeric_dtype(safe[column]):
-            safe[column] = [escaping.csv(value) for value in safe[column]]
-    return safe.to_csv(index=False, lineterminator="\n")
+    text = runs.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in runs.dtypes]]
+    return runs.assign(**{name: runs[name].map(cells.csv) for name in text}).to_csv(index=False, lineterminator="\n")
 
 
 def to_json(
@@ -83,37 +87,35 @@ def to_json(
         "schema_version": JSON_SCHEMA_VERSION,
         "runs": [row | names for row, names in zip(_json_rows(runs), named, strict=True)],
         "rankings": _json_rows(ranked),
-        "comparisons": comparisons.plainly(pairs),
-        "agreements": comparisons.plainly(agreements),
+        "comparisons": list(map(asdict, pairs)),
+        "agreements": list(map(asdict, agreements)),
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as what JSON knows."""
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [
-        {str(name): getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in rows
-    ]
+    rows = as_rows(table.astype(object).where(table.notna(), None))
+    return [{name: getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in rows]
 
 
-def ranking_cells(ranking: Ranking) -> list[list[str]]:
+def _ranking_cells(rows: Sequence[Row]) -> list[list[str]]:
     """The rows of one ranking as text, under RANKING_HEADER."""
     return [
         [
             cells.rank(row["rank"]),
-            cells.label(row["model"], row["model_variant"]),
-            cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"]),
-            cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"]),
+            label(row["model"], row["model_variant"]),
+            cells.rate(row, "clean_accuracy"),
+            cells.rate(row, "robust_accuracy"),
             row["strongest_attack"] or cells.MISSING,
             cells.verdict(row["verdict"]),
             row["notes"],
         ]
-        for row in ranking.rows
+        for row in rows
     ]
 
 
-def run_cells(runs: pd.DataFrame) -> list[list[str]]:
+def _run_cells(rows: Sequence[Row]) -> list[list[str]]:
     """The rows of the table of runs as text, under RUNS_HEADER."""
     return [
         [
@@ -121,73 +123,102 @@ def run_cells(runs: pd.DataFrame) -> list[list[str]]:
             cells.norm(row["norm"]),
             row["eps_text"],
             str(row["mc"]),
-            cells.label(row["model"], row["model_variant"]),
-            cells.label(row["attack"], row["attack_variant"]),
+            label(row["model"], row["model_variant"]),
+            label(row["attack"], row["attack_variant"]),
             str(row["images"]),
-            cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"]),
-            cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"]),
+            cells.rate(row, "clean_accuracy"),
+            cells.rate(row, "robust_accuracy"),
             cells.percent(row["robust_majority"]) if row["stochastic"] else cells.MISSING,
             cells.percent(row["robust_worst_of_k"]) if row["stochastic"] else cells.MISSING,
             cells.count(row["forwards"]),
             str(row["failed_examples"]),
             row["record"][:12],
         ]
-        for row in runs.to_dict("records")
+        for row in rows
     ]
 
 
-def notes(runs: pd.DataFrame) -> list[str]:
-    """What a reader must know of the runs, such as an attack's known defects, each once."""
-    noted = runs[runs["notes"] != ""]
-    labels = [cells.label(*pair) for pair in zip(noted["attack"], noted["attack_variant"], strict=True)]
-    return sorted({f"{label}: {note}" for label, note in zip(labels, noted["notes"], strict=True)})
-
-
-def left_out(runs: pd.DataFrame) -> list[str]:
-    """A sentence on the runs that stand in the CSV alone, where there are any."""
-    count = int(runs["probe"].sum())
-    return [f"{count} probe run{' of an audit is' if count == 1 else 's of audits are'} in leaderboard.csv."][:count]
+def _ordinary(runs: pd.DataFrame) -> tuple[list[Row], list[str], list[str]]:
+    """The runs that are no probes; a sentence on the probes, where there are any; and what a reader must know of the
+    runs, such as an attack's known defects, each once."""
+    rows = as_rows(runs[~runs["probe"]])
+    probes = len(runs) - len(rows)
+    told = f"{probes} probe run{' of an audit is' if probes == 1 else 's of audits are'} in leaderboard.csv."
+    noted = {f"{label(row['attack'], row['attack_variant'])}: {row['notes']}" for row in rows if row["notes"]}
+    return rows, [told] if probes else [], sorted(noted)
 
 
 def to_markdown(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as GitHub-flavoured Markdown."""
+    ordinary, left_out, notes = _ordinary(runs)
     blocks = ["# Leaderboard", EXPLANATION]
-    for ranking in tables.split(ranked):
-        blocks += [f"## {escaping.markdown(tables.heading(ranking))}"]
-        blocks += [_markdown_table(RANKING_HEADER, ranking_cells(ranking))]
-    ordinary = runs[~runs["probe"]]
-    blocks += ["## All runs", _markdown_table(RUNS_HEADER, run_cells(ordinary))]
-    blocks += [escaping.markdown(text) for text in left_out(runs)]
-    if found := notes(ordinary):
-        blocks += ["## Notes", "\n".join(f"- {escaping.markdown(note)}" for note in found)]
+    for part in split(ranked):
+        blocks.append(f"## {cells.markdown(cells.heading(part[0]))}")
+        blocks.append(_markdown_table(RANKING_HEADER, _ranking_cells(part)))
+    blocks += ["## All runs", _markdown_table(RUNS_HEADER, _run_cells(ordinary)), *map(cells.markdown, left_out)]
+    if notes:
+        blocks += ["## Notes", "\n".join(f"- {cells.markdown(note)}" for note in notes)]
     return "\n\n".join(blocks) + "\n"
 
 
 def _markdown_table(header: Sequence[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([escaping.markdown(cell) for cell in row] for row in rows)]
+    lines = [header, ["---"] * len(header), *([cells.markdown(cell) for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def to_latex(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as LaTeX tables, to be \\input into a document."""
-    blocks = ["% Needs \\usepackage{booktabs,longtable}.", "% " + escaping.latex(EXPLANATION)]
-    for ranking in tables.split(ranked):
-        caption = escaping.latex(tables.heading(ranking))
-        body = _latex_rows(RANKING_HEADER, ranking_cells(ranking))
-        blocks.append(
-            f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\begin{{tabular}}{{rlrrlll}}\n{body}"
-            "\\end{tabular}\n\\end{table}"
-        )
-    ordinary = runs[~runs["probe"]]
-    body = _latex_rows(RUNS_HEADER, run_cells(ordinary))
-    blocks.append(f"\\begin{{longtable}}{{lllrllrrrrrrrl}}\n\\caption{{All runs}}\\\\\n{body}\\end{{longtable}}")
-    blocks += [f"\\noindent {escaping.latex(note)}" for note in (*left_out(runs), *notes(ordinary))]
+    ordinary, left_out, notes = _ordinary(runs)
+    blocks = ["% Needs \\usepackage{booktabs,longtable}.\n% " + cells.latex(EXPLANATION)]
+    for part in split(ranked):
+        blocks.append(_latex_table(RANKING_HEADER, _ranking_cells(part), cells.heading(part[0]), "rlrrlll"))
+    blocks.append(_latex_table(RUNS_HEADER, _run_cells(ordinary), "All runs", "lllrllrrrrrrrl", longtable=True))
+    blocks += [f"\\noindent {cells.latex(note)}" for note in (*left_out, *notes)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _latex_rows(header: Sequence[str], rows: Iterable[list[str]]) -> str:
-    return f"\\toprule\n{_latex_row(header)}\\midrule\n{''.join(map(_latex_row, rows))}\\bottomrule\n"
+def _latex_table(
+    header: Sequence[str], rows: Sequence[list[str]], caption: str, columns: str, longtable: bool = False
+) -> str:
+    table = pd.DataFrame(rows, columns=[cells.latex(name) for name in header]).map(cells.latex)
+    text = table.to_latex(index=False, caption=cells.latex(caption), column_format=columns, longtable=longtable)
+    return text.rstrip("\n")
 
 
-def _latex_row(texts: Iterable[str]) -> str:
-    return " & ".join(map(escaping.latex, texts)) + " \\\\\n"
+def terminal_table(records: Sequence[RunRecord], console: Console, audits: Mapping[str, Audit] | None = None) -> None:
+    """Print one line per run: model, attack, eps, clean and robust accuracy in per cent, forwards per image.
+
+    M, failed examples and the audit have a column only where a run has M above 1, failures, or an audit. The probes of
+    an audit are left out.
+    """
+    rows = [row for row in as_rows(tables.table(records, audits)) if not row["probe"]]
+    empty = {
+        "M": all(row["mc"] == 1 for row in rows),
+        "Failed": not any(row["failed_examples"] for row in rows),
+        "Audit": not any(row["verdict"] for row in rows),
+    }
+    names = ("eps", "M", "Clean, %", "Robust, %", "Forwards", "Failed", "Audit")
+    shown = ["Model", "Attack", *(name for name in names if not empty.get(name))]
+    grid = cells.grid({name: "left" if name in ("Model", "Attack", "Audit") else "right" for name in shown})
+    for column in grid.columns:
+        named = column.header in ("Model", "Attack")
+        column.overflow, column.no_wrap = "fold" if named else "ellipsis", not named
+    for row in rows:
+        texts = _terminal_cells(row)
+        grid.add_row(*(texts[name] for name in shown))
+    console.print(grid)
+
+
+def _terminal_cells(row: Row) -> dict[str, Text]:
+    """One line, by column; Text keeps brackets in a name from being read as markup."""
+    return {
+        "Model": Text(label(row["model"], row["model_variant"])),
+        "Attack": Text(label(row["attack"], row["attack_variant"])),
+        "eps": Text(f"{cells.norm(row['norm'])} {row['eps_text']}"),
+        "M": Text(str(row["mc"])),
+        "Clean, %": Text(cells.percent(row["clean_accuracy"])),
+        "Robust, %": Text(cells.rate(row, "robust_accuracy"), style="bold"),
+        "Forwards": Text(cells.count(row["forwards"])),
+        "Failed": Text(str(row["failed_examples"] or ""), style="bold red"),
+        "Audit": Text(cells.verdict(row["verdict"]) if row["verdict"] else cells.MISSING, style=STYLES[row["verdict"]]),
+    }
