@@ -182,7 +182,7 @@ def _latex_table(
 ) -> str:
     table = pd.DataFrame(rows, columns=[cells.latex(name) for name in header]).map(cells.latex)
     text = table.to_latex(index=False, caption=cells.latex(caption), column_format=columns, longtable=longtable)
-    return text.rstrip("\n")
+    return text.replace("\\begin{table}", "\\begin{table}\n\\centering").rstrip("\n")
 
 
 def terminal_table(records: Sequence[RunRecord], console: Console, audits: Mapping[str, Audit] | None = None) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from robustbench_lpm.reporting.gazes import Gaze
 
 from robustbench_lpm import reporting
 from robustbench_lpm.reporting import gazes
-from robustbench_lpm.reporting.gazes import Gaze
 from tests.reporting.conftest import check, make_and_read, make_audit
 
 pytest.importorskip("selenium", reason="selenium is not installed (it is in the extra `dev`)")
