@@ -106,7 +106,7 @@ def norm(name: str) -> str:
 
 
 def size(name: str) -> str:
-    """The size of the attacked images; it is part of the threat, so it stands beside the data set."""
+    """The size of the attacked images; it is part of the threat, so it is told with the data set."""
     return f"{name} px" if name.isdigit() else f"{name} size"
 
 
@@ -150,7 +150,7 @@ def evidence_line(check: Check) -> str:
 
 
 def grid(columns: Mapping[str, Literal["left", "right"]]) -> Table:
-    """An empty table for the terminal, without lines, from the names of its columns and where their text stands."""
+    """An empty table for the terminal, without lines, from the names of its columns and the side of their text."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name, side in columns.items():
         table.add_column(name, justify=side)

@@ -85,6 +85,8 @@ class Agreement:
 
 
 Read = tuple[str, ...]  # the record that an accuracy is read from, or one for each half of the draws
+# What a pair is compared under: an attack, what is read of each, what each of them met, and a note.
+Meeting = tuple[str, Read, Read, str, str, str]
 
 
 class _Outcomes:
@@ -141,17 +143,6 @@ class _Entry(NamedTuple):
     lowest: Read | None
 
 
-class _Meeting(NamedTuple):
-    """What a pair is made of, and what it says of the attacks."""
-
-    attack: str
-    first: Read
-    second: Read
-    first_attack: str
-    second_attack: str
-    note: str = ""
-
-
 def compare(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Comparison]:
     """Every pair of classifiers with a number, at every budget: under each attack that both met, and each under its
     lowest.
@@ -171,7 +162,7 @@ def compare(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFra
             _pair(a, b, met, outcomes)
             for a, b in combinations(entries, 2)
             for met in _meetings(a, b, outcomes)
-            if np.array_equal(outcomes.of(met.first)[1], outcomes.of(met.second)[1])
+            if np.array_equal(outcomes.of(met[1])[1], outcomes.of(met[2])[1])
         ]
         if pairs:
             found.append(Comparison(budget, [entry.classifier for entry in entries], pairs))
@@ -212,10 +203,10 @@ def _entry(row: Row, outcomes: _Outcomes, glimpsing: Set[tuple[str, str]]) -> _E
     return _Entry(classifier, looks, outcomes.attacks(row), read if counts else None)
 
 
-def _meetings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[_Meeting]:
+def _meetings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[Meeting]:
     """What two classifiers are compared under."""
     for attack in sorted(a.attacks.keys() & b.attacks.keys()):
-        yield _Meeting(attack, a.attacks[attack], b.attacks[attack], attack, attack)
+        yield attack, a.attacks[attack], b.attacks[attack], attack, attack, ""
     across = a.classifier["mc"] != b.classifier["mc"]
     if across:
         yield from _at_unequal_settings(a, b, outcomes)
@@ -223,10 +214,10 @@ def _meetings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[_Meeting]:
         # Of one M the notes on the ranks say already who met less.
         unmet = [_unmet(a, b, outcomes), _unmet(b, a, outcomes)] if across else []
         told = [_joined(map(outcomes.label, read)) for read in (a.lowest, b.lowest)]
-        yield _Meeting(LOWEST, a.lowest, b.lowest, told[0], told[1], " ".join(filter(None, unmet)))
+        yield LOWEST, a.lowest, b.lowest, told[0], told[1], " ".join(filter(None, unmet))
 
 
-def _at_unequal_settings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[_Meeting]:
+def _at_unequal_settings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[Meeting]:
     """The lowest accuracies under an attack of one name, where it met both at no common settings."""
     common = (outcomes.record(a.attacks[name]) for name in a.attacks.keys() & b.attacks)
     shared = set(map(ranking.attack_but_for_settings, common))
@@ -239,7 +230,7 @@ def _at_unequal_settings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[
         ]
         settings = f"target={target}, {UNEQUAL}" if target else UNEQUAL
         told = [_joined(label(name, plain(text)) for text in texts) for texts in zip(*contrasts, strict=True)]
-        yield _Meeting(label(name, settings), first, second, told[0], told[1], UNEQUAL_NOTE)
+        yield label(name, settings), first, second, told[0], told[1], UNEQUAL_NOTE
 
 
 def _joined(texts: Iterable[str]) -> str:
@@ -261,12 +252,13 @@ def _unmet(mine: _Entry, other: _Entry, outcomes: _Outcomes) -> str:
     return f"{name} did not meet {', '.join(sorted(absent))}, so its lowest may be too high." if absent else ""
 
 
-def _pair(first: _Entry, second: _Entry, met: _Meeting, outcomes: _Outcomes) -> Pair:
-    a, b = outcomes.of(met.first)[0], outcomes.of(met.second)[0]
+def _pair(first: _Entry, second: _Entry, met: Meeting, outcomes: _Outcomes) -> Pair:
+    attack, read, other, *told = met
+    a, b = outcomes.of(read)[0], outcomes.of(other)[0]
     gap = a - b
     low, high = paired_interval(gap) if len(gap) >= MIN_IMAGES_FOR_INTERVAL else (None, None)
     return Pair(
-        met.attack, first.classifier["name"], second.classifier["name"], met.first_attack, met.second_attack, met.note,
+        attack, first.classifier["name"], second.classifier["name"], told[0], told[1], told[2],
         len(gap), float(a.mean()), float(b.mean()), float(gap.mean()), low, high,
         int((gap > 0).sum()), int((gap < 0).sum()),
     )  # fmt: skip

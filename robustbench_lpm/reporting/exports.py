@@ -4,7 +4,7 @@ print the table of runs to a terminal."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,50 @@ from robustbench_lpm.records import RunRecord, write_atomically
 from robustbench_lpm.reporting import cells, comparisons, page, pictures, plots, robustbench, scanpaths, tables
 from robustbench_lpm.reporting.comparisons import Agreement, Comparison
 
-RANKING_HEADER = ("Rank", "Model", "Clean, %", "Robust, %", "Strongest attack", "Audit", "Notes")
-RUNS_HEADER = (
-    "Data", "Norm", "eps", "M", "Model", "Attack", "Images", "Clean, %", "Robust, %", "Majority, %", "Worst of K, %",
-    "Forwards", "Failed", "Record",
-)  # fmt: skip
+Columns = Mapping[str, Callable[[Row], str]]  # how the cell of each column is written
+
+MODEL: Columns = {"Model": lambda row: label(row["model"], row["model_variant"])}
+ATTACK: Columns = {"Attack": lambda row: label(row["attack"], row["attack_variant"])}
+CLEAN: Columns = {"Clean, %": lambda row: cells.rate(row, "clean_accuracy")}
+ROBUST: Columns = {"Robust, %": lambda row: cells.rate(row, "robust_accuracy")}
+FORWARDS: Columns = {"Forwards": lambda row: cells.count(row["forwards"])}
+RANKING: Columns = {
+    "Rank": lambda row: cells.rank(row["rank"]),
+    **MODEL,
+    **CLEAN,
+    **ROBUST,
+    "Strongest attack": lambda row: row["strongest_attack"] or cells.MISSING,
+    "Audit": lambda row: cells.verdict(row["verdict"]),
+    "Notes": lambda row: row["notes"],
+}
+RUNS: Columns = {
+    "Data": lambda row: f"{row['dataset']}, {cells.size(row['size'])}",
+    "Norm": lambda row: cells.norm(row["norm"]),
+    "eps": lambda row: row["eps_text"],
+    "M": lambda row: str(row["mc"]),
+    **MODEL,
+    **ATTACK,
+    "Images": lambda row: str(row["images"]),
+    **CLEAN,
+    **ROBUST,
+    "Majority, %": lambda row: cells.percent(row["robust_majority"] if row["stochastic"] else None),
+    "Worst of K, %": lambda row: cells.percent(row["robust_worst_of_k"] if row["stochastic"] else None),
+    **FORWARDS,
+    "Failed": lambda row: str(row["failed_examples"]),
+    "Record": lambda row: row["record"][:12],
+}
+TERMINAL: Columns = {
+    **MODEL,
+    **ATTACK,
+    "eps": lambda row: f"{cells.norm(row['norm'])} {row['eps_text']}",
+    "M": lambda row: str(row["mc"]),
+    "Clean, %": lambda row: cells.percent(row["clean_accuracy"]),
+    **ROBUST,
+    **FORWARDS,
+    "Failed": lambda row: str(row["failed_examples"] or ""),
+    "Audit": lambda row: cells.verdict(row["verdict"]) if row["verdict"] else cells.MISSING,
+}
+STYLES = {"passed": "green", "failed": "bold red", "undecided": "yellow"}  # of verdicts in the terminal
 # Version 1 compared models at one M, and named no classes; version 2 ranked by the lowest over whole runs.
 JSON_SCHEMA_VERSION = 3
 EXPLANATION = (
@@ -33,9 +72,6 @@ EXPLANATION = (
     "models met different images, each image set has a ranking of its own. A result that fails its audit has no rank, "
     "and neither has one without an audit beside audited ones; where none was audited, ranks are an order only."
 )
-
-
-STYLES = {"pass": "green", "fail": "bold red", "undecided": "yellow", "": "dim"}
 
 
 def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, Audit] | None = None) -> list[Path]:
@@ -99,45 +135,6 @@ def _json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return [{name: getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in rows]
 
 
-def _ranking_cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The rows of one ranking as text, under RANKING_HEADER."""
-    return [
-        [
-            cells.rank(row["rank"]),
-            label(row["model"], row["model_variant"]),
-            cells.rate(row, "clean_accuracy"),
-            cells.rate(row, "robust_accuracy"),
-            row["strongest_attack"] or cells.MISSING,
-            cells.verdict(row["verdict"]),
-            row["notes"],
-        ]
-        for row in rows
-    ]
-
-
-def _run_cells(rows: Sequence[Row]) -> list[list[str]]:
-    """The rows of the table of runs as text, under RUNS_HEADER."""
-    return [
-        [
-            f"{row['dataset']}, {cells.size(row['size'])}",
-            cells.norm(row["norm"]),
-            row["eps_text"],
-            str(row["mc"]),
-            label(row["model"], row["model_variant"]),
-            label(row["attack"], row["attack_variant"]),
-            str(row["images"]),
-            cells.rate(row, "clean_accuracy"),
-            cells.rate(row, "robust_accuracy"),
-            cells.percent(row["robust_majority"]) if row["stochastic"] else cells.MISSING,
-            cells.percent(row["robust_worst_of_k"]) if row["stochastic"] else cells.MISSING,
-            cells.count(row["forwards"]),
-            str(row["failed_examples"]),
-            row["record"][:12],
-        ]
-        for row in rows
-    ]
-
-
 def _ordinary(runs: pd.DataFrame) -> tuple[list[Row], list[str], list[str]]:
     """The runs that are no probes; a sentence on the probes, where there are any; and what a reader must know of the
     runs, such as an attack's known defects, each once."""
@@ -153,16 +150,16 @@ def to_markdown(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     ordinary, left_out, notes = _ordinary(runs)
     blocks = ["# Leaderboard", EXPLANATION]
     for part in split(ranked):
-        blocks.append(f"## {cells.markdown(cells.heading(part[0]))}")
-        blocks.append(_markdown_table(RANKING_HEADER, _ranking_cells(part)))
-    blocks += ["## All runs", _markdown_table(RUNS_HEADER, _run_cells(ordinary)), *map(cells.markdown, left_out)]
+        blocks += [f"## {cells.markdown(cells.heading(part[0]))}", _markdown_table(RANKING, part)]
+    blocks += ["## All runs", _markdown_table(RUNS, ordinary), *map(cells.markdown, left_out)]
     if notes:
         blocks += ["## Notes", "\n".join(f"- {cells.markdown(note)}" for note in notes)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_table(header: Sequence[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([cells.markdown(cell) for cell in row] for row in rows)]
+def _markdown_table(columns: Columns, rows: Iterable[Row]) -> str:
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cells.markdown(write(row)) for write in columns.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -170,18 +167,16 @@ def to_latex(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as LaTeX tables, to be \\input into a document."""
     ordinary, left_out, notes = _ordinary(runs)
     blocks = ["% Needs \\usepackage{booktabs,longtable}.\n% " + cells.latex(EXPLANATION)]
-    for part in split(ranked):
-        blocks.append(_latex_table(RANKING_HEADER, _ranking_cells(part), cells.heading(part[0]), "rlrrlll"))
-    blocks.append(_latex_table(RUNS_HEADER, _run_cells(ordinary), "All runs", "lllrllrrrrrrrl", longtable=True))
+    blocks += [_latex_table(RANKING, part, cells.heading(part[0]), "rlrrlll") for part in split(ranked)]
+    blocks.append(_latex_table(RUNS, ordinary, "All runs", "lllrllrrrrrrrl", longtable=True))
     blocks += [f"\\noindent {cells.latex(note)}" for note in (*left_out, *notes)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _latex_table(
-    header: Sequence[str], rows: Sequence[list[str]], caption: str, columns: str, longtable: bool = False
-) -> str:
-    table = pd.DataFrame(rows, columns=[cells.latex(name) for name in header]).map(cells.latex)
-    text = table.to_latex(index=False, caption=cells.latex(caption), column_format=columns, longtable=longtable)
+def _latex_table(columns: Columns, rows: Iterable[Row], caption: str, sides: str, longtable: bool = False) -> str:
+    texts = [[cells.latex(write(row)) for write in columns.values()] for row in rows]
+    table = pd.DataFrame(texts, columns=list(map(cells.latex, columns)))
+    text = table.to_latex(index=False, caption=cells.latex(caption), column_format=sides, longtable=longtable)
     return text.replace("\\begin{table}", "\\begin{table}\n\\centering").rstrip("\n")
 
 
@@ -192,33 +187,18 @@ def terminal_table(records: Sequence[RunRecord], console: Console, audits: Mappi
     an audit are left out.
     """
     rows = [row for row in as_rows(tables.table(records, audits)) if not row["probe"]]
-    empty = {
-        "M": all(row["mc"] == 1 for row in rows),
-        "Failed": not any(row["failed_examples"] for row in rows),
-        "Audit": not any(row["verdict"] for row in rows),
+    asked = {
+        "M": any(row["mc"] != 1 for row in rows),
+        "Failed": any(row["failed_examples"] for row in rows),
+        "Audit": any(row["verdict"] for row in rows),
     }
-    names = ("eps", "M", "Clean, %", "Robust, %", "Forwards", "Failed", "Audit")
-    shown = ["Model", "Attack", *(name for name in names if not empty.get(name))]
+    shown = {name: write for name, write in TERMINAL.items() if asked.get(name, True)}
     grid = cells.grid({name: "left" if name in ("Model", "Attack", "Audit") else "right" for name in shown})
     for column in grid.columns:
         named = column.header in ("Model", "Attack")
         column.overflow, column.no_wrap = "fold" if named else "ellipsis", not named
+    styles = {"Robust, %": "bold", "Failed": "bold red"}
     for row in rows:
-        texts = _terminal_cells(row)
-        grid.add_row(*(texts[name] for name in shown))
+        texts = {name: write(row) for name, write in shown.items()}  # Text: no bracket in a name is read as markup
+        grid.add_row(*(Text(text, styles.get(name, STYLES.get(text, ""))) for name, text in texts.items()))
     console.print(grid)
-
-
-def _terminal_cells(row: Row) -> dict[str, Text]:
-    """One line, by column; Text keeps brackets in a name from being read as markup."""
-    return {
-        "Model": Text(label(row["model"], row["model_variant"])),
-        "Attack": Text(label(row["attack"], row["attack_variant"])),
-        "eps": Text(f"{cells.norm(row['norm'])} {row['eps_text']}"),
-        "M": Text(str(row["mc"])),
-        "Clean, %": Text(cells.percent(row["clean_accuracy"])),
-        "Robust, %": Text(cells.rate(row, "robust_accuracy"), style="bold"),
-        "Forwards": Text(cells.count(row["forwards"])),
-        "Failed": Text(str(row["failed_examples"] or ""), style="bold red"),
-        "Audit": Text(cells.verdict(row["verdict"]) if row["verdict"] else cells.MISSING, style=STYLES[row["verdict"]]),
-    }

@@ -193,15 +193,12 @@ def _summary(runs: pd.DataFrame) -> str:
 def _sections(ranked: pd.DataFrame) -> list[tuple[str, list[list[Row]]]]:
     """Title and rankings of each data set, size, norm and M: those audited and those of most images first."""
     found: dict[str, list[list[Row]]] = {}
-    for part in sorted(ranking.split(ranked), key=lambda part: (not _audited(part), -part[0]["images"])):
+    parts = ranking.split(ranked)
+    for part in sorted(parts, key=lambda rows: (not any(row["verdict"] for row in rows), -rows[0]["images"])):
         row = part[0]
         title = f"{row['dataset']} · {cells.size(row['size'])} · {cells.norm(row['norm'])} · M = {row['mc']}"
         found.setdefault(title, []).append(part)
     return list(found.items())
-
-
-def _audited(part: Sequence[Row]) -> bool:
-    return any(row["verdict"] for row in part)
 
 
 def _rows(records: Sequence[RunRecord], runs: pd.DataFrame, audits: Mapping[str, Audit]) -> list[Row]:
@@ -288,19 +285,19 @@ def _failure(failure: Mapping[str, Any]) -> str:
 
 def _tile(record: RunRecord, example: pictures.Example, gaze: Gaze | None) -> dict[str, Any]:
     picture, names = example.picture, record.class_names
-    said = [pictures.class_name(prediction[0], names) for prediction in (example.clean, example.attacked)]
+    both, (factor, amplified) = (example.clean, example.attacked), example.amplified
     truth = pictures.class_name(example.label, names)
     budget = f"{cells.norm(record.norm)} eps {format_eps(record.eps)}"
-    said_of = [f"predicted {pictures.named(prediction, names)}" for prediction in (example.clean, example.attacked)]
+    said = [f"predicted {pictures.named(prediction, names)}" for prediction in both]
     panels = (
-        ("original", picture.clean, said_of[0], gaze and gaze.clean),
-        (f"perturbation × {example.factor}", example.amplified, "", None),
-        ("adversarial", picture.adversarial, said_of[1], gaze and gaze.adversarial),
+        ("original", picture.clean, said[0], gaze and gaze.clean),
+        (f"perturbation × {factor}", amplified, "", None),
+        ("adversarial", picture.adversarial, said[1], gaze and gaze.adversarial),
     )
     return {
         "model": plain(record.model),
         "attack": plain(record.attack),
-        "turn": " → ".join(said),
+        "turn": " → ".join(pictures.class_name(label, names) for label, *_ in both),
         "where": f"{plain(record.dataset)} image {picture.index}, true class {truth}",
         "budget": budget if record.mc == 1 else f"{budget}, M = {record.mc}",
         "misclassified": example.misclassified,

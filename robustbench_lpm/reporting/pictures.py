@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, zip_longest
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 THUMBNAIL = 160  # pixels; larger images are averaged down for the gallery
 STEPS = (1, 2, 5)
+# No formulas: a model may be called $\frac.
+STYLE: Any = {"text.parse_math": False, "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "lpmbench"}
 GAP, CAPTION = 4, 12  # pixels of a contact sheet
 ClassNames = Mapping[int, str] | Sequence[str] | None  # by label
 Prediction = tuple[int, int, int]  # what most draws said of an image; how many said so, of how many
@@ -47,19 +50,11 @@ class Example:
         return self.clean[0] == self.label != self.attacked[0]
 
     @property
-    def perturbation(self) -> NDArray[np.float32]:
-        """What the attack added, (C, H, W) in [-1, 1]."""
-        return self.picture.adversarial - self.picture.clean
-
-    @property
-    def factor(self) -> int:
-        """By how much the perturbation can be amplified before it leaves the range of grey values."""
-        return amplification(float(np.abs(self.perturbation).max()))
-
-    @property
-    def amplified(self) -> NDArray[np.float32]:
-        """The perturbation times `factor` around mid-grey, in [0, 1]."""
-        return np.clip(0.5 + self.factor * self.perturbation, 0, 1).astype(np.float32)
+    def amplified(self) -> tuple[int, NDArray[np.float32]]:
+        """A factor, and what the attack added times that factor: (C, H, W) around mid-grey, in [0, 1]."""
+        perturbation = self.picture.adversarial - self.picture.clean
+        factor = amplification(float(np.abs(perturbation).max()))
+        return factor, np.clip(0.5 + factor * perturbation, 0, 1).astype(np.float32)
 
 
 def class_name(label: int, class_names: ClassNames) -> str:
@@ -112,22 +107,19 @@ def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames
 
     class_names: instead of those that the record tells.
     """
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
     stored = examples(record)
     if not 0 <= position < len(stored):
         raise LpmbenchError(f"{record.folder_name} stores {len(stored)} example(s); there is none at {position}.")
     example = stored[position]
+    factor, amplified = example.amplified
     names = record.class_names if class_names is None else class_names
     budget = f"{cells.norm(record.norm)} eps {format_eps(record.eps)}"
     panels = (
         ("original", example.picture.clean, f"predicted: {named(example.clean, names)}"),
-        (f"perturbation × {example.factor}", example.amplified, budget),
+        (f"perturbation × {factor}", amplified, budget),
         ("adversarial", example.picture.adversarial, f"predicted: {named(example.attacked, names)}"),
     )
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9, "figure.facecolor": "white"}):
-        figure = Canvas(figsize=(8.4, 3.5), dpi=144, layout="constrained")
+    with drawing((8.4, 3.5)) as figure:
         for axes, (title, image, caption) in zip(figure.subplots(1, 3), panels, strict=True):
             axes.imshow(displayable(image), vmin=0, vmax=1, cmap="gray", interpolation="nearest")
             axes.set_title(title)
@@ -135,13 +127,25 @@ def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames
             axes.set(xticks=[], yticks=[])
         truth = class_name(example.label, names)
         figure.suptitle(f"{plain(record.model)} under {plain(record.attack)}, true class: {truth}")
-        return png(figure)
+        return saved(figure)
 
 
-def png(figure: Figure) -> bytes:
-    """A figure as a PNG that does not name the library's version."""
+@contextmanager
+def drawing(size: tuple[float, float], dpi: int = 144, style: Mapping[str, Any] | None = None) -> Iterator[Figure]:
+    """An empty figure, (width, height) in inches; the same whatever the user's matplotlibrc says."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE | dict(style or {}))
+        yield Canvas(figsize=size, dpi=dpi, layout="constrained")
+
+
+def saved(figure: Figure, kind: str = "png", **options: Any) -> bytes:
+    """A figure as a PNG or SVG that names neither the library's version nor the date."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format=kind, metadata={"Date" if kind == "svg" else "Software": None}, **options)
     return buffer.getvalue()
 
 

@@ -13,7 +13,6 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +22,7 @@ from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.ranking import CONTROL, MODEL, RATES, TIE, Row, as_rows, columns_of, grouped, label, strongest
 from robustbench_lpm.reporting import cells
 from robustbench_lpm.reporting.cells import plain
+from robustbench_lpm.reporting.pictures import drawing, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,11 +36,7 @@ SCENE = ["dataset", "size", "norm", "mc", "image_set"]
 LINE, COLUMN = 46, 24  # characters that fit across a plot, and into half of it
 WORST = "lowest over all attacks"
 SVG = "http://www.w3.org/2000/svg"
-STYLE: Any = {
-    "svg.hashsalt": "lpmbench",
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a model may be called $\frac
-    "font.size": 9,
+STYLE: dict[str, Any] = {
     "axes.titlesize": 10,
     "legend.fontsize": 8.5,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
@@ -71,7 +67,7 @@ class _Axis(NamedTuple):
 def accuracy_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
     """One plot per data set, size, norm, M, image set and attack, the lowest over all attacks first."""
     rows = [row for row in as_rows(runs) if not row["probe"]]
-    names, found = _names(rows), []
+    names, found = sorted(set(map(_model, rows))), []  # the order of the names gives each model its look
     for scene, images, attack, points in _facets(rows, as_rows(ranked)):
         curves = _curves(points)
         # A share of one image is no accuracy: its picture says more than a line from 100 to 0 %.
@@ -112,11 +108,6 @@ def _model(run: Row) -> str:
     return label(run["model"], run["model_variant"])
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
-    """All models, in the order that gives each its look."""
-    return sorted(set(map(_model, rows)))
-
-
 def _strongest_of_each(runs: Sequence[Row]) -> list[Row]:
     """One row per model and eps, of several runs of one attack under the strongest."""
     groups = grouped(runs, [*MODEL, "eps"]).values()
@@ -148,7 +139,7 @@ def query_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
     rows = [row for row in as_rows(runs) if not row["probe"]]
     listed = [row for row in rows if not row["failed_examples"] and row["knowledge"] != CONTROL]
     several = {row["image_set"] for row in as_rows(ranked) if row["image_sets"] > 1}
-    names, found = _names(rows), []
+    names, found = sorted(set(map(_model, rows))), []  # the order of the names gives each model its look
     for (*scene, images, eps, eps_text), points in grouped(listed, [*SCENE, "eps", "eps_text"]).items():
         curves = _best_so_far(points)
         # One attack makes no curve; see also `accuracy_plots`.
@@ -220,16 +211,11 @@ def _told(curves: pd.DataFrame, axis: _Axis) -> str:
 
 def _draw(curves: pd.DataFrame, axis: _Axis, attack: str, scene: str, names: list[str]) -> bytes:
     """The plot as matplotlib writes it."""
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
     present = [name for name in names if name in set(curves["series"])]
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, same bytes
-        matplotlib.rcParams.update(STYLE)
+    columns = 2 if max(map(len, present)) <= COLUMN else 1
+    size = 4.9, 3.3 + 0.2 * -(-len(present) // columns)
+    with drawing(size, style=STYLE) as canvas, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # glyphs missing here do not matter: the reader's fonts draw the text
-        columns = 2 if max(map(len, present)) <= COLUMN else 1
-        canvas = Canvas(figsize=(4.9, 3.3 + 0.2 * -(-len(present) // columns)), layout="constrained")
         axes = canvas.subplots()
         for name in present:
             rows, style = curves[curves["series"] == name], look(names.index(name))
@@ -239,13 +225,11 @@ def _draw(curves: pd.DataFrame, axis: _Axis, attack: str, scene: str, names: lis
                 drawstyle=drawstyle, clip_on=False,
             )  # fmt: skip
             axes.vlines(x, rows["low"], rows["high"], color=style["color"], alpha=0.45, lw=1.2)
-        _dress(axes, axis)
+        _scale(axes, axis)
         lines = textwrap.wrap(scene, LINE)
         axes.set_title("\n".join(map(shortened, [*lines[:2], attack])), loc="left")
         legend(canvas, axes.lines, present, ncols=columns, handlelength=2.4, borderpad=0, borderaxespad=0.2)
-        buffer = BytesIO()
-        canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    return buffer.getvalue()
+        return saved(canvas, "svg", transparent=True)
 
 
 def look(position: int, shift: int = 0) -> dict[str, Any]:
@@ -271,24 +255,33 @@ def legend(figure: Any, lines: Sequence[Any], names: Sequence[str], **layout: An
         text.set_text(shortened(name))  # set afterwards: matplotlib leaves labels that begin with "_" out of legends
 
 
-def _dress(axes: Axes, axis: _Axis) -> None:
-    from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
-
-    axes.set(ylim=(-0.02, 1.02), xlabel=axis.label, ylabel="accuracy")
+def _scale(axes: Axes, axis: _Axis) -> None:
+    dress(axes, axis.label, "accuracy", INK)
+    per_cent(axes, -0.02, 1.02)
     axes.margins(x=0.03)
+    axes.spines[:].set_alpha(0.4)
     if axis.steps:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}"))
-        axes.xaxis.set_minor_locator(NullLocator())
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(lambda x, _: cells.count(x))
     else:
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.7)
+        axes.locator_params(axis="x", nbins=6, steps=[1, 2, 5, 10])
+
+
+def dress(axes: Axes, x: str, y: str, ink: str = "0.3") -> None:
+    """Labels, a faint grid, no box."""
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(axis="y", color=ink, alpha=0.13, linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[:].set_alpha(0.4)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, which="both")
+
+
+def per_cent(axes: Axes, bottom: float, top: float) -> None:
+    """The axis of accuracies, in per cent."""
+    axes.set_ylim(bottom, top)
+    axes.locator_params(axis="y", nbins=6, steps=[1, 2, 5, 10])
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
 
 
 def _tidy(drawing: bytes, prefix: str, title: str, told: str) -> ElementTree.Element:
@@ -301,7 +294,10 @@ def _tidy(drawing: bytes, prefix: str, title: str, told: str) -> ElementTree.Ele
         element.tag = element.tag.rpartition("}")[2]
         attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
         element.attrib.clear()
-        element.attrib |= {name: _attribute(name, value, prefix) for name, value in attributes.items()}
+        for name, value in attributes.items():
+            own = prefix + value if name == "id" else value.replace("url(#", f"url(#{prefix}")
+            own = value.replace("#", f"#{prefix}", 1) if name == "href" else own
+            element.set(name, own.replace(INK, "currentColor"))
     for parent in list(root.iter()):
         for child in [c for c in parent if c.tag in ("metadata", "style")]:
             parent.remove(child)
@@ -314,11 +310,3 @@ def _tidy(drawing: bytes, prefix: str, title: str, told: str) -> ElementTree.Ele
         root.insert(place, element)
         root.set(f"aria-{role}", prefix + tag)
     return root
-
-
-def _attribute(name: str, value: str, prefix: str) -> str:
-    if name == "id":
-        return prefix + value
-    if name == "href":
-        return value.replace("#", f"#{prefix}", 1)
-    return value.replace("url(#", f"url(#{prefix}").replace(INK, "currentColor")

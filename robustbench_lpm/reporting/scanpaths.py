@@ -7,10 +7,8 @@ fixations beside the page, which are drawn over its pictures.
 from __future__ import annotations
 
 import json
-import math
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from io import BytesIO
@@ -24,11 +22,10 @@ from PIL import Image
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.records import read_json, write_atomically
 from robustbench_lpm.reporting.cells import plain
-from robustbench_lpm.reporting.pictures import class_name, displayable, png
+from robustbench_lpm.reporting.pictures import class_name, displayable, drawing, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 FILE = Path("json") / "scanpaths.json"
 SCHEMA_VERSION = 1
@@ -37,7 +34,6 @@ UNSEEN = 0.93  # the grey of what is beyond the retina
 REACH, PATH, DARK = "#2f9bff", "#ffffff", "#101418"
 SIDE = 240  # pixels of the drawing of what a glimpse sees
 FRAME_MS, LAST_FRAME_MS = 900, 2600
-STYLE: Any = {"text.parse_math": False, "font.size": 9, "figure.facecolor": "white", "font.family": "DejaVu Sans"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ class Scene:
 
 def scanpath_picture(scene: Scene) -> bytes:
     """A PNG: both images with their numbered fixations, beneath them what each glimpse saw and what was said then."""
-    with _drawing((10.4, 1.1 + 4.75 + _strip_height(scene))) as figure:
+    with drawing((10.4, 1.1 + 4.75 + _strip_height(scene)), dpi=120) as figure:
         parts: Any = figure.subfigures(2, 1, height_ratios=(4.75, _strip_height(scene)))
         limit = _limit(scene)
         for axes, (title, path) in zip(parts[0].subplots(1, 2), scene.panels, strict=True):
@@ -101,7 +97,7 @@ def scanpath_picture(scene: Scene) -> bytes:
             _draw_strip(half, scene, path)
         figure.suptitle(_heading(scene), fontsize=11)
         figure.supxlabel(_legend(scene), fontsize=8, color="0.35")
-        return png(figure)
+        return saved(figure)
 
 
 def scanpath_animation(scene: Scene) -> bytes:
@@ -109,8 +105,7 @@ def scanpath_animation(scene: Scene) -> bytes:
     frames = [_frame(scene, t) for t in range(len(scene.clean.labels))]
     palette = _palette(frames)
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    buffer = BytesIO()
-    durations = [FRAME_MS] * (len(reduced) - 1) + [LAST_FRAME_MS]
+    buffer, durations = BytesIO(), [FRAME_MS] * (len(reduced) - 1) + [LAST_FRAME_MS]
     reduced[0].save(
         buffer, "GIF", save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=False, disposal=1
     )
@@ -125,9 +120,7 @@ def _palette(frames: Sequence[Image.Image]) -> Image.Image:
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
 
-    together = Image.new("RGB", (frames[0].width, frames[0].height * len(frames)))
-    for number, frame in enumerate(frames):
-        together.paste(frame, (0, number * frame.height))
+    together = Image.fromarray(np.vstack([np.asarray(frame) for frame in frames]))
     drawn: list[tuple[float, ...]] = [to_rgb(colour) for colour in (REACH, RIGHT, WRONG, DARK, PATH, str(UNSEEN))]
     drawn += [tuple((share + 1) / 2 for share in to_rgb(colour)) for colour in (RIGHT, WRONG)]  # the edges of letters
     drawn += [colormaps["YlOrRd"](0.12 + 0.68 * step / 23)[:3] for step in range(24)]
@@ -140,7 +133,7 @@ def _palette(frames: Sequence[Image.Image]) -> Image.Image:
 
 def _frame(scene: Scene, t: int) -> Image.Image:
     rows = 2 if len(scene.cells) else 1
-    with _drawing((7.4, 1.0 + 3.5 * rows), dpi=100) as figure:
+    with drawing((7.4, 1.0 + 3.5 * rows), dpi=100) as figure:
         grid = figure.subplots(rows, 2, squeeze=False)
         limit = _limit(scene)
         for column, (title, path) in enumerate(scene.panels):
@@ -153,18 +146,7 @@ def _frame(scene: Scene, t: int) -> Image.Image:
                 _show_seen(grid[1, column], scene, path, t, limit)
                 grid[1, column].set_xlabel(f"what glimpse {t + 1} sees", color="0.35")
         figure.suptitle(f"{_heading(scene)}\nglimpse {t + 1} of {len(path.labels)}", fontsize=10)
-        return Image.open(BytesIO(png(figure))).convert("RGB")
-
-
-@contextmanager
-def _drawing(size: tuple[float, float], dpi: int = 120) -> Iterator[Figure]:
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, same picture
-        matplotlib.rcParams.update(STYLE)
-        yield Canvas(figsize=size, dpi=dpi, layout="constrained")
+        return Image.open(BytesIO(saved(figure))).convert("RGB")
 
 
 def _heading(scene: Scene) -> str:
@@ -173,9 +155,7 @@ def _heading(scene: Scene) -> str:
 
 
 def _legend(scene: Scene) -> str:
-    words = (
-        "The square marks the first fixation, which is not chosen by the model. Green answers are right, red are wrong."
-    )
+    words = "The square is the first fixation, which the model does not choose. Green answers are right, red are wrong."
     saw = "Small pictures: what each glimpse saw; light grey is beyond the retina. " if len(scene.cells) else ""
     return f"{words}\n{saw}{plain(scene.footnote)}"
 
@@ -211,9 +191,8 @@ def _draw_path(axes: Axes, fixations: NDArray[np.float32], shown: int) -> None:
     many = len(fixations) > 8
     for t, (x, y) in enumerate(fixations[:shown]):
         shade = colormaps["YlOrRd"](0.12 + 0.68 * t / max(1, len(fixations) - 1))
-        last = t == shown - 1
         style: dict[str, Any] = {"marker": "s" if t == 0 else "o", "s": 130 if many else 210, "zorder": 4 + t}
-        if last:
+        if t == shown - 1:
             axes.scatter(x, y, **style | {"s": style["s"] * 1.9, "color": "white", "edgecolor": DARK})
         axes.scatter(x, y, **style, color=shade, edgecolor=DARK, linewidth=1.1)
         ink = "white" if t > 0.6 * len(fixations) else DARK
@@ -313,16 +292,14 @@ def read(out: Path) -> dict[tuple[str, int], Gaze]:
     try:
         if content["schema_version"] != SCHEMA_VERSION:
             raise ValueError(f"schema_version is {content['schema_version']}")
-        found = [_gaze(entry) for entry in content["scanpaths"]]
+        found = []
+        for entry in content["scanpaths"]:
+            clean, adversarial = ([(float(x), float(y)) for x, y in entry[name]] for name in ("clean", "adversarial"))
+            if not np.isfinite([*clean, *adversarial]).all():
+                raise ValueError("a fixation is no number")
+            found.append(Gaze(str(entry["record"]), int(entry["index"]), int(entry["draw"]), clean, adversarial))
     except (KeyError, TypeError, ValueError) as error:
         raise LpmbenchError(
             f"{out / FILE} is no file of scanpaths: {error}; `lpmbench report --scanpaths` makes one."
         ) from None
     return {(gaze.record, gaze.index): gaze for gaze in found}
-
-
-def _gaze(entry: Mapping[str, Any]) -> Gaze:
-    paths = {name: [(float(x), float(y)) for x, y in entry[name]] for name in ("clean", "adversarial")}
-    if not all(math.isfinite(value) for path in paths.values() for point in path for value in point):
-        raise ValueError("a fixation is no number")
-    return Gaze(str(entry["record"]), int(entry["index"]), int(entry["draw"]), **paths)

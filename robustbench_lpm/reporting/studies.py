@@ -7,7 +7,6 @@ Each shows the table that it is given and runs nothing. A table has columns accu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -17,14 +16,14 @@ from rich.text import Text
 from robustbench_lpm.ranking import Row, as_rows
 from robustbench_lpm.reporting import cells
 from robustbench_lpm.reporting.cells import plain
-from robustbench_lpm.reporting.plots import COLOURS, MARKERS, legend, look, shortened
+from robustbench_lpm.reporting.pictures import drawing, saved
+from robustbench_lpm.reporting.plots import COLOURS, MARKERS, dress, legend, look, per_cent, shortened
 from robustbench_lpm.statistics import rate_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-STYLE: Any = {"text.parse_math": False, "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "lpmbench"}
 WITH_INTERVALS = 3  # columns that fit into 80 characters with their intervals; of more, the first alone has them
 PANELS = {  # title, axis, and where the image is as it was
     "rotate": ("Turned", "degrees against the clock, about the centre", 0.0),
@@ -76,7 +75,7 @@ def sweep_figure(table: pd.DataFrame, title: str, usual: int) -> dict[str, bytes
         _dress(left, "glimpses t of a run", "accuracy on clean images", "What more glimpses and more runs bring")
         _dress(right, "glimpses per decision, M · t", "", "The same at equal compute")
         _shares(left, table)
-        _whole_numbers(left)
+        left.locator_params(axis="x", integer=True)
         right.set_xscale("log", base=2)
         _ticks(right, [2.0**power for power in range(20)], "{:g}")
         names = left.get_legend_handles_labels()
@@ -223,7 +222,7 @@ def glimpse_figure(accuracies: pd.DataFrame, fixations: pd.DataFrame, title: str
         rows = accuracies[accuracies["mc"] == 1].sort_values("glimpses")
         curves = {f"{kind}_accuracy": words for kind, words in _kinds(accuracies).items()}
         _curves(left, rows, "glimpses", curves, "glimpses t of one run (M = 1)", "accuracy", "What each glimpse adds")
-        _per_cent(left, -0.02, 1.02)
+        per_cent(left, -0.02, 1.02)
         _draw_compute(middle, accuracies)
         for axes in rest:
             distance = "mean distance (the image is 2 wide)"
@@ -241,7 +240,7 @@ def _curves(
         style = {"color": colour, "marker": MARKERS[number], "markersize": 5, "linewidth": 1.7, "label": name}
         _line(axes, x, rows, style, column)
     _dress(axes, label, y, title)
-    _whole_numbers(axes)
+    axes.locator_params(axis="x", integer=True)
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
 
 
@@ -255,8 +254,8 @@ def _draw_compute(axes: Axes, accuracies: pd.DataFrame) -> None:
     axes.plot([], [], color="0.3", linestyle="--", label="clean")
     axes.plot([], [], color="0.3", label="attacked (all glimpses)")
     _dress(axes, "glimpses per decision, M · t", "accuracy", "At equal compute: averaging M runs")
-    _whole_numbers(axes)
-    _per_cent(axes, -0.02, 1.02)
+    axes.locator_params(axis="x", integer=True)
+    per_cent(axes, -0.02, 1.02)
     axes.legend(
         frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0,
         columnspacing=1.2, handlelength=1.8,
@@ -268,21 +267,10 @@ def _draw_compute(axes: Axes, accuracies: pd.DataFrame) -> None:
 
 def _rendered(name: str, size: tuple[float, float], title: str, draw: Callable[[Figure], None]) -> dict[str, bytes]:
     """A figure of size (width, height) in inches, filled by `draw`, as {"NAME.png", "NAME.svg"}: always the same."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, same bytes
-        matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=size, dpi=144, layout="constrained")
+    with drawing(size) as figure:
         draw(figure)
         figure.suptitle(plain(title), fontsize=11)
-        found = {}
-        for kind, metadata in {"png": {"Software": None}, "svg": {"Date": None}}.items():
-            buffer = BytesIO()
-            figure.savefig(buffer, format=kind, metadata=metadata)
-            found[f"{name}.{kind}"] = buffer.getvalue()
-    return found
+        return {f"{name}.{kind}": saved(figure, kind) for kind in ("png", "svg")}
 
 
 def _styles_of_mc(table: pd.DataFrame) -> dict[int, dict[str, Any]]:
@@ -309,12 +297,8 @@ def _line(
 
 
 def _dress(axes: Axes, x: str, y: str, title: str) -> None:
-    """Labels, a title, a faint grid, no box."""
-    axes.set(xlabel=x, ylabel=y)
+    dress(axes, x, y)
     axes.set_title(title, loc="left", fontsize=10)
-    axes.grid(axis="y", color="0.3", alpha=0.15, linewidth=0.7)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(length=0, which="both")
 
 
 def _mark(axes: Axes, x: float) -> None:
@@ -325,26 +309,12 @@ def _shares(axes: Axes, table: pd.DataFrame) -> None:
     """The axis of accuracies in per cent, from 0, or, where all are above a half, from below what is drawn."""
     lowest = float(table[["accuracy", "accuracy_low"]].min().min())
     bottom = min(0.98, int(100 * lowest) / 100) if lowest >= 0.5 else 0.0
-    _per_cent(axes, bottom - 0.02 * (1 - bottom), 1 + 0.02 * (1 - bottom))
-
-
-def _per_cent(axes: Axes, bottom: float, top: float) -> None:
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    axes.set_ylim(bottom, top)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-
-
-def _whole_numbers(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    per_cent(axes, bottom - 0.02 * (1 - bottom), 1 + 0.02 * (1 - bottom))
 
 
 def _ticks(axes: Axes, marks: list[float], words: str) -> None:
     """Marks on the x axis at these values alone, written as `words` says; the limits stay."""
     limits = axes.get_xlim()
     axes.set_xticks(marks, [words.format(mark) for mark in marks])
-    axes.set_xticks([], minor=True)
+    axes.minorticks_off()
     axes.set_xlim(limits)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from robustbench_lpm import cards, ranking
 from robustbench_lpm.audits import Audit, probes
 from robustbench_lpm.budgets import format_eps
-from robustbench_lpm.cards import AttackCard, ModelCard
+from robustbench_lpm.cards import AttackCard, Card, Kind, ModelCard
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.ranking import RATES, Row, columns_of
@@ -19,6 +19,7 @@ from robustbench_lpm.records import RunRecord
 from robustbench_lpm.reporting import cells
 from robustbench_lpm.reporting.cells import plain
 
+CardT = TypeVar("CardT", bound=Card)
 COLUMNS = (
     "rank",  # of the model at this budget, on the run that decides it
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set",
@@ -141,11 +142,7 @@ def _outcomes(record: RunRecord) -> dict[str, float | None]:
 
 def model_card(record: RunRecord) -> ModelCard | None:
     """The registered card of a record's model; None where the card of that name is another model's, or checkpoint's."""
-    model = record.configuration["model"]
-    try:
-        card = cards.model(record.model) if record.model in cards.names("model") else None
-    except LpmbenchError:  # the card cannot be read
-        return None
+    model, card = record.configuration["model"], _card(cards.model, "model", record.model)
     if card is None or (card.entry, card.parameters) != (model["entry"], model.get("parameters", {})):
         return None
     expected = card.weights.sha256 if card.weights else None  # None: whoever runs it brings the weights
@@ -154,10 +151,16 @@ def model_card(record: RunRecord) -> ModelCard | None:
 
 def attack_card(record: RunRecord) -> AttackCard | None:
     """The registered card of a record's attack, None where that of its name is another one; its settings may differ."""
-    attack = record.configuration["attack"]
+    attack, card = record.configuration["attack"], _card(cards.attack, "attack", record.attack)
+    if card is None:
+        return None
+    both_worst_cases = bool(card.members) and "members" in attack
+    return card if card.entry == attack["entry"] or both_worst_cases else None
+
+
+def _card(read: Callable[[str], CardT], kind: Kind, name: str) -> CardT | None:
+    """A registered card; None where there is none of this name, or it cannot be read."""
     try:
-        card = cards.attack(record.attack) if record.attack in cards.names("attack") else None
+        return read(name) if name in cards.names(kind) else None
     except LpmbenchError:
         return None
-    both_worst_cases = card is not None and bool(card.members) and "members" in attack
-    return card if card is not None and (card.entry == attack["entry"] or both_worst_cases) else None
