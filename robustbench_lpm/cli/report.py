@@ -73,7 +73,7 @@ def look_at_gallery(found: Sequence[RunRecord], trust: bool) -> list[Gaze]:
 
 
 def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
-    """One draw's look at an example before and after the attack: the first draw that the attack turned, or draw 0.
+    """One draw's look at an example before and after the attack: the first draw that is misclassified, or draw 0.
 
     None for a model that sees images whole, for an average of several runs, and for noise that is not the grader's own.
     Raises LpmbenchError where the model at hand is not that of the record.

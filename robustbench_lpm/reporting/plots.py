@@ -258,6 +258,7 @@ def legend(figure: Any, lines: Sequence[Any], names: Sequence[str], **layout: An
 def _scale(axes: Axes, axis: _Axis) -> None:
     dress(axes, axis.label, "accuracy", INK)
     per_cent(axes, -0.02, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.margins(x=0.03)
     axes.spines[:].set_alpha(0.4)
     if axis.steps:
