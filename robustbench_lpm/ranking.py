@@ -76,6 +76,16 @@ def label(name: str, variant: str) -> str:
     return f"{name} ({variant})" if variant else name
 
 
+def model_name(row: Row) -> str:
+    """The model of a run, or of a row of the ranking."""
+    return label(row["model"], row["model_variant"])
+
+
+def attack_name(run: Row) -> str:
+    """The attack of a run."""
+    return label(run["attack"], run["attack_variant"])
+
+
 def noise_text(record: RunRecord, *, frozen: bool | None = None) -> str:
     """The noise of a run that was not left to the default, such as "first_fixation, policy frozen".
 
@@ -400,4 +410,4 @@ def _member_names(runs: Iterable[Row]) -> set[str]:
 
 
 def _labels(runs: Iterable[Row]) -> set[str]:
-    return {label(run["attack"], run["attack_variant"]) for run in runs}
+    return set(map(attack_name, runs))

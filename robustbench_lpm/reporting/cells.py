@@ -13,9 +13,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from robustbench_lpm.audits import Check
-from robustbench_lpm.ranking import Row, label
-
-__all__ = ["label"]  # the page's template writes names through this module
+from robustbench_lpm.ranking import Row
 
 MISSING = "–"
 VERDICTS = {"pass": "passed", "fail": "failed", "": "not audited"}  # others are written as they are called
@@ -93,11 +91,6 @@ def seconds(number: Any) -> str:
     if number < 99.5:
         return f"{number:.1f} s"
     return f"{number / 60:.0f} min" if number < 99.5 * 60 else f"{number / 3600:.1f} h"
-
-
-def rank(number: Any) -> str:
-    """A rank, or a dash for a model that has none."""
-    return MISSING if missing(number) else str(int(number))
 
 
 def norm(name: str) -> str:

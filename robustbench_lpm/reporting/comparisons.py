@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustbench_lpm import ranking
-from robustbench_lpm.ranking import BUDGET, CONTROL, MODEL, Row, as_rows, label
+from robustbench_lpm.ranking import BUDGET, CONTROL, MODEL, Row, as_rows, attack_name, label, model_name
 from robustbench_lpm.records import RunRecord
 from robustbench_lpm.reporting import cells
 from robustbench_lpm.reporting.cells import plain
@@ -104,16 +104,12 @@ class _Outcomes:
         """The record, or the first of them."""
         return self._records[read[0]]
 
-    def label(self, record: str) -> str:
-        """The attack of a run, by its id."""
-        return label(self.runs[record]["attack"], self.runs[record]["attack_variant"])
-
     def attacks(self, row: Row) -> dict[str, Read]:
         """What is read of each attack that the model of a row of the ranking met, by its name; of several runs the
         strongest. No probes."""
         by_name: dict[str, list[Row]] = defaultdict(list)
         for run in self._by_row.get(tuple(row[column] for column in ABOUT), []):
-            by_name[self.label(run["record"])].append(run)
+            by_name[attack_name(run)].append(run)
         return {name: ranking.strongest(runs)[1] for name, runs in sorted(by_name.items())}
 
     def by_attack(self, reads: Iterable[Read]) -> dict[tuple[str, ...], Read]:
@@ -195,7 +191,7 @@ def _by_budget(parts: Sequence[list[Row]]) -> list[tuple[str, list[Row]]]:
 
 
 def _entry(row: Row, outcomes: _Outcomes, glimpsing: Set[tuple[str, str]]) -> _Entry:
-    model = label(row["model"], row["model_variant"])
+    model = model_name(row)
     classifier = {"name": f"{model}, M = {row['mc']}", "model": model, "mc": row["mc"], "notes": row["notes"]}
     read = tuple(row["read_from"].split(", "))
     counts = not cells.missing(row["robust_accuracy"]) and outcomes.failed.isdisjoint(read)
@@ -213,7 +209,7 @@ def _meetings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[Meeting]:
     if a.lowest and b.lowest:
         # Of one M the notes on the ranks say already who met less.
         unmet = [_unmet(a, b, outcomes), _unmet(b, a, outcomes)] if across else []
-        told = [_joined(map(outcomes.label, read)) for read in (a.lowest, b.lowest)]
+        told = [_joined(attack_name(outcomes.runs[record]) for record in read) for read in (a.lowest, b.lowest)]
         yield LOWEST, a.lowest, b.lowest, told[0], told[1], " ".join(filter(None, unmet))
 
 
@@ -271,7 +267,7 @@ def agree(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame
         attacks = outcomes.attacks(row)
         if len(attacks) > 1:
             wrong = {name: outcomes.of(read)[0] <= 0.5 for name, read in attacks.items()}
-            found.append(_agreement(cells.heading(row), label(row["model"], row["model_variant"]), wrong))
+            found.append(_agreement(cells.heading(row), model_name(row), wrong))
     return found
 
 

@@ -14,20 +14,20 @@ from rich.console import Console
 from rich.text import Text
 
 from robustbench_lpm.audits import Audit
-from robustbench_lpm.ranking import Row, as_rows, label, ranking, split
+from robustbench_lpm.ranking import Row, as_rows, attack_name, model_name, ranking, split
 from robustbench_lpm.records import RunRecord, write_atomically
 from robustbench_lpm.reporting import cells, comparisons, page, pictures, plots, robustbench, scanpaths, tables
 from robustbench_lpm.reporting.comparisons import Agreement, Comparison
 
 Columns = Mapping[str, Callable[[Row], str]]  # how the cell of each column is written
 
-MODEL: Columns = {"Model": lambda row: label(row["model"], row["model_variant"])}
-ATTACK: Columns = {"Attack": lambda row: label(row["attack"], row["attack_variant"])}
+MODEL: Columns = {"Model": model_name}
+ATTACK: Columns = {"Attack": attack_name}
 CLEAN: Columns = {"Clean, %": lambda row: cells.rate(row, "clean_accuracy")}
 ROBUST: Columns = {"Robust, %": lambda row: cells.rate(row, "robust_accuracy")}
 FORWARDS: Columns = {"Forwards": lambda row: cells.count(row["forwards"])}
 RANKING: Columns = {
-    "Rank": lambda row: cells.rank(row["rank"]),
+    "Rank": lambda row: cells.count(row["rank"]),
     **MODEL,
     **CLEAN,
     **ROBUST,
@@ -141,7 +141,7 @@ def _ordinary(runs: pd.DataFrame) -> tuple[list[Row], list[str], list[str]]:
     rows = as_rows(runs[~runs["probe"]])
     probes = len(runs) - len(rows)
     told = f"{probes} probe run{' of an audit is' if probes == 1 else 's of audits are'} in leaderboard.csv."
-    noted = {f"{label(row['attack'], row['attack_variant'])}: {row['notes']}" for row in rows if row["notes"]}
+    noted = {f"{attack_name(row)}: {row['notes']}" for row in rows if row["notes"]}
     return rows, [told] if probes else [], sorted(noted)
 
 

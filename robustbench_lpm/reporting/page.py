@@ -81,6 +81,8 @@ def to_html(
         rate=_rate,
         verdict=_verdict,
         anchor=anchor,
+        model_name=ranking.model_name,
+        attack_name=ranking.attack_name,
         style=Markup(style),
         style_sha256=_digest(style),
         script=Markup(script),

@@ -19,7 +19,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from robustbench_lpm.hashing import sha256_of_value
-from robustbench_lpm.ranking import CONTROL, MODEL, RATES, TIE, Row, as_rows, columns_of, grouped, label, strongest
+from robustbench_lpm.ranking import (
+    CONTROL,
+    MODEL,
+    RATES,
+    TIE,
+    Row,
+    as_rows,
+    attack_name,
+    columns_of,
+    grouped,
+    model_name,
+    strongest,
+)
 from robustbench_lpm.reporting import cells
 from robustbench_lpm.reporting.cells import plain
 from robustbench_lpm.reporting.pictures import drawing, saved
@@ -67,7 +79,7 @@ class _Axis(NamedTuple):
 def accuracy_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
     """One plot per data set, size, norm, M, image set and attack, the lowest over all attacks first."""
     rows = [row for row in as_rows(runs) if not row["probe"]]
-    names, found = sorted(set(map(_model, rows))), []  # the order of the names gives each model its look
+    names, found = sorted(set(map(model_name, rows))), []  # the order of the names gives each model its look
     for scene, images, attack, points in _facets(rows, as_rows(ranked)):
         curves = _curves(points)
         # A share of one image is no accuracy: its picture says more than a line from 100 to 0 %.
@@ -90,7 +102,7 @@ def _facets(rows: list[Row], ranked: list[Row]) -> Iterator[tuple[tuple[Any, ...
     for (*scene, images), group in grouped(whole, SCENE).items():
         title, shown = tuple(scene), images if sets[tuple(scene)] > 1 else ""
         by_attack = grouped(
-            [row | {"control": row["knowledge"] == CONTROL, "label": _attack(row)} for row in group],
+            [row | {"control": row["knowledge"] == CONTROL, "label": attack_name(row)} for row in group],
             ["control", "label"],
         )
         if sum(not control for control, _ in by_attack) > 1:
@@ -98,14 +110,6 @@ def _facets(rows: list[Row], ranked: list[Row]) -> Iterator[tuple[tuple[Any, ...
             yield title, shown, WORST, [row for row in points if not cells.missing(row["robust_accuracy"])]
         for (control, attack), points in by_attack.items():
             yield title, shown, f"{attack} (control)" if control else attack, _strongest_of_each(points)
-
-
-def _attack(run: Row) -> str:
-    return label(run["attack"], run["attack_variant"])
-
-
-def _model(run: Row) -> str:
-    return label(run["model"], run["model_variant"])
 
 
 def _strongest_of_each(runs: Sequence[Row]) -> list[Row]:
@@ -117,15 +121,15 @@ def _strongest_of_each(runs: Sequence[Row]) -> list[Row]:
 def _curves(points: Sequence[Row]) -> pd.DataFrame:
     """Points to draw, from rows of one run per model and eps; the clean accuracy at eps = 0 where no run is."""
     found: dict[tuple[str, float], Row] = {}
-    at_zero = {_model(row) for row in points if row["eps"] == 0}
+    at_zero = {model_name(row) for row in points if row["eps"] == 0}
     # What a model's runs say of clean images is the same, or told by another seed: none is chosen for being low.
     for kind in ("robust_accuracy", "clean_accuracy"):
         for row in points:
             x = row["eps"] if kind == "robust_accuracy" else 0.0
             accuracy, low, high = (row[name] for name in RATES if name.startswith(kind))
-            if not cells.missing(accuracy) and not (kind == "clean_accuracy" and _model(row) in at_zero):
-                point = {"series": _model(row), "x": x, "accuracy": accuracy, "low": low, "high": high}
-                found.setdefault((_model(row), x), point)
+            if not cells.missing(accuracy) and not (kind == "clean_accuracy" and model_name(row) in at_zero):
+                point = {"series": model_name(row), "x": x, "accuracy": accuracy, "low": low, "high": high}
+                found.setdefault((model_name(row), x), point)
     return _points(row for _, row in sorted(found.items()))
 
 
@@ -139,7 +143,7 @@ def query_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
     rows = [row for row in as_rows(runs) if not row["probe"]]
     listed = [row for row in rows if not row["failed_examples"] and row["knowledge"] != CONTROL]
     several = {row["image_set"] for row in as_rows(ranked) if row["image_sets"] > 1}
-    names, found = sorted(set(map(_model, rows))), []  # the order of the names gives each model its look
+    names, found = sorted(set(map(model_name, rows))), []  # the order of the names gives each model its look
     for (*scene, images, eps, eps_text), points in grouped(listed, [*SCENE, "eps", "eps_text"]).items():
         curves = _best_so_far(points)
         # One attack makes no curve; see also `accuracy_plots`.
@@ -158,7 +162,7 @@ def _best_so_far(points: Sequence[Row]) -> pd.DataFrame:
     x counts forward passes; runs that cost more and find nothing more make no point.
     """
     rows: dict[tuple[str, float], Row] = {}
-    for name, mine in grouped([point | {"series": _model(point)} for point in points], ["series"]).items():
+    for name, mine in grouped([point | {"series": model_name(point)} for point in points], ["series"]).items():
         ordered = sorted(mine, key=lambda run: (run["forwards"], run["record"]))
         # An attack that asks nothing of the model, such as transfer, is drawn at one pass, too.
         costs = [max(1.0, float(run["forwards"])) for run in ordered]

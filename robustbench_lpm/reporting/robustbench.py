@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from robustbench_lpm.hashing import sha256_of_value
-from robustbench_lpm.ranking import RATES, Row, label, split
+from robustbench_lpm.ranking import RATES, Row, model_name, split
 from robustbench_lpm.records import RunRecord
 from robustbench_lpm.reporting import cells
 from robustbench_lpm.reporting.cells import plain
@@ -45,7 +45,7 @@ def to_robustbench(records: Sequence[RunRecord], ranked: pd.DataFrame) -> dict[s
     found: dict[str, str] = {}
     for row in (row for part in best.values() for row in part if not cells.missing(row["robust_accuracy"])):
         folder = f"robustbench/{_file_name(row['dataset'])}/{NORMS.get(row['norm'], _file_name(row['norm']))}"
-        name = _file_name(label(row["model"], row["model_variant"]))
+        name = _file_name(model_name(row))
         content = json.dumps(_entry(known[row["record"]], row), indent=2, ensure_ascii=False)
         found[f"{folder}/{name}.json"] = f"{content}\n"
     return found
@@ -70,7 +70,7 @@ def _entry(record: RunRecord, row: Row) -> dict[str, Any]:
     )
     return {
         "link": f"https://arxiv.org/abs/{paper.group(1)}" if paper else "",
-        "name": label(row["model"], row["model_variant"]),
+        "name": model_name(row),
         "authors": authors.group(1) if authors else "",
         "additional_data": False,
         "number_forward_passes": row["mc"],
