@@ -172,7 +172,7 @@ def _print(result: Audit, plan: Plan) -> None:
     from rich.table import Table
 
     from robustbench_lpm.cli.console import say, shown_eps
-    from robustbench_lpm.reporting import evidence
+    from robustbench_lpm.reporting.cells import evidence
 
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
@@ -181,11 +181,9 @@ def _print(result: Audit, plan: Plan) -> None:
     for heading in ("Check", "Against", "Verdict", "Judged", "Reference", "Difference, 95 %"):
         grid.add_column(heading, justify="right" if heading in ("Judged", "Reference") else "left")
     for check in result.checks:
-        numbers = evidence.number(check, check.judged), evidence.number(check, check.reference)
-        applies = check.judged is not None
-        grid.add_row(
-            check.name, check.against, check.verdict, *numbers, evidence.difference(check) if applies else check.note
-        )
+        judged, reference, difference, _ = evidence(check)
+        told = difference if check.judged is not None else check.note
+        grid.add_row(check.name, check.against, check.verdict, judged, reference, told)
     console.print(grid)
     where = f"{result.model} under {result.attack}, {shown_eps(plan)}, {len(plan.indices)} images"
     say(f"Verdict on {where}: {result.verdict.upper()}")

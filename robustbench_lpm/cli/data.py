@@ -42,7 +42,7 @@ def sim2mnist(source: Path | None, out: Path | None, seed: int, force: bool) -> 
     from robustbench_lpm.datasets.sim2mnist import FILE, Recipe, hashes, packed, regenerate
     from robustbench_lpm.datasets.splits import data_root
     from robustbench_lpm.records.runs import write_atomically
-    from robustbench_lpm.reporting.contact_sheet import contact_sheet
+    from robustbench_lpm.reporting.pictures import contact_sheet
 
     recipe, folder = Recipe(seed=seed), out if out is not None else data_root(None) / "sim2mnist"
     path, told = folder / FILE, folder / "sim2mnist.json"

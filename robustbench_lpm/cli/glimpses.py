@@ -217,10 +217,10 @@ def tabulate(
 def tell(tables: tuple[pd.DataFrame, pd.DataFrame], moved: Looks) -> None:
     """The tables, and what the reader needs to read them."""
     from robustbench_lpm.cli.console import console, say
-    from robustbench_lpm.reporting.glimpses import terminal_tables
+    from robustbench_lpm.reporting.studies import glimpse_tables
 
     say("")
-    terminal_tables(*tables, console)
+    glimpse_tables(*tables, console)
     images, draws = len(moved.indices), moved.fixations.shape[1]
     say(f"\n{images} image(s), {draws} held-out draw(s); intervals (95 %) are over images, from 20 images on.")
 
@@ -228,14 +228,13 @@ def tell(tables: tuple[pd.DataFrame, pd.DataFrame], moved: Looks) -> None:
 def write_tables(plan: Plan, tables: tuple[pd.DataFrame, pd.DataFrame], out: Path) -> list[str]:
     """Write glimpses.csv, fixations.csv and the figure of both; their names."""
     from robustbench_lpm.records.runs import write_atomically
-    from robustbench_lpm.reporting.glimpses import glimpse_figure
+    from robustbench_lpm.reporting.studies import glimpse_figure
 
     contents = {
         f"{name}.csv": table.to_csv(index=False, lineterminator="\n").encode()
         for name, table in zip(("glimpses", "fixations"), tables, strict=True)
     }
-    figure = glimpse_figure(*tables, headline(plan))
-    contents |= {f"glimpses.{kind}": content for kind, content in figure.items()}
+    contents |= glimpse_figure(*tables, headline(plan))
     for name, content in contents.items():
         write_atomically(out / name, content)
     return list(contents)

@@ -50,7 +50,7 @@ def invariance(
     if shared["checkpoint"] is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one NAME.")
     source, asked = prepare(models, shared)
-    from robustbench_lpm.reporting.invariance import invariance_figure, terminal_table
+    from robustbench_lpm.reporting.studies import invariance_figure, invariance_table
     from robustbench_lpm.studies.invariance import make_invariance
     from robustbench_lpm.studies.study import ModelFailed, without
 
@@ -59,7 +59,7 @@ def invariance(
     title = f"{study.data.name}, {study.images:,} images"
     while True:
         try:
-            carry_out(study, out, force, terminal_table, lambda table: invariance_figure(table, title))
+            carry_out(study, out, force, invariance_table, lambda table: invariance_figure(table, title))
             break
         except ModelFailed as error:
             failures.note(error.model.name, error)

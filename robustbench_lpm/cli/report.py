@@ -13,21 +13,25 @@ from robustbench_lpm.errors import LpmbenchError
 
 if TYPE_CHECKING:
     from robustbench_lpm.records.runs import RunRecord
-    from robustbench_lpm.reporting.gazes import Gaze
     from robustbench_lpm.reporting.pictures import Example
+    from robustbench_lpm.reporting.scanpaths import Gaze
 
 
 @click.command()
 @click.option(
-    "--results", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where records lie."
+    "--results",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Directory of the records.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Where the report goes; by default beside the records.")
+@click.option("--out", type=click.Path(path_type=Path), help="Directory of the report; by default --results.")
 @click.option(
-    "--scanpaths", is_flag=True,
+    "--scanpaths", "look", is_flag=True,
     help="Look again at the examples of the page with the models at hand; later reports keep where they looked.",
 )  # fmt: skip
 @trust_option
-def report(results: Path, out: Path | None, scanpaths: bool, trust: bool) -> None:
+def report(results: Path, out: Path | None, look: bool, trust: bool) -> None:
     """Make leaderboard.csv, .json, .md, .tex and .html (one file without a network) from all records below a folder.
 
     Beside them: the plots, and a file for each model as RobustBench keeps them (robustbench/DATASET/NORM/MODEL.json).
@@ -40,12 +44,12 @@ def report(results: Path, out: Path | None, scanpaths: bool, trust: bool) -> Non
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.console import console, say, shown_path
     from robustbench_lpm.records import runs as records
-    from robustbench_lpm.reporting import gazes
+    from robustbench_lpm.reporting import scanpaths
 
     found = records.read_all(results)
     target = out if out is not None else results
-    if scanpaths:
-        say(shown_path(gazes.write(look_at_gallery(found, trust), target)))
+    if look:
+        say(shown_path(scanpaths.write(look_at_gallery(found, trust), target)))
     paths = reporting.write_report(found, target)
     reporting.terminal_table(found, console)
     for path in paths:
@@ -70,7 +74,7 @@ def look_at_gallery(found: Sequence[RunRecord], trust: bool) -> list[Gaze]:
 
 
 def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
-    """One draw's look at an example before and after the attack: the first draw that the attack turned, or draw 0.
+    """One draw's look at an example before and after the attack: the first draw that is misclassified, or draw 0.
 
     None for a model that sees images whole, for an average of several runs, and for noise that is not the grader's own.
     Raises LpmbenchError where the model at hand is not that of the record.
@@ -79,7 +83,7 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
 
     from robustbench_lpm.randomness import generators
     from robustbench_lpm.registry import cards, zoo
-    from robustbench_lpm.reporting.gazes import Gaze
+    from robustbench_lpm.reporting.scanpaths import Gaze
 
     if record.model not in cards.names("model") or record.mc > 1 or record.configuration["evaluation"].get("noise"):
         return None

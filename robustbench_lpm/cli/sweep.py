@@ -32,7 +32,7 @@ def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any
     numbers = whole_numbers("--glimpses", glimpses, MOST_GLIMPSES)
     source, asked = prepare([name], shared)
     from robustbench_lpm.cli.console import say
-    from robustbench_lpm.reporting.sweep import sweep_figure, terminal_table
+    from robustbench_lpm.reporting.studies import sweep_figure, sweep_table
     from robustbench_lpm.studies.sweep import make_sweep
 
     with Failures(alone=True).of(name):
@@ -42,4 +42,4 @@ def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any
         say(f"{model.name} answers the same in every run: M = 1 says it all.")
     title = f"Inference sweep of {model.name} on {study.data.name}, {study.images:,} images"
     with Failures(alone=True).of(name):
-        carry_out(study, out, force, terminal_table, lambda table: sweep_figure(table, title, usual))
+        carry_out(study, out, force, sweep_table, lambda table: sweep_figure(table, title, usual))

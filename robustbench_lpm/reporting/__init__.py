@@ -1,7 +1,7 @@
 """From records to what people read: tables, rankings, plots, one HTML page. No torch, and nothing is ever run again.
 
 The functions here are the façade; what they need (pandas, matplotlib, jinja2) is imported when they are called. Audits,
-where a function takes them, go by the id of the record that they judge; None reads those that lie beside the records.
+where a function takes them, go by the id of the record that they judge; None reads those stored beside the records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Audits = Mapping[str, Audit] | None
 
 def write_report(records: Sequence[RunRecord], out: Path, audits: Audits = None) -> list[Path]:
     """Write leaderboard.csv, .md, .tex, .json, robustbench/*/*/*.json, plots/*.svg and leaderboard.html below `out`;
-    their paths, HTML last. Scanpaths that lie there (`gazes`) are drawn in the page.
+    their paths, HTML last. Scanpaths that are stored there (`scanpaths.write`) are drawn in the page.
 
     The same records and audits give the same bytes, in whatever order they come. Raises OSError, and LpmbenchError for
     a broken audit.
@@ -43,17 +43,19 @@ def table(records: Sequence[RunRecord], audits: Audits = None) -> pd.DataFrame:
 
 
 def leaderboard(records: Sequence[RunRecord], audits: Audits = None) -> pd.DataFrame:
-    """One row per model and budget, ranked under its strongest attack. Columns: `tables.RANKING_COLUMNS`."""
-    from robustbench_lpm.reporting import tables
+    """One row per model and budget, ranked under its strongest attack. Columns: `ranking.COLUMNS`."""
+    from robustbench_lpm.protocol.ranking import ranking
 
-    return tables.ranking(tables.table(records, _found(records, audits)))
+    return ranking(table(records, audits))
 
 
 def terminal_table(records: Sequence[RunRecord], console: Console | None = None, audits: Audits = None) -> None:
     """Print a compact table of runs to the terminal, or to the console given."""
-    from robustbench_lpm.reporting import terminal
+    from rich.console import Console
 
-    terminal.terminal_table(records, console, _found(records, audits))
+    from robustbench_lpm.reporting import exports
+
+    exports.terminal_table(records, console or Console(), _found(records, audits))
 
 
 def _found(records: Sequence[RunRecord], audits: Audits) -> Mapping[str, Audit]:
@@ -65,7 +67,7 @@ def attack_picture(
 ) -> bytes:
     """A PNG of one stored example: original, amplified perturbation, adversarial, with what was predicted.
 
-    `position` counts the stored examples from 0; `class_names`, by label, stand for those that the record tells. Raises
+    `position` counts the stored examples from 0; `class_names`, by label, replace those of the record. Raises
     LpmbenchError when the record stores no such example.
     """
     from robustbench_lpm.reporting import pictures

@@ -1,18 +1,53 @@
-"""How numbers are written for people, the same in Markdown, LaTeX, HTML and the terminal."""
+"""How numbers, names and evidence are written for people, and how text is escaped for Markdown, LaTeX and CSV.
+
+HTML is left to jinja2's autoescape.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from rich.table import Table
+
+from robustbench_lpm.protocol.ranking import Row
+from robustbench_lpm.records.audits import Check
 
 MISSING = "–"
-VERDICTS = {
-    "pass": "passed",
-    "fail": "failed",
-    "undecided": "undecided",
-    "not applicable": "not applicable",
-    "": "not audited",
-}
+VERDICTS = {"pass": "passed", "fail": "failed", "": "not audited"}  # others are written as they are called
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+JOINERS = "\u200c\u200d"  # part of words in some scripts, and of emoji
+MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "\\`*_[]|~#!$"})
+LATEX = str.maketrans({
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''", "[": "{[}", "]": "{]}", "–": "--", "∞": r"\ensuremath{\infty}",
+    REPLACEMENT: "?", "\0": "{}",
+})  # fmt: skip
+
+
+def plain(text: object) -> str:
+    """One line without control characters: they could move a terminal's cursor, or make the file invalid."""
+    line = " ".join(str(text).split())
+    return "".join(c if c.isprintable() or c in JOINERS else REPLACEMENT for c in line)
+
+
+def markdown(text: object) -> str:
+    """Text that stays text, and in its cell, in a GitHub-flavoured Markdown table."""
+    return plain(text).translate(MARKDOWN)
+
+
+def latex(text: object) -> str:
+    """Text that LaTeX prints as it is; a run of hyphens does not become a dash."""
+    return re.sub("-(?=-)", "-\0", plain(text)).translate(LATEX)
+
+
+def csv(text: object) -> str:
+    """Text that no spreadsheet takes for a formula (OWASP, CSV injection)."""
+    line = plain(text)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 def missing(value: Any) -> bool:
@@ -35,6 +70,11 @@ def with_interval(share: Any, low: Any, high: Any) -> str:
     return f"{percent(share)} {interval(low, high)}".rstrip()
 
 
+def rate(row: Mapping[Any, Any], name: str) -> str:
+    """A share and its interval, from the columns NAME, NAME_low and NAME_high of a row."""
+    return with_interval(*(row[name + end] for end in ("", "_low", "_high")))
+
+
 def count(number: Any) -> str:
     """A count, with thin spaces between thousands; a mean count below 100 keeps one decimal if it has one."""
     if missing(number):
@@ -53,26 +93,58 @@ def seconds(number: Any) -> str:
     return f"{number / 60:.0f} min" if number < 99.5 * 60 else f"{number / 3600:.1f} h"
 
 
-def rank(number: Any) -> str:
-    """A rank, or a dash for a model that has none."""
-    return MISSING if missing(number) else str(int(number))
-
-
 def norm(name: str) -> str:
     """A norm as people write it."""
     return {"linf": "L∞", "l2": "L2"}.get(name, name)
 
 
 def size(name: str) -> str:
-    """The size of the attacked images; it is part of the threat, so it stands beside the data set."""
+    """The size of the attacked images; it is part of the threat, so it is told with the data set."""
     return f"{name} px" if name.isdigit() else f"{name} size"
 
 
-def label(name: str, variant: str) -> str:
-    """A model or attack, told apart from others of its name."""
-    return f"{name} ({variant})" if variant else name
-
-
 def verdict(name: str) -> str:
-    """What an audit, or one of its checks, came to, in a word or two."""
+    """The verdict of an audit, or of one of its checks, in a word or two."""
     return VERDICTS.get(name, name)
+
+
+def threat(row: Row) -> str:
+    """What the models of a ranking were attacked with, whatever their M, from any of its rows: data, size, budget."""
+    return f"{row['dataset']}, {size(row['size'])}, {norm(row['norm'])} eps {row['eps_text']}"
+
+
+def heading(row: Row) -> str:
+    """What a ranking ranks, from any of its rows; the images where others at this budget met others."""
+    images = f", image set {row['image_set']}" if row["image_sets"] > 1 else ""
+    return f"{threat(row)}, M = {row['mc']}{images}"
+
+
+def evidence(check: Check) -> tuple[str, str, str, str]:
+    """Both numbers of a check, their difference with its interval, and the interval: shares in per cent, or cosines."""
+    scale, digits, unit = (1, 2, "") if check.unit == "cosine" else (100, 1, " %")
+    judged, reference = (
+        MISSING if value is None else f"{scale * value:.{digits}f}{unit}" for value in (check.judged, check.reference)
+    )
+    bounds = ""
+    if check.low is not None and check.high is not None:
+        bounds = f"[{scale * check.low:.{digits}f}, {scale * check.high:.{digits}f}]"
+    if check.judged is None or check.reference is None:
+        return judged, reference, MISSING, bounds
+    gap = f"{scale * (check.judged - check.reference):+.{digits}f}"
+    return judged, reference, f"{gap} {bounds}".rstrip(), bounds
+
+
+def evidence_line(check: Check) -> str:
+    """A check in one line, such as "eps: 62.0 % against 40.1 %, difference [14.1, 29.7]"."""
+    judged, reference, _, bounds = evidence(check)
+    numbers = "" if check.judged is None else f"{judged} against {reference}"
+    told = ", ".join(filter(None, (numbers, bounds and f"difference {bounds}")))
+    return plain(": ".join(filter(None, (check.name, told))))
+
+
+def grid(columns: Mapping[str, Literal["left", "right"]]) -> Table:
+    """An empty table for the terminal, without lines, from the names of its columns and the side of their text."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name, side in columns.items():
+        table.add_column(name, justify=side)
+    return table

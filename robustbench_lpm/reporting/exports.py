@@ -1,25 +1,77 @@
-"""Write the report's files: CSV and JSON for programs, Markdown and LaTeX for papers, SVG plots, and the HTML page."""
+"""Write the report's files: CSV and JSON for programs, Markdown and LaTeX for papers, SVG plots, and the HTML page; and
+print the table of runs to a terminal."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import Console
+from rich.text import Text
 
+from robustbench_lpm.protocol.ranking import Row, as_rows, attack_name, model_name, ranking, split
 from robustbench_lpm.records.audits import Audit
 from robustbench_lpm.records.runs import RunRecord, write_atomically
-from robustbench_lpm.reporting import cells, comparisons, escaping, gazes, page, pictures, plots, robustbench, tables
+from robustbench_lpm.reporting import (
+    cells,
+    comparisons,
+    page,
+    pictures,
+    plots,
+    robustbench,
+    scanpaths,
+    tables,
+)
 from robustbench_lpm.reporting.comparisons import Agreement, Comparison
-from robustbench_lpm.reporting.tables import Ranking
 
-RANKING_HEADER = ("Rank", "Model", "Clean, %", "Robust, %", "Strongest attack", "Audit", "Notes")
-RUNS_HEADER = (
-    "Data", "Norm", "eps", "M", "Model", "Attack", "Images", "Clean, %", "Robust, %", "Majority, %", "Worst of K, %",
-    "Forwards", "Failed", "Record",
-)  # fmt: skip
+Columns = Mapping[str, Callable[[Row], str]]  # how the cell of each column is written
+
+MODEL: Columns = {"Model": model_name}
+ATTACK: Columns = {"Attack": attack_name}
+CLEAN: Columns = {"Clean, %": lambda row: cells.rate(row, "clean_accuracy")}
+ROBUST: Columns = {"Robust, %": lambda row: cells.rate(row, "robust_accuracy")}
+FORWARDS: Columns = {"Forwards": lambda row: cells.count(row["forwards"])}
+RANKING: Columns = {
+    "Rank": lambda row: cells.count(row["rank"]),
+    **MODEL,
+    **CLEAN,
+    **ROBUST,
+    "Strongest attack": lambda row: row["strongest_attack"] or cells.MISSING,
+    "Audit": lambda row: cells.verdict(row["verdict"]),
+    "Notes": lambda row: row["notes"],
+}
+RUNS: Columns = {
+    "Data": lambda row: f"{row['dataset']}, {cells.size(row['size'])}",
+    "Norm": lambda row: cells.norm(row["norm"]),
+    "eps": lambda row: row["eps_text"],
+    "M": lambda row: str(row["mc"]),
+    **MODEL,
+    **ATTACK,
+    "Images": lambda row: str(row["images"]),
+    **CLEAN,
+    **ROBUST,
+    "Majority, %": lambda row: cells.percent(row["robust_majority"] if row["stochastic"] else None),
+    "Worst of K, %": lambda row: cells.percent(row["robust_worst_of_k"] if row["stochastic"] else None),
+    **FORWARDS,
+    "Failed": lambda row: str(row["failed_examples"]),
+    "Record": lambda row: row["record"][:12],
+}
+TERMINAL: Columns = {
+    **MODEL,
+    **ATTACK,
+    "eps": lambda row: f"{cells.norm(row['norm'])} {row['eps_text']}",
+    "M": lambda row: str(row["mc"]),
+    "Clean, %": lambda row: cells.percent(row["clean_accuracy"]),
+    **ROBUST,
+    **FORWARDS,
+    "Failed": lambda row: str(row["failed_examples"] or ""),
+    "Audit": lambda row: cells.verdict(row["verdict"]) if row["verdict"] else cells.MISSING,
+}
+STYLES = {"passed": "green", "failed": "bold red", "undecided": "yellow"}  # of verdicts in the terminal
 # Version 1 compared models at one M, and named no classes; version 2 ranked by the lowest over whole runs.
 JSON_SCHEMA_VERSION = 3
 EXPLANATION = (
@@ -32,15 +84,15 @@ EXPLANATION = (
 
 
 def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, Audit] | None = None) -> list[Path]:
-    """Write every export below `out`, each atomically, and take away plots of an older report; the paths written, HTML
+    """Write every export below `out`, each atomically, and delete the plots of an older report; the paths written, HTML
     last."""
     records, audits = tables.in_order(records), audits or {}
     runs = tables.table(records, audits)
-    ranked = tables.ranking(runs)
+    ranked = ranking(runs)
     figures = [*plots.accuracy_plots(runs, ranked), *plots.query_plots(runs, ranked)]
     pairs = comparisons.compare(records, runs, ranked)
     agreements = comparisons.agree(records, runs, ranked)
-    shown = page.Content(figures, pairs, agreements, gazes.read(out))
+    gazes = scanpaths.read(out)
     contents = {
         "leaderboard.csv": to_csv(runs),
         "leaderboard.md": to_markdown(runs, ranked),
@@ -48,7 +100,7 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
         "leaderboard.json": to_json(records, runs, ranked, pairs, agreements),
         **robustbench.to_robustbench(records, ranked),
         **{f"plots/{figure.name}.svg": figure.standalone for figure in figures},
-        "leaderboard.html": page.to_html(records, runs, ranked, audits, shown),
+        "leaderboard.html": page.to_html(records, runs, ranked, audits, figures, pairs, agreements, gazes),
     }
     for name, content in contents.items():
         write_atomically(out / name, content.encode())
@@ -60,11 +112,8 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
 
 def to_csv(runs: pd.DataFrame) -> str:
     """The table of runs, numbers in full precision; text that looks like a formula is led by an apostrophe."""
-    safe = runs.copy()
-    for column in safe.columns:
-        if not pd.api.types.is_numeric_dtype(safe[column]):
-            safe[column] = [escaping.csv(value) for value in safe[column]]
-    return safe.to_csv(index=False, lineterminator="\n")
+    text = runs.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in runs.dtypes]]
+    return runs.assign(**{name: runs[name].map(cells.csv) for name in text}).to_csv(index=False, lineterminator="\n")
 
 
 def to_json(
@@ -83,111 +132,82 @@ def to_json(
         "schema_version": JSON_SCHEMA_VERSION,
         "runs": [row | names for row, names in zip(_json_rows(runs), named, strict=True)],
         "rankings": _json_rows(ranked),
-        "comparisons": comparisons.plainly(pairs),
-        "agreements": comparisons.plainly(agreements),
+        "comparisons": list(map(asdict, pairs)),
+        "agreements": list(map(asdict, agreements)),
     }
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a table as what JSON knows."""
-    rows = table.astype(object).where(table.notna(), None).to_dict("records")
-    return [
-        {str(name): getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in rows
-    ]
+    rows = as_rows(table.astype(object).where(table.notna(), None))
+    return [{name: getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in rows]
 
 
-def ranking_cells(ranking: Ranking) -> list[list[str]]:
-    """The rows of one ranking as text, under RANKING_HEADER."""
-    return [
-        [
-            cells.rank(row["rank"]),
-            cells.label(row["model"], row["model_variant"]),
-            cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"]),
-            cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"]),
-            row["strongest_attack"] or cells.MISSING,
-            cells.verdict(row["verdict"]),
-            row["notes"],
-        ]
-        for row in ranking.rows
-    ]
-
-
-def run_cells(runs: pd.DataFrame) -> list[list[str]]:
-    """The rows of the table of runs as text, under RUNS_HEADER."""
-    return [
-        [
-            f"{row['dataset']}, {cells.size(row['size'])}",
-            cells.norm(row["norm"]),
-            row["eps_text"],
-            str(row["mc"]),
-            cells.label(row["model"], row["model_variant"]),
-            cells.label(row["attack"], row["attack_variant"]),
-            str(row["images"]),
-            cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"]),
-            cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"]),
-            cells.percent(row["robust_majority"]) if row["stochastic"] else cells.MISSING,
-            cells.percent(row["robust_worst_of_k"]) if row["stochastic"] else cells.MISSING,
-            cells.count(row["forwards"]),
-            str(row["failed_examples"]),
-            row["record"][:12],
-        ]
-        for row in runs.to_dict("records")
-    ]
-
-
-def notes(runs: pd.DataFrame) -> list[str]:
-    """What a reader must know of the runs, such as an attack's known defects, each once."""
-    noted = runs[runs["notes"] != ""]
-    labels = [cells.label(*pair) for pair in zip(noted["attack"], noted["attack_variant"], strict=True)]
-    return sorted({f"{label}: {note}" for label, note in zip(labels, noted["notes"], strict=True)})
-
-
-def left_out(runs: pd.DataFrame) -> list[str]:
-    """A sentence on the runs that stand in the CSV alone, where there are any."""
-    count = int(runs["probe"].sum())
-    return [f"{count} probe run{' of an audit is' if count == 1 else 's of audits are'} in leaderboard.csv."][:count]
+def _ordinary(runs: pd.DataFrame) -> tuple[list[Row], list[str], list[str]]:
+    """The runs that are no probes; a sentence on the probes, where there are any; and what a reader must know of the
+    runs, such as an attack's known defects, each once."""
+    rows = as_rows(runs[~runs["probe"]])
+    probes = len(runs) - len(rows)
+    told = f"{probes} probe run{' of an audit is' if probes == 1 else 's of audits are'} in leaderboard.csv."
+    noted = {f"{attack_name(row)}: {row['notes']}" for row in rows if row["notes"]}
+    return rows, [told] if probes else [], sorted(noted)
 
 
 def to_markdown(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as GitHub-flavoured Markdown."""
+    ordinary, left_out, notes = _ordinary(runs)
     blocks = ["# Leaderboard", EXPLANATION]
-    for ranking in tables.split(ranked):
-        blocks += [f"## {escaping.markdown(tables.heading(ranking))}"]
-        blocks += [_markdown_table(RANKING_HEADER, ranking_cells(ranking))]
-    ordinary = runs[~runs["probe"]]
-    blocks += ["## All runs", _markdown_table(RUNS_HEADER, run_cells(ordinary))]
-    blocks += [escaping.markdown(text) for text in left_out(runs)]
-    if found := notes(ordinary):
-        blocks += ["## Notes", "\n".join(f"- {escaping.markdown(note)}" for note in found)]
+    for part in split(ranked):
+        blocks += [f"## {cells.markdown(cells.heading(part[0]))}", _markdown_table(RANKING, part)]
+    blocks += ["## All runs", _markdown_table(RUNS, ordinary), *map(cells.markdown, left_out)]
+    if notes:
+        blocks += ["## Notes", "\n".join(f"- {cells.markdown(note)}" for note in notes)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _markdown_table(header: Sequence[str], rows: Iterable[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([escaping.markdown(cell) for cell in row] for row in rows)]
+def _markdown_table(columns: Columns, rows: Iterable[Row]) -> str:
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[cells.markdown(write(row)) for write in columns.values()] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def to_latex(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as LaTeX tables, to be \\input into a document."""
-    blocks = ["% Needs \\usepackage{booktabs,longtable}.", "% " + escaping.latex(EXPLANATION)]
-    for ranking in tables.split(ranked):
-        caption = escaping.latex(tables.heading(ranking))
-        body = _latex_rows(RANKING_HEADER, ranking_cells(ranking))
-        blocks.append(
-            f"\\begin{{table}}\n\\centering\n\\caption{{{caption}}}\n\\begin{{tabular}}{{rlrrlll}}\n{body}"
-            "\\end{tabular}\n\\end{table}"
-        )
-    ordinary = runs[~runs["probe"]]
-    body = _latex_rows(RUNS_HEADER, run_cells(ordinary))
-    blocks.append(f"\\begin{{longtable}}{{lllrllrrrrrrrl}}\n\\caption{{All runs}}\\\\\n{body}\\end{{longtable}}")
-    blocks += [f"\\noindent {escaping.latex(note)}" for note in (*left_out(runs), *notes(ordinary))]
+    ordinary, left_out, notes = _ordinary(runs)
+    blocks = ["% Needs \\usepackage{booktabs,longtable}.\n% " + cells.latex(EXPLANATION)]
+    blocks += [_latex_table(RANKING, part, cells.heading(part[0]), "rlrrlll") for part in split(ranked)]
+    blocks.append(_latex_table(RUNS, ordinary, "All runs", "lllrllrrrrrrrl", longtable=True))
+    blocks += [f"\\noindent {cells.latex(note)}" for note in (*left_out, *notes)]
     return "\n\n".join(blocks) + "\n"
 
 
-def _latex_rows(header: Sequence[str], rows: Iterable[list[str]]) -> str:
-    return f"\\toprule\n{_latex_row(header)}\\midrule\n{''.join(map(_latex_row, rows))}\\bottomrule\n"
+def _latex_table(columns: Columns, rows: Iterable[Row], caption: str, sides: str, longtable: bool = False) -> str:
+    texts = [[cells.latex(write(row)) for write in columns.values()] for row in rows]
+    table = pd.DataFrame(texts, columns=list(map(cells.latex, columns)))
+    text = table.to_latex(index=False, caption=cells.latex(caption), column_format=sides, longtable=longtable)
+    return text.replace("\\begin{table}", "\\begin{table}\n\\centering").rstrip("\n")
 
 
-def _latex_row(texts: Iterable[str]) -> str:
-    return " & ".join(map(escaping.latex, texts)) + " \\\\\n"
+def terminal_table(records: Sequence[RunRecord], console: Console, audits: Mapping[str, Audit] | None = None) -> None:
+    """Print one line per run: model, attack, eps, clean and robust accuracy in per cent, forwards per image.
+
+    M, failed examples and the audit have a column only where a run has M above 1, failures, or an audit. The probes of
+    an audit are left out.
+    """
+    rows = [row for row in as_rows(tables.table(records, audits)) if not row["probe"]]
+    asked = {
+        "M": any(row["mc"] != 1 for row in rows),
+        "Failed": any(row["failed_examples"] for row in rows),
+        "Audit": any(row["verdict"] for row in rows),
+    }
+    shown = {name: write for name, write in TERMINAL.items() if asked.get(name, True)}
+    grid = cells.grid({name: "left" if name in ("Model", "Attack", "Audit") else "right" for name in shown})
+    for column in grid.columns:
+        named = column.header in ("Model", "Attack")
+        column.overflow, column.no_wrap = "fold" if named else "ellipsis", not named
+    styles = {"Robust, %": "bold", "Failed": "bold red"}
+    for row in rows:
+        texts = {name: write(row) for name, write in shown.items()}  # Text: no bracket in a name is read as markup
+        grid.add_row(*(Text(text, styles.get(name, STYLES.get(text, ""))) for name, text in texts.items()))
+    console.print(grid)

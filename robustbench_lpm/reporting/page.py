@@ -8,10 +8,12 @@ but the comparison of classifiers is there to be read.
 from __future__ import annotations
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,19 +21,23 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustbench_lpm.budgets import format_eps
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.protocol import ranking
+from robustbench_lpm.protocol.ranking import Row, as_rows
 from robustbench_lpm.records.audits import Audit, Check
 from robustbench_lpm.records.runs import RunRecord
-from robustbench_lpm.registry.cards import Card, Kind
-from robustbench_lpm.reporting import cells, evidence, pictures, provenance, table_library, tables, variants
+from robustbench_lpm.registry.cards import FOLDERS
+from robustbench_lpm.reporting import cells, pictures, tables
+from robustbench_lpm.reporting.cells import plain
 from robustbench_lpm.reporting.comparisons import Agreement, Comparison, Pair
-from robustbench_lpm.reporting.escaping import plain
-from robustbench_lpm.reporting.gazes import Gaze
 from robustbench_lpm.reporting.plots import WORST, Figure
+from robustbench_lpm.reporting.scanpaths import Gaze
 
 if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
+COSTS = ("forwards", "backwards", "glimpses")
 GALLERY_EXAMPLES = 48  # of three pictures each; models take turns: room for each in results/
 # What the table of runs can be filtered by: the column of `tables.table`, its name, and how its values are written.
 FILTERS: tuple[tuple[str, str, Any], ...] = (
@@ -42,96 +48,14 @@ FILTERS: tuple[tuple[str, str, Any], ...] = (
     ("mc", "M", str),
     ("model", "Model", str),
     ("attack", "Attack", str),
-    ("knowledge", "Knowledge", lambda name: "none (control)" if name == tables.CONTROL else name),
+    ("knowledge", "Knowledge", lambda name: "none (control)" if name == ranking.CONTROL else name),
     ("verdict", "Audit", cells.verdict),
 )
-MARKS = {"pass": "✓", "fail": "✕", "undecided": "?"}
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share with its interval, ready to be written and drawn."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    @property
-    def text(self) -> str:
-        return cells.percent(self.value)
-
-    @property
-    def interval(self) -> str:
-        return cells.interval(self.low, self.high)
-
-    @property
-    def raw(self) -> str:
-        """The share in full precision, for sorting and for programs; empty when there is none."""
-        return "" if self.value is None else repr(self.value)
-
-
-@dataclass(frozen=True)
-class Field:
-    """One line among a run's details."""
-
-    name: str
-    value: str
-    code: bool = False
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What an audit came to, ready to be written as a badge and sorted by: failures first, what is not audited last."""
-
-    name: str
-
-    @property
-    def text(self) -> str:
-        return " ".join(part for part in (MARKS.get(self.name, ""), cells.verdict(self.name)) if part)
-
-    @property
-    def raw(self) -> str:
-        order = ("fail", "undecided", "pass")
-        return str(order.index(self.name)) if self.name in order else ""
-
-    @property
-    def style(self) -> str:
-        """The class of the badge."""
-        return {"pass": "good", "fail": "bad", "undecided": "open"}.get(self.name, "muted")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check of an audit, ready to be written; `runs` are (anchor, short id) of the other runs compared."""
-
-    name: str
-    question: str
-    verdict: Verdict
-    judged: str
-    reference: str
-    difference: str
-    images: str
-    against: str
-    note: str
-    runs: list[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """The rankings of one data set, size, norm and M: audited ones first, those of most images before the others."""
-
-    title: str
-    parts: list[tables.Ranking]
-
-
-@dataclass(frozen=True)
-class Content:
-    """What the page shows beside the two tables."""
-
-    figures: Sequence[Figure] = ()
-    comparisons: Sequence[Comparison] = ()
-    agreements: Sequence[Agreement] = ()
-    gazes: Mapping[tuple[str, int], Gaze] | None = None
+# Of a verdict its mark, the class of its badge, and what it is sorted by: failures first, what is not audited last.
+BADGES = {"fail": ("✕ ", "bad", "0"), "undecided": ("? ", "open", "1"), "pass": ("✓ ", "good", "2")}
+EXPORT = re.compile(r"export\s*\{([^{}]*)\}\s*;?")
+# What would end, or nest, the script element that holds the bundle; all of it is in strings and patterns there.
+UNSAFE = re.compile(r"<(?=!--|/?script)", re.IGNORECASE)
 
 
 def to_html(
@@ -139,21 +63,26 @@ def to_html(
     runs: pd.DataFrame,
     ranked: pd.DataFrame,
     audits: Mapping[str, Audit],
-    content: Content,
+    figures: Sequence[Figure] = (),
+    comparisons: Sequence[Comparison] = (),
+    agreements: Sequence[Agreement] = (),
+    gazes: Mapping[tuple[str, int], Gaze] | None = None,
 ) -> str:
     """The page, for records in the order of `tables.in_order` and what was made from them."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    script = table_library.script() + (TEMPLATES / "leaderboard.js").read_text(encoding="utf-8")
+    script = data_tables() + (TEMPLATES / "leaderboard.js").read_text(encoding="utf-8")
     style = (TEMPLATES / "leaderboard.css").read_text(encoding="utf-8")
-    figures = [(figure, Markup(figure.inline)) for figure in content.figures]
+    drawings = [(figure.attack == WORST, Markup(figure.inline)) for figure in figures]
     return environment.get_template("leaderboard.html.jinja").render(
         cells=cells,
         rate=_rate,
-        verdict=Verdict,
+        verdict=_verdict,
         anchor=anchor,
+        model_name=ranking.model_name,
+        attack_name=ranking.attack_name,
         style=Markup(style),
         style_sha256=_digest(style),
         script=Markup(script),
@@ -161,17 +90,38 @@ def to_html(
         summary=_summary(runs),
         probes=bool(runs["probe"].any()),
         sections=_sections(ranked),
-        main_figures=[pair for pair in figures if pair[0].attack == WORST],
-        other_figures=[pair for pair in figures if pair[0].attack != WORST],
-        comparisons=_comparison_data(content.comparisons),
-        agreements=content.agreements,
+        main_figures=[drawing for main, drawing in drawings if main],
+        other_figures=[drawing for main, drawing in drawings if not main],
+        comparisons=_comparison_data(comparisons),
+        agreements=agreements,
         filters=_filters(runs),
         runs=_rows(records, runs, audits),
         gallery=[
-            _tile(record, example, (content.gazes or {}).get((record.id, example.picture.index)))
+            _tile(record, example, (gazes or {}).get((record.id, example.picture.index)))
             for record, example in pictures.gallery(records, runs, GALLERY_EXAMPLES)
         ],
     )
+
+
+@cache
+def data_tables() -> str:
+    """JavaScript that defines `DataTable`, licence notices included; about 620 kB.
+
+    The package itables carries jQuery and DataTables (both MIT) as one JavaScript module, from which a page of one file
+    cannot import. Raises LpmbenchError where the installed itables is laid out otherwise.
+    """
+    bundle = files("itables").joinpath("html", "dt_bundle.js")
+    return as_script(bundle.read_text(encoding="utf-8") if bundle.is_file() else "")
+
+
+def as_script(module: str) -> str:
+    """A JavaScript module as a script that defines `DataTable`, its default export."""
+    exports = EXPORT.findall(module)
+    default = re.findall(r"(?:^|,)\s*([\w$]+)\s+as\s+default\s*(?=,|$)", exports[0]) if len(exports) == 1 else []
+    if len(default) != 1:
+        raise LpmbenchError("The installed itables holds no DataTables that the page can use; install itables 2.9.")
+    body = UNSAFE.sub(r"\\x3c", EXPORT.sub("", module))
+    return f'const DataTable = (() => {{ "use strict";\n{body}\nreturn {default[0]}; }})();\n'
 
 
 def _digest(text: str) -> str:
@@ -204,7 +154,7 @@ def _comparison_data(comparisons: Sequence[Comparison]) -> Markup:
     content = [
         {
             "budget": comparison.budget,
-            "notes": {classifier.name: classifier.notes for classifier in comparison.classifiers},
+            "notes": {classifier["name"]: classifier["notes"] for classifier in comparison.classifiers},
             "attacks": comparison.attacks,
             "pairs": [_pair_data(pair) for pair in comparison.pairs],
         }
@@ -214,12 +164,19 @@ def _comparison_data(comparisons: Sequence[Comparison]) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
-def _number(value: Any) -> float | None:
-    return None if cells.missing(value) else float(value)
+def _rate(row: Row, name: str) -> dict[str, Any]:
+    """A share with its interval, ready to be written and drawn; raw, in full precision, to be sorted by."""
+    numbers = (row[name + end] for end in ("", "_low", "_high"))
+    value, low, high = (None if cells.missing(number) else float(number) for number in numbers)
+    raw = "" if value is None else repr(value)
+    return {"value": value, "low": low, "high": high, "raw": raw, "text": cells.percent(value),
+            "interval": cells.interval(low, high)}  # fmt: skip
 
 
-def _rate(row: dict[str, Any], name: str) -> Rate:
-    return Rate(*(_number(row[name + end]) for end in ("", "_low", "_high")))
+def _verdict(name: str) -> dict[str, str]:
+    """The verdict of an audit or a check, ready to be written as a badge and to be sorted by."""
+    mark, style, raw = BADGES.get(name, ("", "muted", ""))
+    return {"name": name, "text": f"{mark}{cells.verdict(name)}", "style": style, "raw": raw}
 
 
 def _summary(runs: pd.DataFrame) -> str:
@@ -235,63 +192,49 @@ def _summary(runs: pd.DataFrame) -> str:
     return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
 
 
-def _sections(ranked: pd.DataFrame) -> list[Section]:
-    found: dict[tuple[str, ...], Section] = {}
-    for part in sorted(tables.split(ranked), key=lambda part: (not part.audited, -part.rows[0]["images"])):
-        words = part.dataset, cells.size(part.size), cells.norm(part.norm), f"M = {part.mc}"
-        found.setdefault(words, Section(" · ".join(words), [])).parts.append(part)
-    return list(found.values())
+def _sections(ranked: pd.DataFrame) -> list[tuple[str, list[list[Row]]]]:
+    """Title and rankings of each data set, size, norm and M: those audited and those of most images first."""
+    found: dict[str, list[list[Row]]] = {}
+    parts = ranking.split(ranked)
+    for part in sorted(parts, key=lambda rows: (not any(row["verdict"] for row in rows), -rows[0]["images"])):
+        row = part[0]
+        title = f"{row['dataset']} · {cells.size(row['size'])} · {cells.norm(row['norm'])} · M = {row['mc']}"
+        found.setdefault(title, []).append(part)
+    return list(found.items())
 
 
-def _rows(records: Sequence[RunRecord], runs: pd.DataFrame, audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
+def _rows(records: Sequence[RunRecord], runs: pd.DataFrame, audits: Mapping[str, Audit]) -> list[Row]:
     """The table of runs with the details behind each row; `anchor` is what a leaderboard cell links to."""
-    known = {record.id for record in records}
-    rows: list[dict[str, Any]] = [{str(k): v for k, v in row.items()} for row in runs.to_dict("records")]
-    seen: set[str] = set()
+    rows, first = as_rows(runs), dict[str, Row]()
     for record, row in zip(records, rows, strict=True):
-        row["anchor"] = anchor(row["record"]) + ("-again" if row["record"] in seen else "")
-        seen.add(row["record"])
-        row["details"] = _details(record, row)
+        row["anchor"] = anchor(record.id) + ("-again" if record.id in first else "")
+        first.setdefault(record.id, row)
+        row["details"] = [(name, plain(text), code) for name, text, code in _details(record, row) if text]
         row["record_notes"] = [plain(note) for note in record.notes]
         row["failures"] = [_failure(failure) for failure in record.failures]
-        row["findings"] = _findings(audits[record.id], known) if record.id in audits else []
-        row["audit_command"] = plain(audits[record.id].command) if record.id in audits else ""
-    first = {row["record"]: row for row in reversed(rows)}
     for row in rows:
-        row["serves"] = _served(row, audits, first)
+        audit = audits.get(row["record"])
+        row["findings"] = [_finding(check, row["record"], first) for check in audit.checks] if audit else []
+        row["audit_command"] = plain(audit.command) if audit else ""
+        # Of a probe, the rows of the runs whose audit compared them with it.
+        judged = sorted(name for name, by in audits.items() if any(row["record"] in c.records for c in by.checks))
+        row["serves"] = [first[name] for name in judged if name in first] if row["probe"] else []
     return rows
 
 
-def _findings(audit: Audit, known: set[str]) -> list[Finding]:
-    """The checks of an audit, in its order; runs that are not in the page are named without a link to them."""
-    return [_finding(check, audit.record, known) for check in audit.checks]
-
-
-def _finding(check: Check, judged: str, known: set[str]) -> Finding:
-    return Finding(
-        name=plain(check.name),
-        question=plain(check.question),
-        verdict=Verdict(check.verdict),
-        judged=evidence.number(check, check.judged),
-        reference=evidence.number(check, check.reference),
-        difference=evidence.difference(check),
-        images=cells.count(check.images) if check.images else cells.MISSING,
-        against=plain(check.against),
-        note=plain(check.note),
-        runs=[
-            (anchor(record) if record in known else "", plain(record)[:8])
-            for record in check.records
-            if record != judged  # a row need not lead to itself
-        ],
-    )
-
-
-def _served(
-    row: dict[str, Any], audits: Mapping[str, Audit], rows: Mapping[str, dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Of a probe, the rows of the runs whose audit compared them with it."""
-    judged = [name for name, audit in audits.items() if any(row["record"] in check.records for check in audit.checks)]
-    return [rows[name] for name in sorted(judged) if name in rows] if row["probe"] else []
+def _finding(check: Check, judged: str, known: Mapping[str, Row]) -> dict[str, Any]:
+    """One check of an audit, ready to be written; runs: (anchor, short id) of the others compared, without an anchor
+    where they are not in the page."""
+    numbers = dict(zip(("judged", "reference", "difference"), cells.evidence(check), strict=False))
+    return numbers | {
+        "name": plain(check.name),
+        "question": plain(check.question),
+        "verdict": _verdict(check.verdict),
+        "images": cells.count(check.images) if check.images else cells.MISSING,
+        "against": plain(check.against),
+        "note": plain(check.note),
+        "runs": [(anchor(r) if r in known else "", plain(r)[:8]) for r in check.records if r != judged],
+    }
 
 
 def anchor(record_id: str) -> str:
@@ -299,89 +242,67 @@ def anchor(record_id: str) -> str:
     return f"run-{record_id[:16]}"
 
 
-def _details(record: RunRecord, row: dict[str, Any]) -> list[Field]:
-    configuration = record.configuration
-    dataset, evaluation = configuration["dataset"], configuration["evaluation"]
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))
-    hardware = record.timing.get("hardware")
-    model = configuration["model"]
-    fields = [
-        Field("Reproduce", row["command"], code=True),
-        Field("Record", row["record"], code=True),
-        Field("Folder", record.folder_name, code=True),
-        Field("Model", f"{model['name']}: {model['entry']}, {_settings(model.get('parameters', {}))}".rstrip(", ")),
-        Field("Model card", _place("model", provenance.model_card(record)), code=True),
-        Field("Checkpoint sha256", str(model.get("weights_sha256") or "no weights"), code=True),
-        Field("Attack card", _place("attack", provenance.attack_card(record)), code=True),
-        Field("Data sha256", str(dataset.get("data_sha256", "")), code=True),
-        Field("Images", f"{row['images']} of {len(dataset['indices'])}, image set {row['image_set']}"),
-        Field(
-            "Seed and draws", f"seed {evaluation['seed']}, K = {row['draws']} grading draws, M = {row['mc']} averaged"
-        ),
-        Field("Gradient mode", row["gradient_mode"]),
-        Field("Strongest attack" if row["members"] else "Strongest gradient mode", _chosen(record, row)),
-        Field("Noise control", variants.noise_text(variants.noise_modes(record))),
-        Field("Target", _target(row["target"], record)),
-        Field("Attack settings", _settings(configuration["attack"]["parameters"])),
-        Field("Mean cost per image", _cost(row)),
-        Field("Executed on", _settings(record.execution)),
-        Field("Hardware", _settings(hardware) if isinstance(hardware, dict) else ""),
-        Field("Versions", versions),
+def _details(record: RunRecord, row: Row) -> list[tuple[str, str, bool]]:
+    """Name and text of each line of a run's details, and whether it is set as code."""
+    configuration, model = record.configuration, record.configuration["model"]
+    dataset, evaluation, hardware = configuration["dataset"], configuration["evaluation"], record.timing.get("hardware")
+    model_card, attack_card = tables.model_card(record), tables.attack_card(record)
+    draws = f"seed {evaluation['seed']}, K = {row['draws']} grading draws, M = {row['mc']} averaged"
+    chosen = "Strongest attack" if row["members"] else "Strongest gradient mode"
+    target = row["target"]  # a class, or how one was chosen
+    return [
+        ("Reproduce", row["command"], True),
+        ("Record", row["record"], True),
+        ("Folder", record.folder_name, True),
+        ("Model", f"{model['name']}: {model['entry']}, {_settings(model.get('parameters', {}))}".rstrip(", "), False),
+        ("Model card", f"{FOLDERS['model']}/{model_card.name}.toml" if model_card else "", True),
+        ("Checkpoint sha256", str(model.get("weights_sha256") or "no weights"), True),
+        ("Attack card", f"{FOLDERS['attack']}/{attack_card.name}.toml" if attack_card else "", True),
+        ("Data sha256", str(dataset.get("data_sha256", "")), True),
+        ("Images", f"{row['images']} of {len(dataset['indices'])}, image set {row['image_set']}", False),
+        ("Seed and draws", draws, False),
+        ("Gradient mode", row["gradient_mode"], False),
+        (chosen, f"{row['chosen']} (images)" if record.choices else "", False),
+        ("Noise control", ranking.noise_text(record), False),
+        ("Target", pictures.class_name(int(target), record.class_names) if target.isdecimal() else target, False),
+        ("Attack settings", _settings(configuration["attack"]["parameters"]), False),
+        ("Mean cost per image", ", ".join(f"{cells.count(row[name])} {name}" for name in COSTS), False),
+        ("Executed on", _settings(record.execution), False),
+        ("Hardware", _settings(hardware) if isinstance(hardware, dict) else "", False),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())), False),
     ]
-    return [Field(f.name, plain(f.value), f.code) for f in fields if f.value]
-
-
-def _chosen(record: RunRecord, row: dict[str, Any]) -> str:
-    """What was chosen for how many images, such as "detached 60, reparameterised 4 (images)"."""
-    return f"{row['chosen']} (images)" if record.choices else ""
-
-
-def _place(kind: Kind, card: Card | None) -> str:
-    return provenance.place(kind, card) if card else ""
-
-
-def _target(target: str, record: RunRecord) -> str:
-    """The class that a run aimed at, by its name if there is one."""
-    return pictures.class_name(int(target), record.class_names) if target.isdecimal() else target
 
 
 def _settings(values: dict[str, Any]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in sorted(values.items()))
 
 
-def _cost(row: dict[str, Any]) -> str:
-    return ", ".join(f"{cells.count(row[name])} {name}" for name in ("forwards", "backwards", "glimpses"))
-
-
-def _failure(failure: dict[str, Any]) -> str:
+def _failure(failure: Mapping[str, Any]) -> str:
     """One failed block in one line: which examples, and whatever else was recorded of it."""
     indices = failure.get("indices", [])
+    shown = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
     reason = _settings({key: value for key, value in failure.items() if key != "indices"})
-    return plain(f"{len(indices)} example(s), {_span(indices)}: {reason}")
-
-
-def _span(indices: Sequence[int]) -> str:
-    shown = ", ".join(map(str, indices[:8]))
-    return f"index {shown}{', …' if len(indices) > 8 else ''}"
+    return plain(f"{len(indices)} example(s), index {shown}: {reason}")
 
 
 def _tile(record: RunRecord, example: pictures.Example, gaze: Gaze | None) -> dict[str, Any]:
     picture, names = example.picture, record.class_names
-    said = [pictures.class_name(prediction.label, names) for prediction in (example.clean, example.attacked)]
+    both, (factor, amplified) = (example.clean, example.attacked), example.amplified
     truth = pictures.class_name(example.label, names)
     budget = f"{cells.norm(record.norm)} eps {format_eps(record.eps)}"
+    said = [f"predicted {pictures.named(prediction, names)}" for prediction in both]
     panels = (
-        ("original", picture.clean, f"predicted {example.clean.named(names)}", gaze and gaze.clean),
-        (f"perturbation × {example.factor}", example.amplified, "", None),
-        ("adversarial", picture.adversarial, f"predicted {example.attacked.named(names)}", gaze and gaze.adversarial),
+        ("original", picture.clean, said[0], gaze and gaze.clean),
+        (f"perturbation × {factor}", amplified, "", None),
+        ("adversarial", picture.adversarial, said[1], gaze and gaze.adversarial),
     )
     return {
         "model": plain(record.model),
         "attack": plain(record.attack),
-        "turn": " → ".join(said),
+        "turn": " → ".join(pictures.class_name(label, names) for label, *_ in both),
         "where": f"{plain(record.dataset)} image {picture.index}, true class {truth}",
         "budget": budget if record.mc == 1 else f"{budget}, M = {record.mc}",
-        "fooled": example.fooled,
+        "misclassified": example.misclassified,
         "anchor": anchor(record.id),
         "pixelated": max(picture.clean.shape[1:]) <= pictures.THUMBNAIL,
         "draw": gaze.draw + 1 if gaze else None,

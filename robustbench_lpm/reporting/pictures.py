@@ -1,10 +1,12 @@
-"""Show stored examples: the image, its amplified perturbation, the attacked image, and what was predicted."""
+"""Show stored examples: the image, its amplified perturbation, the attacked image, and what was predicted; and the
+contact sheet of a data set."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, zip_longest
@@ -15,30 +17,22 @@ from numpy.typing import NDArray
 
 from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.protocol.ranking import CONTROL
 from robustbench_lpm.records.runs import Picture, RunRecord
-from robustbench_lpm.reporting import cells, tables
-from robustbench_lpm.reporting.escaping import plain
+from robustbench_lpm.reporting import cells
+from robustbench_lpm.reporting.cells import plain
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 THUMBNAIL = 160  # pixels; larger images are averaged down for the gallery
 STEPS = (1, 2, 5)
+# No formulas: a model may be called $\frac.
+STYLE: Any = {"text.parse_math": False, "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "lpmbench"}
+GAP, CAPTION = 4, 12  # pixels of a contact sheet
 ClassNames = Mapping[int, str] | Sequence[str] | None  # by label
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What most draws said of an image, and how many of how many did."""
-
-    label: int
-    votes: int
-    draws: int
-
-    def named(self, class_names: ClassNames) -> str:
-        """The label, by name if there is one, and the share of draws unless there was but one."""
-        name = class_name(self.label, class_names)
-        return f"{name} ({self.votes} of {self.draws} draws)" if self.draws > 1 else name
+Prediction = tuple[int, int, int]  # what most draws said of an image; how many said so, of how many
 
 
 @dataclass(frozen=True)
@@ -51,29 +45,28 @@ class Example:
     attacked: Prediction
 
     @property
-    def fooled(self) -> bool:
+    def misclassified(self) -> bool:
         """Right in most draws before the attack, and not after it."""
-        return self.clean.label == self.label != self.attacked.label
+        return self.clean[0] == self.label != self.attacked[0]
 
     @property
-    def perturbation(self) -> NDArray[np.float32]:
-        """What the attack added, (C, H, W) in [-1, 1]."""
-        return self.picture.adversarial - self.picture.clean
-
-    @property
-    def factor(self) -> int:
-        """By how much the perturbation can be amplified before it leaves the range of grey values."""
-        return amplification(float(np.abs(self.perturbation).max()))
-
-    @property
-    def amplified(self) -> NDArray[np.float32]:
-        """The perturbation times `factor` around mid-grey, in [0, 1]."""
-        return np.clip(0.5 + self.factor * self.perturbation, 0, 1).astype(np.float32)
+    def amplified(self) -> tuple[int, NDArray[np.float32]]:
+        """A factor, and what the attack added times that factor: (C, H, W) around mid-grey, in [0, 1]."""
+        perturbation = self.picture.adversarial - self.picture.clean
+        factor = amplification(float(np.abs(perturbation).max()))
+        return factor, np.clip(0.5 + factor * perturbation, 0, 1).astype(np.float32)
 
 
 def class_name(label: int, class_names: ClassNames) -> str:
     """A label by its name, or its number where there is none; both where labels share a name."""
     return telling(class_names).get(label, str(label))
+
+
+def named(prediction: Prediction, class_names: ClassNames) -> str:
+    """A predicted label, by name if there is one, and the share of draws unless there was but one."""
+    label, votes, draws = prediction
+    name = class_name(label, class_names)
+    return f"{name} ({votes} of {draws} draws)" if draws > 1 else name
 
 
 def telling(class_names: ClassNames) -> dict[int, str]:
@@ -96,21 +89,17 @@ def amplification(largest: float) -> int:
 
 def examples(record: RunRecord) -> list[Example]:
     """The stored examples of a run, in the order of its outcomes."""
-    positions = {int(index): position for position, index in enumerate(record.outcomes["index"])}
-    return [
-        Example(
-            picture,
-            int(record.labels[positions[picture.index]]),
-            _prediction(record.clean_predictions[positions[picture.index]]),
-            _prediction(record.predictions[positions[picture.index]]),
-        )
-        for picture in record.pictures()
-    ]
+    rows, found = {int(index): row for row, index in enumerate(record.outcomes["index"])}, []
+    for picture in record.pictures():
+        row = rows[picture.index]
+        clean, attacked = _prediction(record.clean_predictions[row]), _prediction(record.predictions[row])
+        found.append(Example(picture, int(record.labels[row]), clean, attacked))
+    return found
 
 
 def _prediction(draws: NDArray[np.int64]) -> Prediction:
     labels, votes = np.unique(draws, return_counts=True)
-    return Prediction(int(labels[votes.argmax()]), int(votes.max()), len(draws))
+    return int(labels[votes.argmax()]), int(votes.max()), len(draws)
 
 
 def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames = None) -> bytes:
@@ -118,22 +107,19 @@ def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames
 
     class_names: instead of those that the record tells.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     stored = examples(record)
     if not 0 <= position < len(stored):
         raise LpmbenchError(f"{record.folder_name} stores {len(stored)} example(s); there is none at {position}.")
     example = stored[position]
+    factor, amplified = example.amplified
     names = record.class_names if class_names is None else class_names
     budget = f"{cells.norm(record.norm)} eps {format_eps(record.eps)}"
     panels = (
-        ("original", example.picture.clean, f"predicted: {example.clean.named(names)}"),
-        (f"perturbation × {example.factor}", example.amplified, budget),
-        ("adversarial", example.picture.adversarial, f"predicted: {example.attacked.named(names)}"),
+        ("original", example.picture.clean, f"predicted: {named(example.clean, names)}"),
+        (f"perturbation × {factor}", amplified, budget),
+        ("adversarial", example.picture.adversarial, f"predicted: {named(example.attacked, names)}"),
     )
-    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9, "figure.facecolor": "white"}):
-        figure = Figure(figsize=(8.4, 3.5), dpi=144, layout="constrained")
+    with drawing((8.4, 3.5)) as figure:
         for axes, (title, image, caption) in zip(figure.subplots(1, 3), panels, strict=True):
             axes.imshow(displayable(image), vmin=0, vmax=1, cmap="gray", interpolation="nearest")
             axes.set_title(title)
@@ -141,8 +127,25 @@ def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames
             axes.set(xticks=[], yticks=[])
         truth = class_name(example.label, names)
         figure.suptitle(f"{plain(record.model)} under {plain(record.attack)}, true class: {truth}")
-        buffer = BytesIO()
-        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return saved(figure)
+
+
+@contextmanager
+def drawing(size: tuple[float, float], dpi: int = 144, style: Mapping[str, Any] | None = None) -> Iterator[Figure]:
+    """An empty figure, (width, height) in inches; the same whatever the user's matplotlibrc says."""
+    import matplotlib
+    from matplotlib.figure import Figure as Canvas
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE | dict(style or {}))
+        yield Canvas(figsize=size, dpi=dpi, layout="constrained")
+
+
+def saved(figure: Figure, kind: str = "png", **options: Any) -> bytes:
+    """A figure as a PNG or SVG that names neither the library's version nor the date."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format=kind, metadata={"Date" if kind == "svg" else "Software": None}, **options)
     return buffer.getvalue()
 
 
@@ -156,32 +159,45 @@ def data_uri(image: NDArray[np.float32]) -> str:
     from PIL import Image
 
     pixels = Image.fromarray(np.round(np.clip(displayable(image), 0, 1) * 255).astype(np.uint8))
-    if max(pixels.size) > THUMBNAIL:
-        scale = THUMBNAIL / max(pixels.size)
-        small = max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale))
-        pixels = pixels.resize(small, Image.Resampling.BOX)
+    pixels.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX, reducing_gap=None)
     buffer = BytesIO()
     pixels.save(buffer, format="PNG", optimize=True)
     return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
 
 
 def gallery(records: Sequence[RunRecord], runs: pd.DataFrame, limit: int) -> list[tuple[RunRecord, Example]]:
-    """At most `limit` stored examples: per model and attack the one fooled at the smallest eps, models taking turns.
+    """At most `limit` stored examples: per model and attack the one misclassified at the smallest eps, models taking
+    turns.
 
     Controls and the probes of audits are left out.
     """
-    shown = set(runs.loc[(runs["knowledge"] != tables.CONTROL) & ~runs["probe"], "record"])
+    shown = set(runs.loc[(runs["knowledge"] != CONTROL) & ~runs["probe"], "record"])
     best: dict[tuple[str, str, str], tuple[tuple[bool, float], RunRecord, Example]] = {}
-    for record in records:
-        stored = examples(record) if record.id in shown else []
-        if not stored:
-            continue
-        example = next((e for e in stored if e.fooled), stored[0])
-        key, merit = (record.model, record.dataset, record.attack), (not example.fooled, record.eps)
-        if key not in best or merit < best[key][0]:
-            best[key] = merit, record, example
-    by_model: dict[str, list[tuple[tuple[bool, float], RunRecord, Example]]] = {}
-    for (model, _, _), entry in sorted(best.items(), key=lambda item: item[0]):
-        by_model.setdefault(model, []).append(entry)
+    for record in (record for record in records if record.id in shown):
+        if stored := examples(record):
+            example = next((e for e in stored if e.misclassified), stored[0])
+            key, merit = (record.model, record.dataset, record.attack), (not example.misclassified, record.eps)
+            best[key] = min(best.get(key, (merit, record, example)), (merit, record, example), key=lambda one: one[0])
+    by_model: dict[str, list[tuple[RunRecord, Example]]] = {}
+    for (model, _, _), (_, record, example) in sorted(best.items(), key=lambda item: item[0]):
+        by_model.setdefault(model, []).append((record, example))
     turns: list[Any] = list(chain.from_iterable(zip_longest(*by_model.values())))
-    return [(entry[1], entry[2]) for entry in turns if entry is not None][:limit]
+    return [entry for entry in turns if entry is not None][:limit]
+
+
+def contact_sheet(images: NDArray[np.uint8], labels: NDArray[np.integer], columns: int = 12) -> bytes:
+    """A PNG of grey images (N, H, W), 0 to 255, in rows of so many, each with its label below."""
+    from PIL import Image, ImageDraw
+
+    count, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = Image.new("L", (columns * (width + GAP) + GAP, rows * (height + GAP + CAPTION) + GAP), 90)
+    pen = ImageDraw.Draw(sheet)
+    for position in range(count):
+        row, column = divmod(position, columns)
+        left, top = GAP + column * (width + GAP), GAP + row * (height + GAP + CAPTION)
+        sheet.paste(Image.fromarray(images[position]), (left, top))
+        pen.text((left + width // 2, top + height + 1), str(int(labels[position])), fill=255, anchor="ma")
+    buffer = BytesIO()
+    sheet.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

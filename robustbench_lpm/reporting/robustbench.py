@@ -2,23 +2,24 @@
 
 The keys are theirs, the protocol is not: `autoattack_acc`, by which their tools sort, holds the mean-draw accuracy
 under the strongest of the attacks that our records show, and `footnote` says so. What their format has no key for
-stands under `lpmbench`.
+is under `lpmbench`.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
 from robustbench_lpm.hashing import sha256_of_value
+from robustbench_lpm.protocol.ranking import RATES, Row, model_name, split
 from robustbench_lpm.records.runs import RunRecord
-from robustbench_lpm.reporting import cells, provenance, tables
-from robustbench_lpm.reporting.escaping import plain
-from robustbench_lpm.reporting.tables import Ranking
+from robustbench_lpm.reporting import cells
+from robustbench_lpm.reporting.cells import plain
+from robustbench_lpm.reporting.tables import model_card
 from robustbench_lpm.statistics import MIN_IMAGES_FOR_INTERVAL
 
 NORMS = {"linf": "Linf", "l2": "L2"}  # their names of folders
@@ -35,80 +36,70 @@ def to_robustbench(records: Sequence[RunRecord], ranked: pd.DataFrame) -> dict[s
     without averaging. Of fewer than 20 images there is no file.
     """
     known = {record.id: record for record in records}
+    best: dict[tuple[str, str], list[Row]] = {}
+    for part in split(ranked):
+        row = part[0]
+        if row["mc"] == 1 and row["images"] >= MIN_IMAGES_FOR_INTERVAL:
+            key = row["dataset"], row["norm"]
+            best[key] = max(best.get(key, part), part, key=_merit)
     found: dict[str, str] = {}
-    for part in _budgets(ranked):
-        for row in part.rows:
-            if cells.missing(row["robust_accuracy"]):
-                continue
-            name = cells.label(row["model"], row["model_variant"])
-            folder = f"robustbench/{_file_name(part.dataset)}/{NORMS.get(part.norm, _file_name(part.norm))}"
-            content = _entry(known[row["record"]], part, row)
-            found[f"{folder}/{_file_name(name)}.json"] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    for row in (row for part in best.values() for row in part if not cells.missing(row["robust_accuracy"])):
+        folder = f"robustbench/{_file_name(row['dataset'])}/{NORMS.get(row['norm'], _file_name(row['norm']))}"
+        name = _file_name(model_name(row))
+        content = json.dumps(_entry(known[row["record"]], row), indent=2, ensure_ascii=False)
+        found[f"{folder}/{name}.json"] = f"{content}\n"
     return found
 
 
-def _budgets(ranked: pd.DataFrame) -> list[Ranking]:
-    """Of each data set and norm the ranking that is written."""
-    best: dict[tuple[str, str], Ranking] = {}
-    for part in tables.split(ranked):
-        if part.mc != 1 or part.rows[0]["images"] < MIN_IMAGES_FOR_INTERVAL:
-            continue
-        key = part.dataset, part.norm
-        if key not in best or _merit(part) > _merit(best[key]):
-            best[key] = part
-    return list(best.values())
+def _merit(part: Sequence[Row]) -> tuple[Any, ...]:
+    """Which ranking of a data set and norm is written: audited, of most images and models, at the smallest eps."""
+    audited = any(row["verdict"] for row in part)
+    return audited, max(row["images"] for row in part), len(part), -part[0]["eps"]
 
 
-def _merit(part: Ranking) -> tuple[Any, ...]:
-    return part.audited, max(row["images"] for row in part.rows), len(part.rows), -part.eps
-
-
-def _entry(record: RunRecord, part: Ranking, row: Mapping[str, Any]) -> dict[str, Any]:
+def _entry(record: RunRecord, row: Row) -> dict[str, Any]:
     """What one file holds. Accuracies are text in per cent with two decimals, as theirs are."""
     model = record.configuration["model"]
-    card = provenance.model_card(record)
+    card = model_card(record)
     source, summary = (plain(card.source), plain(card.summary)) if card else ("", "")
     paper, authors = ARXIV.search(source), AUTHORS.match(source)
+    robust, verdict = f"{100 * row['robust_accuracy']:.2f}", cells.verdict(row["verdict"])
+    footnote = (
+        "Not AutoAttack: mean-draw accuracy under the strongest of the attacks of lpmbench "
+        f"({row['strongest_attack']}) on {row['images']} images; audit: {verdict}"
+    )
     return {
         "link": f"https://arxiv.org/abs/{paper.group(1)}" if paper else "",
-        "name": cells.label(row["model"], row["model_variant"]),
+        "name": model_name(row),
         "authors": authors.group(1) if authors else "",
         "additional_data": False,
-        "number_forward_passes": part.mc,
-        "dataset": part.dataset,
+        "number_forward_passes": row["mc"],
+        "dataset": row["dataset"],
         "venue": source or "N/A",
         "architecture": plain(model["entry"]).rpartition(":")[2],
-        "eps": part.eps_text,
+        "eps": row["eps_text"],
         "clean_acc": f"{100 * row['clean_accuracy']:.2f}",
-        "reported": f"{100 * row['robust_accuracy']:.2f}",
-        "autoattack_acc": f"{100 * row['robust_accuracy']:.2f}",
-        "footnote": _footnote(part, row),
+        "reported": robust,
+        "autoattack_acc": robust,
+        "footnote": f"{footnote}; {row['notes']}." if row["notes"] else f"{footnote}.",
         "unreliable": row["verdict"] == "fail",
         "lpmbench": {
             "summary": summary,
             "rank": None if cells.missing(row["rank"]) else int(row["rank"]),
             "notes": row["notes"],
             "verdict": row["verdict"],
-            "size": part.size,
+            "size": row["size"],
             "images": int(row["images"]),
-            "image_set": part.image_set,
+            "image_set": row["image_set"],
             "stochastic": record.stochastic,
             "strongest_attack": row["strongest_attack"],
-            **{name: None if cells.missing(row[name]) else float(row[name]) for name in tables.RATES},
+            **{name: None if cells.missing(row[name]) else float(row[name]) for name in RATES},
             "record": row["record"],
             "read_from": row["read_from"].split(", "),
             "weights_sha256": model.get("weights_sha256"),
             "command": plain(record.command),
         },
     }
-
-
-def _footnote(part: Ranking, row: Mapping[str, Any]) -> str:
-    words = [
-        "Not AutoAttack: mean-draw accuracy under the strongest of the attacks of lpmbench",
-        f"({row['strongest_attack']}) on {row['images']} images; audit: {cells.verdict(row['verdict'])}",
-    ]
-    return " ".join(words) + ("." if not row["notes"] else f"; {row['notes']}.")
 
 
 def _file_name(name: str) -> str:

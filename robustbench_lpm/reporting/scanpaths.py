@@ -1,32 +1,39 @@
-"""Show where a glimpsing model looks, on an image before and after an attack: a picture, and one that moves."""
+"""Show where a glimpsing model looks, on an image before and after an attack: a picture, an animation, and a file of
+fixations beside the page, which are drawn over its pictures.
+
+`lpmbench report --scanpaths` runs the models once and writes the file; making the page again needs no model.
+"""
 
 from __future__ import annotations
 
+import json
 import textwrap
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustbench_lpm.reporting.escaping import plain
-from robustbench_lpm.reporting.pictures import class_name, displayable
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.records.runs import read_json, write_atomically
+from robustbench_lpm.reporting.cells import plain
+from robustbench_lpm.reporting.pictures import class_name, displayable, drawing, saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
+FILE = Path("json") / "scanpaths.json"
+SCHEMA_VERSION = 1
 RIGHT, WRONG = "#1b7f4b", "#c0392b"
-UNSEEN = 0.93  # the grey of what lies beyond the retina
+UNSEEN = 0.93  # the grey of what is beyond the retina
 REACH, PATH, DARK = "#2f9bff", "#ffffff", "#101418"
 SIDE = 240  # pixels of the drawing of what a glimpse sees
 FRAME_MS, LAST_FRAME_MS = 900, 2600
-STYLE: Any = {"text.parse_math": False, "font.size": 9, "figure.facecolor": "white", "font.family": "DejaVu Sans"}
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Scene:
     label: int
     clean: Scanpath
     attacked: Scanpath
-    cells: NDArray[np.float64]  # (n, 2), where the cells of the retina lie around a fixation; n may be 0
+    cells: NDArray[np.float64]  # (n, 2), the cells of the retina around a fixation; n may be 0
     headline: str  # the model, the attack and its budget
     footnote: str = ""  # which draw is shown, and what the others say
     class_names: tuple[str, ...] = ()
@@ -79,18 +86,18 @@ class Scene:
 
 def scanpath_picture(scene: Scene) -> bytes:
     """A PNG: both images with their numbered fixations, beneath them what each glimpse saw and what was said then."""
-    with _drawing((10.4, 1.1 + 4.75 + _strip_height(scene))) as figure:
-        top, bottom = _halves(figure, 2, 1, height_ratios=(4.75, _strip_height(scene)))
+    with drawing((10.4, 1.1 + 4.75 + _strip_height(scene)), dpi=120) as figure:
+        parts: Any = figure.subfigures(2, 1, height_ratios=(4.75, _strip_height(scene)))
         limit = _limit(scene)
-        for axes, (title, path) in zip(top.subplots(1, 2), scene.panels, strict=True):
+        for axes, (title, path) in zip(parts[0].subplots(1, 2), scene.panels, strict=True):
             _show(axes, path.image, limit)
             _draw_path(axes, path.fixations, len(path.fixations))
             _title(axes, scene, title, path, len(path.labels) - 1)
-        for half, (_, path) in zip(_halves(bottom, 1, 2), scene.panels, strict=True):
+        for half, (_, path) in zip(parts[1].subfigures(1, 2), scene.panels, strict=True):
             _draw_strip(half, scene, path)
         figure.suptitle(_heading(scene), fontsize=11)
         figure.supxlabel(_legend(scene), fontsize=8, color="0.35")
-        return _png(figure)
+        return saved(figure)
 
 
 def scanpath_animation(scene: Scene) -> bytes:
@@ -98,8 +105,7 @@ def scanpath_animation(scene: Scene) -> bytes:
     frames = [_frame(scene, t) for t in range(len(scene.clean.labels))]
     palette = _palette(frames)
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    buffer = BytesIO()
-    durations = [FRAME_MS] * (len(reduced) - 1) + [LAST_FRAME_MS]
+    buffer, durations = BytesIO(), [FRAME_MS] * (len(reduced) - 1) + [LAST_FRAME_MS]
     reduced[0].save(
         buffer, "GIF", save_all=True, append_images=reduced[1:], duration=durations, loop=0, optimize=False, disposal=1
     )
@@ -114,9 +120,7 @@ def _palette(frames: Sequence[Image.Image]) -> Image.Image:
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
 
-    together = Image.new("RGB", (frames[0].width, frames[0].height * len(frames)))
-    for number, frame in enumerate(frames):
-        together.paste(frame, (0, number * frame.height))
+    together = Image.fromarray(np.vstack([np.asarray(frame) for frame in frames]))
     drawn: list[tuple[float, ...]] = [to_rgb(colour) for colour in (REACH, RIGHT, WRONG, DARK, PATH, str(UNSEEN))]
     drawn += [tuple((share + 1) / 2 for share in to_rgb(colour)) for colour in (RIGHT, WRONG)]  # the edges of letters
     drawn += [colormaps["YlOrRd"](0.12 + 0.68 * step / 23)[:3] for step in range(24)]
@@ -129,7 +133,7 @@ def _palette(frames: Sequence[Image.Image]) -> Image.Image:
 
 def _frame(scene: Scene, t: int) -> Image.Image:
     rows = 2 if len(scene.cells) else 1
-    with _drawing((7.4, 1.0 + 3.5 * rows), dpi=100) as figure:
+    with drawing((7.4, 1.0 + 3.5 * rows), dpi=100) as figure:
         grid = figure.subplots(rows, 2, squeeze=False)
         limit = _limit(scene)
         for column, (title, path) in enumerate(scene.panels):
@@ -142,24 +146,7 @@ def _frame(scene: Scene, t: int) -> Image.Image:
                 _show_seen(grid[1, column], scene, path, t, limit)
                 grid[1, column].set_xlabel(f"what glimpse {t + 1} sees", color="0.35")
         figure.suptitle(f"{_heading(scene)}\nglimpse {t + 1} of {len(path.labels)}", fontsize=10)
-        return Image.open(BytesIO(_png(figure))).convert("RGB")
-
-
-@contextmanager
-def _drawing(size: tuple[float, float], dpi: int = 120) -> Iterator[Figure]:
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # whatever the user's matplotlibrc says, same picture
-        matplotlib.rcParams.update(STYLE)
-        yield Canvas(figsize=size, dpi=dpi, layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+        return Image.open(BytesIO(saved(figure))).convert("RGB")
 
 
 def _heading(scene: Scene) -> str:
@@ -168,10 +155,8 @@ def _heading(scene: Scene) -> str:
 
 
 def _legend(scene: Scene) -> str:
-    words = (
-        "The square marks the first fixation, which is not chosen by the model. Green answers are right, red are wrong."
-    )
-    saw = "Small pictures: what each glimpse saw; light grey lies beyond the retina. " if len(scene.cells) else ""
+    words = "The square is the first fixation, which the model does not choose. Green answers are right, red are wrong."
+    saw = "Small pictures: what each glimpse saw; light grey is beyond the retina. " if len(scene.cells) else ""
     return f"{words}\n{saw}{plain(scene.footnote)}"
 
 
@@ -181,16 +166,16 @@ def _limit(scene: Scene) -> float:
     return max(1.0, min(farthest + 0.06, 1.6))
 
 
-def _show(axes: Axes, image: NDArray[np.float32], limit: float) -> None:
-    """An image in normalised coordinates; every pixel of a small one stays a square."""
+def _show(axes: Axes, image: NDArray[np.float32], limit: float, picture: NDArray[Any] | None = None) -> None:
+    """An image in normalised coordinates, or a picture of what was seen of it; every pixel of a small image stays a
+    square."""
     rows, columns = image.shape[-2:]
-    smooth = "nearest" if max(rows, columns) <= 128 else "antialiased"
-    shown = np.clip(displayable(image), 0, 1)
+    smooth = "nearest" if picture is None and max(rows, columns) <= 128 else "antialiased"
+    shown = np.clip(displayable(image), 0, 1) if picture is None else picture
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, extent=(-1, 1, 1, -1), interpolation=smooth)
     axes.set(xlim=(-limit, limit), ylim=(limit, -limit), xticks=[], yticks=[], aspect=rows / columns)
     axes.set_facecolor("0.86")
-    for spine in axes.spines.values():
-        spine.set_color("0.7")
+    axes.spines[:].set_color("0.7")
 
 
 def _draw_path(axes: Axes, fixations: NDArray[np.float32], shown: int) -> None:
@@ -206,9 +191,8 @@ def _draw_path(axes: Axes, fixations: NDArray[np.float32], shown: int) -> None:
     many = len(fixations) > 8
     for t, (x, y) in enumerate(fixations[:shown]):
         shade = colormaps["YlOrRd"](0.12 + 0.68 * t / max(1, len(fixations) - 1))
-        last = t == shown - 1
         style: dict[str, Any] = {"marker": "s" if t == 0 else "o", "s": 130 if many else 210, "zorder": 4 + t}
-        if last:
+        if t == shown - 1:
             axes.scatter(x, y, **style | {"s": style["s"] * 1.9, "color": "white", "edgecolor": DARK})
         axes.scatter(x, y, **style, color=shade, edgecolor=DARK, linewidth=1.1)
         ink = "white" if t > 0.6 * len(fixations) else DARK
@@ -234,10 +218,6 @@ def _strip_height(scene: Scene) -> float:
     return rows * (1.3 if len(scene.cells) else 0.5)
 
 
-def _halves(figure: Any, rows: int, columns: int, **layout: Any) -> Sequence[Any]:
-    return list(figure.subfigures(rows, columns, **layout))
-
-
 def _draw_strip(figure: Any, scene: Scene, path: Scanpath) -> None:
     """Below an image, for each glimpse what it saw and what was said then."""
     columns = _columns(scene)
@@ -259,13 +239,7 @@ def _draw_strip(figure: Any, scene: Scene, path: Scanpath) -> None:
 
 
 def _show_seen(axes: Axes, scene: Scene, path: Scanpath, t: int, limit: float = 1.0) -> None:
-    picture = what_is_seen(scene.cells, path.seen[t], path.fixations[t], SIDE)
-    rows, columns = path.image.shape[-2:]
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=(-1, 1, 1, -1), interpolation="antialiased")
-    axes.set(xlim=(-limit, limit), ylim=(limit, -limit), xticks=[], yticks=[], aspect=rows / columns)
-    axes.set_facecolor("0.86")
-    for spine in axes.spines.values():
-        spine.set_color("0.7")
+    _show(axes, path.image, limit, what_is_seen(scene.cells, path.seen[t], path.fixations[t], SIDE))
 
 
 def what_is_seen(
@@ -288,4 +262,44 @@ def what_is_seen(
     beyond = (pixels @ borders[:, :2].T + borders[:, 2]).max(axis=1) > 0
     picture = np.clip(values[nearest].astype(np.float64), 0, 1)
     picture[beyond] = UNSEEN
-    return picture.reshape(side, side, -1).squeeze(-1) if picture.shape[1] == 1 else picture.reshape(side, side, -1)
+    return picture.reshape((side, side) if picture.shape[1] == 1 else (side, side, -1))
+
+
+@dataclass(frozen=True)
+class Gaze:
+    """One draw's look at an example before and after the attack, on the same noise."""
+
+    record: str
+    index: int  # of the example
+    draw: int  # of the grader, from 0
+    clean: Sequence[tuple[float, float]]  # T fixations (x, y); the image is [-1, 1]², y down
+    adversarial: Sequence[tuple[float, float]]
+
+
+def write(gazes: Iterable[Gaze], out: Path) -> Path:
+    """Write the file below `out`; its path."""
+    ordered = sorted(gazes, key=lambda gaze: (gaze.record, gaze.index))
+    content = {"schema_version": SCHEMA_VERSION, "scanpaths": [asdict(gaze) for gaze in ordered]}
+    write_atomically(out / FILE, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    return out / FILE
+
+
+def read(out: Path) -> dict[tuple[str, int], Gaze]:
+    """The file below `out`, by record and example; empty where there is none. Raises LpmbenchError for another file."""
+    if not (out / FILE).is_file():
+        return {}
+    content = read_json(out / FILE)
+    try:
+        if content["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema_version is {content['schema_version']}")
+        found = []
+        for entry in content["scanpaths"]:
+            clean, adversarial = ([(float(x), float(y)) for x, y in entry[name]] for name in ("clean", "adversarial"))
+            if not np.isfinite([*clean, *adversarial]).all():
+                raise ValueError("a fixation is no number")
+            found.append(Gaze(str(entry["record"]), int(entry["index"]), int(entry["draw"]), clean, adversarial))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LpmbenchError(
+            f"{out / FILE} is no file of scanpaths: {error}; `lpmbench report --scanpaths` makes one."
+        ) from None
+    return {(gaze.record, gaze.index): gaze for gaze in found}

@@ -333,11 +333,15 @@ def _rows(study: Study, shares: Sequence[Shares]) -> list[Row]:
     for model, per_image in zip(study.models, shares, strict=True):
         for position, m in enumerate(study.averages(model)):
             for number, cell in enumerate(study.cells()):
-                rate = statistics.rate(per_image[:, number, position])
+                right = per_image[:, number, position]
+                rate = statistics.rate(right)
+                halves = (right[::2], right[1::2]) if rate.n > 1 else (right, right)
+                first, second = (float(half.mean()) for half in halves)
                 rows.append(
                     {"model": model.name, "dataset": study.data.name, "size": study.data.identity["size"], "mc": m}
                     | cell
                     | {"accuracy": rate.value, "accuracy_low": rate.low, "accuracy_high": rate.high}
+                    | {"accuracy_first_half": first, "accuracy_second_half": second}  # of the images
                     | {"images": rate.n, "draws": study.runs(model) // m, "seed": study.seed}
                 )
     return rows

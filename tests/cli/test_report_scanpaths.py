@@ -9,7 +9,7 @@ import pytest
 
 from robustbench_lpm.cli import run
 from robustbench_lpm.records import runs as records
-from robustbench_lpm.reporting import gazes
+from robustbench_lpm.reporting import scanpaths
 
 Capture = pytest.CaptureFixture[str]
 
@@ -26,7 +26,7 @@ def lpmbench(line: str) -> None:
 def test_glimpsing_models_look_and_later_reports_draw_it(tmp_path: Path, capsys: Capture) -> None:
     lpmbench("attack --model ram --model cnn --attack fgsm --eps 0.1 --limit 3 --draws 3 --threads 1")
     lpmbench("report --scanpaths")
-    ((record, index),) = found = gazes.read(tmp_path / "runs")
+    ((record, index),) = found = scanpaths.read(tmp_path / "runs")
     (ram,) = [r for r in records.read_all(tmp_path / "runs") if r.model == "ram"]
     assert (record, index) in {(ram.id, picture.index) for picture in ram.pictures()}
     gaze = found[record, index]
@@ -47,4 +47,4 @@ def test_a_model_that_says_something_else_than_the_record_is_left_out(tmp_path: 
     capsys.readouterr()
     lpmbench("report --scanpaths")
     assert "says something else of image" in capsys.readouterr().out.replace("\n", " ")
-    assert json.loads((tmp_path / "runs" / gazes.FILE).read_text())["scanpaths"] == []
+    assert json.loads((tmp_path / "runs" / scanpaths.FILE).read_text())["scanpaths"] == []

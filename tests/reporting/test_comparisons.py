@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from robustbench_lpm import reporting
+from robustbench_lpm.protocol.ranking import ranking
 from robustbench_lpm.reporting import comparisons, tables
 from robustbench_lpm.statistics import first_half, paired_interval
 from tests.reporting.conftest import probed
@@ -14,7 +15,7 @@ from tests.reporting.conftest import probed
 def both(*records, audits=None):
     records = tables.in_order(records)
     runs = tables.table(records, audits or {})
-    ranked = tables.ranking(runs)
+    ranked = ranking(runs)
     return comparisons.compare(records, runs, ranked), comparisons.agree(records, runs, ranked)
 
 
@@ -88,10 +89,7 @@ def by_attack(found):
 def test_a_model_is_compared_with_the_average_of_its_runs(make):
     half, more = [[True, True, False, False]] * 40, [[True, True, True, False]] * 30 + [[False] * 4] * 10
     (found,), _ = both(make("a", draws=4, robust=half), make("a", draws=4, robust=more, mc=10))
-    assert [(each.name, each.model, each.mc) for each in found.classifiers] == [
-        ("a, M = 1", "a", 1),
-        ("a, M = 10", "a", 10),
-    ]
+    assert [each["name"] for each in found.classifiers] == ["a, M = 1", "a, M = 10"]
     assert "M =" not in found.budget  # which is of the classifiers, not of what they met
     assert set(by_attack(found)) == {comparisons.LOWEST, "pgd"}
     pair = by_attack(found)["pgd"]
@@ -170,7 +168,7 @@ def test_who_met_fewer_attacks_at_its_m_is_named(make):
     records += [make("a", "p", mc=10), make("cnn", "p", glimpses=0), make("cnn", "p", mc=10, glimpses=0)]
     (found,), _ = both(*records)
     notes = {(pair.first, pair.second): pair.note for pair in found.pairs if pair.attack == comparisons.LOWEST}
-    assert notes["a, M = 1", "a, M = 10"] == "a, M = 10 did not meet g, so its lowest may lie too high."
+    assert notes["a, M = 1", "a, M = 10"] == "a, M = 10 did not meet g, so its lowest may be too high."
     assert notes["cnn, M = 1", "cnn, M = 10"] == ""
     assert notes["a, M = 1", "cnn, M = 10"] == ""  # which has no gaze to be attacked
     assert {pair.note for pair in found.pairs if pair.attack != comparisons.LOWEST} == {""}
@@ -200,7 +198,7 @@ def test_agreement_counts_images_of_which_two_attacks_say_the_same(make):
     )
 
 
-def test_an_image_has_fallen_when_at_most_half_of_the_draws_are_right(make):
+def test_an_image_is_misclassified_when_at_most_half_of_the_draws_are_right(make):
     half, more = [[True, True, False, False]] * 20, [[True, True, True, False]] * 20
     _, (found,) = both(make("a", "p", draws=4, robust=half + more), make("a", "q", draws=4, robust=more + more))
     assert found.fallen == [20, 0]
@@ -214,6 +212,6 @@ def test_probes_are_compared_nowhere(make):
 
 def test_what_speaks_against_a_number_goes_along(make):
     (found,), _ = both(make("a", "p"), make("a", "q"), make("b", "p"))
-    told = {classifier.name: classifier.notes for classifier in found.classifiers}
+    told = {classifier["name"]: classifier["notes"] for classifier in found.classifiers}
     assert told == {"a, M = 1": "", "b, M = 1": "fewer attacks: did not meet q"}
     assert reporting.leaderboard([make("a", "p")])["rank"].iloc[0] == 1

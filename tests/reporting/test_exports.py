@@ -1,4 +1,4 @@
-"""CSV, Markdown, LaTeX and HTML say the same, escape what is hostile, and come out the same each time."""
+"""CSV, Markdown, LaTeX, HTML and the terminal say the same, escape what is hostile, and are the same each time."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import csv
 import json
 import random
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from io import StringIO
 
 import matplotlib
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from robustbench_lpm import reporting
 from robustbench_lpm.budgets import format_eps
-from robustbench_lpm.reporting import cells, escaping
+from robustbench_lpm.reporting import cells
 from tests.reporting.conftest import ORDINARY, check, make_audit, probed
 
 HOSTILE = [
@@ -83,58 +86,59 @@ def exports(records, out):
     return {str(path.relative_to(out)): path.read_bytes() for path in reporting.write_report(records, out)}
 
 
+@pytest.fixture(scope="module")
 def matrix(make):
     return [
-        make(model, attack, eps=eps / 255, robust=robust / eps, knowledge=knowledge, draws=draws, stored=2)
+        make(model, attack, eps=eps / 255, robust=robust / eps, knowledge=knowledge, draws=draws, stored=1)
         for model, robust, draws in (("cnn", 0.5, 1), ("ram", 0.75, 4))
         for attack, knowledge in (("pgd", "white-box"), ("noise", "none"))
         for eps in (1, 2, 4)
     ]
 
 
-def test_files_are_written_html_last(make, tmp_path):
-    paths = reporting.write_report(matrix(make), tmp_path / "out")
-    names = [path.name for path in paths]
+@pytest.fixture(scope="module")
+def files(matrix, tmp_path_factory):
+    return {name: content.decode() for name, content in exports(matrix, tmp_path_factory.mktemp("matrix")).items()}
+
+
+def test_files_are_written_html_last(files):
+    names = list(files)
     assert names[:4] == ["leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard.json"]
     assert names[-1] == "leaderboard.html"
-    assert len([path for path in paths if path.suffix == ".svg"]) == 2
-    assert [path.stem for path in paths if path.parent.name == "Linf"] == ["ram", "cnn"]
-    assert all(path.is_file() for path in paths)
+    assert len([name for name in names if name.endswith(".svg")]) == 2
+    assert [name for name in names if "/Linf/" in name] == [
+        "robustbench/digits/Linf/ram.json", "robustbench/digits/Linf/cnn.json",
+    ]  # fmt: skip
 
 
-def test_csv_holds_the_table_in_full_precision(make, tmp_path):
-    records = matrix(make)
-    lines = list(csv.DictReader(StringIO(exports(records, tmp_path)["leaderboard.csv"].decode())))
-    table = reporting.table(records)
+def test_csv_holds_the_table_in_full_precision(matrix, files):
+    lines = list(csv.DictReader(StringIO(files["leaderboard.csv"])))
+    table = reporting.table(matrix)
     assert list(lines[0]) == list(table.columns)
     for column in table.columns:
-        cells_of = [line[column] for line in lines]
+        texts = [line[column] for line in lines]
         if pd.api.types.is_float_dtype(table[column]):
-            assert [float(cell or "nan") for cell in cells_of] == pytest.approx(
+            assert [float(cell or "nan") for cell in texts] == pytest.approx(
                 list(table[column]), rel=1e-15, abs=0, nan_ok=True
             )
         else:
-            assert cells_of == ["" if pd.isna(value) else str(value) for value in table[column]]
+            assert texts == ["" if pd.isna(value) else str(value) for value in table[column]]
 
 
-def test_all_formats_agree(make, tmp_path):
-    records = matrix(make)
-    files = {name: content.decode() for name, content in exports(records, tmp_path).items()}
+def test_all_formats_agree(matrix, files):
     page = Page(files["leaderboard.html"])
     markdown = {line.split(" | ")[-1].strip(" |"): line for line in files["leaderboard.md"].splitlines()}
     latex = {line.split(" & ")[-1].strip(" \\"): line for line in files["leaderboard.tex"].splitlines()}
-    for row in reporting.table(records).to_dict("records"):
+    for row in reporting.table(matrix).to_dict("records"):
         short = row["record"][:12]
         for rate in ("clean_accuracy", "robust_accuracy"):
             text = cells.with_interval(row[rate], row[f"{rate}_low"], row[f"{rate}_high"])
-            assert escaping.markdown(text) in markdown[short]
-            assert escaping.latex(text) in latex[short]
+            assert cells.markdown(text) in markdown[short]
+            assert cells.latex(text) in latex[short]
             assert repr(row[rate]) in page.rows[f"run-{row['record'][:16]}"]
 
 
-def test_json_holds_what_the_other_formats_hold(make, tmp_path):
-    records = matrix(make)
-    files = {name: content.decode() for name, content in exports(records, tmp_path).items()}
+def test_json_holds_what_the_other_formats_hold(matrix, files):
     content = json.loads(files["leaderboard.json"])
     for line, row in zip(csv.DictReader(StringIO(files["leaderboard.csv"])), content["runs"], strict=True):
         assert [*line, "class_names"] == list(row)
@@ -189,15 +193,13 @@ def budget_of(content, pair):
     return next(found["budget"] for found in content["comparisons"] if pair in found["pairs"])
 
 
-def test_rankings_agree(make, tmp_path):
-    records = matrix(make)
-    files = {name: content.decode() for name, content in exports(records, tmp_path).items()}
-    for row in reporting.leaderboard(records).to_dict("records"):
+def test_rankings_agree(matrix, files):
+    for row in reporting.leaderboard(matrix).to_dict("records"):
         robust = cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"])
         clean = cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"])
         texts = [str(row["rank"]), row["model"], clean, robust, row["strongest_attack"], "not audited"]
-        assert "| " + " | ".join(map(escaping.markdown, texts)) + " |" in files["leaderboard.md"]
-        assert " & ".join(map(escaping.latex, texts)) in files["leaderboard.tex"]
+        assert "| " + " | ".join(map(cells.markdown, texts)) + " |" in files["leaderboard.md"]
+        assert " & ".join(map(cells.latex, texts)) in files["leaderboard.tex"]
         assert f'href="#run-{row["record"][:16]}">{cells.percent(row["robust_accuracy"])}<' in files["leaderboard.html"]
 
 
@@ -215,12 +217,11 @@ def test_verdicts_are_told_in_every_format(make, tmp_path):
     assert lines["bad"]["audit"] == "white-box vs black-box: 62.0 % against 40.1 %, difference [14.1, 29.7]"
 
 
-def test_same_records_same_bytes(make, tmp_path):
-    records = matrix(make)
-    shuffled = random.Random(0).sample(records, len(records))
+def test_same_records_same_bytes(matrix, files, tmp_path):
+    shuffled = random.Random(0).sample(matrix, len(matrix))
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "red"}):
-        again = exports(shuffled, tmp_path / "b")
-    assert exports(records, tmp_path / "a") == again
+        again = exports(shuffled, tmp_path)
+    assert {name: content.encode() for name, content in files.items()} == again
 
 
 def test_plots_of_an_older_report_go_and_other_files_stay(make, tmp_path):
@@ -240,14 +241,13 @@ def test_a_report_without_records_says_so(tmp_path):
 @pytest.fixture(scope="module")
 def hostile_files(make, tmp_path_factory):
     records = [
-        make(name, name, eps=eps / 255, notes=[name], dataset=name if name == HOSTILE[0] else "digits", stored=1,
-             choice=[escaping.plain(name)] * 40, attack_identity={"members": {name: name}},
+        make(name, name, notes=[name], dataset=name if name == HOSTILE[0] else "digits", stored=1,
+             choice=[cells.plain(name)] * 40, attack_identity={"members": {name: name}},
              class_names={0: name, 1: f"{name} too"} if name != "\ud800" else {})  # which no file can hold
         for name in HOSTILE
-        for eps in (1, 2)
     ]  # fmt: skip
     audits = {}
-    for record, name in zip(records[::2], HOSTILE, strict=True):
+    for record, name in zip(records, HOSTILE, strict=True):
         hostile = check("fail", name, question=name, against=name, note=name, records=(name,))
         audits[record.id] = make_audit(record, hostile, command=name)
     out = tmp_path_factory.mktemp("hostile")
@@ -260,7 +260,7 @@ def test_hostile_names_stay_text_in_html(hostile_files):
     assert not {"b", "iframe", "object", "embed", "foreignObject"} & set(page.elements)
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     for name in HOSTILE:
-        assert escaping.plain(name) in page.models
+        assert cells.plain(name) in page.models
     images = [value for name, value in page.attributes if name == "src"]
     assert all(value.startswith("data:image/png;base64,") for value in images)
     assert "49" not in page.models
@@ -269,7 +269,7 @@ def test_hostile_names_stay_text_in_html(hostile_files):
 def test_hostile_names_stay_text_in_plots(hostile_files):
     page = Page(hostile_files["leaderboard.html"])
     for name in HOSTILE[:-1]:
-        assert escaping.plain(name) in page.svg_texts
+        assert cells.plain(name) in page.svg_texts
     svgs = [content for name, content in hostile_files.items() if name.endswith(".svg")]
     assert svgs
     assert not any(re.search(r"<(script|img|b)\b", svg) for svg in svgs)
@@ -292,15 +292,15 @@ def test_hostile_names_are_no_commands_in_latex(hostile_files):
 
 def test_hostile_names_stay_text_in_json(hostile_files):
     content = json.loads(hostile_files["leaderboard.json"])
-    assert {escaping.plain(name) for name in HOSTILE} == {row["model"] for row in content["runs"]}
+    assert {cells.plain(name) for name in HOSTILE} == {row["model"] for row in content["runs"]}
     for name, text in hostile_files.items():
         if name.startswith("robustbench/"):
             assert re.fullmatch(r"robustbench/[\w.-]+/Linf/\w[\w.-]*\.json", name)
             assert json.loads(text)["unreliable"] is not None
     shown = re.search(r'id="comparisons">(.*?)</script>', hostile_files["leaderboard.html"]).group(1)
     assert not set("<>&") & set(shown)
-    assert escaping.plain(HOSTILE[0]) not in shown
-    assert any(f"{escaping.plain(HOSTILE[1])}, M = 1" in found["notes"] for found in json.loads(shown))
+    assert cells.plain(HOSTILE[0]) not in shown
+    assert any(f"{cells.plain(HOSTILE[1])}, M = 1" in found["notes"] for found in json.loads(shown))
 
 
 def test_no_cell_of_the_csv_is_a_formula(hostile_files):
@@ -317,7 +317,7 @@ def test_known_defects_are_told_in_every_format(make, tmp_path):
         assert b"Known defect: probes the clean image only." in files[name], name
 
 
-def test_probes_stand_in_the_csv_alone(make, tmp_path):
+def test_probes_are_in_the_csv_alone(make, tmp_path):
     found, judged = probed(make)
     files = {path.name: path.read_text() for path in reporting.write_report(list(found.values()), tmp_path, judged)}
     lines = {line["record"]: line["probe"] for line in csv.DictReader(StringIO(files["leaderboard.csv"]))}
@@ -326,7 +326,37 @@ def test_probes_stand_in_the_csv_alone(make, tmp_path):
         shown = {what for what, record in found.items() if record.id[:12] in files[name]}
         assert shown == set(ORDINARY)
         assert f"{len(found) - len(ORDINARY)} probe runs of audits are in leaderboard.csv." in files[name]
-    one = [make("a"), make("a", eps=4 / 255)]
-    judged = {one[0].id: make_audit(one[0], check(records=(one[0].id, one[1].id)))}
-    assert "1 probe run of an audit is in" in (reporting.write_report(one, tmp_path, judged)[1]).read_text()
-    assert "probe" not in reporting.write_report(one, tmp_path, {})[1].read_text()
+
+
+def printed(*records, audits=None):
+    console = Console(file=StringIO(), width=100)
+    reporting.terminal_table(records, console, audits or {})
+    return console.file.getvalue()
+
+
+def test_the_terminal_shows_one_line_per_run_and_columns_when_needed(make):
+    text = printed(make("cnn", robust=0.5), make("ram", robust=0.25, draws=4))
+    assert "50.0 [35.2, 64.8]" in text
+    assert len(text.strip().splitlines()) == 3
+    a, b = make("a", failed=4, mc=10), make("b")
+    more = printed(a, b, audits={b.id: make_audit(b, check("fail"))})
+    for column in ("Failed", " M ", "Audit"):
+        assert (column in text, column in more) == (False, True)
+    assert [line.split()[-1] for line in more.strip().splitlines()[1:]] == ["failed", "–"]
+    found, judged = probed(make)
+    assert len(printed(*found.values(), audits=judged).strip().splitlines()) == 1 + len(ORDINARY)
+
+
+def test_names_are_neither_markup_nor_control_codes_in_the_terminal(make):
+    text = printed(make("[bold]x[/bold]", "\x1b[31my"))
+    assert "[bold]x[/bold]" in text
+    assert "\x1b" not in text
+
+
+def test_reporting_imports_no_torch():
+    code = (
+        "import sys; from robustbench_lpm import reporting; "
+        "from robustbench_lpm.reporting import exports, page, pictures, plots, studies; "
+        "reporting.leaderboard([]); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,23 +10,33 @@ import numpy as np
 import pytest
 
 from robustbench_lpm import reporting
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.protocol.ranking import ranking
 from robustbench_lpm.registry import cards
-from robustbench_lpm.reporting import provenance
+from robustbench_lpm.reporting import page, tables
 from robustbench_lpm.statistics import first_half
 from tests.reporting.conftest import ORDINARY, check, make_audit, probed
 
 
-@pytest.fixture
-def render(tmp_path):
-    def rendered(*records, audits=None):
-        return reporting.write_report(records, tmp_path / "out", audits)[-1].read_text(encoding="utf-8")
+def render(*records, audits=None):
+    """The page without its plots, which take long to draw."""
+    records, audits = tables.in_order(records), audits or {}
+    runs = reporting.table(records, audits)
+    return page.to_html(records, runs, ranking(runs), audits)
 
-    return rendered
+
+@pytest.fixture(scope="module")
+def whole(make, tmp_path_factory):
+    """A page with all that it may have."""
+    records = [
+        make(model, attack, eps=eps / 255, stored=1) for model in "ab" for attack in ("p", "q") for eps in (1, 2)
+    ]
+    records.append(make("rgb", stored=1, shape=(3, 8, 8), dataset="photos"))
+    return reporting.write_report(records, tmp_path_factory.mktemp("out"), {})[-1].read_text(encoding="utf-8")
 
 
-def test_nothing_is_fetched(make, render):
-    html = render(make(stored=2), make(eps=2 / 255), make("rgb", stored=1, shape=(3, 8, 8), dataset="photos"))
-    html = without_script(html)  # DataTables names addresses in its notices and messages, and asks for none
+def test_nothing_is_fetched(whole):
+    html = without_script(whole)  # DataTables names addresses in its notices and messages, and asks for none
     assert not re.search(r"https?://|@import|url\((?!#)", html)
     addresses = re.findall(r'\b(?:src|href|xlink:href)="([^"]*)"', html)
     assert addresses
@@ -39,8 +49,8 @@ def without_script(html):
     return re.sub(r'<script( type="application/json"[^>]*)?>.*?</script>', "", html, flags=re.DOTALL)
 
 
-def test_the_policy_admits_only_the_script_of_the_page(make, render):
-    html = render(make())
+def test_the_policy_admits_only_the_script_of_the_page(whole):
+    html = whole
     script = re.search(r"<script>(.*?)</script>", html, re.DOTALL).group(1)
     digest = b64encode(sha256(script.encode()).digest()).decode()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', html).group(1)
@@ -55,16 +65,14 @@ def test_the_policy_admits_only_the_script_of_the_page(make, render):
     assert len(re.findall(r"<script>", html)) == 1
 
 
-def test_ids_are_unique_and_links_lead_somewhere(make, render):
-    records = [make(model, attack, eps=eps / 255) for model in "ab" for attack in ("p", "q") for eps in (1, 2)]
-    html = render(*records)
-    ids = re.findall(r'\bid="([^"]*)"', html)
+def test_ids_are_unique_and_links_lead_somewhere(whole):
+    ids = re.findall(r'\bid="([^"]*)"', whole)
     assert len(ids) == len(set(ids))
-    targets = re.findall(r'\bhref="#([^"]*)"', html) + re.findall(r"url\(#([^)]*)\)", html)
+    targets = re.findall(r'\bhref="#([^"]*)"', whole) + re.findall(r"url\(#([^)]*)\)", whole)
     assert set(targets) <= set(ids)
 
 
-def test_details_lead_back_to_the_run(make, render):
+def test_details_lead_back_to_the_run(make):
     record = make(weights="c" * 64, seed=17, failed=2)
     html = render(record)
     for text in (record.id, "c" * 64, "d" * 64, "seed 17", "lpmbench 0.1.0", "38 of 40", "2 failed"):
@@ -74,12 +82,12 @@ def test_details_lead_back_to_the_run(make, render):
 
 
 @pytest.mark.parametrize(("draws", "dashes"), [(1, 4), (4, 1)])
-def test_a_deterministic_model_has_dashes_for_what_needs_draws(make, render, draws, dashes):
+def test_a_deterministic_model_has_dashes_for_what_needs_draws(make, draws, dashes):
     html = render(make(draws=draws))
     assert html.count('<td class="number wide" data-order="">–</td>') == dashes  # majority, worst, flips; target hit
 
 
-def test_every_column_but_the_first_can_be_sorted(make, render):
+def test_every_column_but_the_first_can_be_sorted(make):
     html = render(make())
     table = re.search(r'<table id="runs-table">.*?</thead>', html, re.DOTALL).group()
     kinds = re.findall(r'<th scope="col" class="(\w+)', table)  # what the script makes sortable, by mouse and by key
@@ -88,7 +96,7 @@ def test_every_column_but_the_first_can_be_sorted(make, render):
     assert set(kinds[1:]) == {"text", "number"}
 
 
-def test_models_on_other_images_are_told_apart(make, render):
+def test_models_on_other_images_are_told_apart(make):
     html = render(make("a"), make("b", first_index=5))
     assert html.count("Models at this budget met different images") == 2
     assert "met different images" not in render(make("a"), make("b"))
@@ -101,7 +109,7 @@ def tiles(html):
     return [[a or b or c for a, b, c in re.findall(texts, tile)] for tile in found]
 
 
-def test_classes_of_examples_go_by_their_names(make, render):
+def test_classes_of_examples_go_by_their_names(make):
     html = render(make(stored=1, robust=0.0, dataset="fashion", class_names={0: "coat", 1: "shirt"}, mc=10))
     assert tiles(html) == [[
         "original, fashion image 0, true class coat, predicted coat", "predicted coat",
@@ -113,12 +121,12 @@ def test_classes_of_examples_go_by_their_names(make, render):
 
 
 @pytest.mark.parametrize("names", [{}, {0: "0", 1: "1"}, {7: "coat"}])
-def test_classes_without_a_name_go_by_their_number(make, render, names):
+def test_classes_without_a_name_go_by_their_number(make, names):
     ((*_, turn, where),) = tiles(render(make(stored=1, robust=0.0, draws=4, class_names=names)))
     assert (turn, where) == ("0 → 1", "digits image 0, true class 0")
 
 
-def test_the_name_of_a_class_is_text(make, render):
+def test_the_name_of_a_class_is_text(make):
     evil = '<script>alert(1)</script>" onerror="alert(1)'
     html = render(make(stored=1, robust=0.0, target=3, class_names={0: evil, 3: evil}))
     assert html.count("<script") == 1  # the page's own; with one classifier nothing is compared
@@ -130,21 +138,21 @@ def test_the_name_of_a_class_is_text(make, render):
 
 
 @pytest.mark.parametrize(("target", "names", "shown"), [(3, {3: "gibbon"}, "gibbon"), (3, {}, "3")])
-def test_a_target_goes_by_its_name(make, render, target, names, shown):
+def test_a_target_goes_by_its_name(make, target, names, shown):
     assert f"<dt>Target</dt><dd>{shown}</dd>" in render(make(target=target, class_names=names))
 
 
-def test_details_lead_to_the_registered_cards(make, render):
-    home = '<dt>Model card</dt><dd class="code">models/ramlpm.toml</dd>'
+def test_details_lead_to_the_registered_cards(make):
+    card = '<dt>Model card</dt><dd class="code">models/ramlpm.toml</dd>'
     digest = cards.model("ramlpm").weights.sha256
     html = render(registered(make))
-    assert home in html
-    assert html.index(home) < html.index(digest) < html.index('<dd class="code">attacks/pgd.toml</dd>')
+    assert card in html
+    assert html.index(card) < html.index(digest) < html.index('<dd class="code">attacks/pgd.toml</dd>')
     assert "Model card</dt>" not in render(make("ramlpm"))  # another model of that name
     assert "Attack card</dt>" not in render(make(attack="pgd"))
 
 
-def test_a_worst_case_leads_to_its_card(make, render):
+def test_a_worst_case_leads_to_its_card(make):
     told = {"entry": "worst case", "members": {"pgd": "9" * 64}}
     assert '<dd class="code">attacks/worst-case.toml</dd>' in render(make(attack="worst-case", attack_identity=told))
 
@@ -153,11 +161,11 @@ OTHERS = [{"entry": "m:f"}, {"parameters": {"glimpses": 3}}, {"weights_sha256": 
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_the_card_of_another_model_is_not_a_models_home(make, other):
+def test_the_card_of_another_model_is_not_named(make, other):
     record = registered(make)
-    assert provenance.model_card(record) == cards.model("ramlpm")
+    assert tables.model_card(record) == cards.model("ramlpm")
     record.configuration["model"] |= other
-    assert provenance.model_card(record) is None
+    assert tables.model_card(record) is None
 
 
 def registered(make):
@@ -169,15 +177,7 @@ def registered(make):
     return record
 
 
-def test_the_gallery_stays_small(make, render):
-    records = [make(f"model {i}", attack, stored=2) for i in range(40) for attack in ("p", "q")]
-    html = render(*records, make("model 0", "noise", knowledge="none", stored=2))
-    assert html.count("<img ") == 3 * 48
-    assert all(f"model {i}</a> under" in html for i in range(40))  # models take turns
-    assert "</a> under noise" not in html
-
-
-def test_an_interval_is_drawn_as_a_whisker_only_where_there_is_one(make, render):
+def test_an_interval_is_drawn_as_a_whisker_only_where_there_is_one(make):
     assert 'class="whisker"' in render(make(images=20))
     assert 'class="whisker"' not in render(make(images=19))
 
@@ -186,7 +186,7 @@ VERDICTS = {"pass": "✓ passed", "fail": "✕ failed", "undecided": "? undecide
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)
-def test_a_verdict_is_a_word_in_the_ranking_and_among_the_runs(make, render, verdict):
+def test_a_verdict_is_a_word_in_the_ranking_and_among_the_runs(make, verdict):
     record = make()
     html = render(record, audits={record.id: make_audit(record, check(verdict))} if verdict else {})
     cells = re.findall(r'<td class="audit[^"]*" data-order="(\d?)"><\w+ class="badge (\w+)"[^>]*>([^<]*)<', html)
@@ -195,7 +195,7 @@ def test_a_verdict_is_a_word_in_the_ranking_and_among_the_runs(make, render, ver
     assert ("audit failed: white-box vs black-box" in html) == (verdict == "fail")
 
 
-def test_all_checks_stand_among_the_details(make, render):
+def test_all_checks_stand_among_the_details(make):
     record, other = make(), make("other")
     checks = [
         check("fail", records=(other.id, "9" * 64), note="64 images only"),
@@ -213,7 +213,7 @@ def test_all_checks_stand_among_the_details(make, render):
     assert 'class="findings"' not in render(record, audits={})
 
 
-def test_the_text_of_a_check_stays_text(make, render):
+def test_the_text_of_a_check_stays_text(make):
     record, evil = make(), "<script>alert(1)</script>"
     audit = make_audit(record, check("fail", evil, question=evil, against=evil, note=evil, records=(evil,)))
     html = render(record, audits={record.id: audit})
@@ -221,7 +221,7 @@ def test_the_text_of_a_check_stays_text(make, render):
     assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5  # the four of the check, and why there is no rank
 
 
-def test_details_say_what_was_chosen_and_who_controlled_the_noise(make, render):
+def test_details_say_what_was_chosen_and_who_controlled_the_noise(make):
     html = render(
         make("ram", choice=["detached"] * 30 + ["reparameterised"] * 10, noise=[("policy", "replayed")]),
         make("cnn", "worst-case", choice=["pgd"] * 25 + ["spsa"] * 15, parameters={"attacks": ["pgd", "spsa"]}),
@@ -235,7 +235,7 @@ def test_details_say_what_was_chosen_and_who_controlled_the_noise(make, render):
     assert "<dt>Strongest" not in plain
 
 
-def test_probes_are_marked_and_can_be_hidden(make, render):
+def test_probes_are_marked_and_can_be_hidden(make):
     found, judged = probed(make)
     html = render(*found.values(), audits=judged)
     for name, record in found.items():
@@ -250,7 +250,7 @@ def test_probes_are_marked_and_can_be_hidden(make, render):
     assert 'id="probes"' not in render(*found.values(), audits={})
 
 
-def test_a_check_leads_to_its_probe_and_back(make, render):
+def test_a_check_leads_to_its_probe_and_back(make):
     found, judged = probed(make)
     html = render(*found.values(), audits=judged)
     table = re.search(r'<table class="findings">.*?</table>', html, re.DOTALL).group()
@@ -261,14 +261,14 @@ def test_a_check_leads_to_its_probe_and_back(make, render):
     assert html.count(back) == 3  # half, twice, frozen; not square and fgsm, which are ordinary attacks
 
 
-def test_a_number_that_a_probe_found_says_so(make, render):
+def test_a_number_that_a_probe_found_says_so(make):
     found, judged = probed(make, twice=0.4)
     assert html_of_ranking(render(*found.values(), audits=judged)).count("a probe of an audit") == 1
     found, judged = probed(make)
     assert "a probe of an audit" not in html_of_ranking(render(*found.values(), audits=judged))
 
 
-def test_a_number_that_was_read_from_two_runs_leads_to_both(make, render):
+def test_a_number_that_was_read_from_two_runs_leads_to_both(make):
     first = first_half(np.arange(20), 2)
     runs = [make(attack=name, robust=right, images=20, draws=2) for name, right in (("p", first), ("q", ~first))]
     html = html_of_ranking(render(*runs))
@@ -282,8 +282,29 @@ def html_of_ranking(html):
     return re.search(r'<section id="rankings".*?</section>', html, re.DOTALL).group()
 
 
-def test_probes_are_no_examples(make, render):
+def test_probes_are_no_examples(make):
     a, half = make("a", stored=1), make("a", eps=4 / 255, stored=1)
     html = render(a, half, audits={a.id: make_audit(a, check(records=(a.id, half.id)))})
     assert html.count("<img ") == 3
     assert "under pgd, L∞ eps 8/255" in html
+
+
+def test_the_installed_table_library_can_be_inside_a_script_element():
+    script = page.data_tables()
+    assert script.startswith("const DataTable = (() => {")
+    assert not re.search(r"<!--|</?script|\bexport\s*\{", script, re.IGNORECASE)
+    assert "© SpryMedia Ltd" in script  # whose licence asks that its notice goes along
+    assert "Released under the MIT license" in script
+
+
+def test_a_module_becomes_a_function_that_returns_its_default():
+    found = page.as_script('var a="<script>",b=/<!--x/;export{a as table,b as default};\n/* licence */')
+    assert 'var a="\\x3cscript>",b=/\\x3c!--x/;' in found
+    assert found.rstrip().endswith("return b; })();")
+    assert "/* licence */" in found
+
+
+@pytest.mark.parametrize("module", ["", "var a=1;", "var a=1;export{a as table}"])
+def test_another_layout_is_an_error_that_says_what_to_install(module):
+    with pytest.raises(LpmbenchError, match="itables"):
+        page.as_script(module)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from robustbench_lpm import reporting
-from robustbench_lpm.reporting import gazes
-from robustbench_lpm.reporting.gazes import Gaze
+from robustbench_lpm.reporting import scanpaths
+from robustbench_lpm.reporting.scanpaths import Gaze
 from tests.reporting.conftest import check, make_and_read, make_audit
 
 pytest.importorskip("selenium", reason="selenium is not installed (it is in the extra `dev`)")
@@ -66,7 +66,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     out = tmp_path_factory.mktemp("report")
     path = [(0.0, 0.0), (0.5, -0.5), (-0.25, 0.75)]
-    gazes.write([Gaze(record.id, 0, 0, path, path[::-1]) for record in records if record.model == "ram"], out)
+    scanpaths.write([Gaze(record.id, 0, 0, path, path[::-1]) for record in records if record.model == "ram"], out)
     return reporting.write_report(records, out, audits)[-1]
 
 
@@ -133,9 +133,8 @@ def reader(browser: Any, page: Path) -> Reader:
 
 
 @pytest.mark.parametrize("which", ["made here", "published"])
-@pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_complained_of_and_nothing_asked_of_the_network(browser, page, which, dark):
-    reader = Reader(browser, page if which == "made here" else PUBLISHED, dark=dark)
+def test_nothing_is_complained_of_and_nothing_asked_of_the_network(browser, page, which):
+    reader = Reader(browser, page if which == "made here" else PUBLISHED)
     assert reader.info().startswith("1 to 25 of")
     reader.run("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
     assert [entry for entry in reader.logged("browser") if entry["level"] != "DEBUG"] == []
@@ -157,7 +156,7 @@ def test_the_policy_would_stop_a_request(reader):
     assert sorted("img-src" in message for message in stopped) == [False, True]
 
 
-@pytest.mark.parametrize("name", ["Robust", "eps", "Forwards", "Majority"])
+@pytest.mark.parametrize("name", ["eps", "Majority"])
 def test_numbers_are_sorted_as_numbers_and_what_is_absent_stays_last(reader, name):
     reader.show_all()
     for turn, state in enumerate(("ascending", "descending")):
@@ -182,44 +181,31 @@ def test_a_column_is_sorted_from_the_keyboard(reader):
 
 FILTERED = [
     ({"norm": "L2"}, 1),
-    ({"dataset": "photos"}, 1),
     ({"size": "224 px"}, 1),
-    ({"mc": "10"}, 1),
-    ({"knowledge": "black-box"}, 9),
     ({"knowledge": "none (control)", "eps_text": "2/255"}, 3),
     ({"attack": "spsa", "model": HOSTILE}, 3),
     ({"verdict": "failed"}, 1),
-    ({"verdict": "not audited", "norm": "L2"}, 1),
     ({"model": "few", "norm": "L2"}, 0),
 ]
 
 
-@pytest.mark.parametrize(("choices", "left"), FILTERED)
-def test_runs_are_filtered(reader, choices, left):
+def test_runs_are_filtered_sought_and_paged(reader):
     everything = reader.info()
-    for column, text in choices.items():
-        reader.choose(f"select[data-column='{column}']", text)
-    assert len(reader.column("Model")) == left
-    assert reader.info() == (f"1 to {left} of {left} runs" if left else "no runs")
-    reader.click(reader.one("#reset"))
-    assert reader.info() == everything == "1 to 25 of 33 runs"
-
-
-def test_words_are_sought_in_the_records_too(reader):
-    reader.one("#search").send_keys(f"{'a' * 64} l2 OTHER")
-    assert reader.column("Model") == ["other"]
-
-
-def test_probes_are_shown_when_asked_for(reader):
-    reader.click(reader.one("#probes"))
-    assert reader.info() == "1 to 25 of 34 runs"
-
-
-def test_pages_are_turned(reader):
+    for choices, left in FILTERED:
+        for column, text in choices.items():
+            reader.choose(f"select[data-column='{column}']", text)
+        assert len(reader.column("Model")) == left, choices
+        assert reader.info() == (f"1 to {left} of {left} runs" if left else "no runs")
+        reader.click(reader.one("#reset"))
+        assert reader.info() == everything == "1 to 25 of 33 runs"
     first = reader.run("return document.querySelector('tr[data-run]').dataset.run")
     reader.click(reader.one("#runs .dt-paging-button.next"))
     assert reader.info() == "26 to 33 of 33 runs"
     assert reader.run("return document.querySelector('tr[data-run]').dataset.run") != first
+    reader.click(reader.one("#probes"))
+    assert reader.info() == "1 to 25 of 34 runs"
+    reader.one("#search").send_keys(f"{'a' * 64} l2 OTHER")  # words of the records, too
+    assert reader.column("Model") == ["other"]
 
 
 def test_a_row_opens_to_its_record_by_mouse_and_by_key(reader):
@@ -227,15 +213,7 @@ def test_a_row_opens_to_its_record_by_mouse_and_by_key(reader):
     reader.click(button)
     assert button.get_attribute("aria-expanded") == "true"
     record = reader.one("#" + button.get_attribute("aria-controls"))
-    for text in (
-        "Reproduce",
-        "lpmbench attack --model",
-        "Checkpoint sha256",
-        "a" * 64,
-        "seed 0",
-        "lpmbench 0.1.0",
-        "cpu",
-    ):
+    for text in ("Reproduce", "lpmbench attack --model", "Checkpoint sha256", "a" * 64, "seed 0", "cpu"):
         assert text in record.text
     button.send_keys(Keys.SPACE)
     assert button.get_attribute("aria-expanded") == "false"
@@ -259,7 +237,8 @@ def test_a_verdict_leads_to_its_evidence_and_on_to_a_probe(reader):
 
 
 def test_a_number_in_the_ranking_leads_to_its_run_on_whatever_page(reader):
-    for link in reader.all("#rankings a.value"):
+    links = reader.all("#rankings a.value")
+    for link in (links[0], links[-1]):
         target = link.get_attribute("hash")[1:]
         reader.follow(link)
         assert reader.one(f"#runs-table #{target}").is_displayed()
@@ -389,7 +368,7 @@ def test_one_matrix_of_agreement_is_shown_at_a_time(reader):
         assert shown.find_element(By.TAG_NAME, "h3").text.startswith(option.text)
 
 
-def test_scanpaths_lie_over_the_pictures(reader):
+def test_scanpaths_are_drawn_over_the_pictures(reader):
     path = reader.one("#gallery svg.path")
     assert path.is_displayed()
     picture = path.find_element(By.XPATH, "../img")
@@ -397,8 +376,7 @@ def test_scanpaths_lie_over_the_pictures(reader):
     assert len(path.find_elements(By.TAG_NAME, "circle")) == 3
 
 
-@pytest.mark.parametrize("width", [390, 320])
-@pytest.mark.parametrize("which", ["made here", "published"])
+@pytest.mark.parametrize(("width", "which"), [(390, "published"), (320, "made here")])
 def test_a_narrow_screen_need_not_be_scrolled_sideways(browser, page, width, which):
     reader = Reader(browser, page if which == "made here" else PUBLISHED, width)
     reader.click(reader.one("#runs-table .toggle button"))

@@ -23,16 +23,19 @@ def test_amplification_stays_within_the_range_of_greys(largest, factor):
 
 def test_the_amplified_perturbation_is_not_clipped(make):
     example = pictures.examples(make(stored=1))[0]
-    assert example.amplified - 0.5 == pytest.approx(example.factor * example.perturbation, abs=1e-6)
+    factor, amplified = example.amplified
+    perturbation = example.picture.adversarial - example.picture.clean
+    assert factor > 1
+    assert amplified - 0.5 == pytest.approx(factor * perturbation, abs=1e-6)
 
 
 def test_the_prediction_is_that_of_most_draws(make):
     right = [[True, True, True, False]] + [[False, False, False, True]] * 39
     first, second = pictures.examples(make(robust=right, draws=4, stored=2, clean=1.0))
-    assert (first.attacked.label, first.attacked.votes, first.fooled) == (0, 3, False)
-    assert (second.attacked.label, second.attacked.votes, second.fooled) == (2, 3, True)
-    assert second.attacked.named(["a", "b", "c"]) == "c (3 of 4 draws)"
-    assert second.attacked.named(["a"]) == "2 (3 of 4 draws)"
+    assert (first.attacked, first.misclassified) == ((0, 3, 4), False)
+    assert (second.attacked, second.misclassified) == ((2, 3, 4), True)
+    assert pictures.named(second.attacked, ["a", "b", "c"]) == "c (3 of 4 draws)"
+    assert pictures.named(second.attacked, ["a"]) == "2 (3 of 4 draws)"
 
 
 NAMES = [
@@ -67,9 +70,8 @@ def test_the_picture_of_a_record_takes_the_names_that_it_tells(make):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 10)])
-@pytest.mark.parametrize("names", [None, [f"$class_{i}" for i in range(10)]])
-def test_attack_picture_is_a_png_that_does_not_change(make, shape, names):
-    record = make("a $model_ <b>", stored=2, shape=shape)
+def test_attack_picture_is_a_png_that_does_not_change(make, shape):
+    record, names = make("a $model_ <b>", stored=2, shape=shape), [f"$class_{i}" for i in range(10)]
     png = reporting.attack_picture(record, 1, names)
     assert Image.open(BytesIO(png)).format == "PNG"
     assert png == reporting.attack_picture(record, 1, names)
@@ -92,10 +94,17 @@ def test_thumbnails_hold_the_pixels_of_small_images_and_reduce_large_ones(shape,
         assert np.array_equal(np.asarray(picture), np.round(image[0] * 255).astype(np.uint8))
 
 
-def test_the_gallery_prefers_the_smallest_eps_that_fools(make):
+def test_the_gallery_prefers_the_smallest_eps_that_is_enough(make):
     strong, weak = make(eps=16 / 255, robust=0.0, stored=1), make(eps=1 / 255, robust=1.0, stored=1)
     middle = make(eps=8 / 255, robust=0.0, stored=1)
     records = [strong, weak, middle]
     ((record, example),) = pictures.gallery(records, reporting.table(records), 8)
     assert record.eps == middle.eps
-    assert example.fooled
+    assert example.misclassified
+
+
+def test_models_take_turns_in_a_small_gallery_without_controls(make):
+    records = [make(model, attack, stored=1) for model in "abc" for attack in ("p", "q")]
+    records.append(make("a", "noise", knowledge="none", stored=1))
+    found = pictures.gallery(records, reporting.table(records), 4)
+    assert [(record.model, record.attack) for record, _ in found] == [("a", "p"), ("b", "p"), ("c", "p"), ("a", "q")]

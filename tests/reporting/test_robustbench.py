@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from robustbench_lpm.protocol.ranking import ranking
 from robustbench_lpm.registry import cards
 from robustbench_lpm.reporting import robustbench, tables
 from tests.reporting.conftest import check, make_audit
@@ -18,7 +19,7 @@ KEYS = {
 
 
 def files(*records, audits=None):
-    ranked = tables.ranking(tables.table(records, audits or {}))
+    ranked = ranking(tables.table(records, audits or {}))
     return {name: json.loads(text) for name, text in robustbench.to_robustbench(records, ranked).items()}
 
 

@@ -1,15 +1,19 @@
-"""Pictures of where a model looks: they open, they move, and they show what was seen where it was seen."""
+"""Where a model looks: pictures and animations, and the file of fixations that the page draws."""
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
+from robustbench_lpm import reporting
+from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.reporting import scanpaths
-from robustbench_lpm.reporting.scanpaths import Scanpath, Scene
+from robustbench_lpm.reporting.scanpaths import Gaze, Scanpath, Scene
 
 RING = np.array([[r * np.cos(a), r * np.sin(a)] for r in (0.1, 0.5) for a in np.linspace(0, 2 * np.pi, 9)[:-1]])
 
@@ -35,21 +39,25 @@ def make_scene(
 
 CASES = [
     {},
-    {"glimpses": 1},
-    {"glimpses": 9, "shape": (3, 224, 160)},
+    {"glimpses": 9, "shape": (3, 64, 40)},
     {"with_cells": False},
-    {"far": 3.0},
-    {"names": ("$a_{very} long name of a class that no column holds", "b")},
+    {"far": 3.0, "names": ("$a_{very} long name of a class that no column holds", "b")},
 ]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_picture_and_a_gif_that_moves_and_loops(case: dict) -> None:
-    scene = make_scene(**case)
-    picture = Image.open(BytesIO(scanpaths.scanpath_picture(scene)))
+def test_a_picture(case: dict) -> None:
+    picture = Image.open(BytesIO(scanpaths.scanpath_picture(make_scene(**case))))
     assert picture.format == "PNG"
     assert picture.width > 1000
-    animation = Image.open(BytesIO(scanpaths.scanpath_animation(scene)))
+
+
+@pytest.mark.parametrize("case", [{"glimpses": 1}, {"glimpses": 2, "with_cells": False}])
+def test_a_gif_that_moves_and_loops_and_is_always_the_same(case: dict) -> None:
+    scene = make_scene(**case)
+    content = scanpaths.scanpath_animation(scene)
+    assert content == scanpaths.scanpath_animation(scene)
+    animation = Image.open(BytesIO(content))
     assert (animation.format, getattr(animation, "n_frames", 1)) == ("GIF", len(scene.clean.labels))
     if len(scene.clean.labels) > 1:
         assert animation.info["loop"] == 0
@@ -57,14 +65,8 @@ def test_a_picture_and_a_gif_that_moves_and_loops(case: dict) -> None:
         assert durations == [scanpaths.FRAME_MS] * (len(durations) - 1) + [scanpaths.LAST_FRAME_MS]
 
 
-def test_the_same_scene_gives_the_same_bytes() -> None:
-    scene = make_scene()
-    assert scanpaths.scanpath_picture(scene) == scanpaths.scanpath_picture(scene)
-    assert scanpaths.scanpath_animation(scene) == scanpaths.scanpath_animation(scene)
-
-
 def test_right_answers_are_green_and_stay_green_in_the_gif() -> None:
-    scene = make_scene()
+    scene = make_scene(glimpses=2)
     assert (scene.colour(scene.clean, 0), scene.colour(scene.attacked, 0)) == (scanpaths.RIGHT, scanpaths.WRONG)
     frame = np.asarray(Image.open(BytesIO(scanpaths.scanpath_animation(scene))).convert("RGB")).astype(int)
     for colour in (scanpaths.RIGHT, scanpaths.WRONG, scanpaths.REACH):
@@ -86,5 +88,36 @@ def test_what_is_seen_lies_at_the_fixation_and_nothing_beyond_the_retina() -> No
 
 
 @pytest.mark.parametrize(("glimpses", "columns"), [(1, 1), (6, 6), (7, 4), (10, 5), (20, 5)])
-def test_small_pictures_stand_in_rows_of_equal_length(glimpses: int, columns: int) -> None:
+def test_small_pictures_are_in_rows_of_equal_length(glimpses: int, columns: int) -> None:
     assert scanpaths._columns(make_scene(glimpses=glimpses)) == columns
+
+
+def test_fixations_that_are_written_are_read(tmp_path: Path) -> None:
+    one = Gaze("a" * 64, 3, 1, [(0.0, -0.5), (1.25, 1.0)], [(0.0, -0.5), (-1.0, 0.125)])
+    scanpaths.write([one], tmp_path)
+    assert scanpaths.read(tmp_path) == {("a" * 64, 3): one}
+    assert scanpaths.read(tmp_path / "elsewhere") == {}
+
+
+ENTRY = '{"record": "a", "index": 0, "draw": 0, "clean": [[0, %s]], "adversarial": []}'
+
+
+@pytest.mark.parametrize(
+    ("version", "entry"), [(2, ""), (1, '{"record": "a"}'), (1, ENTRY % '"<b>"'), (1, ENTRY % "NaN")]
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, version: int, entry: str) -> None:
+    (tmp_path / scanpaths.FILE).parent.mkdir()
+    (tmp_path / scanpaths.FILE).write_text(f'{{"schema_version": {version}, "scanpaths": [{entry}]}}')
+    with pytest.raises(LpmbenchError, match="no file of scanpaths"):
+        scanpaths.read(tmp_path)
+
+
+def test_a_scanpath_is_drawn_over_its_pictures_and_told_in_words(make, tmp_path: Path) -> None:
+    record, other = make("ram", stored=1, draws=4), make("cnn", stored=1)
+    scanpaths.write([Gaze(record.id, 0, 2, [(0.0, 0.0), (0.5, -0.25)], [(0.0, 0.0), (-1.0, 1.0)])], tmp_path)
+    html = reporting.write_report([record, other], tmp_path)[-1].read_text()
+    clean, attacked = re.findall(r'<svg class="path".*?</svg>', html)
+    told = "Fixations, left to right and top to bottom from -1 to 1: 1 at (0.00, 0.00), 2 at (0.50, -0.25)"
+    assert f'aria-label="{told}"' in clean
+    assert '<circle cx="-1.000" cy="1.000"' in attacked
+    assert html.count("gaze of draw 3") == 1

@@ -23,7 +23,7 @@
     new DataTable(table, { columnDefs: COLUMNS, order: [], paging: false, searching: false, layout: NOWHERE, autoWidth: false });
   }
 
-  // All runs. Below the table lie their records; each moves into its row when that is opened.
+  // All runs. Their records are below the table; each moves into its row when that is opened.
   const articles = new Map(all("#records > article").map((article) => [article.id, article]));
   const records = byId("records");
   const language = { info: "_START_ to _END_ of _TOTAL_ runs", infoEmpty: "no runs", infoFiltered: "", lengthMenu: "_MENU_ runs on a page",

@@ -1,0 +1,320 @@
+"""The studies sweep, invariance and glimpses, as tables for the terminal and as figures.
+
+Each shows the table that it is given and runs nothing. A table has columns accuracy, accuracy_low and accuracy_high in
+[0, 1] (for glimpses: clean_accuracy, ...), and a row for each M ("mc") and whatever else was varied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from robustbench_lpm.protocol.ranking import Row, as_rows
+from robustbench_lpm.reporting import cells
+from robustbench_lpm.reporting.cells import plain
+from robustbench_lpm.reporting.pictures import drawing, saved
+from robustbench_lpm.reporting.plots import COLOURS, MARKERS, dress, legend, look, per_cent, shortened
+from robustbench_lpm.statistics import rate_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WITH_INTERVALS = 3  # columns that fit into 80 characters with their intervals; of more, the first alone has them
+PANELS = {  # title, axis, and where the image is as it was
+    "rotate": ("Turned", "degrees against the clock, about the centre", 0.0),
+    "scale": ("Scaled", "magnification, about the centre", 1.0),
+    "translate": ("Moved", "share of the side, to the right or down (mean)", 0.0),
+}
+CLEAN, ATTACKED, ADAPTIVE = COLOURS[0], COLOURS[3], COLOURS[1]
+KINDS = {  # of accuracies after each glimpse: head of the column, name and colour of the curve
+    "clean": ("Clean", "clean", CLEAN),
+    "attacked": ("Attacked", "attacked, images made against all glimpses", ATTACKED),
+    "adaptive": ("Attacked anew", "attacked anew for each number of glimpses", ADAPTIVE),
+}
+SHIFTS = {
+    "shift": ("By the attack", "by the attack, same noise", ATTACKED),
+    "restlessness": ("By noise alone", "by another draw of noise, clean", CLEAN),
+}
+
+
+# Sweep: accuracy for every number of glimpses and of averaged runs
+
+
+def sweep_table(table: pd.DataFrame, console: Console) -> None:
+    """Print a row for each number of glimpses and a column for each M, in per cent."""
+    ms = sorted(table["mc"].unique())
+    rows = {(row["glimpses"], row["mc"]): row for row in as_rows(table)}
+    grid = cells.grid(dict.fromkeys(("Glimpses", *(f"M = {m}" for m in ms)), "right"))
+    for t in sorted(table["glimpses"].unique()):
+        short = [cells.percent(rows[t, m]["accuracy"]) for m in ms]
+        full = [cells.rate(rows[t, m], "accuracy") for m in ms]
+        grid.add_row(str(t), *(full if len(ms) <= WITH_INTERVALS else [full[0], *short[1:]]))
+    console.print(Text("Accuracy, %, after each number of glimpses, of M averaged runs", style="bold"))
+    console.print(grid)
+    draws = ", ".join(f"{rows['draws'].iloc[0]} at M = {m}" for m, rows in table.groupby("mc"))
+    console.print(Text(f"{table['images'].iloc[0]:,} image(s); draws: {draws}. Intervals (95 %) are over images."))
+
+
+def sweep_figure(table: pd.DataFrame, title: str, usual: int) -> dict[str, bytes]:
+    """The figure as {"summary.png": ..., "summary.svg": ...}: accuracy against glimpses, and against what they cost.
+
+    usual: the number of glimpses on the model's card, which is marked.
+    """
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for m, style in _styles_of_mc(table).items():
+            rows = table[table["mc"] == m]
+            _line(left, "glimpses", rows, style | {"label": f"M = {m}"})
+            _line(right, "cost", rows.assign(cost=rows["mc"] * rows["glimpses"]), style, band=False)
+        _dress(left, "glimpses t of a run", "accuracy on clean images", "What more glimpses and more runs bring")
+        _dress(right, "glimpses per decision, M · t", "", "The same at equal compute")
+        _shares(left, table)
+        left.locator_params(axis="x", integer=True)
+        right.set_xscale("log", base=2)
+        _ticks(right, [2.0**power for power in range(20)], "{:g}")
+        names = left.get_legend_handles_labels()
+        if table["glimpses"].min() <= usual <= table["glimpses"].max():
+            _mark(left, usual)
+            left.annotate(
+                "the card's T", (usual, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                textcoords="offset points", fontsize=8, color="0.35",
+            )  # fmt: skip
+        legend(figure, *names, ncols=min(8, len(names[0])), fontsize=8.5)
+
+    return _rendered("summary", (9.4, 4.3), title, draw)
+
+
+# Invariance: accuracy on turned, scaled and moved images
+
+
+def invariance_table(table: pd.DataFrame, console: Console) -> None:
+    """Print for each transformation how accurate a model is on the images as they are, at worst, and on average."""
+    names = ("Model", "M", "", "As it is", "Lowest", "At", "Mean")
+    grid = cells.grid({name: "left" if name in ("Model", "") else "right" for name in names})
+    before = None
+    for (model, mc, kind), rows in table.groupby(["model", "mc", "transformation"], sort=False):
+        title, _, identity = PANELS[str(kind)]
+        still = rows.loc[rows["value"] == identity, "accuracy"]
+        grid.add_row(
+            *([plain(model), str(mc)] if (model, mc) != before else ["", ""]),
+            title.lower(),
+            cells.percent(still.iloc[0] if len(still) else None),
+            *_lowest(rows, "°" if kind == "rotate" else ""),
+            cells.percent(rows["accuracy"].mean()),
+        )
+        before = (model, mc)
+    console.print(Text("Accuracy on transformed images, %", style="bold"))
+    console.print(grid)
+    console.print(Text(f"{table['images'].iloc[0]:,} image(s); intervals (95 %) are over images."))
+
+
+def _lowest(rows: pd.DataFrame, unit: str) -> tuple[str, str]:
+    """The lowest accuracy of a curve, and where: chosen on one half of the images and read on the other, both ways
+    round, for the lowest of many values would owe a part to luck."""
+    first, second = (rows.get(f"accuracy_{half}_half", rows["accuracy"]).to_numpy() for half in ("first", "second"))
+    images, places = int(rows["images"].iloc[0]), (int(second.argmin()), int(first.argmin()))
+    weight = (images + 1) // 2 / images
+    rate = rate_of(float(weight * first[places[0]] + (1 - weight) * second[places[1]]), images)
+    values = dict.fromkeys(f"{rows['value'].iloc[place]:g}{unit}" for place in places)
+    return cells.with_interval(rate.value, rate.low, rate.high), ", ".join(values)
+
+
+def invariance_figure(table: pd.DataFrame, title: str) -> dict[str, bytes]:
+    """The figure as {"summary.png": ..., "summary.svg": ...}: a panel for each transformation, a line per model."""
+    kinds = [kind for kind in PANELS if kind in set(table["transformation"])]
+    models, ms = list(dict.fromkeys(table["model"])), sorted(table["mc"].unique())
+
+    def draw(figure: Figure) -> None:
+        panels, lines = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], {}
+        for axes, kind in zip(panels, kinds, strict=True):
+            shown = table[table["transformation"] == kind]
+            for (model, mc), rows in shown.groupby(["model", "mc"], sort=False):
+                style = look(models.index(model), ms.index(mc))  # M shows in the dashes
+                style |= {"markersize": 4.2 if len(rows) <= 30 else 0, "linewidth": 1.6}
+                several = table.loc[table["model"] == model, "mc"].nunique() > 1
+                name = shortened(str(model)) + (f", M = {mc}" if several else "")
+                lines[name] = _line(axes, "value", rows, style)
+            panel, label, identity = PANELS[kind]
+            _dress(axes, label, "accuracy" if axes is panels[0] else "", panel)
+            if shown["value"].min() <= identity <= shown["value"].max():
+                _mark(axes, identity)
+            _ticks_of(axes, kind, float(shown["value"].min()), float(shown["value"].max()))
+        _shares(panels[0], table)
+        names = list(lines)
+        legend(figure, list(lines.values()), names, ncols=min(6, len(names)), fontsize=8.5, handlelength=2.6)
+
+    size = max(5.2, 4.3 * len(kinds)), 4.2
+    return _rendered("summary", size, f"Accuracy on transformed images: {title}", draw)
+
+
+def _ticks_of(axes: Axes, kind: str, low: float, high: float) -> None:
+    """Quarter turns as degrees; factors on an axis where half and double are equally far from 1."""
+    if kind == "rotate" and high - low >= 90:
+        step = 90 if high - low > 200 else 45
+        _ticks(axes, [step * turn for turn in range(int(low // step), int(high // step) + 1)], "{:g}°")
+    if kind == "scale" and high > low:
+        axes.set_xscale("log", base=2)
+        marks = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 8)
+        _ticks(axes, [mark for mark in marks if low <= mark <= high], "×{:g}")
+
+
+# Glimpses: the accuracy after each glimpse, and how far an attack moves the fixations
+
+
+def glimpse_tables(accuracies: pd.DataFrame, fixations: pd.DataFrame, console: Console) -> None:
+    """Print what each glimpse adds, what accuracy costs at equal compute, and how far the fixations move.
+
+    accuracies: a row for each M and t. fixations: a row for each glimpse from the second on, or none.
+    """
+    kinds = _kinds(accuracies)
+    heads = [head for head, *_ in kinds.values()]
+    console.print(Text("Accuracy after each glimpse, %", style="bold"))
+    grid = cells.grid(dict.fromkeys(("Glimpses", *heads), "right"))
+    for row in as_rows(accuracies[accuracies["mc"] == 1].sort_values("glimpses")):
+        grid.add_row(str(row["glimpses"]), *[cells.rate(row, f"{kind}_accuracy") for kind in kinds])
+    console.print(grid)
+    if accuracies["mc"].nunique() > 1:
+        console.print(Text("\nAt equal compute: the mean logits of M runs of t glimpses each, %", style="bold"))
+        grid = cells.grid(dict.fromkeys(("Glimpses in all", "M", "t", "Forwards", *heads), "right"))
+        before = None
+        for row in as_rows(accuracies):
+            total = row["glimpses_per_decision"]
+            spent = "" if total == before else str(total), *(str(row[name]) for name in ("mc", "glimpses"))
+            shares = [cells.percent(row[f"{kind}_accuracy"]) for kind in kinds]
+            grid.add_row(*spent, str(row["forwards_per_decision"]), *shares)
+            before = total
+        console.print(grid)
+    if len(fixations):
+        title = "\nHow far the next fixation is displaced (1 = half the image's width)"
+        console.print(Text(title, style="bold"))
+        grid = cells.grid(dict.fromkeys(("Glimpse", *(head for head, *_ in SHIFTS.values()), "Ratio"), "right"))
+        for row in as_rows(fixations):
+            ratio = f"{row['shift'] / row['restlessness']:.1f}" if row["restlessness"] > 0 else cells.MISSING
+            grid.add_row(str(row["glimpse"]), *(_distance(row, name) for name in SHIFTS), ratio)
+        console.print(grid)
+
+
+def _kinds(accuracies: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
+    """Clean, attacked, and attacked anew where that was run."""
+    return {kind: words for kind, words in KINDS.items() if accuracies[f"{kind}_accuracy"].notna().any()}
+
+
+def _distance(row: Row, name: str) -> str:
+    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
+    if cells.missing(value):
+        return cells.MISSING
+    return f"{value:.3f}" if cells.missing(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def glimpse_figure(accuracies: pd.DataFrame, fixations: pd.DataFrame, title: str) -> dict[str, bytes]:
+    """The figure as {"glimpses.png": ..., "glimpses.svg": ...}: accuracy against t, against glimpses spent, and the
+    displacement."""
+    panels = 3 if len(fixations) else 2
+
+    def draw(figure: Figure) -> None:
+        left, middle, *rest = figure.subplots(1, panels)
+        rows = accuracies[accuracies["mc"] == 1].sort_values("glimpses")
+        curves = {f"{kind}_accuracy": words for kind, words in _kinds(accuracies).items()}
+        _curves(left, rows, "glimpses", curves, "glimpses t of one run (M = 1)", "accuracy", "What each glimpse adds")
+        per_cent(left, -0.02, 1.02)
+        _draw_compute(middle, accuracies)
+        for axes in rest:
+            distance = "mean distance (the image is 2 wide)"
+            _curves(axes, fixations, "glimpse", SHIFTS, "glimpse", distance, "How far the next fixation is displaced")
+            axes.set_ylim(bottom=0)
+
+    return _rendered("glimpses", (4.3 * panels, 4.0), title, draw)
+
+
+def _curves(
+    axes: Axes, rows: pd.DataFrame, x: str, curves: Mapping[str, tuple[str, str, str]], label: str, y: str, title: str
+) -> None:
+    """Columns against another, with their intervals as bands."""
+    for number, (column, (_, name, colour)) in enumerate(curves.items()):
+        style = {"color": colour, "marker": MARKERS[number], "markersize": 5, "linewidth": 1.7, "label": name}
+        _line(axes, x, rows, style, column)
+    _dress(axes, label, y, title)
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0)
+
+
+def _draw_compute(axes: Axes, accuracies: pd.DataFrame) -> None:
+    """Accuracy against the glimpses that a decision costs, a line for each M."""
+    for m, style in _styles_of_mc(accuracies).items():
+        rows, clean = accuracies[accuracies["mc"] == m], {"linewidth": 1.1, "linestyle": "--", "alpha": 0.8}
+        x = "glimpses_per_decision"
+        _line(axes, x, rows, style | {"label": f"M = {m}"}, "attacked_accuracy", band=False)
+        _line(axes, x, rows, style | clean, "clean_accuracy", band=False)
+    axes.plot([], [], color="0.3", linestyle="--", label="clean")
+    axes.plot([], [], color="0.3", label="attacked (all glimpses)")
+    _dress(axes, "glimpses per decision, M · t", "accuracy", "At equal compute: averaging M runs")
+    axes.locator_params(axis="x", integer=True)
+    per_cent(axes, -0.02, 1.02)
+    axes.legend(
+        frameon=False, fontsize=8, ncols=2, loc="upper left", bbox_to_anchor=(0, -0.16), borderaxespad=0,
+        columnspacing=1.2, handlelength=1.8,
+    )  # fmt: skip
+
+
+# What the figures share
+
+
+def _rendered(name: str, size: tuple[float, float], title: str, draw: Callable[[Figure], None]) -> dict[str, bytes]:
+    """A figure of size (width, height) in inches, filled by `draw`, as {"NAME.png", "NAME.svg"}: always the same."""
+    with drawing(size) as figure:
+        draw(figure)
+        figure.suptitle(plain(title), fontsize=11)
+        return {f"{name}.{kind}": saved(figure, kind) for kind in ("png", "svg")}
+
+
+def _styles_of_mc(table: pd.DataFrame) -> dict[int, dict[str, Any]]:
+    """The look of each M: shades in the order of their size."""
+    from matplotlib import colormaps
+
+    ms = sorted(int(m) for m in table["mc"].unique())
+    return {
+        m: {"color": colormaps["viridis"]((number + 1) / (len(ms) + 2)), "marker": MARKERS[number % len(MARKERS)],
+            "markersize": 4.5, "linewidth": 1.6}
+        for number, m in enumerate(ms)
+    }  # fmt: skip
+
+
+def _line(
+    axes: Axes, x: str, rows: pd.DataFrame, style: dict[str, Any], y: str = "accuracy", *, band: bool = True
+) -> Any:
+    """A column against another, growing, with its intervals as a band; the line that was drawn in this style."""
+    rows = rows.sort_values(x)
+    (line,) = axes.plot(rows[x], rows[y], **style)
+    if band:
+        axes.fill_between(rows[x], rows[f"{y}_low"], rows[f"{y}_high"], color=style["color"], alpha=0.12, linewidth=0)
+    return line
+
+
+def _dress(axes: Axes, x: str, y: str, title: str) -> None:
+    dress(axes, x, y)
+    axes.set_title(title, loc="left", fontsize=10)
+
+
+def _mark(axes: Axes, x: float) -> None:
+    axes.axvline(x, color="0.35", linewidth=0.9, linestyle=(0, (1, 2)), zorder=0)
+
+
+def _shares(axes: Axes, table: pd.DataFrame) -> None:
+    """The axis of accuracies in per cent, from 0, or, where all are above a half, from below what is drawn."""
+    lowest = float(table[["accuracy", "accuracy_low"]].min().min())
+    bottom = min(0.98, int(100 * lowest) / 100) if lowest >= 0.5 else 0.0
+    per_cent(axes, bottom - 0.02 * (1 - bottom), 1 + 0.02 * (1 - bottom))
+
+
+def _ticks(axes: Axes, marks: list[float], words: str) -> None:
+    """Marks on the x axis at these values alone, written as `words` says; the limits stay."""
+    limits = axes.get_xlim()
+    axes.set_xticks(marks, [words.format(mark) for mark in marks])
+    axes.minorticks_off()
+    axes.set_xlim(limits)

@@ -1,0 +1,162 @@
+"""The tables and figures of the studies: sweep, invariance, glimpses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO, StringIO
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from robustbench_lpm.reporting import plots, studies
+
+NAN = float("nan")
+VALUES = {"rotate": (0.0, 90.0, 180.0), "scale": (0.5, 1.0, 2.0), "translate": (-0.5, 0.0, 0.5)}
+LINES = {"draws": 4, "images": 300}
+
+
+def swept(ms: tuple[int, ...] = (1, 5), *, low: float = 0.75, glimpses: tuple[int, ...] = (1, 2, 4)) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"model": "m", "mc": m, "glimpses": t, "accuracy": 0.8 + t / 100 + m / 1000, "accuracy_low": low,
+         "accuracy_high": low + 0.15, "images": 1200, "draws": 20 // m}
+        for m in ms for t in glimpses
+    ])  # fmt: skip
+
+
+def warped(models: tuple[str, ...] = ("ramlpm", "cnn"), ms: tuple[int, ...] = (1,), *, low: float = 0.3,
+           kinds: tuple[str, ...] = tuple(VALUES)) -> pd.DataFrame:  # fmt: skip
+    return pd.DataFrame([
+        {"model": model, "mc": m, "transformation": kind, "value": value, "accuracy_low": low,
+         "accuracy": 0.9 - 0.2 * place - 0.1 * (model == "cnn"), "accuracy_high": low + 0.65} | LINES
+        for model in models for m in (ms if model != "cnn" else (1,))
+        for kind in kinds for place, value in enumerate(VALUES[kind])
+    ])  # fmt: skip
+
+
+def accuracies(ms: tuple[int, ...] = (1, 2), *, anew: bool = True, width: float = 0.1) -> pd.DataFrame:
+    rows = []
+    for m in ms:
+        for t in (1, 2, 3):
+            row = {"mc": m, "glimpses": t, "glimpses_per_decision": m * t, "forwards_per_decision": m}
+            for kind, value in {"clean": 0.9, "attacked": 0.4 + t / 100, "adaptive": 0.3}.items():
+                known = value if kind != "adaptive" or (anew and m == 1) else NAN
+                row |= {f"{kind}_accuracy{end}": known + shift
+                        for end, shift in (("", 0), ("_low", -width), ("_high", width))}  # fmt: skip
+            rows.append(row)
+    return pd.DataFrame(rows).sort_values(["glimpses_per_decision", "mc"], ignore_index=True)
+
+
+def fixations(restlessness: float = 0.1) -> pd.DataFrame:
+    columns = {f"{name}{end}": [value] * 2 for name, value in (("shift", 0.25), ("restlessness", restlessness))
+               for end in ("", "_low", "_high")}  # fmt: skip
+    return pd.DataFrame({"glimpse": [2, 3]} | columns)
+
+
+def printed(show: Callable[..., None], *tables: pd.DataFrame, width: int = 80) -> str:
+    out = StringIO()
+    show(*tables, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def test_a_sweep_shows_every_cell_and_the_draws() -> None:
+    shown = printed(studies.sweep_table, swept())
+    for text in ("84.5 [75.0, 90.0]", "81.1 [75.0, 90.0]", "1,200 image(s); draws: 20 at M = 1, 4 at M = 5"):
+        assert text in shown
+    assert "[" not in printed(studies.sweep_table, swept(low=NAN))
+
+
+def test_many_columns_keep_within_the_terminal() -> None:
+    shown = printed(studies.sweep_table, swept((1, 2, 5, 10, 20)))
+    assert "…" not in shown
+    assert shown.count("[75.0, 90.0]") == 3  # of M = 1 alone
+    assert "86.0" in shown  # t = 4, M = 20
+
+
+def test_invariance_tells_how_it_is_at_worst_and_on_average() -> None:
+    rows = printed(studies.invariance_table, warped()).splitlines()
+    turned = next(line for line in rows if line.startswith("ramlpm"))
+    assert turned.split() == ["ramlpm", "1", "turned", "90.0", "50.0", "[44.4,", "55.6]", "180°", "70.0"]
+    scaled = next(line for line in rows if "scaled" in line)
+    assert scaled.split() == ["scaled", "70.0", "50.0", "[44.4,", "55.6]", "2", "70.0"]
+    assert any(line.startswith("cnn") for line in rows)
+    given = warped(("ramlpm",), kinds=("rotate",))
+    assert "–" in printed(studies.invariance_table, given[given["value"] != 0])  # the image as it is was not asked for
+
+
+def test_the_lowest_of_a_curve_owes_nothing_to_luck() -> None:
+    """All angles are alike and 0.6; each half of the images has a lowest of its own by chance."""
+    curves = np.random.default_rng(0).binomial(50, 0.6, (400, 2, 24)) / 50  # curves, halves of 50 images, angles
+    found = []
+    for first, second in curves:
+        table = pd.DataFrame({
+            "model": "m", "mc": 1, "transformation": "rotate", "value": 15.0 * np.arange(24), "images": 100,
+            "accuracy": (first + second) / 2, "accuracy_first_half": first, "accuracy_second_half": second,
+        })  # fmt: skip
+        found.append(float(studies._lowest(table, "°")[0].split()[0]) / 100)
+    error = np.std(found) / len(found) ** 0.5
+    assert abs(np.mean(found) - 0.6) < 4 * error
+    assert curves.mean(axis=1).min(axis=-1).mean() < 0.6 - 20 * error
+
+
+def test_glimpses_show_every_row_and_what_was_asked_for_alone() -> None:
+    shown = printed(studies.glimpse_tables, accuracies(), fixations(), width=100)
+    for text in ("Attacked anew", "42.0 [32.0, 52.0]", "At equal compute", "0.250 [0.250, 0.250]", "2.5"):
+        assert text in shown
+    less = printed(studies.glimpse_tables, accuracies((1,), anew=False, width=NAN), fixations()[:0], width=100)
+    for text in ("anew", "equal compute", "fixation", "["):
+        assert text not in less
+
+
+@pytest.mark.parametrize("natural", [0.0, NAN])
+def test_where_noise_moves_nothing_there_is_no_ratio(natural: float) -> None:
+    assert "–" in printed(studies.glimpse_tables, accuracies(), fixations(natural), width=100)
+
+
+def swept_figure(table: pd.DataFrame) -> dict[str, bytes]:
+    return studies.sweep_figure(table, "a $model_ & <digits>", 2)
+
+
+def warped_figure(table: pd.DataFrame) -> dict[str, bytes]:
+    return studies.invariance_figure(table, "a $model_ & <digits>")
+
+
+def glimpses_figure(table: pd.DataFrame) -> dict[str, bytes]:
+    return studies.glimpse_figure(table, fixations()[: 2 * (table["mc"].max() > 1)], "a $model_ & <digits>")
+
+
+FIGURES: list[tuple[Any, pd.DataFrame, list[str]]] = [
+    (swept_figure, swept(), ["M = 1", "M = 5", "the card's T"]),
+    (swept_figure, swept(tuple(range(1, 12)), low=NAN), ["M = 11"]),
+    (swept_figure, swept((1,), glimpses=(3,)).assign(accuracy=0.0, accuracy_low=0.0), ["M = 1"]),
+    (warped_figure, warped(ms=(1, 5)), ["ramlpm, M = 5", "cnn"]),
+    (warped_figure, warped(("_model", "$x", *(f"model-{i}" for i in range(9))), low=NAN, kinds=("scale",)), ["_model"]),
+    (warped_figure, warped(("ramlpm",)).query("value == 1"), ["ramlpm"]),
+    (glimpses_figure, accuracies(), ["M = 2", "How far the next fixation is displaced"]),
+    (glimpses_figure, accuracies((1,)), ["attacked anew for each number of glimpses"]),
+]
+
+
+@pytest.mark.parametrize(("draw", "given", "texts"), FIGURES)
+def test_a_figure_is_drawn_with_its_names(draw: Any, given: pd.DataFrame, texts: list[str]) -> None:
+    pictures = {name.rpartition(".")[2]: content for name, content in draw(given).items()}
+    pixels = np.asarray(Image.open(BytesIO(pictures["png"])).convert("L"))
+    assert pixels.std() > 5
+    shown = "".join(ElementTree.fromstring(pictures["svg"]).itertext())
+    for text in ("a $model_ & <digits>", *texts):
+        assert text in shown
+
+
+def test_the_same_study_gives_the_same_bytes_and_names_m_only_where_there_are_several() -> None:
+    assert warped_figure(warped(ms=(1, 5))) == warped_figure(warped(ms=(1, 5)))
+    assert b"cnn, M" not in warped_figure(warped(ms=(1, 5)))["summary.svg"]
+    assert b"the card" not in studies.sweep_figure(swept(), "title", 9)["summary.svg"]
+
+
+def test_long_and_harmful_names_are_shortened_and_made_plain() -> None:
+    assert plots.shortened("a" * 80) == "a" * 22 + "…" + "a" * 23
+    assert "\x1b" not in plots.shortened("a\x1b[31m")
