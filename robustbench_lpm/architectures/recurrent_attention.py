@@ -24,8 +24,7 @@ GRADIENT_MODES = ("detached", "reparameterised", "straight-through", "score-func
 THROUGH = ("reparameterised", "straight-through")  # those in which a gradient passes the sampling grid
 Policy = Literal["learned", "centre", "random"]
 
-# Calls without noise, of all models of this process: two models, or one and its copy, never draw the same.
-_calls = count()
+_calls = count()  # without noise, of all models of this process: a model and its copy never draw the same
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,6 @@ class RecurrentAttention(nn.Module):
 
     def __init__(
         self,
-        *,
         glimpses: int,
         sigma: float,
         first_fixation_spread: float = 0.25,
@@ -91,9 +89,9 @@ class RecurrentAttention(nn.Module):
     def gradient_modes(self) -> tuple[str, ...]:
         """The ways in which a gradient may pass the fixations, those that would make no difference left out.
 
-        "detached" (as trained: not at all), "reparameterised" (through l = mu + sigma · noise, the retina's sampling
-        grid and the clamp), "straight-through" (the same, past the clamp as if it were not there), "score-function"
-        (the likelihood-ratio estimate of Williams 1992, through the density of the fixations that were drawn).
+        "detached" (not at all, as trained), "reparameterised" (through l = mu + sigma · noise, the sampling grid and
+        the clamp), "straight-through" (the same without the clamp), "score-function" (the likelihood-ratio estimate of
+        Williams 1992, through the density of the fixations).
         """
         if self.policy != "learned" or self.glimpses == 1:
             return ("detached",)  # the image has no say in where the next glimpse looks
@@ -170,7 +168,12 @@ class RecurrentAttention(nn.Module):
         first, steps = noise["first_fixation"], noise["policy"].unbind(1)
         fixations, means = [torch.zeros_like(first) if self.policy == "centre" else first], []
         for t in range(len(steps) + last):
-            means.append(_clamp(aim(fixations[t]), straight_through=gradient_mode == "straight-through"))
+            mean = aim(fixations[t])
+            clamped = mean.clamp(-1, 1)
+            if gradient_mode == "straight-through":
+                # The difference is exactly 0 and carries the gradient: every mode computes the same logits.
+                clamped = clamped.detach() + (mean - mean.detach())
+            means.append(clamped)
             if t < len(steps):
                 following = self._next_fixation(means[t], steps[t])
                 fixations.append(following if gradient_mode in THROUGH else following.detach())
@@ -187,9 +190,3 @@ class RecurrentAttention(nn.Module):
     def _own_noise(self, batch_size: int) -> dict[str, Tensor]:
         call = next(_calls)
         return self.sample_noise(batch_size, [generator("own", call, i) for i in range(batch_size)])
-
-
-def _clamp(mean: Tensor, *, straight_through: bool) -> Tensor:
-    clamped = mean.clamp(-1, 1)
-    # The difference is exactly 0 and carries the gradient: every mode computes the same logits, to the last bit.
-    return clamped.detach() + (mean - mean.detach()) if straight_through else clamped

@@ -32,7 +32,7 @@ def torchvision_model(*, architecture: str, channels: int, classes: int, **param
     return models.get_model(architecture, weights=None, num_classes=classes, **parameters)
 
 
-class NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
+class _NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
     """A torchvision ResNet of basic blocks whose every stage keeps a share of its channels."""
 
     def __init__(self, layers: list[int], *, width: float, channels: int, classes: int, stem: str) -> None:
@@ -69,7 +69,7 @@ def small_resnet(
     """torchvision's ResNet-18 or -34 with `width` of its channels, for images of 1 or 3 channels."""
     if architecture not in BASIC_LAYERS:
         raise unknown("architecture", architecture, BASIC_LAYERS)
-    return NarrowResNet(BASIC_LAYERS[architecture], width=width, channels=channels, classes=classes, stem=stem)
+    return _NarrowResNet(BASIC_LAYERS[architecture], width=width, channels=channels, classes=classes, stem=stem)
 
 
 def torchvision_weights(name: str) -> Path:
@@ -78,8 +78,7 @@ def torchvision_weights(name: str) -> Path:
     torchvision writes the start of the sha256 into the file's name; it is checked on every call, downloaded or not.
     Raises LpmbenchError for an unknown name, a failed download and an altered file.
     """
-    url = _url(name)
-    path = _cached(url)
+    url, path = _address(name)
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     start_of_sha256 = match[1] if match else ""
     try:
@@ -96,17 +95,15 @@ def torchvision_weights(name: str) -> Path:
 def torchvision_weights_cached(name: str) -> bool:
     """Whether those weights are on this computer already."""
     try:
-        return _cached(_url(name)).is_file()
+        return _address(name)[1].is_file()
     except LpmbenchError:  # an older torchvision does not know them: whoever asks for them is told
         return False
 
 
-def _url(name: str) -> str:
+def _address(name: str) -> tuple[str, Path]:
+    """Where torchvision's weights come from, and where they are stored."""
     try:
-        return str(models.get_weight(name).url)
+        url = str(models.get_weight(name).url)
     except (ValueError, KeyError, AttributeError):
         raise LpmbenchError(f"torchvision has no weights called '{name}'.") from None
-
-
-def _cached(url: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name

@@ -1,9 +1,9 @@
-"""The files that a training leaves in its folder, each written whole or not at all.
+"""The files that a training leaves in its directory, each written whole or not at all.
 
 last.ckpt         everything needed to go on, after every epoch and as often as asked; tensors and plain values only
 best.safetensors  the network of the best epoch so far
 log.csv           one row for each epoch; curves.png shows it
-tensorboard/      the same rows for TensorBoard, where asked for
+tensorboard/      the same rows for TensorBoard, where asked for: pip install 'robustbench-lpm[tensorboard]'
 card.toml, NAME.safetensors   at the end: a model card and its weights
 """
 
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +25,24 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.records import write_atomically
 from robustbench_lpm.training.plans import completed
 
-LAST, BEST, LOG, CARD, CURVES = "last.ckpt", "best.safetensors", "log.csv", "card.toml", "curves.png"
-FORMAT = 2
-Row = dict[str, float]
-
-
-@dataclass
-class Journal:
-    """How far a training got: finished epochs, their rows of the log, the best of them, seconds spent.
-
-    batches of the epoch after those, with `totals` of the objective's terms, where it was saved in the middle of one.
-    """
-
-    epoch: int = 0
-    rows: list[Row] = field(default_factory=list)
-    best_epoch: int = 0  # 0: none yet
-    seconds: float = 0.0
-    batches: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
-    batch_seconds: float = 0.0  # spent on those batches
+LAST, BEST, LOG, CARD, CURVES, BOARD = (
+    "last.ckpt", "best.safetensors", "log.csv", "card.toml", "curves.png", "tensorboard",
+)  # fmt: skip
+FORMAT = 3
+Row = dict[str, float]  # of the log: what was measured in one epoch
+Unfinished = tuple[int, dict[str, float], float]  # of an epoch: batches that are done, sums of their terms, seconds
 
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises LpmbenchError where the disk is full or does not take it."""
-    try:
+    with _write_errors(path):
         write_atomically(path, content)
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise LpmbenchError(
             f"{path} cannot be written: {error.strerror}. What was saved before is whole: mend that, then go on with "
@@ -56,45 +51,44 @@ def write(path: Path, content: bytes) -> None:
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """Raises LpmbenchError when a training lies in the folder already; one without a finished epoch is no loss."""
+    """Raises LpmbenchError when the directory holds a training; one without a finished epoch is no loss."""
     if found := [name for name in (CARD, LOG, BEST) if (out / name).exists()]:
         resumable = (out / LAST).exists()
         advice = "add --resume to go on with it, or choose another --out" if resumable else "choose another --out"
         raise LpmbenchError(f"{out} already holds a training ({found[0]}); {advice}.")
 
 
-def save_last(out: Path, identity: dict[str, Any], journal: Journal, states: dict[str, dict[str, Any]]) -> None:
+def save_last(
+    out: Path, identity: dict[str, Any], rows: list[Row], unfinished: Unfinished, states: dict[str, dict[str, Any]]
+) -> None:
     """Write last.ckpt. The network comes under "model", so that the file also loads as --checkpoint."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "plan": identity, "journal": asdict(journal), **states}, buffer)
+    torch.save({"format": FORMAT, "plan": identity, "rows": rows, "unfinished": unfinished, **states}, buffer)
     write(out / LAST, buffer.getvalue())
 
 
-def load_last(out: Path, identity: dict[str, Any]) -> tuple[Journal, dict[str, Any]]:
+def load_last(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """What last.ckpt holds. Raises LpmbenchError when it is missing, damaged, or of another plan."""
     path = out / LAST
     if not path.is_file():
         raise LpmbenchError(f"There is no {LAST} in {out} to resume from; leave out --resume to start there.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        written, journal = content["plan"], Journal(**content["journal"])
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']}, not {FORMAT}")
+        written = content["plan"]
     except Exception as error:  # torch raises many kinds for damaged files
         raise LpmbenchError(f"{path} cannot be resumed: {' '.join(str(error).split())[:200]}.") from None
     if difference := _first_difference(completed(written), identity):
         raise LpmbenchError(f"{path} was made by another training: {difference}. Resume with what it began with.")
-    return journal, content
+    return dict(content)
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:
-    """The first key at which two plans part, in words; empty when they agree."""
+    """The first key at which two plans differ, in words; empty when they agree."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            step = f"{where}.{key}" if where else str(key)
-            if difference := _first_difference(old.get(key), new.get(key), step):
-                return difference
-        return ""
+        found = (_first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip(".")) for key in old | new)
+        return next(filter(None, found), "")
     return "" if old == new else f"{where} was {old!r}, now it is {new!r}"
 
 
@@ -115,3 +109,46 @@ def save_log(out: Path, rows: list[Row]) -> None:
     writer.writeheader()
     writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
     write(out / LOG, text.getvalue().encode())
+
+
+def summary_writer() -> Any:
+    """torch's class for TensorBoard's files. Raises LpmbenchError where the package tensorboard is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise LpmbenchError(
+            "--tensorboard needs the package tensorboard: pip install 'robustbench-lpm[tensorboard]'"
+        ) from None
+    return SummaryWriter
+
+
+def open_board(out: Path, rows: list[Row]) -> Any:
+    """A SummaryWriter for OUT/tensorboard that holds these rows, in the place of what was there.
+
+    So a training that was resumed shows every epoch once. Raises LpmbenchError where the disk does not take it.
+    """
+    with _write_errors(out / BOARD):
+        for old in (out / BOARD).glob("events.out.tfevents.*"):
+            old.unlink()
+        # purge_step: a TensorBoard that is watching forgets the steps that it has seen.
+        writer = summary_writer()(str(out / BOARD), purge_step=1)
+    for row in rows:
+        add_to_board(writer, row)
+    return writer
+
+
+def add_to_board(writer: Any, row: Row) -> None:
+    """Write one epoch's row as scalars. Raises LpmbenchError where the disk does not take it."""
+    with _write_errors(Path(writer.log_dir)):
+        for name, value in row.items():
+            if name != "epoch" and math.isfinite(value):
+                writer.add_scalar(_tag(name), value, int(row["epoch"]))
+        writer.flush()
+
+
+def _tag(name: str) -> str:
+    """A column as TensorBoard groups it: "validation_accuracy" becomes "accuracy/validation"."""
+    for split in ("train", "validation"):
+        if name.startswith(f"{split}_"):
+            return f"{name.removeprefix(f'{split}_')}/{split}"
+    return name.replace("learning_rate_", "learning_rate/")

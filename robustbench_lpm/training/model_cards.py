@@ -7,24 +7,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from robustbench_lpm import cards
 from robustbench_lpm.cards import ModelCard, Trained, Weights
 from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.training.checkpoints import write
-from robustbench_lpm.versions import OURS, versions_of
 
 
-def write_card(card: ModelCard, weights: Path, trained: Trained, path: Path) -> ModelCard:
-    """Write `card`, with the weights that lie beside `path` and how they came to be; the card as it reads back."""
+def write_card(card: ModelCard, weights: Path, trained: Trained, path: Path) -> None:
+    """Write `card` to `path`, with the weights beside it and how they were made."""
     source = Weights(file=weights.name, sha256=sha256_of(weights))
     whole = card.model_copy(update={"weights": source, "trained": trained, "hint": ""})
     write(path, to_toml(whole.model_dump(mode="json", exclude_defaults=True)).encode())
-    return cards.read(path, ModelCard)
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that decide what a training makes."""
-    return versions_of(("torch", OURS))
 
 
 def weights_file(card: ModelCard) -> str:

@@ -34,7 +34,7 @@ Objective = Callable[..., Terms]
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """One step's examples and all of its randomness.
 
     images: (B, C, H, W) in [0, 1]. labels: (B,). noise: of the classifier, one draw for each image, {} when it is
@@ -59,7 +59,7 @@ def bind(entry: Callable[..., Any], parameters: Mapping[str, Any], path: Path) -
     return partial(entry, **parameters)
 
 
-def cross_entropy(classifier: Classifier, batch: Batch, *, label_smoothing: float = 0.0) -> Terms:
+def cross_entropy(classifier: Classifier, batch: TrainingBatch, *, label_smoothing: float = 0.0) -> Terms:
     """The mean cross-entropy of the answers; smoothed labels as in Szegedy et al. 2016, section 7."""
     logits = classifier(batch.images, batch.noise)
     return {
@@ -72,7 +72,7 @@ def cross_entropy(classifier: Classifier, batch: Batch, *, label_smoothing: floa
 
 def adversarial(
     classifier: Classifier,
-    batch: Batch,
+    batch: TrainingBatch,
     *,
     eps: float,
     steps: int,
@@ -96,7 +96,9 @@ def adversarial(
     return {"loss": loss, "classification": loss.detach(), "accuracy": accuracy, "clean_accuracy": clean}
 
 
-def perturb(classifier: Classifier, batch: Batch, *, norm: Norm, eps: float, steps: int, step_size: float) -> Tensor:
+def perturb(
+    classifier: Classifier, batch: TrainingBatch, *, norm: Norm, eps: float, steps: int, step_size: float
+) -> Tensor:
     """PGD from a random point of the ball; images (B, C, H, W) within eps of the batch's and within [0, 1]."""
     attacked = uniform_in_ball(batch.images, norm, eps, batch.generators)
     for _ in range(steps):
@@ -111,7 +113,7 @@ def perturb(classifier: Classifier, batch: Batch, *, norm: Norm, eps: float, ste
 
 def reinforce(
     classifier: Classifier,
-    batch: Batch,
+    batch: TrainingBatch,
     *,
     every_glimpse: bool = False,
     policy_weight: float = 1.0,

@@ -15,8 +15,7 @@ from robustbench_lpm.errors import LpmbenchError, unknown
 
 def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:
     """The optimiser, with each group at its own rate: recipe.groups where it names one, else the learning rate."""
-    grouping = getattr(network, "parameter_groups", lambda: {"all": list(network.parameters())})
-    found: dict[str, list[nn.Parameter]] = grouping()
+    found = network.parameter_groups() if hasattr(network, "parameter_groups") else {"all": [*network.parameters()]}  # type: ignore[operator]
     for name in recipe.groups:
         if name not in found:
             raise unknown(f"parameter group in recipe {recipe.name}", name, found)
@@ -24,18 +23,12 @@ def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:
         {"name": name, "params": parameters, "lr": recipe.groups.get(name, recipe.learning_rate)}
         for name, parameters in found.items()
     ]
-    _check_whole(network, [parameter for parameters in found.values() for parameter in parameters])
+    if missing := set(network.parameters()).difference(*found.values()):  # they would silently never train
+        raise LpmbenchError(f"parameter_groups() of {type(network).__name__} leaves out {len(missing)} parameter(s).")
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
     kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
     return kind(groups, weight_decay=recipe.weight_decay)
-
-
-def _check_whole(network: nn.Module, grouped: list[nn.Parameter]) -> None:
-    # A parameter that is in no group would silently never train.
-    missing = {id(p) for p in network.parameters()} - {id(p) for p in grouped}
-    if missing:
-        raise LpmbenchError(f"parameter_groups() of {type(network).__name__} leaves out {len(missing)} parameter(s).")
 
 
 def make_schedule(optimiser: Optimizer, recipe: RecipeCard, steps: int) -> LRScheduler:

@@ -16,7 +16,7 @@ WORDS = {"summary", "source"}
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A model card with its parameters resolved, a recipe with its overrides, a data set, a seed."""
 
     card: ModelCard
@@ -52,7 +52,7 @@ def make_plan(
     seed: int,
     command: str | None,
     trust: bool,
-) -> Plan:
+) -> TrainingPlan:
     """Resolve cards and overrides. Raises LpmbenchError where they do not fit together."""
     card = cards.model(model)
     if recipe is None:
@@ -71,7 +71,7 @@ def make_plan(
             f"'{data.name}' (labels '{data.labels}', {data.channels} channel(s))."
         )
     trained = _with(card, parameters=card.parameters | recipe.model_parameters)
-    return Plan(trained, resolved, data, seed, command or _command(model, recipe, changes, seed), trust)
+    return TrainingPlan(trained, resolved, data, seed, command or _command(model, recipe, changes, seed), trust)
 
 
 def _with(card: Any, **changes: Any) -> Any:

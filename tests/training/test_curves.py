@@ -15,7 +15,7 @@ from PIL import Image
 from robustbench_lpm.training import curves
 from robustbench_lpm.training.checkpoints import Row
 from tests.training.conftest import Trainer
-from tests.training.test_training import StopAt
+from tests.training.test_training import stop_at
 
 PLAIN: list[Row] = [
     {
@@ -45,13 +45,13 @@ def pixels(content: bytes) -> NDArray[np.uint8]:
 
 
 def test_every_column_that_matters_has_a_line() -> None:
-    assert [line.column for line in curves.loss_lines(PLAIN)] == ["train_loss", "validation_classification"]
-    assert [line.column for line in curves.accuracy_lines(PLAIN)] == ["train_accuracy", "validation_accuracy"]
-    assert [line.label for line in curves.rate_lines(PLAIN)] == [""]
+    assert [line[0] for line in curves.loss_lines(PLAIN)] == ["train_loss", "validation_classification"]
+    assert [line[0] for line in curves.accuracy_lines(PLAIN)] == ["train_accuracy", "validation_accuracy"]
+    assert [line[1] for line in curves.rate_lines(PLAIN)] == [""]
 
-    losses = [line.column for line in curves.loss_lines(GLIMPSING)]
+    losses = [line[0] for line in curves.loss_lines(GLIMPSING)]
     assert losses == ["train_loss", "train_classification", "validation_classification"]
-    labels = {line.column: line.label for line in curves.accuracy_lines(GLIMPSING)}
+    labels = {line[0]: line[1] for line in curves.accuracy_lines(GLIMPSING)}
     assert labels == {
         "train_accuracy": "training",
         "validation_accuracy": "validation, one run",
@@ -59,9 +59,9 @@ def test_every_column_that_matters_has_a_line() -> None:
         "validation_accuracy_random": "control: random fixations",
         "validation_accuracy_centre": "control: centre fixations",
     }
-    assert [line.label for line in curves.rate_lines(GLIMPSING)] == ["where", "rest"]
+    assert [line[1] for line in curves.rate_lines(GLIMPSING)] == ["where", "rest"]
 
-    attacked = {line.column: line.label for line in curves.accuracy_lines(ADVERSARIAL)}
+    attacked = {line[0]: line[1] for line in curves.accuracy_lines(ADVERSARIAL)}
     assert attacked["validation_accuracy"] == "validation, attacked"
     assert attacked["validation_clean_accuracy"] == "validation, clean"
 
@@ -93,10 +93,10 @@ def test_matplotlib_waits_until_something_is_drawn() -> None:
 
 def test_an_interrupted_training_leaves_its_curves(tiny_train: Trainer, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", tmp_path, progress=StopAt(1))
+        tiny_train("cnn", "clean", tmp_path, progress=stop_at(1))
     assert not (tmp_path / "curves.png").exists()  # there is nothing to show yet
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", tmp_path, resume=True, progress=StopAt(2))
+        tiny_train("cnn", "clean", tmp_path, resume=True, progress=stop_at(2))
     early = (tmp_path / "curves.png").read_bytes()
     tiny_train("cnn", "clean", tmp_path, resume=True)
     assert pixels(early).shape == pixels((tmp_path / "curves.png").read_bytes()).shape
@@ -109,7 +109,7 @@ def test_curves_are_drawn_now_and_then(
 ) -> None:
     there: list[bool] = []
 
-    class Watcher(StopAt):
+    class Watcher(stop_at):
         def on_epoch(self, epoch: int, epochs: int, row: Row) -> None:
             there.append((tmp_path / "curves.png").exists())
 

@@ -13,7 +13,7 @@ import torch
 
 from robustbench_lpm.errors import LpmbenchError
 from tests.training.conftest import Trainer, tiny_recipe
-from tests.training.test_training import StopAt, last, rows, tensors
+from tests.training.test_training import last, rows, stop_at, tensors
 
 REPOSITORY = Path(__file__).parents[2]
 BEGIN = """
@@ -26,35 +26,25 @@ import torch
 torch.set_num_threads(1)
 out, model, recipe = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
-class Watcher:
-    epoch = 0
-    def on_batch(self, done, total): ...
-    def on_epoch(self, epoch, epochs, row): ...
-
 def run(progress, **options):
     train(str(CARDS / f"tiny-{model}.toml"), recipe=tiny_recipe(recipe), out=out, trust=True, progress=progress,
           **options)
 """
 KILLED = """
-class Killer(Watcher):
-    def on_epoch(self, epoch, epochs, row):
-        self.epoch = epoch
-    def on_batch(self, done, total):
-        if self.epoch == 1 and done == 2:  # of three batches
-            os.kill(os.getpid(), signal.SIGKILL)
+def killer(done, row):
+    if done > 1.6:  # after the second of three batches
+        os.kill(os.getpid(), signal.SIGKILL)
 
-run(Killer(), save_every=1e-9)
+run(killer, save_every=1e-9)
 """
 # Python ignores SIGXFSZ: a file that grows past the limit makes its write fail, as on a disk that is full.
 FULL = """
-class Filler(Watcher):
-    def on_epoch(self, epoch, epochs, row):
-        if epoch == 2:
-            limit = int(sys.argv[4])
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+def filler(done, row):
+    if done == 2 and row:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 
 try:
-    run(Filler())
+    run(filler)
 except LpmbenchError as error:
     print(error)
     sys.exit(error.status)
@@ -84,9 +74,9 @@ def test_a_kill_after_a_save_within_an_epoch_costs_no_bit(
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     ended = script(KILLED, broken, model, recipe)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    journal = last(broken)["journal"]
-    assert (journal["epoch"], journal["batches"]) == (1, 1)  # the second batch was not saved yet
-    assert set(journal["totals"]) >= {"loss", "accuracy"}
+    batches, totals, _ = last(broken)["unfinished"]
+    assert (len(last(broken)["rows"]), batches) == (1, 1)  # the second batch was not saved yet
+    assert set(totals) >= {"loss", "accuracy"}
     resumed = tiny_train(model, recipe, broken, resume=True)
     whole = tiny_train(model, recipe, straight)
     assert_same(straight, broken)
@@ -96,8 +86,8 @@ def test_a_kill_after_a_save_within_an_epoch_costs_no_bit(
 
 def test_without_save_every_nothing_is_saved_within_an_epoch(tiny_train: Trainer, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", tmp_path, progress=StopAt(2))
-    assert last(tmp_path)["journal"]["batches"] == 0
+        tiny_train("cnn", "clean", tmp_path, progress=stop_at(2))
+    assert last(tmp_path)["unfinished"] == (0, {}, 0.0)
 
 
 # best.safetensors, which is written first, or last.ckpt, the largest of all.
@@ -115,7 +105,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_epoch(
     assert "cannot be written: File too large" in line
     assert "--resume" in line
     assert f"{broken / file} cannot" in line or f"{broken / 'log.csv'} cannot" in line  # not every epoch is a best one
-    assert last(broken)["journal"]["epoch"] == 2
+    assert len(last(broken)["rows"]) == 2
     assert [path.name for path in broken.iterdir() if path.name.startswith(".")] == []  # no half of a file is left
 
     tiny_train("cnn", "clean", broken, resume=True)
@@ -132,7 +122,7 @@ def test_a_folder_that_takes_no_files_is_told(tiny_train: Trainer, tmp_path: Pat
 def test_a_checkpoint_from_before_a_key_was_added_resumes(tiny_train: Trainer, tmp_path: Path) -> None:
     straight, old = tmp_path / "straight", tmp_path / "old"
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", old, progress=StopAt(2))
+        tiny_train("cnn", "clean", old, progress=stop_at(2))
     content: dict[str, Any] = last(old)
     del content["plan"]["recipe"]["fit"]
     del content["plan"]["recipe"]["augmentation"]["flip"]

@@ -13,7 +13,9 @@ from torch import Tensor
 from robustbench_lpm import cards, weight_files, zoo
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.training import train
+from robustbench_lpm.training.checkpoints import Row
 from robustbench_lpm.training.examples import load_split
+from robustbench_lpm.training.loop import Watch
 from robustbench_lpm.training.plans import make_plan
 from robustbench_lpm.training.validation import final_accuracy
 from tests.training.conftest import CARDS, Trainer, tiny_recipe
@@ -21,18 +23,14 @@ from tests.training.conftest import CARDS, Trainer, tiny_recipe
 PAIRS = [("cnn", "clean"), ("cnn", "adversarial"), ("ramlpm", "reinforce")]
 
 
-class StopAt:
-    """Presses Ctrl-C in the middle of an epoch."""
+def stop_at(epoch: int) -> Watch:
+    """Presses Ctrl-C after the first batch of an epoch."""
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch, self.finished = epoch, 0
-
-    def on_batch(self, done: int, total: int) -> None:
-        if self.finished + 1 == self.epoch and done == total // 2:
+    def watch(done: float, row: Row | None) -> None:
+        if done > epoch - 1:
             raise KeyboardInterrupt
 
-    def on_epoch(self, epoch: int, epochs: int, row: dict[str, float]) -> None:
-        self.finished = epoch
+    return watch
 
 
 def tensors(value: Any, where: str = "") -> dict[str, Tensor]:
@@ -58,8 +56,8 @@ def test_a_resumed_training_ends_in_the_same_bits(tiny_train: Trainer, tmp_path:
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     whole = tiny_train(model, recipe, straight)
     with pytest.raises(KeyboardInterrupt):
-        tiny_train(model, recipe, broken, progress=StopAt(3))
-    assert last(broken)["journal"]["epoch"] == 2
+        tiny_train(model, recipe, broken, progress=stop_at(3))
+    assert last(broken)["rows"][-1]["epoch"] == 2
     resumed = tiny_train(model, recipe, broken, resume=True)
 
     expected, found = tensors(last(straight)), tensors(last(broken))
@@ -78,7 +76,7 @@ def test_another_seed_ends_elsewhere(tiny_train: Trainer, tmp_path: Path) -> Non
 
 def test_a_training_stopped_in_its_first_epoch_can_be_resumed(tiny_train: Trainer, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", tmp_path / "broken", epochs=1, progress=StopAt(1))
+        tiny_train("cnn", "clean", tmp_path / "broken", epochs=1, progress=stop_at(1))
     resumed = tiny_train("cnn", "clean", tmp_path / "broken", epochs=1, resume=True)
     straight = tiny_train("cnn", "clean", tmp_path / "straight", epochs=1)
     assert resumed.weights.read_bytes() == straight.weights.read_bytes()
@@ -103,7 +101,7 @@ def test_a_loss_that_is_not_finite_ends_in_one_line_and_keeps_the_last_good_epoc
         tiny_train("cnn", "clean", tmp_path, {"learning_rate": 1e30, "schedule": "constant"})
     assert "\n" not in str(caught.value)
     kept = last(tmp_path)
-    assert kept["journal"]["epoch"] == 0
+    assert kept["rows"] == []
     assert all(torch.isfinite(tensor).all() for tensor in tensors(kept["model"]).values())
 
 
