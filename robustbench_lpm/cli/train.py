@@ -13,8 +13,6 @@ from robustbench_lpm import cards
 from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 
-# What changes nothing about the network that is trained, so that the card of it need not repeat them.
-INCIDENTAL = ("resume", "trust", "save_every", "workers", "tensorboard")
 SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clean_accuracy")
 
 
@@ -78,11 +76,12 @@ def train(
     prepare_machine(device, threads)
     from robustbench_lpm import training
     from robustbench_lpm.cli.console import console, counting_bar, duration, say, shown_path
+    from robustbench_lpm.training.plans import command_of
 
     console.quiet = _follows()
     folder = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{seed}"
     epochs = rest["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
-    command = _command(name, {"recipe": recipe_name, "seed": seed, "device": device} | rest)
+    command = command_of(name, {"recipe": recipe_name, "seed": seed, "device": device} | rest)
     say(f"Training {card.name} for {epochs} epochs into {shown_path(folder)}; Ctrl-C keeps all finished epochs.")
     try:
         with counting_bar("training", epochs, "epochs") as move:
@@ -112,19 +111,6 @@ def train(
 def _follows() -> bool:
     """Whether this is one of the processes that a training on several devices has started, not the first."""
     return any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "NODE_RANK"))
-
-
-def _command(name: str, options: dict[str, Any]) -> str:
-    """The command that repeats a training, wherever it goes and wherever its data lie."""
-    shown = {key: value for key, value in options.items() if key not in INCIDENTAL and value is not None}
-    if shown["device"] == "cpu":
-        del shown["device"]
-    if shown.get("devices") == 1:
-        del shown["devices"]
-    if "data" in shown:
-        shown["data"] = "DIR"
-    words = [f"--{key} {shlex.quote(str(value))}" for key, value in shown.items()]
-    return " ".join(["lpmbench train", shlex.quote(name), *words, *["--trust"] * bool(options["trust"])])
 
 
 def _again(command: str, out: Path, options: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,21 @@ from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.cards import ModelCard, RecipeCard, Trained
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.randomness import generator, isolated_globals, key
-from robustbench_lpm.training import checkpoints, curves, model_cards
+from robustbench_lpm.randomness import Purpose, generator, isolated_globals, key
+from robustbench_lpm.training import checkpoints, curves
 from robustbench_lpm.training.augmentation import augment
 from robustbench_lpm.training.checkpoints import BEST, CARD, CURVES, Row, Unfinished
 from robustbench_lpm.training.devices import share, start, sums, together
 from robustbench_lpm.training.examples import Labelled, LabelledImages, load_split, shuffled_batches
-from robustbench_lpm.training.objectives import Objective, Terms, TrainingBatch, bind
-from robustbench_lpm.training.optimisation import make_optimiser, make_schedule, rates
+from robustbench_lpm.training.objectives import (
+    Objective,
+    Terms,
+    TrainingBatch,
+    bind,
+    make_optimiser,
+    make_schedule,
+    rates,
+)
 from robustbench_lpm.training.plans import TrainingPlan, make_plan
 from robustbench_lpm.training.validation import final_accuracy, validate
 from robustbench_lpm.versions import OURS, versions_of
@@ -36,6 +42,7 @@ from robustbench_lpm.versions import OURS, versions_of
 # Given the epochs that are done, such as 1.5 after a batch; and at the end of each its row of the log.
 Watch = Callable[[float, Row | None], None]
 Tell = Callable[[str], None]  # given a line for the reader
+Load = Callable[[str], LabelledImages]  # given "train", "validation" or "test"
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,7 @@ class TrainingResult:
 class _Step(nn.Module):
     """Classifier and objective as one module, so that what wraps it (many devices) sees whole steps.
 
-    mixed: work in bfloat16 where torch deems that safe. Fabric's own mixed precision would round the images first, and
-    with them where a glimpsing network looks.
+    mixed: in bfloat16 where torch deems that safe. Fabric's own mixed precision would round the images first.
     """
 
     def __init__(self, classifier: Classifier, objective: Objective, *, mixed: bool) -> None:
@@ -110,21 +116,27 @@ def train(
     The best epoch on the validation split becomes the model; the test split is looked at once, at the end. A
     KeyboardInterrupt, or a kill, leaves last.ckpt of the last save (at first, of no epoch at all) whole.
 
-    Raises LpmbenchError when `out` holds a training and resume is not set, when it holds another training than the
-    one to be resumed, when cards do not fit together, when an image cannot be read, when `out` cannot be written, and
-    when the loss stops being finite; the last save is then as it was.
+    Raises LpmbenchError when `out` holds a training and resume is not set, or another than the one to be resumed; when
+    cards do not fit together, an image cannot be read, `out` cannot be written, or the loss stops being finite.
     """
     plan = make_plan(model, recipe=recipe, dataset=dataset, epochs=epochs, seed=seed, command=command, trust=trust)
     if tensorboard:
         checkpoints.summary_writer()  # where it is missing, say so before the data are read
     if not resume:
         checkpoints.refuse_to_overwrite(out)
+    told: set[str] = set()
+
+    def load(split: str) -> LabelledImages:
+        images = load_split(plan, data, split, workers)
+        for note in images.notes:
+            if tell and note not in told:
+                tell(note)
+            told.add(note)
+        return images
+
     with _threads(threads):
-        training = _Training(plan, data, out, start(device, devices), save_every, workers, tell)
-        if resume:
-            training.restore()
-        else:
-            training.save()
+        training = _Training(plan, out, start(device, devices), load, save_every)
+        training.restore() if resume else training.save()
         if tensorboard and training.leads:
             training.board = checkpoints.open_board(out, training.rows)
         try:
@@ -137,25 +149,16 @@ def train(
 class _Training:
     """One training under way: the network with its optimiser and schedule, and the rows of finished epochs."""
 
-    def __init__(
-        self,
-        plan: TrainingPlan,
-        data: Path | None,
-        out: Path,
-        fabric: Fabric,
-        save_every: float | None = None,
-        workers: int | None = None,
-        tell: Tell | None = None,
-    ) -> None:
-        self.plan, self.out, self.fabric = plan, out, fabric
-        self.leads, self.several = fabric.is_global_zero, fabric.world_size > 1
+    def __init__(self, plan: TrainingPlan, out: Path, fabric: Fabric, load: Load, save_every: float | None) -> None:
+        self.plan, self.out, self.fabric, self.load, self.leads = plan, out, fabric, load, fabric.is_global_zero
+        # What tells the random numbers of several processes apart; nothing where there is one.
+        self._rank = (fabric.global_rank,) if fabric.world_size > 1 else ()
         self.save_every = math.inf if save_every is None else 60 * save_every  # seconds
         self.rows: list[Row] = []
         self.unfinished: Unfinished = (0, {}, 0.0)
         self.board: Any = None
         self._drawn = time.perf_counter()
-        self._load, self._tell, self._told = partial(load_split, plan, data, workers=workers), tell, set[str]()
-        self.images, self.validation = self._split("train"), self._split("validation")
+        self.images, self.validation = load("train"), load("validation")
         self.batches = -(-len(self.images) // plan.recipe.batch_size)
         with isolated_globals(key(plan.seed, "initialise")):
             self.network = zoo.build(plan.card, trust=plan.trust)
@@ -172,15 +175,6 @@ class _Training:
         # On the device; self.optimiser stays the plain one.
         self.step, self.stepper = fabric.setup(_Step(self.classifier, self.objective, mixed=self.mixed), self.optimiser)
 
-    def _split(self, split: str) -> LabelledImages:
-        """A split of the data, whose notes are told once."""
-        images = self._load(split=split)
-        for note in images.notes:
-            if self._tell and note not in self._told:
-                self._tell(note)
-            self._told.add(note)
-        return images
-
     def _check_recipe(self) -> None:
         """Raises LpmbenchError where recipe and network do not fit; torch would say so in the middle of an epoch."""
         recipe, model = self.plan.recipe, self.plan.card.name
@@ -192,9 +186,7 @@ class _Training:
             )
         staged = recipe.glimpses or recipe.sigma_start is not None
         if staged and not isinstance(self.network, RecurrentAttention):
-            raise LpmbenchError(
-                f"Recipe '{recipe.name}' sets glimpses or sigma_start, but '{model}' sees images whole."
-            )
+            raise LpmbenchError(f"Recipe '{recipe.name}' sets glimpses or sigma_start; '{model}' sees images whole.")
 
     def save(self) -> None:
         """Write last.ckpt."""
@@ -220,9 +212,8 @@ class _Training:
             row = {"epoch": epoch} | _named("train", trained)
             if epoch % recipe.validation.every == 0 or epoch == recipe.epochs:
                 started = time.perf_counter()
-                validated = self._validate()
-                _check_finite(validated["classification"], epoch, self.out)
-                row |= _named("validation", validated)
+                row |= _named("validation", self._validate())
+                _check_finite(row["validation_classification"], epoch, self.out)
                 seconds += time.perf_counter() - started
             self._enter(row | rates(self.optimiser) | {"seconds": seconds})
             if time.perf_counter() - self._drawn > curves.EVERY:
@@ -233,12 +224,9 @@ class _Training:
         if isinstance(self.network, RecurrentAttention):
             self.network.sigma = self.sigma  # the model's own, whatever it trained with
         plan, device = self.plan, self.fabric.device
-        with torch.autocast(
-            device.type, torch.bfloat16, enabled=self.mixed
-        ):  # as it trains; the end is measured in full
-            return validate(
-                self.classifier, self.objective, self.validation, plan.seed, device, plan.recipe.validation, self.fabric
-            )
+        asked = (plan.seed, device, plan.recipe.validation, self.fabric)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.mixed):  # as it trains; the end is in full
+            return validate(self.classifier, self.objective, self.validation, *asked)
 
     def _enter(self, row: Row) -> None:
         """Put a finished epoch on disk; last.ckpt comes last, so that it never speaks of what is not there."""
@@ -313,11 +301,6 @@ class _Training:
         self.schedule.step()
         return {name: value.detach() for name, value in terms.items() if name != "logits"}
 
-    @property
-    def _rank(self) -> tuple[int, ...]:
-        """What tells the random numbers of several processes apart; nothing where there is one."""
-        return (self.fabric.global_rank,) if self.several else ()
-
     def _noise(self, epoch: int, number: int, positions: list[int]) -> Noise:
         """The network's noise for one batch, of as many glimpses and as much policy noise as the recipe says now."""
         recipe, network = self.plan.recipe, self.network
@@ -333,44 +316,29 @@ class _Training:
 
     def finish(self) -> TrainingResult:
         """Measure the best epoch and write its model card."""
-        started = time.perf_counter()
-        if isinstance(self.network, RecurrentAttention):
-            self.network.sigma = self.sigma
+        started, plan, path = time.perf_counter(), self.plan, self.out / CARD
         self.fabric.barrier()  # for what the first process has written
         best = self.out / BEST
         weight_files.load_state(self.network, weight_files.read(best), source=str(best))
-        accuracy = self._measure()
+        accuracy: dict[str, float] = {}
+        purposes: dict[str, Purpose] = {"validation": "validate", "test": "clean"}
+        for split, purpose in purposes.items():
+            images = self.validation if split == "validation" else self.load(split)
+            shares = final_accuracy(self.classifier, images, plan.seed, purpose, self.fabric.device, self.fabric)
+            accuracy |= {f"{split}{suffix}": value for suffix, value in shares.items()}
         seconds = sum(row["seconds"] for row in self.rows) + time.perf_counter() - started
-        plan, path = self.plan, self.out / CARD
-        weights = self.out / model_cards.weights_file(plan.card)
+        weights = self.out / checkpoints.weights_file(plan.card)
         if self.leads:
             checkpoints.save_network(weights, self.network)
             trained = Trained(
-                recipe=plan.recipe.name,
-                seed=plan.seed,
-                epochs=plan.recipe.epochs,
-                dataset=plan.dataset.name,
-                command=plan.command,
-                accuracy=accuracy,
-                seconds=round(seconds, 1),
-                versions=versions_of(("torch", OURS)),
-                curve=curves.thinned(self.rows),
-            )
-            model_cards.write_card(plan.card, weights, trained, path)
+                recipe=plan.recipe.name, seed=plan.seed, epochs=plan.recipe.epochs, dataset=plan.dataset.name,
+                command=plan.command, accuracy=accuracy, seconds=round(seconds, 1),
+                versions=versions_of(("torch", OURS)), curve=curves.thinned(self.rows),
+            )  # fmt: skip
+            checkpoints.write_card(plan.card, weights, trained, path)
         self.fabric.barrier()
         card = cards.read(path, ModelCard)
         return TrainingResult(card, path, weights, accuracy, self.rows, best_epoch(self.rows), seconds)
-
-    def _measure(self) -> dict[str, float]:
-        parts: dict[str, tuple[LabelledImages, Any]] = {
-            "validation": (self.validation, "validate"),
-            "test": (self._split("test"), "clean"),
-        }
-        found: dict[str, float] = {}
-        for part, (images, purpose) in parts.items():
-            shares = final_accuracy(self.classifier, images, self.plan.seed, purpose, self.fabric.device, self.fabric)
-            found |= {f"{part}{suffix}": value for suffix, value in shares.items()}
-        return found
 
 
 def best_epoch(rows: list[Row]) -> int:

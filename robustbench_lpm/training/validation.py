@@ -34,9 +34,9 @@ def validate(
 ) -> dict[str, float]:
     """Every term of the objective, averaged over images and, for a stochastic network, over single draws (M = 1).
 
-    For a stochastic network of several draws also "accuracy_mM", that of their mean logits; with settings.controls,
-    for a glimpsing one, "accuracy_random" and "accuracy_centre", that of one draw with fixations that the image has no
-    say in. The noise is the same at every epoch, so that epochs compare. Several processes share the images.
+    For several draws also "accuracy_mM", that of their mean logits; with settings.controls, for a glimpsing network,
+    "accuracy_random" and "accuracy_centre", that of one draw under those policies. The noise is the same at every
+    epoch, so that epochs compare. Several processes share the images.
     """
     classifier.eval()
     count = min(settings.limit or len(images), len(images))

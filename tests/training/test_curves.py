@@ -14,7 +14,7 @@ from PIL import Image
 
 from robustbench_lpm.training import curves
 from robustbench_lpm.training.checkpoints import Row
-from tests.training.conftest import Trainer
+from tests.training.conftest import Finished, Trainer
 from tests.training.test_training import stop_at
 
 PLAIN: list[Row] = [
@@ -67,10 +67,9 @@ def test_every_column_that_matters_has_a_line() -> None:
 
 
 @pytest.mark.parametrize("rows", [PLAIN, PLAIN[:1], GLIMPSING, GLIMPSING[:1], ADVERSARIAL])
-@pytest.mark.parametrize("title", ["plain", "costs $5 and $x_"])
-def test_the_lines_are_drawn_in_their_colours(rows: list[Row], title: str) -> None:
+def test_the_lines_are_drawn_in_their_colours(rows: list[Row]) -> None:
     validated = "validation_accuracy" in rows[-1]
-    found = pixels(curves.draw(rows, title, best_epoch=len(rows) if validated else 0))
+    found = pixels(curves.draw(rows, "costs $5 and $x_", best_epoch=len(rows) if validated else 0))
     drawn = {tuple(colour) for colour in found.reshape(-1, 3)}
 
     def rgb(colour: str) -> tuple[int, ...]:
@@ -109,12 +108,12 @@ def test_curves_are_drawn_now_and_then(
 ) -> None:
     there: list[bool] = []
 
-    class Watcher(stop_at):
-        def on_epoch(self, epoch: int, epochs: int, row: Row) -> None:
+    def watch(done: float, row: Row | None) -> None:
+        if row:
             there.append((tmp_path / "curves.png").exists())
 
     monkeypatch.setattr(curves, "EVERY", every)
-    tiny_train("cnn", "clean", tmp_path, epochs=2, progress=Watcher(99))
+    tiny_train("cnn", "clean", tmp_path, epochs=2, progress=watch)
     assert there == expected
 
 
@@ -136,8 +135,8 @@ def test_a_card_holds_epochs_that_were_validated() -> None:
     assert curves.thinned([]) == {}
 
 
-def test_the_curve_of_a_training_is_on_its_card(tiny_train: Trainer, tmp_path: Path) -> None:
-    result = tiny_train("cnn", "clean", tmp_path, {"epochs": 3})
+def test_the_curve_of_a_training_is_on_its_card(finished: Finished) -> None:
+    result = finished("cnn", "clean")
     assert result.card.trained is not None
     assert result.card.trained.curve == curves.thinned(result.rows)
-    assert result.card.trained.curve["epoch"] == [1, 2, 3]
+    assert result.card.trained.curve["epoch"] == [1, 2, 3, 4]

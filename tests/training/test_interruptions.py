@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from robustbench_lpm.errors import LpmbenchError
-from tests.training.conftest import Trainer, tiny_recipe
+from robustbench_lpm.training import TrainingResult
+from tests.training.conftest import Finished, Trainer, tiny_recipe
 from tests.training.test_training import last, rows, stop_at, tensors
 
 REPOSITORY = Path(__file__).parents[2]
@@ -58,8 +59,9 @@ def script(code: str, out: Path, *arguments: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-def assert_same(straight: Path, broken: Path) -> None:
+def assert_same(whole: TrainingResult, broken: Path) -> None:
     """Networks, optimisers, schedules and logs, to the bit."""
+    straight = whole.card_path.parent
     expected, found = tensors(last(straight)), tensors(last(broken))
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
@@ -69,17 +71,17 @@ def assert_same(straight: Path, broken: Path) -> None:
 
 @pytest.mark.parametrize(("model", "recipe"), [("cnn", "clean"), ("ramlpm", "reinforce")])
 def test_a_kill_after_a_save_within_an_epoch_costs_no_bit(
-    tiny_train: Trainer, tmp_path: Path, model: str, recipe: str
+    tiny_train: Trainer, finished: Finished, tmp_path: Path, model: str, recipe: str
 ) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    broken = tmp_path / "broken"
     ended = script(KILLED, broken, model, recipe)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     batches, totals, _ = last(broken)["unfinished"]
     assert (len(last(broken)["rows"]), batches) == (1, 1)  # the second batch was not saved yet
     assert set(totals) >= {"loss", "accuracy"}
     resumed = tiny_train(model, recipe, broken, resume=True)
-    whole = tiny_train(model, recipe, straight)
-    assert_same(straight, broken)
+    whole = finished(model, recipe)
+    assert_same(whole, broken)
     assert resumed.weights.read_bytes() == whole.weights.read_bytes()
     assert resumed.accuracy == whole.accuracy
 
@@ -96,9 +98,9 @@ LIMITS = [("best.safetensors", 10), ("last.ckpt", 40_000)]
 
 @pytest.mark.parametrize(("file", "limit"), LIMITS)
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_epoch(
-    tiny_train: Trainer, tmp_path: Path, file: str, limit: int
+    tiny_train: Trainer, finished: Finished, tmp_path: Path, file: str, limit: int
 ) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    broken = tmp_path / "broken"
     ended = script(FULL, broken, "cnn", "clean", str(limit))
     assert ended.returncode == 1, ended.stderr
     (line,) = ended.stdout.splitlines()
@@ -109,8 +111,7 @@ def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_epoch(
     assert [path.name for path in broken.iterdir() if path.name.startswith(".")] == []  # no half of a file is left
 
     tiny_train("cnn", "clean", broken, resume=True)
-    tiny_train("cnn", "clean", straight)
-    assert_same(straight, broken)
+    assert_same(finished("cnn", "clean"), broken)
 
 
 def test_a_folder_that_takes_no_files_is_told(tiny_train: Trainer, tmp_path: Path) -> None:
@@ -119,8 +120,10 @@ def test_a_folder_that_takes_no_files_is_told(tiny_train: Trainer, tmp_path: Pat
         tiny_train("cnn", "clean", tmp_path / "file")
 
 
-def test_a_checkpoint_from_before_a_key_was_added_resumes(tiny_train: Trainer, tmp_path: Path) -> None:
-    straight, old = tmp_path / "straight", tmp_path / "old"
+def test_a_checkpoint_from_before_a_key_was_added_resumes(
+    tiny_train: Trainer, finished: Finished, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
     with pytest.raises(KeyboardInterrupt):
         tiny_train("cnn", "clean", old, progress=stop_at(2))
     content: dict[str, Any] = last(old)
@@ -133,5 +136,4 @@ def test_a_checkpoint_from_before_a_key_was_added_resumes(tiny_train: Trainer, t
     with pytest.raises(LpmbenchError, match=r"recipe\.augmentation\.flip was 0\.0, now it is 0\.5"):
         tiny_train("cnn", "clean", old, {"augmentation": flipping}, resume=True)
     tiny_train("cnn", "clean", old, resume=True)
-    tiny_train("cnn", "clean", straight)
-    assert_same(straight, old)
+    assert_same(finished("cnn", "clean"), old)
