@@ -50,14 +50,6 @@ class Ram(RecurrentAttention):
         self.locator = nn.Linear(hidden, 2)
         self.baseline = nn.Linear(hidden, 1)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Groups that may train at rates of their own: locator, baseline, the rest."""
-        return {
-            "where": list(self.locator.parameters()),
-            "baseline": list(self.baseline.parameters()),
-            "rest": [p for n, p in self.named_parameters() if not n.startswith(("locator", "baseline"))],
-        }
-
     def start(self, images: Tensor, runs: int) -> Tensor:
         """A core at zero."""
         return images.new_zeros(runs, self.core_from_core.in_features)

@@ -23,7 +23,7 @@ from robustbench_lpm.architectures.retina import LogPolarPadding, cartesian_reti
 Pooling = Literal["max", "average"]
 Padding = Literal["polar", "reference", "zeros"]
 RetinaKind = Literal["log-polar", "rectangular"]
-CELLS_AT_ONCE = 2**16  # of glimpses that pass the what path together: larger batches leave the processor's caches
+CELLS_AT_ONCE = 2**16  # of glimpses that pass the what path together: larger batches do not fit into caches
 Cell = tuple[Tensor, Tensor]  # the state of an LSTM cell: output and memory, (runs, hidden) each
 Layer = Sequence[int]  # [channels], or [channels, pool rows, pool columns]
 
@@ -140,14 +140,6 @@ class RamLpm(RecurrentAttention):
         self.baseline = nn.Linear(what_hidden, 1)
         self.locator = nn.Linear(where_hidden, 2)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The groups that the reference trains at rates of their own: where path and locator, baseline, the rest."""
-        groups: dict[str, list[nn.Parameter]] = {"where": [], "baseline": [], "rest": []}
-        for name, parameter in self.named_parameters():
-            group = "where" if name.startswith(("where_", "locator")) else "rest"
-            groups["baseline" if name.startswith("baseline") else group].append(parameter)
-        return groups
-
     def start(self, images: Tensor, runs: int) -> tuple[Cell, Cell]:
         """LSTM states of zeros, of the what path and of the where path."""
         return _blank(images, runs, self.what_rnn), _blank(images, runs, self.where_rnn)
@@ -166,14 +158,14 @@ class RamLpm(RecurrentAttention):
         return self.locator(self.where_norm(state[0])), state
 
     def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and the baseline (B,) of what the what path knows, (B, hidden)."""
+        """Logits (B, K) and the baseline (B,) from the output of the what path's LSTM, (B, hidden)."""
         features = self.what_norm(hidden)
         return self.head(features), F.relu(self.baseline(features.detach())).squeeze(1)
 
     def look(
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
     ) -> Trajectory:
-        """Take as many glimpses as the noise provides for; everything that happened on the way."""
+        """As many glimpses as the noise provides for, the what path's together (see `forward`)."""
         if self.training:  # batch statistics belong to one glimpse
             return super().look(images, noise, gradient_mode=gradient_mode)
         noise = self.noise_for(images, noise)
@@ -217,7 +209,7 @@ class RamLpm(RecurrentAttention):
         return *self.follow(noise, gradient_mode, aim, last=last), glimpses
 
     def _recognise(self, glimpses: Sequence[Tensor], fixations: Tensor) -> list[Tensor]:
-        """What the what path knows after each of T glimpses, (runs, hidden); fixations are (T, runs, 2)."""
+        """The output of the what path's LSTM after each of T glimpses, (runs, hidden); fixations are (T, runs, 2)."""
         maps = torch.cat(list(glimpses)) if len(glimpses) > 1 else glimpses[0]
         at_once = max(8, CELLS_AT_ONCE // (maps.shape[2] * maps.shape[3]))
         features = torch.cat([self.what_cnn(part) for part in maps.split(at_once)])
@@ -237,10 +229,9 @@ class RamLpm(RecurrentAttention):
         return any(name.startswith("cnn_what.net.") for name in state)
 
     def translate_reference_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of the original authors' code in the names of this class.
+        """A state dict of the original authors' code in the names of this class, without the parts it never uses.
 
         The original numbers convolutions and batch norms by their place in a chain of modules: only the order counts.
-        Parts that it never uses (its retina's grid; one of the two layers before the classifier) are left out.
         """
         translated: dict[str, Tensor] = {}
         for path in ("what", "where"):
@@ -260,13 +251,9 @@ def _blank(like: Tensor, runs: int, cell: nn.LSTMCell) -> Cell:
 
 
 _REFERENCE_NAMES = {
-    "rnn_what": "what_rnn",
-    "rnn_where": "where_rnn",
-    "bn_what": "what_norm",
-    "bn_where": "where_norm",
-    "baseliner.fc": "baseline",
-    "locator.fc": "locator",
-}
+    "rnn_what": "what_rnn", "rnn_where": "where_rnn", "bn_what": "what_norm", "bn_where": "where_norm",
+    "baseliner.fc": "baseline", "locator.fc": "locator",
+}  # fmt: skip
 _MLP_NAMES = {"fc_before_classifier": "head.0", "bn_before_classifier": "head.2", "classifier.fc": "head.3"}
 _LINEAR_NAMES = {"bn_before_classifier": "head.0", "classifier.fc": "head.1"}
 

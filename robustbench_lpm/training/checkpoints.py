@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_lpm.cards import ModelCard, Trained, Weights
 from robustbench_lpm.errors import LpmbenchError
@@ -98,11 +98,10 @@ def _first_difference(old: Any, new: Any, where: str = "") -> str:
 
 def save_network(path: Path, network: nn.Module) -> None:
     """Write a network's state as safetensors, floats in float32. Tensors come in the order of their names."""
-    write(path, save({name: _plain(value) for name, value in sorted(network.state_dict().items())}))
-
-
-def _plain(value: Tensor) -> Tensor:
-    return (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+    state = {
+        name: value.float() if value.is_floating_point() else value for name, value in network.state_dict().items()
+    }
+    write(path, save({name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}))
 
 
 def save_log(out: Path, rows: list[Row]) -> None:
@@ -166,7 +165,7 @@ def write_card(card: ModelCard, weights: Path, trained: Trained, path: Path) -> 
 
 
 def weights_file(card: ModelCard) -> str:
-    """A file name for a card's weights."""
+    """The name of the file for a card's weights."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", card.name).strip("-.") + ".safetensors"
 
 

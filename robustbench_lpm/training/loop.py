@@ -209,10 +209,10 @@ class _Training:
         recipe = self.plan.recipe
         for epoch in range(len(self.rows) + 1, recipe.epochs + 1):
             trained, seconds = self._train_epoch(epoch, progress)
-            row = {"epoch": epoch} | _named("train", trained)
+            row = {"epoch": epoch} | {f"train_{name}": value for name, value in trained.items()}
             if epoch % recipe.validation.every == 0 or epoch == recipe.epochs:
                 started = time.perf_counter()
-                row |= _named("validation", self._validate())
+                row |= {f"validation_{name}": value for name, value in self._validate().items()}
                 _check_finite(row["validation_classification"], epoch, self.out)
                 seconds += time.perf_counter() - started
             self._enter(row | rates(self.optimiser) | {"seconds": seconds})
@@ -308,10 +308,10 @@ class _Training:
         keyed = [generator(self.plan.seed, "train", epoch, position) for position in positions]
         if not isinstance(network, RecurrentAttention):
             return self.classifier.sample_noise(len(positions), keyed)
-        share = (epoch - 1 + number / self.batches) / recipe.epochs
+        done = (epoch - 1 + number / self.batches) / recipe.epochs
         if recipe.sigma_start is not None:
-            network.sigma = recipe.sigma_start + share * (self.sigma - recipe.sigma_start)
-        stages = [glimpses for start, glimpses in recipe.glimpses if start <= share]
+            network.sigma = recipe.sigma_start + done * (self.sigma - recipe.sigma_start)
+        stages = [glimpses for start, glimpses in recipe.glimpses if start <= done]
         return network.sample_noise(len(positions), keyed, stages[-1] if stages else None)
 
     def finish(self) -> TrainingResult:
@@ -360,10 +360,6 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _named(split: str, terms: dict[str, float]) -> Row:
-    return {f"{split}_{name}": value for name, value in terms.items()}
 
 
 def _check_finite(loss: float, epoch: int, out: Path) -> None:

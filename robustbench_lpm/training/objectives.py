@@ -211,7 +211,8 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:
     """The optimiser, with each group at its own rate: recipe.groups where it names one, else the learning rate."""
-    found = network.parameter_groups() if hasattr(network, "parameter_groups") else {"all": [*network.parameters()]}  # type: ignore[operator]
+    grouping = getattr(network, "parameter_groups", lambda: {"all": list(network.parameters())})
+    found: dict[str, list[nn.Parameter]] = grouping()
     for name in recipe.groups:
         if name not in found:
             raise unknown(f"parameter group in recipe {recipe.name}", name, found)

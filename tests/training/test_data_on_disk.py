@@ -17,6 +17,7 @@ from torch import Tensor
 
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.cards import Validation
+from robustbench_lpm.cli import run
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.training import TrainingResult, examples, train, validation
 from robustbench_lpm.training.examples import LabelledImages, load_split, shuffled_batches
@@ -183,10 +184,18 @@ def test_in_memory_an_image_that_was_cut_short_is_found_before_training(tree: Tr
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_class_folder_changes_no_label(tree: Tree) -> None:
+def test_an_empty_class_folder_changes_no_label_and_is_told(
+    tree: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = load_split(photo_plan(), tree, "train").labels
     (tree / "train" / "eel").mkdir()
     assert torch.equal(load_split(photo_plan(), tree, "train").labels, before)
+    for path in tree.rglob("*.jpg"):
+        Image.new("RGB", (24, 24)).save(path)
+    model, recipe = CARDS / "tiny-photos.toml", CARDS / "tiny-clean.toml"
+    words = [model, "--recipe", recipe, "--dataset", "imagefolder", "--data", tree, "--epochs", 1, "--trust"]
+    assert run(["train", *map(str, [*words, "--out", tmp_path / "out"])]) == 0
+    assert capsys.readouterr().out.count("class folders without images keep their labels: 'eel'") == 1
 
 
 @pytest.mark.parametrize(("asked", "side"), [(None, 32), ("24", 24)])
