@@ -78,7 +78,8 @@ def torchvision_weights(name: str) -> Path:
     torchvision writes the start of the sha256 into the file's name; it is checked on every call, downloaded or not.
     Raises LpmbenchError for an unknown name, a failed download and an altered file.
     """
-    url, path = _address(name)
+    url = _url(name)
+    path = _cached(url)
     match = re.search(r"-([0-9a-f]{8,})\.", path.name)
     start_of_sha256 = match[1] if match else ""
     try:
@@ -95,15 +96,17 @@ def torchvision_weights(name: str) -> Path:
 def torchvision_weights_cached(name: str) -> bool:
     """Whether those weights are on this computer already."""
     try:
-        return _address(name)[1].is_file()
+        return _cached(_url(name)).is_file()
     except LpmbenchError:  # an older torchvision does not know them: whoever asks for them is told
         return False
 
 
-def _address(name: str) -> tuple[str, Path]:
-    """Where torchvision's weights come from, and where they are stored."""
+def _url(name: str) -> str:
     try:
-        url = str(models.get_weight(name).url)
+        return str(models.get_weight(name).url)
     except (ValueError, KeyError, AttributeError):
         raise LpmbenchError(f"torchvision has no weights called '{name}'.") from None
-    return url, Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+
+
+def _cached(url: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
