@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robustbench_lpm.randomness import generator
 from robustbench_lpm.registry import cards, zoo
-from robustbench_lpm.training.objectives import Batch, bind
+from robustbench_lpm.training.objectives import TrainingBatch, bind
 
 # Dense peaks of the makers' data sheets, in floating point operations a second: TF32, bfloat16.
 PEAKS = {"A100": (156e12, 312e12), "H100 SXM": (495e12, 989e12), "RTX 4090": (82.6e12, 165e12)}
@@ -48,7 +48,7 @@ def main() -> None:
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         labels = torch.zeros(len(images), dtype=torch.long)
-        objective(classifier, Batch(images, labels, noise, []))["loss"].backward()
+        objective(classifier, TrainingBatch(images, labels, noise, []))["loss"].backward()
     parameters = sum(p.numel() for p in network.parameters())
     flops, bytes_kept = counter.get_total_flops() / len(images), sum(kept.values()) / len(images)
     print(f"{card.name}, recipe {recipe.name}: {parameters / 1e6:.2f} M parameters")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,28 +10,20 @@ from torch import Tensor, nn
 from robustbench_lpm.architectures.cnn import Cnn
 
 TRUNCATION = 4.0  # sigmas after which a Gaussian is cut off
-
-
-class Copy(NamedTuple):
-    """One blurred copy of an image (B, C, h, w): down @ image @ across, and its share of every pixel."""
-
-    down: Tensor  # (h, h)
-    across: Tensor  # (w, w)
-    share: Tensor  # (h, w), in [0, 1]; the shares of all copies add up to 1
+# A blurred copy of an image (B, C, h, w), down @ image @ across: down (h, h), across (w, w), share of a pixel (h, w).
+Copy = tuple[Tensor, ...]
 
 
 class FovealBlur(nn.Module):
     """Blurs an image the more, the farther from its centre, as the sample spacing of a log-polar retina grows there.
 
-    At radius r (normalised units; x and y are in [-1, 1] over the image) a `LogPolarRetina` of height H and width W has
-    its samples 2π r / W apart around the pole and r ln(r_max / r_min) / (H - 1) apart along a ray. The Gaussian that
-    stands at r has half the larger of the two as its standard deviation sigma(r): one whose weight lies for the most
-    part within the cell of one sample. Inside r_min sigma stays at sigma(r_min); outside r_max, in the corners, it
-    grows on.
+    At radius r (normalised units) a `log_polar_retina` of height H and width W has its samples 2π r / W apart around
+    the pole and r ln(r_max / r_min) / (H - 1) apart along a ray. The Gaussian at r has half the larger of the two as
+    its standard deviation sigma(r); inside r_min it is sigma(r_min), outside r_max it grows on.
 
-    Every pixel is a mixture of the two of `copies` Gaussian-blurred copies (sigmas in geometric progression) that
-    enclose its sigma; the shares are linear in sigma², so that the mixture has the variance that is asked for.
-    The edge of the image repeats outside it: a constant image stays as it is. The map is linear and differentiable.
+    Every pixel mixes the two of `copies` blurred copies (sigmas in geometric progression) that enclose its sigma, with
+    shares linear in sigma², so that the mixture has that variance. The edge of the image repeats outside it. The map
+    is linear and differentiable.
 
     Args:
         height, width, r_min, r_max: of the log-polar retina; H and W.
@@ -53,15 +44,12 @@ class FovealBlur(nn.Module):
         return self.relative_sigma * torch.hypot(y[:, None], x[None, :]).clamp(min=self.r_min)
 
     def blurred_copies(self, like: Tensor) -> list[Copy]:
-        """The copies for images (B, C, h, w), in their precision and on their device, made in float64 and kept.
-
-        They are no buffers, for the reason that a retina's patterns are none.
-        """
+        """The copies for images (B, C, h, w), in their precision, made in float64 and kept."""
         key = (like.shape[-2], like.shape[-1], like.dtype, like.device)
         if key not in self._prepared:
             with torch.inference_mode(False):  # else a later backward pass could not use them
                 self._prepared[key] = [
-                    Copy(*(part.to(like.device, like.dtype) for part in copy)) for copy in self._make(*like.shape[-2:])
+                    tuple(part.to(like.device, like.dtype) for part in copy) for copy in self._make(*like.shape[-2:])
                 ]
         return self._prepared[key]
 
@@ -71,7 +59,7 @@ class FovealBlur(nn.Module):
         sigmas = sharpest * (coarsest / sharpest) ** steps
         shares = _hats(self.sigma(height, width).square(), sigmas.square())
         return [
-            Copy(gaussian(height, sigma * height / 2), gaussian(width, sigma * width / 2).T, share)
+            (gaussian(height, sigma * height / 2), gaussian(width, sigma * width / 2).T, share)
             for sigma, share in zip(sigmas.tolist(), shares, strict=True)
         ]
 

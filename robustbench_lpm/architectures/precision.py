@@ -1,8 +1,8 @@
-"""What passes cost: the layout of weights, and networks in reduced precision for what is an estimate anyway.
+"""Cheaper passes: the layout of weights, and networks in bfloat16 for gradients and probes.
 
-Reduced precision is a quantiser: bfloat16 steps near 1 are 1/256, half of a budget of 2/255. So what meets the pixels
-stays in float32, and so do the layer that gives the logits and what a network names its `exact_parts`; images, retinas
-and losses are never touched. Grading, and whether an image is misclassified, belongs to the network itself.
+bfloat16 steps near 1 are 1/256, half of a budget of 2/255. So the layers that read the pixels stay in float32, and so
+do the layer that gives the logits and what a network names its `exact_parts`. Grading, and whatever decides that an
+image is misclassified, uses the network itself.
 """
 
 from __future__ import annotations
@@ -36,33 +36,32 @@ def reduced(classifier: Classifier, example: Tensor, noise: Noise) -> Classifier
 
 
 def lay_out(classifier: Classifier, device: str) -> Classifier:
-    """The same classifier, its weights in the order of memory that the device's kernels prefer."""
+    """The same classifier, its weights in the memory layout that the device's kernels prefer."""
     if torch.device(device).type == "cpu":
         channels_last(classifier)
     return classifier
 
 
 def channels_last(module: nn.Module) -> dict[Tensor, Tensor]:
-    """Lay the weights of convolutions out channels last, where the processor has kernels for it; what they were."""
+    """Lay out the weights of convolutions channels last, where the processor has kernels for it; returns the old."""
     if not torch.backends.mkldnn.is_available():
         return {}
     weights = [weight for weight in (*module.parameters(), *module.buffers()) if weight.dim() == 4]
     before = {weight: weight.data for weight in weights}
     for weight in weights:
-        # A weight of one channel counts as laid out in both ways, so that `to` and `contiguous` would not copy it; but
-        # kernels go by its strides.
+        # `to` would not copy a weight of one channel, which counts as laid out in both ways; kernels go by its strides.
         weight.data = torch.empty_like(weight, memory_format=torch.channels_last).copy_(weight)
     return before
 
 
 def plain_layout(before: dict[Tensor, Tensor]) -> None:
-    """Take back what `channels_last` did."""
+    """Undo `channels_last`."""
     for weight, values in before.items():
         weight.data = values
 
 
 def keep_exact_parts(network: nn.Module) -> None:
-    """Let the parts that a network names as `exact_parts` work in float32 wherever the rest is of mixed precision."""
+    """Let a network's `exact_parts` work in float32 where the rest is of mixed precision."""
     for name in getattr(network, "exact_parts", ()):
         _keep_full(network.get_submodule(name))
 
@@ -104,7 +103,7 @@ def _lower(images: Tensor) -> Any:
 
 
 def _keep_full(part: nn.Module) -> None:
-    """Let a part of a network of ours work in float32."""
+    """Let a part of a network work in float32."""
     forward = part.forward
 
     def in_full(inputs: Tensor, *rest: Any) -> Any:
@@ -128,7 +127,7 @@ def _lowered(classifier: Classifier, example: Tensor, noise: Noise) -> nn.Module
     tensors = [*network.parameters(), *network.buffers()]
     lowered = copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
     for name, module in lowered.named_modules():
-        inside = any(name == part or name.startswith(f"{part}.") for part in full)
+        inside = any(f"{name}.".startswith(f"{part}.") for part in full)
         if isinstance(module, (*LAYERS, nn.RNNCellBase)) and not inside:
             for parameter_name, parameter in list(module.named_parameters(recurse=False)):
                 values = nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=False)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.recurrent_attention import Glance, Policy, RecurrentAttention
-from robustbench_lpm.architectures.retina import RectangularRetina
+from robustbench_lpm.architectures.retina import rectangular_retina
 
 
 class Ram(RecurrentAttention):
@@ -14,7 +14,7 @@ class Ram(RecurrentAttention):
 
     Args:
         channels, classes: of the images and of the answer.
-        patch, scales, extent: the retina (`RectangularRetina`); extent is the half-width of the smallest patch.
+        patch, scales, extent: the retina (`rectangular_retina`); extent is the half-width of the smallest patch.
         features, hidden: units of the glimpse network's two branches and of the core.
         glimpses, sigma (normalised units), first_fixation_spread, policy, random_spread: see `RecurrentAttention`.
     """
@@ -38,14 +38,8 @@ class Ram(RecurrentAttention):
         random_spread: float = 0.5,
         align_corners: bool = False,
     ) -> None:
-        super().__init__(
-            glimpses=glimpses,
-            sigma=sigma,
-            first_fixation_spread=first_fixation_spread,
-            policy=policy,
-            random_spread=random_spread,
-        )
-        self.retina = RectangularRetina(patch, scales, extent, align_corners=align_corners)
+        super().__init__(glimpses, sigma, first_fixation_spread, policy, random_spread)
+        self.retina = rectangular_retina(patch, scales, extent, align_corners=align_corners)
         self.see = nn.Linear(channels * scales * patch**2, features)
         self.place = nn.Linear(2, features)
         self.see_on = nn.Linear(features, hidden)
@@ -55,14 +49,6 @@ class Ram(RecurrentAttention):
         self.classifier = nn.Linear(hidden, classes)
         self.locator = nn.Linear(hidden, 2)
         self.baseline = nn.Linear(hidden, 1)
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Groups that may train at rates of their own: locator, baseline, the rest."""
-        return {
-            "where": list(self.locator.parameters()),
-            "baseline": list(self.baseline.parameters()),
-            "rest": [p for n, p in self.named_parameters() if not n.startswith(("locator", "baseline"))],
-        }
 
     def start(self, images: Tensor, runs: int) -> Tensor:
         """A core at zero."""

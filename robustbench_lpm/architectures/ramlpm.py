@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,38 +18,31 @@ from robustbench_lpm.architectures.recurrent_attention import (
     RecurrentAttention,
     Trajectory,
 )
-from robustbench_lpm.architectures.retina import CartesianRetina, LogPolarPadding, LogPolarRetina
+from robustbench_lpm.architectures.retina import LogPolarPadding, cartesian_retina, log_polar_retina
 
 Pooling = Literal["max", "average"]
 Padding = Literal["polar", "reference", "zeros"]
 RetinaKind = Literal["log-polar", "rectangular"]
-CELLS_AT_ONCE = 2**16  # of glimpses that pass the what path together: larger batches leave the processor's caches
+CELLS_AT_ONCE = 2**16  # of glimpses that pass the what path together: larger batches do not fit into caches
+Cell = tuple[Tensor, Tensor]  # the state of an LSTM cell: output and memory, (runs, hidden) each
 Layer = Sequence[int]  # [channels], or [channels, pool rows, pool columns]
 
 
-class GlimpseBlock(nn.Module):
+def glimpse_block(
+    inputs: int, layer: Layer, *, kernel: int = 3, padding: Padding = "polar", pooling: Pooling = "max"
+) -> nn.Sequential:
     """Padding, convolution, pooling, ReLU, batch norm, in the order of the original.
 
-    padding: "polar" and "reference" as in `LogPolarPadding`; "zeros" for a glimpse that is no log-polar map.
+    Maps (B, inputs, H, W) -> (B, outputs, H // pool rows, W // pool columns). padding: "polar" and "reference" as in
+    `LogPolarPadding`; "zeros" for a glimpse that is no log-polar map.
     """
-
-    def __init__(
-        self, inputs: int, layer: Layer, *, kernel: int = 3, padding: Padding = "polar", pooling: Pooling = "max"
-    ) -> None:
-        super().__init__()
-        outputs, *pool = layer
-        self.pool = (pool[0], pool[1]) if pool else (1, 1)
-        self.pooling = pooling
-        self.padding = _padding(kernel, padding)
-        self.conv = nn.Conv2d(inputs, outputs, kernel)
-        self.norm = nn.BatchNorm2d(outputs, momentum=0.01)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, inputs, H, W) -> (B, outputs, H // pool rows, W // pool columns)."""
-        maps = self.conv(self.padding(maps))
-        if self.pool != (1, 1):
-            maps = F.max_pool2d(maps, self.pool) if self.pooling == "max" else F.avg_pool2d(maps, self.pool)
-        return self.norm(F.relu(maps))
+    outputs, *pool = layer
+    before, after = kernel // 2, (kernel - 1) // 2
+    pad = nn.ZeroPad2d((before, after) * 2) if padding == "zeros" else LogPolarPadding((kernel, kernel), padding)
+    pooled = nn.MaxPool2d if pooling == "max" else nn.AvgPool2d
+    parts: dict[str, nn.Module] = {"padding": pad, "conv": nn.Conv2d(inputs, outputs, kernel)}
+    parts |= {"pool": pooled((pool[0], pool[1]))} if pool else {}
+    return nn.Sequential(OrderedDict(parts, relu=nn.ReLU(), norm=nn.BatchNorm2d(outputs, momentum=0.01)))
 
 
 class GlimpseCnn(nn.Module):
@@ -62,7 +55,10 @@ class GlimpseCnn(nn.Module):
         inputs = [channels, *[layer[0] for layer in layers[:-1]]]
         self.layers = layers
         self.blocks = nn.Sequential(
-            *[GlimpseBlock(n, layer, padding=padding, pooling=pooling) for n, layer in zip(inputs, layers, strict=True)]
+            *[
+                glimpse_block(n, layer, padding=padding, pooling=pooling)
+                for n, layer in zip(inputs, layers, strict=True)
+            ]
         )
 
     def features(self, height: int, width: int) -> int:
@@ -77,20 +73,14 @@ class GlimpseCnn(nn.Module):
         return self.blocks(maps).flatten(1)
 
 
-@dataclass(frozen=True)
-class _State:
-    what: tuple[Tensor, Tensor]
-    where: tuple[Tensor, Tensor]
-
-
 class RamLpm(RecurrentAttention):
     """RAM-LPM. A what path classifies the glimpses, a where path on the same glimpses chooses the next fixation.
 
     Args:
         channels, classes: of the images and of the answer.
         retina: "log-polar"; or, as a control, "rectangular": height x width samples spread evenly over
-            [-r_max, r_max]² (`CartesianRetina`), which has neither r_min nor inner_rows and needs padding "zeros".
-        height, width, r_min, r_max, oversampling, inner_rows, align_corners: of the retina (`LogPolarRetina`).
+            [-r_max, r_max]² (`cartesian_retina`), which has neither r_min nor inner_rows and needs padding "zeros".
+        height, width, r_min, r_max, oversampling, inner_rows, align_corners: of the retina (`log_polar_retina`).
         what, where: the layers of the two CNNs, each [channels] or [channels, pool rows, pool columns].
         what_hidden, where_hidden: units of the two LSTM cells.
         head: "mlp" (Linear to 1024, ReLU, batch norm, Linear; SIM2MNIST) or "linear" (batch norm, Linear; ImageNet).
@@ -130,20 +120,15 @@ class RamLpm(RecurrentAttention):
         where_pooling: Pooling = "max",
         align_corners: bool = False,
     ) -> None:
-        super().__init__(
-            glimpses=glimpses,
-            sigma=sigma,
-            first_fixation_spread=first_fixation_spread,
-            policy=policy,
-            random_spread=random_spread,
-        )
+        super().__init__(glimpses, sigma, first_fixation_spread, policy, random_spread)
         sampling: dict[str, Any] = {"oversampling": oversampling, "align_corners": align_corners}
-        self.retina: LogPolarRetina | CartesianRetina
         if retina == "log-polar":
-            self.retina = _log_polar(height, width, r_min, r_max, inner_rows=inner_rows, **sampling)
+            if r_min is None:
+                raise ValueError("a log-polar retina needs an r_min")
+            self.retina = log_polar_retina(height, width, r_min, r_max, inner_rows=inner_rows, **sampling)
         else:
             _check_rectangular(retina, r_min, inner_rows, padding)
-            self.retina = CartesianRetina(height, width, r_max, **sampling)
+            self.retina = cartesian_retina(height, width, r_max, **sampling)
         self.what_cnn = GlimpseCnn(channels, what, padding=padding)
         self.where_cnn = GlimpseCnn(channels, where, padding=padding, pooling=where_pooling)
         rows = self.retina.height
@@ -155,41 +140,37 @@ class RamLpm(RecurrentAttention):
         self.baseline = nn.Linear(what_hidden, 1)
         self.locator = nn.Linear(where_hidden, 2)
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The groups that the reference trains at rates of their own: where path and locator, baseline, the rest."""
-        groups: dict[str, list[nn.Parameter]] = {"where": [], "baseline": [], "rest": []}
-        for name, parameter in self.named_parameters():
-            group = "where" if name.startswith(("where_", "locator")) else "rest"
-            groups["baseline" if name.startswith("baseline") else group].append(parameter)
-        return groups
+    def start(self, images: Tensor, runs: int) -> tuple[Cell, Cell]:
+        """LSTM states of zeros, of the what path and of the where path."""
+        return _blank(images, runs, self.what_rnn), _blank(images, runs, self.where_rnn)
 
-    def start(self, images: Tensor, runs: int) -> _State:
-        """LSTM states of zeros."""
-        return _State(_blank(images, runs, self.what_rnn), _blank(images, runs, self.where_rnn))
-
-    def glance(self, images: Tensor, fixations: Tensor, state: _State) -> Glance:
+    def glance(self, images: Tensor, fixations: Tensor, state: tuple[Cell, Cell]) -> Glance:
         """One glimpse through both paths."""
         glimpse = self.retina(images, fixations)
-        what = self.what_rnn(torch.cat([self.what_cnn(glimpse), fixations], dim=1), state.what)
-        where = self.where_rnn(torch.cat([self.where_cnn(glimpse), fixations], dim=1), state.where)
+        what = self.what_rnn(torch.cat([self.what_cnn(glimpse), fixations], dim=1), state[0])
+        mean, where = self._aim(glimpse, fixations, state[1])
         logits, baseline = self._answer(what[0])
-        return Glance(logits, self.locator(self.where_norm(where[0])), baseline, _State(what, where))
+        return Glance(logits, mean, baseline, (what, where))
+
+    def _aim(self, glimpse: Tensor, fixations: Tensor, state: Cell) -> tuple[Tensor, Cell]:
+        """Where the where path looks next, (runs, 2), and its state."""
+        state = self.where_rnn(torch.cat([self.where_cnn(glimpse), fixations], dim=1), state)
+        return self.locator(self.where_norm(state[0])), state
 
     def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and the baseline (B,) of what the what path knows, (B, hidden)."""
+        """Logits (B, K) and the baseline (B,) from the output of the what path's LSTM, (B, hidden)."""
         features = self.what_norm(hidden)
         return self.head(features), F.relu(self.baseline(features.detach())).squeeze(1)
 
     def look(
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
     ) -> Trajectory:
-        """Take as many glimpses as the noise provides for; everything that happened on the way."""
+        """As many glimpses as the noise provides for, the what path's together (see `forward`)."""
         if self.training:  # batch statistics belong to one glimpse
             return super().look(images, noise, gradient_mode=gradient_mode)
         noise = self.noise_for(images, noise)
-        aim = _Aim(self, images, len(noise["first_fixation"]))
-        means, fixations = self.follow(noise, gradient_mode, aim)
-        answers = [self._answer(hidden) for hidden in self._recognise(aim.glimpses, torch.stack(fixations))]
+        means, fixations, glimpses = self._scan(images, noise, gradient_mode)
+        answers = [self._answer(hidden) for hidden in self._recognise(glimpses, torch.stack(fixations))]
         logits, baselines = (torch.stack(column) for column in zip(*answers, strict=True))
         return Trajectory(logits, torch.stack(means), torch.stack(fixations), baselines)
 
@@ -205,17 +186,30 @@ class RamLpm(RecurrentAttention):
             return super().forward(images, noise, gradient_mode=gradient_mode)
         noise = self.noise_for(images, noise)
         through = gradient_mode in THROUGH
-        aim = _Aim(self, images if through else images.detach(), len(noise["first_fixation"]))
         with torch.set_grad_enabled(torch.is_grad_enabled() and through):
-            _, fixations = self.follow(noise, gradient_mode, aim, last=False)
+            _, fixations, glimpses = self._scan(images, noise, gradient_mode, last=False)
             places = torch.stack(fixations)
-            glimpses = [*aim.glimpses, self.retina(images, fixations[-1])]
+            glimpses.append(self.retina(images, fixations[-1]))
         if torch.is_grad_enabled() and not through:
             glimpses = [self.retina(images, places.flatten(0, 1))]
         return self.head(self.what_norm(self._recognise(glimpses, places)[-1]))
 
+    def _scan(
+        self, images: Tensor, noise: dict[str, Tensor], gradient_mode: str, *, last: bool = True
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The where path alone: means and fixations as in `follow`, and the glimpses on the way."""
+        state, glimpses = _blank(images, len(noise["first_fixation"]), self.where_rnn), []
+
+        def aim(fixations: Tensor) -> Tensor:
+            nonlocal state
+            glimpses.append(self.retina(images, fixations))
+            mean, state = self._aim(glimpses[-1], fixations, state)
+            return mean
+
+        return *self.follow(noise, gradient_mode, aim, last=last), glimpses
+
     def _recognise(self, glimpses: Sequence[Tensor], fixations: Tensor) -> list[Tensor]:
-        """What the what path knows after each of T glimpses, (runs, hidden); fixations are (T, runs, 2)."""
+        """The output of the what path's LSTM after each of T glimpses, (runs, hidden); fixations are (T, runs, 2)."""
         maps = torch.cat(list(glimpses)) if len(glimpses) > 1 else glimpses[0]
         at_once = max(8, CELLS_AT_ONCE // (maps.shape[2] * maps.shape[3]))
         features = torch.cat([self.what_cnn(part) for part in maps.split(at_once)])
@@ -235,10 +229,9 @@ class RamLpm(RecurrentAttention):
         return any(name.startswith("cnn_what.net.") for name in state)
 
     def translate_reference_state(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of the original authors' code in the names of this class.
+        """A state dict of the original authors' code in the names of this class, without the parts it never uses.
 
         The original numbers convolutions and batch norms by their place in a chain of modules: only the order counts.
-        Parts that it never uses (its retina's grid; one of the two layers before the classifier) are left out.
         """
         translated: dict[str, Tensor] = {}
         for path in ("what", "where"):
@@ -252,33 +245,15 @@ class RamLpm(RecurrentAttention):
         return translated
 
 
-class _Aim:
-    """The where path at work on images: after each glimpse it says where to look next, and keeps the glimpse."""
-
-    def __init__(self, model: RamLpm, images: Tensor, runs: int) -> None:
-        self._model, self._images, self._state = model, images, _blank(images, runs, model.where_rnn)
-        self.glimpses: list[Tensor] = []
-
-    def __call__(self, fixations: Tensor) -> Tensor:
-        model, glimpse = self._model, self._model.retina(self._images, fixations)
-        self.glimpses.append(glimpse)
-        self._state = model.where_rnn(torch.cat([model.where_cnn(glimpse), fixations], dim=1), self._state)
-        return model.locator(model.where_norm(self._state[0]))
-
-
-def _blank(like: Tensor, runs: int, cell: nn.LSTMCell) -> tuple[Tensor, Tensor]:
+def _blank(like: Tensor, runs: int, cell: nn.LSTMCell) -> Cell:
     zeros = like.new_zeros(runs, cell.hidden_size)
     return zeros, zeros
 
 
 _REFERENCE_NAMES = {
-    "rnn_what": "what_rnn",
-    "rnn_where": "where_rnn",
-    "bn_what": "what_norm",
-    "bn_where": "where_norm",
-    "baseliner.fc": "baseline",
-    "locator.fc": "locator",
-}
+    "rnn_what": "what_rnn", "rnn_where": "where_rnn", "bn_what": "what_norm", "bn_where": "where_norm",
+    "baseliner.fc": "baseline", "locator.fc": "locator",
+}  # fmt: skip
 _MLP_NAMES = {"fc_before_classifier": "head.0", "bn_before_classifier": "head.2", "classifier.fc": "head.3"}
 _LINEAR_NAMES = {"bn_before_classifier": "head.0", "classifier.fc": "head.1"}
 
@@ -289,20 +264,6 @@ def _translate_chain(state: Mapping[str, Tensor], old: str, new: str) -> dict[st
     places = sorted({int(match[1]) for match in found.values() if match})
     block = {place: f"{i // 2}.{('conv', 'norm')[i % 2]}" for i, place in enumerate(places)}
     return {f"{new}{block[int(m[1])]}.{m[2]}": state[name] for name, m in found.items() if m}
-
-
-def _padding(kernel: int, padding: Padding) -> nn.Module:
-    """A module that pads maps so that a convolution of that kernel keeps their size."""
-    if padding != "zeros":
-        return LogPolarPadding((kernel, kernel), padding)
-    before, after = kernel // 2, (kernel - 1) // 2
-    return nn.ZeroPad2d((before, after, before, after))
-
-
-def _log_polar(height: int, width: int, r_min: float | None, r_max: float, **options: Any) -> LogPolarRetina:
-    if r_min is None:
-        raise ValueError("a log-polar retina needs an r_min")
-    return LogPolarRetina(height, width, r_min, r_max, **options)
 
 
 def _check_rectangular(retina: str, r_min: float | None, inner_rows: int, padding: str) -> None:

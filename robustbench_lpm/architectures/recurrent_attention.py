@@ -1,11 +1,10 @@
 """The loop that all glimpsing classifiers share: look, update, classify, decide where to look next.
 
-The randomness is an argument. One pass uses two sources of it, both in the noise dictionary:
+One pass uses two sources of randomness, both in the noise dictionary:
     "first_fixation"  (B, 2), uniform on [-spread, spread]², in normalised coordinates
     "policy"          (B, T-1, 2), standard normal; the next fixation is mu + sigma · policy
 
-Several runs over the same images share them: noise for R · B runs over B images may come with the images once, and row
-i of the noise, and of everything that is returned, belongs to image i mod B.
+Noise for R · B runs over B images comes with the images once; row i of all that is returned belongs to image i mod B.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ GRADIENT_MODES = ("detached", "reparameterised", "straight-through", "score-func
 THROUGH = ("reparameterised", "straight-through")  # those in which a gradient passes the sampling grid
 Policy = Literal["learned", "centre", "random"]
 
-# Calls without noise, of all models of this process: two models, or one and its copy, never draw the same.
-_calls = count()
+_calls = count()  # without noise, of all models of this process: a model and its copy never draw the same
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Glance:
-    """What one glimpse tells."""
+    """What a network computes at one glimpse."""
 
     logits: Tensor  # (B, K)
     mean: Tensor  # (B, 2), before the clamp to [-1, 1]
@@ -54,7 +52,7 @@ class Glance:
 
 
 class RecurrentAttention(nn.Module):
-    """Base of the classifiers that look T times; a subclass says what one glimpse does to its state.
+    """Base of the classifiers that look T times; a subclass defines one glimpse (`start`, `glance`).
 
     Args:
         glimpses T, sigma (of the policy, normalised units).
@@ -67,7 +65,6 @@ class RecurrentAttention(nn.Module):
 
     def __init__(
         self,
-        *,
         glimpses: int,
         sigma: float,
         first_fixation_spread: float = 0.25,
@@ -91,13 +88,21 @@ class RecurrentAttention(nn.Module):
     def gradient_modes(self) -> tuple[str, ...]:
         """The ways in which a gradient may pass the fixations, those that would make no difference left out.
 
-        "detached" (as trained: not at all), "reparameterised" (through l = mu + sigma · noise, the retina's sampling
-        grid and the clamp), "straight-through" (the same, past the clamp as if it were not there), "score-function"
-        (the likelihood-ratio estimate of Williams 1992, through the density of the fixations that were drawn).
+        "detached" (not at all, as trained), "reparameterised" (through l = mu + sigma · noise, the sampling grid and
+        the clamp), "straight-through" (the same without the clamp), "score-function" (the likelihood-ratio estimate of
+        Williams 1992, through the density of the fixations).
         """
         if self.policy != "learned" or self.glimpses == 1:
             return ("detached",)  # the image has no say in where the next glimpse looks
         return GRADIENT_MODES if self.sigma > 0 else GRADIENT_MODES[:-1]
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The groups that may train at rates of their own: where path and locator, baseline, the rest."""
+        groups: dict[str, list[nn.Parameter]] = {"where": [], "baseline": [], "rest": []}
+        for name, parameter in self.named_parameters():
+            group = "where" if name.startswith(("where_", "locator")) else "rest"
+            groups["baseline" if name.startswith("baseline") else group].append(parameter)
+        return {name: parameters for name, parameters in groups.items() if parameters}
 
     def start(self, images: Tensor, runs: int) -> Any:
         """The state of so many runs before the first glimpse."""
@@ -160,17 +165,21 @@ class RecurrentAttention(nn.Module):
     def follow(
         self, noise: dict[str, Tensor], gradient_mode: str, aim: Callable[[Tensor], Tensor], *, last: bool = True
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Where a policy looks, and the means behind it: `aim` says after a glimpse at fixations (B, 2) where next.
+        """T means and T fixations of a policy, (B, 2) each: `aim` takes a glimpse at fixations, returns the next mean.
 
-        Returns T means and T fixations, each (B, 2); without `last` nothing is asked after the last glimpse, and its
-        mean is left out.
+        Without `last` no glimpse is taken at the last fixation, and its mean is left out.
         """
         if gradient_mode not in GRADIENT_MODES:
             raise ValueError(f"gradient_mode must be one of {', '.join(GRADIENT_MODES)}, not '{gradient_mode}'")
         first, steps = noise["first_fixation"], noise["policy"].unbind(1)
         fixations, means = [torch.zeros_like(first) if self.policy == "centre" else first], []
         for t in range(len(steps) + last):
-            means.append(_clamp(aim(fixations[t]), straight_through=gradient_mode == "straight-through"))
+            mean = aim(fixations[t])
+            clamped = mean.clamp(-1, 1)
+            if gradient_mode == "straight-through":
+                # The difference is exactly 0 and carries the gradient: every mode computes the same logits.
+                clamped = clamped.detach() + (mean - mean.detach())
+            means.append(clamped)
             if t < len(steps):
                 following = self._next_fixation(means[t], steps[t])
                 fixations.append(following if gradient_mode in THROUGH else following.detach())
@@ -187,9 +196,3 @@ class RecurrentAttention(nn.Module):
     def _own_noise(self, batch_size: int) -> dict[str, Tensor]:
         call = next(_calls)
         return self.sample_noise(batch_size, [generator("own", call, i) for i in range(batch_size)])
-
-
-def _clamp(mean: Tensor, *, straight_through: bool) -> Tensor:
-    clamped = mean.clamp(-1, 1)
-    # The difference is exactly 0 and carries the gradient: every mode computes the same logits, to the last bit.
-    return clamped.detach() + (mean - mean.detach()) if straight_through else clamped

@@ -1,4 +1,4 @@
-"""Retinas: where a glimpse looks, and what it brings back.
+"""Retinas: where a glimpse looks, and what it brings back; and the padding of log-polar maps.
 
 Coordinates are normalised: x to the right and y down, both in [-1, 1] over the image, whatever its size in pixels.
 """
@@ -6,6 +6,7 @@ Coordinates are normalised: x to the right and y down, both in [-1, 1] over the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,16 +16,24 @@ from torch.autograd.function import once_differentiable
 
 
 class Retina(nn.Module):
-    """Samples images on a fixed pattern of points around a fixation, zeros outside the image."""
+    """Samples images on fixed patterns of points around a fixation, zeros outside the image.
 
-    def __init__(self, align_corners: bool) -> None:
+    Args:
+        patterns: each the points (u · height, u · width, 2) as (x, y) around the origin, in float64, and u: a cell of
+            the glimpse is the mean of u x u samples. The glimpses of several patterns are stacked as channels.
+        align_corners: as in torch's grid_sample.
+    """
+
+    def __init__(self, patterns: Sequence[tuple[Tensor, int]], *, align_corners: bool = False) -> None:
         super().__init__()
+        self.points, self.oversampling = zip(*patterns, strict=True)
         self.align_corners = align_corners
         self._patterns: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
 
-    def points(self) -> list[Tensor]:
-        """The patterns of points, each (height, width, 2) as (x, y), in float64 around the origin."""
-        raise NotImplementedError
+    @property
+    def height(self) -> int:
+        """Rows of a glimpse."""
+        return len(self.points[0]) // self.oversampling[0]
 
     def patterns(self, like: Tensor) -> list[Tensor]:
         """The patterns in the precision and on the device of a tensor.
@@ -33,11 +42,11 @@ class Retina(nn.Module):
         """
         key = (like.dtype, like.device)
         if key not in self._patterns:
-            self._patterns[key] = [points.to(like) for points in self.points()]
+            self._patterns[key] = [points.to(like) for points in self.points]
         return self._patterns[key]
 
     def sample(self, images: Tensor, fixations: Tensor, pattern: Tensor) -> Tensor:
-        """Bilinear samples (R · B, C, height, width) of images (B, C, *, *) on pattern + fixations (R · B, 2).
+        """Bilinear samples (R · B, C, rows, columns) of images (B, C, *, *) on pattern + fixations (R · B, 2).
 
         Row i of the fixations looks at image i mod B. Images that are looked at several times are not copied: their
         grids are stacked, and one pass over them collects what all looks send back.
@@ -51,105 +60,63 @@ class Retina(nn.Module):
             return samples
         return samples.unflatten(2, (looks, height)).movedim(2, 0).flatten(0, 1)
 
+    def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
+        """Glimpses (R · B, C · patterns, height, width) of images (B, C, *, *) at fixations (R · B, 2)."""
+        samples = [self.sample(images, fixations, pattern) for pattern in self.patterns(images)]
+        cells = [F.avg_pool2d(s, u) if u > 1 else s for s, u in zip(samples, self.oversampling, strict=True)]
+        return torch.cat(cells, dim=1) if len(cells) > 1 else cells[0]
 
-class LogPolarRetina(Retina):
+
+def log_polar_retina(
+    height: int,
+    width: int,
+    r_min: float,
+    r_max: float,
+    *,
+    oversampling: int = 1,
+    inner_rows: int = 0,
+    align_corners: bool = False,
+) -> Retina:
     """Log-polar sampling (Kiritani and Ono 2020): rows are radii in geometric progression, columns are angles.
 
-    Returns glimpses (B, C, inner_rows + height, width). `oversampling` u samples u x u points for each cell and
-    averages them. `inner_rows` puts a disc of that many rows inside r_min, its radii growing as a square root so that
-    every ring covers the same area.
+    Glimpses are (B, C, inner_rows + height, width); the angle starts at x and turns towards y, its end excluded.
+    `inner_rows` puts a disc of that many rows inside r_min, whose rings all cover the same area.
     """
-
-    def __init__(
-        self,
-        height: int,
-        width: int,
-        r_min: float,
-        r_max: float,
-        *,
-        oversampling: int = 1,
-        inner_rows: int = 0,
-        align_corners: bool = False,
-    ) -> None:
-        super().__init__(align_corners)
-        if not 0 < r_min < r_max:
-            raise ValueError("a log-polar retina needs 0 < r_min < r_max")
-        if height * oversampling < 2 or width < 1 or oversampling < 1 or inner_rows < 0:
-            raise ValueError("a log-polar retina needs at least two radii and one angle")
-        self.height, self.width = height + inner_rows, width
-        self.r_min, self.r_max = r_min, r_max
-        self.oversampling, self.inner_rows = oversampling, inner_rows
-
-    def radii(self) -> Tensor:
-        """The sampled radii from the inside out, both ends included, in float64."""
-        u = self.oversampling
-        outer = u * (self.height - self.inner_rows)
-        steps = torch.arange(outer, dtype=torch.float64) / (outer - 1)
-        rings = self.r_min * (self.r_max / self.r_min) ** steps
-        if not self.inner_rows:
-            return rings
-        disc = u * self.inner_rows
-        return torch.cat([self.r_min * (torch.arange(disc, dtype=torch.float64) / disc).sqrt(), rings])
-
-    def points(self) -> list[Tensor]:
-        """One pattern (u·height, u·width, 2); the angle starts at x, turns towards y, its end excluded."""
-        columns = self.oversampling * self.width
-        angles = 2 * math.pi * torch.arange(columns, dtype=torch.float64) / columns
-        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
-        return [self.radii()[:, None, None] * directions]
-
-    def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
-        """Glimpses (R · B, C, height, width) of images (B, C, *, *) at fixations (R · B, 2); see `sample`."""
-        samples = self.sample(images, fixations, self.patterns(images)[0])
-        return F.avg_pool2d(samples, self.oversampling) if self.oversampling > 1 else samples
+    if not 0 < r_min < r_max:
+        raise ValueError("a log-polar retina needs 0 < r_min < r_max")
+    if height * oversampling < 2 or width < 1 or oversampling < 1 or inner_rows < 0:
+        raise ValueError("a log-polar retina needs at least two radii and one angle")
+    rings, disc, columns = oversampling * height, oversampling * inner_rows, oversampling * width
+    radii = r_min * (r_max / r_min) ** (torch.arange(rings, dtype=torch.float64) / (rings - 1))
+    if disc:
+        radii = torch.cat([r_min * (torch.arange(disc, dtype=torch.float64) / disc).sqrt(), radii])
+    angles = 2 * math.pi * torch.arange(columns, dtype=torch.float64) / columns
+    directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+    return Retina([(radii[:, None, None] * directions, oversampling)], align_corners=align_corners)
 
 
-class RectangularRetina(Retina):
-    """Square patches of growing extent around the fixation, all with the same number of samples (Mnih et al. 2014).
+def rectangular_retina(patch: int, scales: int, extent: float, *, align_corners: bool = False) -> Retina:
+    """Square patches of growing extent around the fixation, all of the same number of cells (Mnih et al. 2014).
 
-    Patch s covers [-extent·2^s, extent·2^s] in normalised units with patch x patch cells; each cell of it averages
-    2^s x 2^s samples. Returns glimpses (B, C·scales, patch, patch).
+    Patch s covers [-extent · 2^s, extent · 2^s]²; each of its patch x patch cells averages 2^s x 2^s samples. Glimpses
+    are (B, C · scales, patch, patch).
     """
-
-    def __init__(self, patch: int, scales: int, extent: float, *, align_corners: bool = False) -> None:
-        super().__init__(align_corners)
-        self.patch, self.scales, self.extent = patch, scales, extent
-
-    def points(self) -> list[Tensor]:
-        """One pattern for each scale, (patch·2^s, patch·2^s, 2), at the centres of its cells."""
-        sides = [self.patch * 2**scale for scale in range(self.scales)]
-        return [_cells(side, side, self.extent * 2**scale) for scale, side in enumerate(sides)]
-
-    def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
-        """Glimpses (R · B, C·scales, patch, patch) of images (B, C, *, *) at fixations (R · B, 2); see `sample`."""
-        samples = [self.sample(images, fixations, pattern) for pattern in self.patterns(images)]
-        return torch.cat([F.avg_pool2d(s, 2**i) if i else s for i, s in enumerate(samples)], dim=1)
+    factors = [2**scale for scale in range(scales)]
+    patterns = [(_cells(patch * u, patch * u, extent * u), u) for u in factors]
+    return Retina(patterns, align_corners=align_corners)
 
 
-class CartesianRetina(Retina):
-    """One rectangle of evenly spaced samples: what a log-polar retina of as many samples is compared with.
+def cartesian_retina(
+    height: int, width: int, extent: float, *, oversampling: int = 1, align_corners: bool = False
+) -> Retina:
+    """One rectangle of evenly spaced samples: the control of a log-polar retina of as many samples.
 
-    The glimpse (B, C, height, width) covers [-extent, extent]² around the fixation, in normalised units, with its
-    samples at the centres of height x width cells. `oversampling` u samples u x u points for each cell and averages
-    them. There is no axis around which anything turns: what a model gains from the log-polar map, it lacks here.
+    Glimpses (B, C, height, width) cover [-extent, extent]² around the fixation.
     """
-
-    def __init__(
-        self, height: int, width: int, extent: float, *, oversampling: int = 1, align_corners: bool = False
-    ) -> None:
-        super().__init__(align_corners)
-        if height < 1 or width < 1 or oversampling < 1 or extent <= 0:
-            raise ValueError("a rectangular retina needs at least one row, one column and an extent > 0")
-        self.height, self.width, self.extent, self.oversampling = height, width, extent, oversampling
-
-    def points(self) -> list[Tensor]:
-        """One pattern (u·height, u·width, 2) at the centres of its cells."""
-        return [_cells(self.oversampling * self.height, self.oversampling * self.width, self.extent)]
-
-    def forward(self, images: Tensor, fixations: Tensor) -> Tensor:
-        """Glimpses (R · B, C, height, width) of images (B, C, *, *) at fixations (R · B, 2); see `sample`."""
-        samples = self.sample(images, fixations, self.patterns(images)[0])
-        return F.avg_pool2d(samples, self.oversampling) if self.oversampling > 1 else samples
+    if height < 1 or width < 1 or oversampling < 1 or extent <= 0:
+        raise ValueError("a rectangular retina needs at least one row, one column and an extent > 0")
+    points = _cells(oversampling * height, oversampling * width, extent)
+    return Retina([(points, oversampling)], align_corners=align_corners)
 
 
 def _cells(rows: int, columns: int, half_width: float) -> Tensor:

@@ -32,7 +32,7 @@ def torchvision_model(*, architecture: str, channels: int, classes: int, **param
     return models.get_model(architecture, weights=None, num_classes=classes, **parameters)
 
 
-class NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
+class _NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
     """A torchvision ResNet of basic blocks whose every stage keeps a share of its channels."""
 
     def __init__(self, layers: list[int], *, width: float, channels: int, classes: int, stem: str) -> None:
@@ -69,7 +69,7 @@ def small_resnet(
     """torchvision's ResNet-18 or -34 with `width` of its channels, for images of 1 or 3 channels."""
     if architecture not in BASIC_LAYERS:
         raise unknown("architecture", architecture, BASIC_LAYERS)
-    return NarrowResNet(BASIC_LAYERS[architecture], width=width, channels=channels, classes=classes, stem=stem)
+    return _NarrowResNet(BASIC_LAYERS[architecture], width=width, channels=channels, classes=classes, stem=stem)
 
 
 def torchvision_weights(name: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 from robustbench_lpm.registry import cards
 
-# What changes nothing about the network that is trained, so that the card of it need not repeat them.
-INCIDENTAL = ("resume", "trust", "save_every", "workers", "tensorboard")
 SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clean_accuracy")
 
 
@@ -23,10 +20,10 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
 @click.argument("name")
 @click.option("--recipe", "recipe_name", help="A recipe, or the path of its card; by default the one the model names.")
 @click.option("--dataset", help="A data set instead of the recipe's.")
-@click.option("--data", type=click.Path(path_type=Path), help="The folder that holds the data, if it needs one.")
+@click.option("--data", type=click.Path(path_type=Path), help="The directory that holds the data, if it needs one.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs instead of the recipe's.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Where it goes; by default runs/train/NAME-seedS.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output directory; by default runs/train/NAME-seedS.")
 @click.option("--resume", is_flag=True, help="Go on from the last save, to the same bits as without the break.")
 @click.option(
     "--save-every",
@@ -47,7 +44,7 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
     default=1,
     show_default=True,
     metavar="N",
-    help="So many devices of that kind share every batch; for another number of them the bits differ.",
+    help="Devices of that kind that share every batch; with another number of them the bits differ.",
 )
 @click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too, to OUT/tensorboard.")
 @machine_options
@@ -64,8 +61,7 @@ def train(
     """Train the model NAME from a recipe; the best epoch on the validation split becomes the model.
 
     OUT gets last.ckpt (all that --resume needs), best.safetensors, log.csv, curves.png and at the end card.toml, which
-    works as --model. What a recipe may say (augmentation, glimpses in stages, what is validated, ...) stands in
-    recipes/README.md.
+    works as --model. recipes/README.md lists what a recipe may say (augmentation, glimpses in stages, ...).
 
     \b
     lpmbench train ramlpm
@@ -80,17 +76,25 @@ def train(
     prepare_machine(device, threads)
     from robustbench_lpm import training
     from robustbench_lpm.cli.console import console, counting_bar, duration, say, shown_path
+    from robustbench_lpm.training.plans import command_of
 
     console.quiet = _follows()
     folder = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{seed}"
     epochs = rest["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
-    command = _command(name, {"recipe": recipe_name, "seed": seed, "device": device} | rest)
+    command = command_of(name, {"recipe": recipe_name, "seed": seed, "device": device} | rest)
     say(f"Training {card.name} for {epochs} epochs into {shown_path(folder)}; Ctrl-C keeps all finished epochs.")
     try:
         with counting_bar("training", epochs, "epochs") as move:
+
+            def show(done: float, row: dict[str, float] | None) -> None:
+                move(completed=done)
+                if row:  # log.csv holds all of it
+                    shown = "  ".join(f"{key.replace('_', ' ')} {row[key]:.4g}" for key in SHOWN if key in row)
+                    say(f"epoch {done:.0f}/{epochs}  {shown}")
+
             result = training.train(
-                name, recipe=recipe, seed=seed, out=folder, device=device, threads=threads,
-                progress=_Watcher(move), command=command, **rest,
+                name, recipe=recipe, seed=seed, out=folder, device=device, threads=threads, command=command,
+                progress=show, tell=lambda note: say(f"  {note}"), **rest,
             )  # fmt: skip
     except KeyboardInterrupt:
         again = _again(command, folder, rest)
@@ -109,19 +113,6 @@ def _follows() -> bool:
     return any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
-def _command(name: str, options: dict[str, Any]) -> str:
-    """The command that repeats a training, wherever it goes and wherever its data lie."""
-    shown = {key: value for key, value in options.items() if key not in INCIDENTAL and value is not None}
-    if shown["device"] == "cpu":
-        del shown["device"]
-    if shown.get("devices") == 1:
-        del shown["devices"]
-    if "data" in shown:
-        shown["data"] = "DIR"
-    words = [f"--{key} {shlex.quote(str(value))}" for key, value in shown.items()]
-    return " ".join(["lpmbench train", shlex.quote(name), *words, *["--trust"] * bool(options["trust"])])
-
-
 def _again(command: str, out: Path, options: dict[str, Any]) -> str:
     """What goes on with a training, here."""
     if options["data"] is not None:
@@ -132,21 +123,3 @@ def _again(command: str, out: Path, options: dict[str, Any]) -> str:
     if options["workers"] is not None:
         words.append(f"--workers {options['workers']}")
     return " ".join([command, *words, *["--tensorboard"] * options["tensorboard"]])
-
-
-class _Watcher:
-    """Draws the bar of a training; where there is no terminal, a line for each epoch."""
-
-    def __init__(self, move: Callable[..., None]) -> None:
-        self._move, self._epoch = move, 0
-
-    def on_batch(self, done: int, total: int) -> None:
-        self._move(completed=self._epoch + done / total)
-
-    def on_epoch(self, epoch: int, epochs: int, row: Any) -> None:
-        from robustbench_lpm.cli.console import say
-
-        self._epoch = epoch
-        self._move(completed=epoch)
-        shown = {key: row[key] for key in SHOWN if key in row}  # log.csv holds all of them
-        say(f"epoch {epoch}/{epochs}  " + "  ".join(f"{key.replace('_', ' ')} {shown[key]:.4g}" for key in shown))

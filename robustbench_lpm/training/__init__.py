@@ -4,6 +4,6 @@ All randomness is keyed by (seed, epoch, batch or example), so that a training t
 same bits as one that was left alone, on one device with the same number of threads.
 """
 
-from robustbench_lpm.training.loop import Progress, TrainingResult, train
+from robustbench_lpm.training.loop import TrainingResult, train
 
-__all__ = ["Progress", "TrainingResult", "train"]
+__all__ = ["TrainingResult", "train"]

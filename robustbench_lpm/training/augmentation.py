@@ -14,10 +14,10 @@ TRIES = 8
 
 
 def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    """Each image (B, C, H, W) mirrored, turned, sheared, scaled and moved at random, zeros coming in from outside.
+    """Each image (B, C, H, W) mirrored, turned, sheared, scaled and moved at random, with zeros outside.
 
-    Mirroring alone resamples nothing. With settings.keep, an affine map that pushes more than the rest of an image's
-    brightness out of the frame is drawn again; an image for which none of so many maps will do is not mapped.
+    Mirroring alone resamples nothing. An affine map that keeps less than settings.keep of an image's brightness in the
+    frame is drawn again, at most TRIES times; then the image is not mapped.
     """
     if settings.flip:
         images = _mirrored(images, settings.flip, generator)

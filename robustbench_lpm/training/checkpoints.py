@@ -1,9 +1,9 @@
-"""The files that a training leaves in its folder, each written whole or not at all.
+"""The files that a training leaves in its directory, each written whole or not at all.
 
 last.ckpt         everything needed to go on, after every epoch and as often as asked; tensors and plain values only
 best.safetensors  the network of the best epoch so far
 log.csv           one row for each epoch; curves.png shows it
-tensorboard/      the same rows for TensorBoard, where asked for
+tensorboard/      the same rows for TensorBoard, where asked for: pip install 'robustbench-lpm[tensorboard]'
 card.toml, NAME.safetensors   at the end: a model card and its weights
 """
 
@@ -11,43 +11,42 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass, field
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.records.runs import write_atomically
+from robustbench_lpm.registry.cards import ModelCard, Trained, Weights
 from robustbench_lpm.training.plans import completed
 
-LAST, BEST, LOG, CARD, CURVES = "last.ckpt", "best.safetensors", "log.csv", "card.toml", "curves.png"
-FORMAT = 2
-Row = dict[str, float]
-
-
-@dataclass
-class Journal:
-    """How far a training got: finished epochs, their rows of the log, the best of them, seconds spent.
-
-    batches of the epoch after those, with `totals` of the objective's terms, where it was saved in the middle of one.
-    """
-
-    epoch: int = 0
-    rows: list[Row] = field(default_factory=list)
-    best_epoch: int = 0  # 0: none yet
-    seconds: float = 0.0
-    batches: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
-    batch_seconds: float = 0.0  # spent on those batches
+LAST, BEST, LOG, CARD, CURVES, BOARD = (
+    "last.ckpt", "best.safetensors", "log.csv", "card.toml", "curves.png", "tensorboard",
+)  # fmt: skip
+FORMAT = 3
+Row = dict[str, float]  # of the log: what was measured in one epoch
+Unfinished = tuple[int, dict[str, float], float]  # of an epoch: batches that are done, sums of their terms, seconds
 
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all. Raises LpmbenchError where the disk is full or does not take it."""
-    try:
+    with _write_errors(path):
         write_atomically(path, content)
+
+
+@contextmanager
+def _write_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise LpmbenchError(
             f"{path} cannot be written: {error.strerror}. What was saved before is whole: mend that, then go on with "
@@ -56,55 +55,53 @@ def write(path: Path, content: bytes) -> None:
 
 
 def refuse_to_overwrite(out: Path) -> None:
-    """Raises LpmbenchError when a training lies in the folder already; one without a finished epoch is no loss."""
+    """Raises LpmbenchError when the directory holds a training; one without a finished epoch is no loss."""
     if found := [name for name in (CARD, LOG, BEST) if (out / name).exists()]:
         resumable = (out / LAST).exists()
         advice = "add --resume to go on with it, or choose another --out" if resumable else "choose another --out"
         raise LpmbenchError(f"{out} already holds a training ({found[0]}); {advice}.")
 
 
-def save_last(out: Path, identity: dict[str, Any], journal: Journal, states: dict[str, dict[str, Any]]) -> None:
+def save_last(
+    out: Path, identity: dict[str, Any], rows: list[Row], unfinished: Unfinished, states: dict[str, dict[str, Any]]
+) -> None:
     """Write last.ckpt. The network comes under "model", so that the file also loads as --checkpoint."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, "plan": identity, "journal": asdict(journal), **states}, buffer)
+    torch.save({"format": FORMAT, "plan": identity, "rows": rows, "unfinished": unfinished, **states}, buffer)
     write(out / LAST, buffer.getvalue())
 
 
-def load_last(out: Path, identity: dict[str, Any]) -> tuple[Journal, dict[str, Any]]:
+def load_last(out: Path, identity: dict[str, Any]) -> dict[str, Any]:
     """What last.ckpt holds. Raises LpmbenchError when it is missing, damaged, or of another plan."""
     path = out / LAST
     if not path.is_file():
         raise LpmbenchError(f"There is no {LAST} in {out} to resume from; leave out --resume to start there.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        written, journal = content["plan"], Journal(**content["journal"])
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']}, not {FORMAT}")
+        written = content["plan"]
     except Exception as error:  # torch raises many kinds for damaged files
         raise LpmbenchError(f"{path} cannot be resumed: {' '.join(str(error).split())[:200]}.") from None
     if difference := _first_difference(completed(written), identity):
         raise LpmbenchError(f"{path} was made by another training: {difference}. Resume with what it began with.")
-    return journal, content
+    return dict(content)
 
 
 def _first_difference(old: Any, new: Any, where: str = "") -> str:
-    """The first key at which two plans part, in words; empty when they agree."""
+    """The first key at which two plans differ, in words; empty when they agree."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*old, *(key for key in new if key not in old)]:
-            step = f"{where}.{key}" if where else str(key)
-            if difference := _first_difference(old.get(key), new.get(key), step):
-                return difference
-        return ""
+        found = (_first_difference(old.get(key), new.get(key), f"{where}.{key}".lstrip(".")) for key in old | new)
+        return next(filter(None, found), "")
     return "" if old == new else f"{where} was {old!r}, now it is {new!r}"
 
 
 def save_network(path: Path, network: nn.Module) -> None:
     """Write a network's state as safetensors, floats in float32. Tensors come in the order of their names."""
-    write(path, save({name: _plain(value) for name, value in sorted(network.state_dict().items())}))
-
-
-def _plain(value: Tensor) -> Tensor:
-    return (value.float() if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+    state = {
+        name: value.float() if value.is_floating_point() else value for name, value in network.state_dict().items()
+    }
+    write(path, save({name: state[name].detach().cpu().contiguous().clone() for name in sorted(state)}))
 
 
 def save_log(out: Path, rows: list[Row]) -> None:
@@ -115,3 +112,88 @@ def save_log(out: Path, rows: list[Row]) -> None:
     writer.writeheader()
     writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in rows)
     write(out / LOG, text.getvalue().encode())
+
+
+def summary_writer() -> Any:
+    """torch's class for TensorBoard's files. Raises LpmbenchError where the package tensorboard is missing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise LpmbenchError(
+            "--tensorboard needs the package tensorboard: pip install 'robustbench-lpm[tensorboard]'"
+        ) from None
+    return SummaryWriter
+
+
+def open_board(out: Path, rows: list[Row]) -> Any:
+    """A SummaryWriter for OUT/tensorboard that holds these rows alone: a resumed training shows every epoch once.
+
+    Raises LpmbenchError where the disk does not take it.
+    """
+    with _write_errors(out / BOARD):
+        for old in (out / BOARD).glob("events.out.tfevents.*"):
+            old.unlink()
+        # purge_step: a TensorBoard that is watching forgets the steps that it has seen.
+        writer = summary_writer()(str(out / BOARD), purge_step=1)
+    for row in rows:
+        add_to_board(writer, row)
+    return writer
+
+
+def add_to_board(writer: Any, row: Row) -> None:
+    """Write one epoch's row as scalars. Raises LpmbenchError where the disk does not take it."""
+    with _write_errors(Path(writer.log_dir)):
+        for name, value in row.items():
+            if name != "epoch" and math.isfinite(value):
+                writer.add_scalar(_tag(name), value, int(row["epoch"]))
+        writer.flush()
+
+
+def _tag(name: str) -> str:
+    """A column as TensorBoard groups it: "validation_accuracy" becomes "accuracy/validation"."""
+    for split in ("train", "validation"):
+        if name.startswith(f"{split}_"):
+            return f"{name.removeprefix(f'{split}_')}/{split}"
+    return name.replace("learning_rate_", "learning_rate/")
+
+
+def write_card(card: ModelCard, weights: Path, trained: Trained, path: Path) -> None:
+    """Write `card` to `path`, with the weights beside it and how they were made."""
+    source = Weights(file=weights.name, sha256=sha256_of(weights))
+    whole = card.model_copy(update={"weights": source, "trained": trained, "hint": ""})
+    write(path, to_toml(whole.model_dump(mode="json", exclude_defaults=True)).encode())
+
+
+def weights_file(card: ModelCard) -> str:
+    """The name of the file for a card's weights."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", card.name).strip("-.") + ".safetensors"
+
+
+def to_toml(table: dict[str, Any], where: str = "") -> str:
+    """TOML for nested dictionaries of strings, booleans, numbers, lists and None (left out)."""
+    plain = {key: value for key, value in table.items() if value is not None and not isinstance(value, dict)}
+    nested = {key: value for key, value in table.items() if isinstance(value, dict) and value}
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in plain.items()]
+    header = [f"\n[{where}]"] if where and lines else []
+    text = "".join(f"{line}\n" for line in header + lines)
+    return text + "".join(
+        to_toml(inner, f"{where}.{_key(key)}" if where else _key(key)) for key, inner in nested.items()
+    )
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON escapes all else that TOML asks
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(key)} = {_value(inner)}" for key, inner in value.items()) + " }"
+    if isinstance(value, int | float):
+        return repr(value)
+    raise TypeError(f"TOML cannot hold {value!r}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
 from io import BytesIO
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from robustbench_lpm.training.checkpoints import Row
@@ -20,34 +19,9 @@ EVERY = 60.0  # seconds from one drawing to the next, at least: one takes a seco
 TRAINING, VALIDATION, AVERAGED, CLEAN, CONTROL = "#d9722e", "#2f7fc1", "#2a9a78", "#8a6ac4", "#6b7f92"
 GROUPS = ("#2f7fc1", "#d9722e", "#2a9a78", "#cf4a5b")
 DASHES = ("-", "--", ":", "-.")
-INK, FAINT = "#30363d", "#e3e7eb"
+Line = tuple[str, str, str, str]  # a column of the log, its name in the legend, its colour, its dashes
 FEW = 25  # points of a line up to which each is marked
-STYLE: Any = {
-    "font.size": 9,
-    "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": FAINT,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-}
-
-
-@dataclass(frozen=True)
-class Line:
-    """A column of the log as a line: its name in the legend, its colour, and how it is drawn."""
-
-    column: str
-    label: str
-    colour: str
-    dashes: str = "-"
+STYLE: Any = ["seaborn-v0_8-whitegrid", {"font.size": 9, "legend.fontsize": 8.5, "text.parse_math": False}]
 
 
 def thinned(rows: list[Row], most: int = ON_A_CARD) -> dict[str, list[float]]:
@@ -65,13 +39,14 @@ def thinned(rows: list[Row], most: int = ON_A_CARD) -> dict[str, list[float]]:
 
 def draw(rows: list[Row], title: str, best_epoch: int = 0) -> bytes:
     """A PNG of the log's rows, at least one. best_epoch: the one that is kept, marked; 0 for none yet."""
-    from matplotlib import rc_context
+    from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, whatever the user's backend
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE):
-        figure = Figure(figsize=(12, 5), dpi=130, layout="constrained")
+    with style.context(STYLE):
+        figure = Figure(figsize=(12, 5), dpi=130)
         FigureCanvasAgg(figure)
+        figure.subplots_adjust(left=0.04, right=0.99, top=0.87, bottom=0.26, wspace=0.2)  # quicker than a layout engine
         loss, accuracy, rate = figure.subplots(1, 3, width_ratios=[1, 1.25, 0.8])
         figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         _panel(loss, rows, loss_lines(rows), "Loss")
@@ -79,7 +54,7 @@ def draw(rows: list[Row], title: str, best_epoch: int = 0) -> bytes:
         _panel(rate, rows, rate_lines(rows), "Learning rate")
         if best_epoch:
             _mark_best(accuracy, rows[best_epoch - 1])
-        if all(value > 0 for line in rate_lines(rows) for _, value in _points(rows, line.column)):
+        if all(value > 0 for column, *_ in rate_lines(rows) for _, value in _points(rows, column)):
             rate.set_yscale("log")
         rate.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # without TeX, which parse_math leaves as it is
         rate.yaxis.set_minor_formatter(lambda value, _: "")
@@ -94,49 +69,43 @@ def draw(rows: list[Row], title: str, best_epoch: int = 0) -> bytes:
 
 def loss_lines(rows: list[Row]) -> list[Line]:
     """What is minimised, and the cross-entropy where that is only a part of it."""
-    lines = [Line("train_loss", "training: all that is minimised", TRAINING)]
-    if any(row.get("train_classification") != row.get("train_loss") for row in rows):
-        lines.append(Line("train_classification", "training: cross-entropy", TRAINING, ":"))
-    else:
-        lines = [Line("train_loss", "training", TRAINING)]
-    return _present(rows, [*lines, Line("validation_classification", "validation: cross-entropy", VALIDATION)])
+    mixed = any(row.get("train_classification") != row.get("train_loss") for row in rows)
+    lines = [("train_loss", "training: all that is minimised" if mixed else "training", TRAINING, "-")]
+    lines += [("train_classification", "training: cross-entropy", TRAINING, ":")] if mixed else []
+    return _present(rows, [*lines, ("validation_classification", "validation: cross-entropy", VALIDATION, "-")])
 
 
 def accuracy_lines(rows: list[Row]) -> list[Line]:
     """Training, validation at M = 1 and M = draws, on clean images beside attacked ones, and the controls."""
-    averaged = _averaged(rows)
-    clean = any("validation_clean_accuracy" in row for row in rows)
-    suffix, single = (", attacked" if clean else ""), (", one run" if averaged else "")
+    names = _columns(rows)
+    averaged = sorted(int(match[1]) for name in names if (match := re.fullmatch(r"validation_accuracy_m(\d+)", name)))
+    attacked = ", attacked" if "validation_clean_accuracy" in names else ""
     lines = [
-        Line("train_accuracy", f"training{suffix}", TRAINING),
-        Line("validation_accuracy", f"validation{suffix}{single}", VALIDATION),
-        *(Line(f"validation_accuracy_m{m}", f"validation, mean of {m} runs", AVERAGED) for m in averaged),
-        Line("train_clean_accuracy", "training, clean", CLEAN, ":"),
-        Line("validation_clean_accuracy", "validation, clean", CLEAN),
-        Line("validation_accuracy_random", "control: random fixations", CONTROL, "--"),
-        Line("validation_accuracy_centre", "control: centre fixations", CONTROL, ":"),
+        ("train_accuracy", f"training{attacked}", TRAINING, "-"),
+        ("validation_accuracy", f"validation{attacked}{', one run' if averaged else ''}", VALIDATION, "-"),
+        *((f"validation_accuracy_m{m}", f"validation, mean of {m} runs", AVERAGED, "-") for m in averaged),
+        ("train_clean_accuracy", "training, clean", CLEAN, ":"),
+        ("validation_clean_accuracy", "validation, clean", CLEAN, "-"),
+        ("validation_accuracy_random", "control: random fixations", CONTROL, "--"),
+        ("validation_accuracy_centre", "control: centre fixations", CONTROL, ":"),
     ]
     return _present(rows, lines)
 
 
 def rate_lines(rows: list[Row]) -> list[Line]:
     """The learning rate, of each group where there are several."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name.startswith("learning_rate")]
-    labels = [name.removeprefix("learning_rate").removeprefix("_") for name in names]
-    looks = list(zip(GROUPS, DASHES, strict=True))  # groups of one rate lie on each other: dashes show both
-    return [
-        Line(name, label, *looks[number % len(looks)])
-        for number, (name, label) in enumerate(zip(names, labels, strict=True))
-    ]
+    names = [name for name in _columns(rows) if name.startswith("learning_rate")]
+    looks = cycle(zip(GROUPS, DASHES, strict=True))  # groups of one rate cover each other: dashes show both
+    return [(name, re.sub("^learning_rate_?", "", name), *look) for name, look in zip(names, looks, strict=False)]
 
 
-def _averaged(rows: list[Row]) -> list[int]:
-    names = {name for row in rows for name in row}
-    return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"validation_accuracy_m(\d+)", name)))
+def _columns(rows: list[Row]) -> list[str]:
+    """The columns of the log; not every epoch is validated."""
+    return list(dict.fromkeys(name for row in rows for name in row))
 
 
-def _present(rows: list[Row], lines: Iterable[Line]) -> list[Line]:
-    return [line for line in lines if any(line.column in row for row in rows)]
+def _present(rows: list[Row], lines: list[Line]) -> list[Line]:
+    return [line for line in lines if line[0] in _columns(rows)]
 
 
 def _points(rows: list[Row], column: str) -> list[tuple[float, float]]:
@@ -147,11 +116,11 @@ def _points(rows: list[Row], column: str) -> list[tuple[float, float]]:
 def _panel(axes: Axes, rows: list[Row], lines: list[Line], title: str, scale: float = 1) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for line in lines:
-        points = _points(rows, line.column)
+    for column, label, colour, dashes in lines:
+        points = _points(rows, column)
         axes.plot(
-            [epoch for epoch, _ in points], [scale * value for _, value in points], line.dashes, color=line.colour,
-            label=line.label, linewidth=1.7, marker="o" if len(points) <= FEW else "", markersize=3.2,
+            [epoch for epoch, _ in points], [scale * value for _, value in points], dashes, color=colour,
+            label=label, linewidth=1.7, marker="o" if len(points) <= FEW else "", markersize=3.2,
         )  # fmt: skip
     axes.set_title(title, loc="left", fontsize=10)
     axes.set_xlabel("epoch")

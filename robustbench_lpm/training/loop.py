@@ -4,50 +4,45 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.randomness import generator, isolated_globals, key
+from robustbench_lpm.randomness import Purpose, generator, isolated_globals, key
 from robustbench_lpm.registry import cards, weight_files, zoo
 from robustbench_lpm.registry.cards import ModelCard, RecipeCard, Trained
-from robustbench_lpm.training import checkpoints, curves, model_cards
+from robustbench_lpm.training import checkpoints, curves
 from robustbench_lpm.training.augmentation import augment
-from robustbench_lpm.training.checkpoints import BEST, CARD, CURVES, Journal, Row
+from robustbench_lpm.training.checkpoints import BEST, CARD, CURVES, Row, Unfinished
+from robustbench_lpm.training.devices import share, start, sums, together
 from robustbench_lpm.training.examples import Labelled, LabelledImages, load_split, shuffled_batches
-from robustbench_lpm.training.objectives import Batch, Objective, Terms, bind
-from robustbench_lpm.training.optimisation import make_optimiser, make_schedule, rates
-from robustbench_lpm.training.plans import Plan, make_plan
-from robustbench_lpm.training.scalars import Board, summary_writer
-from robustbench_lpm.training.team import Team, assemble
+from robustbench_lpm.training.objectives import (
+    Objective,
+    Terms,
+    TrainingBatch,
+    bind,
+    make_optimiser,
+    make_schedule,
+    rates,
+)
+from robustbench_lpm.training.plans import TrainingPlan, make_plan
 from robustbench_lpm.training.validation import final_accuracy, validate
+from robustbench_lpm.versions import OURS, versions_of
 
-
-class Progress(Protocol):
-    """Who wants to know how far a training is."""
-
-    def on_batch(self, done: int, total: int) -> None:
-        """`done` of the `total` batches of this epoch are through."""
-
-    def on_epoch(self, epoch: int, epochs: int, row: Row) -> None:
-        """`epoch` of `epochs`, counted from 1, is on disk; row is its line of the log."""
-
-
-class Silent:
-    """Progress that nobody watches."""
-
-    def on_batch(self, done: int, total: int) -> None: ...
-
-    def on_epoch(self, epoch: int, epochs: int, row: Row) -> None: ...
+# Given the epochs that are done, such as 1.5 after a batch; and at the end of each its row of the log.
+Watch = Callable[[float, Row | None], None]
+Tell = Callable[[str], None]  # given a line for the reader
+Load = Callable[[str], LabelledImages]  # given "train", "validation" or "test"
 
 
 @dataclass(frozen=True)
@@ -63,11 +58,10 @@ class TrainingResult:
     seconds: float
 
 
-class TrainingStep(nn.Module):
+class _Step(nn.Module):
     """Classifier and objective as one module, so that what wraps it (many devices) sees whole steps.
 
-    mixed: work in bfloat16 where torch deems that safe. Fabric's own mixed precision would round the images first, and
-    with them where a glimpsing network looks.
+    mixed: in bfloat16 where torch deems that safe. Fabric's own mixed precision would round the images first.
     """
 
     def __init__(self, classifier: Classifier, objective: Objective, *, mixed: bool) -> None:
@@ -77,7 +71,7 @@ class TrainingStep(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, noise: Noise, generators: list[torch.Generator]) -> Terms:
         """The terms of the objective."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
-            return self.objective(self.classifier, Batch(images, labels, noise, generators))
+            return self.objective(self.classifier, TrainingBatch(images, labels, noise, generators))
 
 
 def train(
@@ -96,220 +90,204 @@ def train(
     device: str = "cpu",
     devices: int = 1,
     threads: int | None = None,
-    progress: Progress | None = None,
+    progress: Watch | None = None,
+    tell: Tell | None = None,
     command: str | None = None,
     trust: bool = False,
 ) -> TrainingResult:
-    """Train a model card's network from scratch and write it to the folder `out`, as a model card of its own.
+    """Train a model card's network from scratch and write it to the directory `out`, as a model card of its own.
 
     Args:
         model: a registered name, or the path of a card.
         recipe: instead of the one that the model card names; dataset and epochs are laid over it.
-        data: the folder of the data set, for those that need one.
+        data: the directory of the data set, for those that need one.
         resume: go on from the last save in `out`, to the same bits as without the break.
         save_every: minutes; save within epochs too, that often. None saves after every epoch.
         workers: processes that read images ahead where the data stay on the disk (see training.examples); None for as
-            many as there are processors to spare.
+            many as there are processors to spare, at most 8.
         tensorboard: write the rows of the log for TensorBoard too.
         device: "cpu", "cuda", "cuda:1", "mps". threads: of torch on the CPU; None leaves them as they are.
         devices: of that kind, that share every batch; with several, the calling script is started again in as many
             processes, all of which come here. Bits repeat with the same number of them.
+        progress: told how far it is (see Watch). tell: given the notes of the data, a line each.
         command: what the card shall say that made it; by default the equivalent call of `lpmbench train`.
         trust: allow code from outside this package.
 
     The best epoch on the validation split becomes the model; the test split is looked at once, at the end. A
     KeyboardInterrupt, or a kill, leaves last.ckpt of the last save (at first, of no epoch at all) whole.
 
-    Raises LpmbenchError when `out` holds a training and resume is not set, when it holds another training than the
-    one to be resumed, when cards do not fit together, when an image cannot be read, when `out` cannot be written, and
-    when the loss stops being finite; the last save is then as it was.
+    Raises LpmbenchError when `out` holds a training and resume is not set, or another than the one to be resumed; when
+    cards do not fit together, an image cannot be read, `out` cannot be written, or the loss stops being finite.
     """
     plan = make_plan(model, recipe=recipe, dataset=dataset, epochs=epochs, seed=seed, command=command, trust=trust)
     if tensorboard:
-        summary_writer()  # where it is missing, say so before the data are read
+        checkpoints.summary_writer()  # where it is missing, say so before the data are read
     if not resume:
         checkpoints.refuse_to_overwrite(out)
+    told: set[str] = set()
+
+    def load(split: str) -> LabelledImages:
+        images = load_split(plan, data, split, workers)
+        for note in images.notes:
+            if tell and note not in told:
+                tell(note)
+            told.add(note)
+        return images
+
     with _threads(threads):
-        training = Training(plan, data, out, assemble(device, devices), save_every, workers)
-        if resume:
-            training.restore()
-        else:
-            training.save()
-        if tensorboard and training.team.leads:
-            training.board = Board(out, training.journal.rows)
+        training = _Training(plan, out, start(device, devices), load, save_every)
+        training.restore() if resume else training.save()
+        if tensorboard and training.leads:
+            training.board = checkpoints.open_board(out, training.rows)
         try:
-            training.run(progress or Silent())
+            training.run(progress or (lambda epochs, row: None))
             return training.finish()
         finally:
             training.close()
 
 
-class Training:
-    """One training under way: the network with its optimiser and schedule, and the journal of finished epochs."""
+class _Training:
+    """One training under way: the network with its optimiser and schedule, and the rows of finished epochs."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        data: Path | None,
-        out: Path,
-        team: Team,
-        save_every: float | None = None,
-        workers: int | None = None,
-    ) -> None:
-        self.plan, self.data, self.out, self.team, self.fabric = plan, data, out, team, team.fabric
+    def __init__(self, plan: TrainingPlan, out: Path, fabric: Fabric, load: Load, save_every: float | None) -> None:
+        self.plan, self.out, self.fabric, self.load, self.leads = plan, out, fabric, load, fabric.is_global_zero
+        # What tells the random numbers of several processes apart; nothing where there is one.
+        self._rank = (fabric.global_rank,) if fabric.world_size > 1 else ()
         self.save_every = math.inf if save_every is None else 60 * save_every  # seconds
-        self.workers = workers
-        self.journal = Journal()
-        self.board: Board | None = None
+        self.rows: list[Row] = []
+        self.unfinished: Unfinished = (0, {}, 0.0)
+        self.board: Any = None
         self._drawn = time.perf_counter()
-        self.images = load_split(plan, data, "train", workers)
-        self.validation = load_split(plan, data, "validation", workers)
+        self.images, self.validation = load("train"), load("validation")
         self.batches = -(-len(self.images) // plan.recipe.batch_size)
         with isolated_globals(key(plan.seed, "initialise")):
             self.network = zoo.build(plan.card, trust=plan.trust)
-        self._check_batches()
-        self.classifier = lay_out(zoo.wrap(self.network, plan.card), self.fabric.device.type)
-        self._prepare_glimpses()
-        mixed = plan.recipe.precision == "bf16-mixed"
-        if mixed:
+        self._check_recipe()
+        self.classifier = lay_out(zoo.wrap(self.network, plan.card), fabric.device.type)
+        self.sigma = getattr(self.network, "sigma", 0.0)  # that its policy ends with
+        self.mixed = plan.recipe.precision == "bf16-mixed"
+        if self.mixed:
             keep_exact_parts(self.network)
         entry = cards.resolve(plan.recipe.objective, plan.recipe.path, trust=plan.trust)
         self.objective = bind(entry, plan.recipe.parameters, plan.recipe.path)
         self.optimiser = make_optimiser(self.network, plan.recipe)
         self.schedule = make_schedule(self.optimiser, plan.recipe, plan.recipe.epochs * self.batches)
-        step = TrainingStep(self.classifier, self.objective, mixed=mixed)
-        self.step, self.stepper = self.fabric.setup(
-            step, self.optimiser
-        )  # on the device; self.optimiser stays the plain one
+        # On the device; self.optimiser stays the plain one.
+        self.step, self.stepper = fabric.setup(_Step(self.classifier, self.objective, mixed=self.mixed), self.optimiser)
 
-    def _prepare_glimpses(self) -> None:
-        """Check what the recipe asks of a glimpsing network, and remember the sigma that its policy ends with."""
-        network, recipe = self.network, self.plan.recipe
-        if isinstance(network, RecurrentAttention):
-            self.sigma = network.sigma
-        elif recipe.glimpses or recipe.sigma_start is not None:
-            raise LpmbenchError(
-                f"Recipe '{recipe.name}' sets glimpses or sigma_start, but '{self.plan.card.name}' sees images whole."
-            )
-
-    def _check_batches(self) -> None:
-        """Batch norm cannot normalise one vector; torch would say so in the middle of an epoch."""
-        smallest = len(self.images) // self.batches // self.team.size
+    def _check_recipe(self) -> None:
+        """Raises LpmbenchError where recipe and network do not fit; torch would say so in the middle of an epoch."""
+        recipe, model = self.plan.recipe, self.plan.card.name
+        smallest = len(self.images) // self.batches // self.fabric.world_size
         if smallest < 2 and any(isinstance(module, nn.BatchNorm1d) for module in self.network.modules()):
             raise LpmbenchError(
-                f"Recipe '{self.plan.recipe.name}': batch_size {self.plan.recipe.batch_size} makes a batch of one "
-                f"image, which the batch norms of '{self.plan.card.name}' cannot train on; choose 3 or more."
+                f"Recipe '{recipe.name}': batch_size {recipe.batch_size} makes a batch of one image, which the batch "
+                f"norms of '{model}' cannot train on; choose 3 or more."
             )
+        staged = recipe.glimpses or recipe.sigma_start is not None
+        if staged and not isinstance(self.network, RecurrentAttention):
+            raise LpmbenchError(f"Recipe '{recipe.name}' sets glimpses or sigma_start; '{model}' sees images whole.")
 
     def save(self) -> None:
         """Write last.ckpt."""
-        if not self.team.leads:
-            return
-        states = {
-            "model": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-        checkpoints.save_last(self.out, self.plan.identity(), self.journal, states)
+        if self.leads:
+            states = {name: part.state_dict() for name, part in self._states().items()}
+            checkpoints.save_last(self.out, self.plan.identity(), self.rows, self.unfinished, states)
 
     def restore(self) -> None:
         """Go back to what last.ckpt says. Raises LpmbenchError when it is not of this plan."""
-        self.journal, content = checkpoints.load_last(self.out, self.plan.identity())
-        self.network.load_state_dict(content["model"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.schedule.load_state_dict(content["schedule"])
+        content = checkpoints.load_last(self.out, self.plan.identity())
+        self.rows, self.unfinished = content["rows"], content["unfinished"]
+        for name, part in self._states().items():
+            part.load_state_dict(content[name])
 
-    def run(self, progress: Progress) -> None:
+    def _states(self) -> dict[str, Any]:
+        return {"model": self.network, "optimiser": self.optimiser, "schedule": self.schedule}
+
+    def run(self, progress: Watch) -> None:
         """Every epoch that is left."""
         recipe = self.plan.recipe
-        for epoch in range(self.journal.epoch + 1, recipe.epochs + 1):
+        for epoch in range(len(self.rows) + 1, recipe.epochs + 1):
             trained, seconds = self._train_epoch(epoch, progress)
-            row = {"epoch": epoch} | _named("train", trained)
+            row = {"epoch": epoch} | {f"train_{name}": value for name, value in trained.items()}
             if epoch % recipe.validation.every == 0 or epoch == recipe.epochs:
                 started = time.perf_counter()
-                validated = self._validate()
-                _check_finite(validated["classification"], epoch, self.out)
-                row |= _named("validation", validated)
+                row |= {f"validation_{name}": value for name, value in self._validate().items()}
+                _check_finite(row["validation_classification"], epoch, self.out)
                 seconds += time.perf_counter() - started
-            self._enter(epoch, row | rates(self.optimiser) | {"seconds": seconds})
+            self._enter(row | rates(self.optimiser) | {"seconds": seconds})
             if time.perf_counter() - self._drawn > curves.EVERY:
                 self.draw()
-            progress.on_epoch(epoch, recipe.epochs, self.journal.rows[-1])
+            progress(epoch, self.rows[-1])
 
     def _validate(self) -> dict[str, float]:
-        plan, device = self.plan, self.fabric.device
         if isinstance(self.network, RecurrentAttention):
             self.network.sigma = self.sigma  # the model's own, whatever it trained with
-        mixed = plan.recipe.precision == "bf16-mixed"
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):  # as it trains; the end is measured in full
-            return validate(
-                self.classifier, self.objective, self.validation, plan.seed, device, plan.recipe.validation, self.team
-            )
+        plan, device = self.plan, self.fabric.device
+        asked = (plan.seed, device, plan.recipe.validation, self.fabric)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.mixed):  # as it trains; the end is in full
+            return validate(self.classifier, self.objective, self.validation, *asked)
 
-    def _enter(self, epoch: int, row: Row) -> None:
+    def _enter(self, row: Row) -> None:
         """Put a finished epoch on disk; last.ckpt comes last, so that it never speaks of what is not there."""
-        journal = self.journal
-        rows = [*journal.rows, row]
-        best = "validation_accuracy" in row and (
-            not journal.best_epoch or _score(row) > _score(rows[journal.best_epoch - 1])
-        )
-        if best and self.team.leads:
+        rows = [*self.rows, row]
+        if self.leads and best_epoch(rows) == row["epoch"]:
             checkpoints.save_network(self.out / BEST, self.network)
-        if self.team.leads:
+        if self.leads:
             checkpoints.save_log(self.out, rows)
-        self.journal = Journal(epoch, rows, epoch if best else journal.best_epoch, journal.seconds + row["seconds"])
+        self.rows, self.unfinished = rows, (0, {}, 0.0)
         self.save()
         if self.board:
-            self.board.add(row)
+            checkpoints.add_to_board(self.board, row)
 
     def draw(self) -> None:
         """Write curves.png, once there is an epoch to show."""
-        plan, journal = self.plan, self.journal
-        if journal.rows and self.team.leads:
-            title = f"{plan.card.name} · {plan.recipe.name} · seed {plan.seed}"
-            checkpoints.write(self.out / CURVES, curves.draw(journal.rows, title, journal.best_epoch))
+        if self.rows and self.leads:
+            title = f"{self.plan.card.name} · {self.plan.recipe.name} · seed {self.plan.seed}"
+            checkpoints.write(self.out / CURVES, curves.draw(self.rows, title, best_epoch(self.rows)))
         self._drawn = time.perf_counter()
 
     def close(self) -> None:
         """Leave the pictures of all that is finished, whatever ended the training."""
-        with suppress(LpmbenchError):  # what ended it says more than a picture that could not be written
+        with suppress(LpmbenchError, OSError):  # what ended it says more than a picture that could not be written
             self.draw()
             if self.board:
                 self.board.close()
 
-    def _train_epoch(self, epoch: int, progress: Progress) -> tuple[dict[str, float], float]:
+    def _train_epoch(self, epoch: int, progress: Watch) -> tuple[dict[str, float], float]:
         """One pass over the training split, or what is left of it.
 
         Returns the terms of the objective, averaged over images, and the seconds that the whole epoch took.
         """
         self.step.train()
-        totals, begun = dict(self.journal.totals), time.perf_counter() - self.journal.batch_seconds
-        saved = time.perf_counter()
+        first, totals, spent = self.unfinished
+        totals, begun, saved = dict(totals), time.perf_counter() - spent, time.perf_counter()
         batches = shuffled_batches(len(self.images), self.plan.recipe.batch_size, self.plan.seed, epoch)
-        left = range(self.journal.batches, len(batches))
-        stream = self.images.stream([self.team.share(batch) for batch in batches[left.start :]])
-        for number in left:
+        stream = self.images.stream([share(self.fabric, batch) for batch in batches[first:]])
+        for number in range(first, len(batches)):
             positions = batches[number]
-            found = self.team.together(lambda: next(stream))
+            found = together(self.fabric, lambda: next(stream))
             # Dropout and its like draw from the global generators: each step brings its own seed for them.
             with isolated_globals(key(self.plan.seed, "step", epoch, number, *self._rank)):
                 terms = self._train_batch(epoch, number, positions, found)
-            mine = len(self.team.share(positions))
-            for name, value in self.team.sums({name: float(value) * mine for name, value in terms.items()}).items():
+            mine = {name: float(value) * len(found[1]) for name, value in terms.items()}
+            for name, value in sums(self.fabric, mine).items():
                 totals[name] = totals.get(name, 0.0) + value
             _check_finite(totals["loss"], epoch, self.out)
-            progress.on_batch(number + 1, len(batches))
-            if time.perf_counter() - saved > self.save_every and number + 1 < len(batches):
-                spent = time.perf_counter() - begun
-                self.journal = replace(self.journal, batches=number + 1, totals=totals, batch_seconds=spent)
+            done = number + 1
+            progress(epoch - 1 + done / len(batches), None)
+            if time.perf_counter() - saved > self.save_every and done < len(batches):
+                self.unfinished = (done, dict(totals), time.perf_counter() - begun)
                 self.save()
                 saved = time.perf_counter()
         return {name: total / len(self.images) for name, total in totals.items()}, time.perf_counter() - begun
 
     def _train_batch(self, epoch: int, number: int, positions: list[int], found: Labelled) -> Terms:
         """One step of the optimiser."""
-        recipe, seed, weight = self.plan.recipe, self.plan.seed, self.team.weight(len(found[1]), len(positions))
-        positions = self.team.share(positions)
+        recipe, seed = self.plan.recipe, self.plan.seed
+        # What this process's mean loss counts, so that the mean over processes is that of the batch.
+        weight = len(found[1]) * self.fabric.world_size / len(positions)
+        positions = share(self.fabric, positions)
         images, labels = (self.fabric.to_device(tensor) for tensor in found)
         images = augment(images, recipe.augmentation, generator(seed, "augment", epoch, number, *self._rank))
         own_keys = [generator(seed, "objective", epoch, position) for position in positions]
@@ -323,11 +301,6 @@ class Training:
         self.schedule.step()
         return {name: value.detach() for name, value in terms.items() if name != "logits"}
 
-    @property
-    def _rank(self) -> tuple[int, ...]:
-        """What tells the random numbers of several processes apart; nothing where there is one."""
-        return (self.fabric.global_rank,) if self.team.size > 1 else ()
-
     def _noise(self, epoch: int, number: int, positions: list[int]) -> Noise:
         """The network's noise for one batch, of as many glimpses and as much policy noise as the recipe says now."""
         recipe, network = self.plan.recipe, self.network
@@ -335,54 +308,48 @@ class Training:
         keyed = [generator(self.plan.seed, "train", epoch, position) for position in positions]
         if not isinstance(network, RecurrentAttention):
             return self.classifier.sample_noise(len(positions), keyed)
-        share = (epoch - 1 + number / self.batches) / recipe.epochs
+        done = (epoch - 1 + number / self.batches) / recipe.epochs
         if recipe.sigma_start is not None:
-            network.sigma = recipe.sigma_start + share * (self.sigma - recipe.sigma_start)
-        stages = [glimpses for start, glimpses in recipe.glimpses if start <= share]
+            network.sigma = recipe.sigma_start + done * (self.sigma - recipe.sigma_start)
+        stages = [glimpses for start, glimpses in recipe.glimpses if start <= done]
         return network.sample_noise(len(positions), keyed, stages[-1] if stages else None)
 
     def finish(self) -> TrainingResult:
         """Measure the best epoch and write its model card."""
-        started = time.perf_counter()
-        if isinstance(self.network, RecurrentAttention):
-            self.network.sigma = self.sigma
-        self.team.wait()  # for what the leader has written
+        started, plan, path = time.perf_counter(), self.plan, self.out / CARD
+        self.fabric.barrier()  # for what the first process has written
         best = self.out / BEST
         weight_files.load_state(self.network, weight_files.read(best), source=str(best))
-        accuracy = self._measure()
-        seconds = self.journal.seconds + time.perf_counter() - started
-        weights = self.out / model_cards.weights_file(self.plan.card)
-        if self.team.leads:
+        accuracy: dict[str, float] = {}
+        purposes: dict[str, Purpose] = {"validation": "validate", "test": "clean"}
+        for split, purpose in purposes.items():
+            images = self.validation if split == "validation" else self.load(split)
+            shares = final_accuracy(self.classifier, images, plan.seed, purpose, self.fabric.device, self.fabric)
+            accuracy |= {f"{split}{suffix}": value for suffix, value in shares.items()}
+        seconds = sum(row["seconds"] for row in self.rows) + time.perf_counter() - started
+        weights = self.out / checkpoints.weights_file(plan.card)
+        if self.leads:
             checkpoints.save_network(weights, self.network)
-        trained = Trained(
-            recipe=self.plan.recipe.name,
-            seed=self.plan.seed,
-            epochs=self.plan.recipe.epochs,
-            dataset=self.plan.dataset.name,
-            command=self.plan.command,
-            accuracy=accuracy,
-            seconds=round(seconds, 1),
-            versions=model_cards.versions(),
-            curve=curves.thinned(self.journal.rows),
-        )
-        if self.team.leads:
-            model_cards.write_card(self.plan.card, weights, trained, self.out / CARD)
-        self.team.wait()
-        card = cards.read(self.out / CARD, ModelCard)
-        return TrainingResult(
-            card, self.out / CARD, weights, accuracy, self.journal.rows, self.journal.best_epoch, seconds
-        )
+            trained = Trained(
+                recipe=plan.recipe.name, seed=plan.seed, epochs=plan.recipe.epochs, dataset=plan.dataset.name,
+                command=plan.command, accuracy=accuracy, seconds=round(seconds, 1),
+                versions=versions_of(("torch", OURS)), curve=curves.thinned(self.rows),
+            )  # fmt: skip
+            checkpoints.write_card(plan.card, weights, trained, path)
+        self.fabric.barrier()
+        card = cards.read(path, ModelCard)
+        return TrainingResult(card, path, weights, accuracy, self.rows, best_epoch(self.rows), seconds)
 
-    def _measure(self) -> dict[str, float]:
-        parts: dict[str, tuple[LabelledImages, Any]] = {
-            "validation": (self.validation, "validate"),
-            "test": (load_split(self.plan, self.data, "test", self.workers), "clean"),
-        }
-        found: dict[str, float] = {}
-        for part, (images, purpose) in parts.items():
-            shares = final_accuracy(self.classifier, images, self.plan.seed, purpose, self.fabric.device, self.team)
-            found |= {f"{part}{suffix}": share for suffix, share in shares.items()}
-        return found
+
+def best_epoch(rows: list[Row]) -> int:
+    """The validated epoch of the highest accuracy at M = 1; of equals, the lowest loss, then the first; 0 for none.
+
+    The averaged classifier would hide a bad policy, and is right about nearly every validation image long before the
+    single run is.
+    """
+    validated = [row for row in rows if "validation_accuracy" in row]
+    scores = [(row["validation_accuracy"], -row["validation_classification"]) for row in validated]
+    return int(validated[scores.index(max(scores))]["epoch"]) if validated else 0
 
 
 @contextmanager
@@ -393,19 +360,6 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _named(split: str, terms: dict[str, float]) -> Row:
-    return {f"{split}_{name}": value for name, value in terms.items()}
-
-
-def _score(row: Row) -> tuple[float, float]:
-    """What the best epoch has most of: accuracy at M = 1, which models are ranked by; of equals, the lower loss.
-
-    The averaged classifier would hide a bad policy, and is right about nearly every validation image long before the
-    single run is.
-    """
-    return row["validation_accuracy"], -row["validation_classification"]
 
 
 def _check_finite(loss: float, epoch: int, out: Path) -> None:

@@ -1,10 +1,9 @@
-"""What a recipe can minimise, named in its card by address.
+"""What a recipe can minimise, named in its card by address; and its optimiser and schedule.
 
-An objective is a function `(classifier, batch, **parameters) -> Terms`. Of its terms, scalars all, "loss" is minimised;
-"accuracy" (the share of right answers under the conditions that are trained for) and "classification" (their
-cross-entropy) choose the best epoch; every scalar is logged. "logits" (B, K), the answers themselves, is no scalar:
-where an objective gives it, validation can average a stochastic network's runs. It is called in training mode to train
-and in eval mode, without gradients, to validate.
+An objective is a function `(classifier, batch, **parameters) -> Terms`, called in training mode to train and in eval
+mode, without gradients, to validate. Of its terms, scalars all, "loss" is minimised; "accuracy" (under the conditions
+that are trained for) and "classification" (their cross-entropy) choose the best epoch; every scalar is logged. With
+"logits" (B, K), which are optional, validation can average a stochastic network's runs.
 """
 
 from __future__ import annotations
@@ -19,13 +18,16 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Normal
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
+from robustbench_lpm.registry.cards import RecipeCard
 
 Reward = Literal["last", "following", "probability"]
 Through = Literal["score-function", "reparameterised", "straight-through", "both"]
@@ -34,7 +36,7 @@ Objective = Callable[..., Terms]
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     """One step's examples and all of its randomness.
 
     images: (B, C, H, W) in [0, 1]. labels: (B,). noise: of the classifier, one draw for each image, {} when it is
@@ -59,7 +61,7 @@ def bind(entry: Callable[..., Any], parameters: Mapping[str, Any], path: Path) -
     return partial(entry, **parameters)
 
 
-def cross_entropy(classifier: Classifier, batch: Batch, *, label_smoothing: float = 0.0) -> Terms:
+def cross_entropy(classifier: Classifier, batch: TrainingBatch, *, label_smoothing: float = 0.0) -> Terms:
     """The mean cross-entropy of the answers; smoothed labels as in Szegedy et al. 2016, section 7."""
     logits = classifier(batch.images, batch.noise)
     return {
@@ -71,18 +73,12 @@ def cross_entropy(classifier: Classifier, batch: Batch, *, label_smoothing: floa
 
 
 def adversarial(
-    classifier: Classifier,
-    batch: Batch,
-    *,
-    eps: float,
-    steps: int,
-    step_size: float,
-    norm: Norm = "linf",
+    classifier: Classifier, batch: TrainingBatch, *, eps: float, steps: int, step_size: float, norm: Norm = "linf"
 ) -> Terms:
-    """The mean cross-entropy on the worst images that PGD finds in the ball of eps (Madry et al. 2018, eq. 2.1).
+    """The mean cross-entropy on the adversarial examples that PGD finds (Madry et al. 2018, eq. 2.1).
 
-    "accuracy" is that on the attacked images, "clean_accuracy" that on the images as they are. Both, and the attack,
-    see the network in eval mode: attacks must not move the statistics of batch norms, nor meet dropout.
+    "accuracy" is that on those, "clean_accuracy" that on the clean images. The attack sees the network in eval mode: it
+    must not move the statistics of batch norms, nor meet dropout.
     """
     training = classifier.training
     classifier.eval()
@@ -91,12 +87,13 @@ def adversarial(
         clean = _accuracy(classifier(batch.images, batch.noise), batch.labels)
     classifier.train(training)
     logits = classifier(attacked, batch.noise)
-    loss = F.cross_entropy(logits, batch.labels)
-    accuracy = _accuracy(logits, batch.labels)
+    loss, accuracy = F.cross_entropy(logits, batch.labels), _accuracy(logits, batch.labels)
     return {"loss": loss, "classification": loss.detach(), "accuracy": accuracy, "clean_accuracy": clean}
 
 
-def perturb(classifier: Classifier, batch: Batch, *, norm: Norm, eps: float, steps: int, step_size: float) -> Tensor:
+def perturb(
+    classifier: Classifier, batch: TrainingBatch, *, norm: Norm, eps: float, steps: int, step_size: float
+) -> Tensor:
     """PGD from a random point of the ball; images (B, C, H, W) within eps of the batch's and within [0, 1]."""
     attacked = uniform_in_ball(batch.images, norm, eps, batch.generators)
     for _ in range(steps):
@@ -111,7 +108,7 @@ def perturb(classifier: Classifier, batch: Batch, *, norm: Norm, eps: float, ste
 
 def reinforce(
     classifier: Classifier,
-    batch: Batch,
+    batch: TrainingBatch,
     *,
     every_glimpse: bool = False,
     policy_weight: float = 1.0,
@@ -124,7 +121,7 @@ def reinforce(
     """The loss of RAM and RAM-LPM: NLL + MSE(b, R) + mean over the batch of sum_t -log pi(l[t+1]; mu[t]) (R - b[t]).
 
     Mnih et al. 2014, section 3; Kiritani and Ono 2020. R is 1 for a right answer after the last glimpse, else 0. Of T
-    glimpses, counted from 0, T-1 lead to another one: the baseline b[t] and the density of l[t+1] belong to mu[t].
+    glimpses T-1 lead to another one: the baseline b[t] and the density of l[t+1] belong to mu[t], t = 0..T-2.
     Gradients reach the policy through the means alone; R - b[t] is a constant there. The defaults are the reference.
 
     Args:
@@ -132,12 +129,10 @@ def reinforce(
         policy_weight, baseline_weight: of the two terms beside the NLL.
         baseline: subtract b[t] from the reward. Without it the same gradient has more variance, and b is not trained.
         reward: "last" as above; "following" gives mu[t] the share of right answers after glimpses t+1 to T-1;
-            "probability" the mean probability of the right class after those, which tells more than right or wrong.
-        entropy_weight: of a bonus on the entropy of where the images of a batch are looked at (`gaze_entropy`). That
-            of the policy itself is constant, since sigma is: a bonus on it would have no gradient.
+            "probability" the mean probability of the right class after those.
+        entropy_weight: of a bonus on `gaze_entropy`; the policy's own entropy is constant, since sigma is.
         through: "score-function" is REINFORCE. "reparameterised" and "straight-through" train the policy by the
-            gradient of the NLL through the retina's sampling grid instead, as spatial transformers are trained
-            (Jaderberg et al. 2015); the baseline is trained beside it, and "both" adds REINFORCE's term.
+            gradient of the NLL through the sampling grid instead (Jaderberg et al. 2015); "both" adds REINFORCE's term.
     """
     network = classifier.network
     if not isinstance(network, RecurrentAttention):
@@ -173,7 +168,7 @@ def reinforce(
 
 
 def returns(logits: Tensor, labels: Tensor, reward: Reward) -> Tensor:
-    """What each of T-1 decisions earned, (T-1, B) in [0, 1], from the logits (T, B, K) after every glimpse."""
+    """The reward of each of T-1 decisions, (T-1, B) in [0, 1], from the logits (T, B, K) after every glimpse."""
     steps = len(logits) - 1
     if reward == "last":
         return (logits[-1].argmax(1) == labels).float().expand(steps, -1)
@@ -212,3 +207,38 @@ def policy_loss(means: Tensor, fixations: Tensor, sigma: float, advantages: Tens
 
 def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels).float().mean()
+
+
+def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:
+    """The optimiser, with each group at its own rate: recipe.groups where it names one, else the learning rate."""
+    grouping = getattr(network, "parameter_groups", lambda: {"all": list(network.parameters())})
+    found: dict[str, list[nn.Parameter]] = grouping()
+    for name in recipe.groups:
+        if name not in found:
+            raise unknown(f"parameter group in recipe {recipe.name}", name, found)
+    groups: list[dict[str, Any]] = [
+        {"name": name, "params": parameters, "lr": recipe.groups.get(name, recipe.learning_rate)}
+        for name, parameters in found.items()
+    ]
+    if missing := set(network.parameters()).difference(*found.values()):  # they would silently never train
+        raise LpmbenchError(f"parameter_groups() of {type(network).__name__} leaves out {len(missing)} parameter(s).")
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+    kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
+    return kind(groups, weight_decay=recipe.weight_decay)
+
+
+def make_schedule(optimiser: Optimizer, recipe: RecipeCard, steps: int) -> LRScheduler:
+    """The schedule over `steps` optimiser steps in all; it moves every group by the same factors."""
+    if recipe.schedule == "one-cycle":
+        return OneCycleLR(optimiser, max_lr=[group["lr"] for group in optimiser.param_groups], total_steps=steps)
+    if recipe.schedule == "cosine":
+        return CosineAnnealingLR(optimiser, T_max=steps)
+    return ConstantLR(optimiser, factor=1.0)
+
+
+def rates(optimiser: Optimizer) -> dict[str, float]:
+    """Columns of the log: the learning rate of now, of each group where there are several."""
+    if len(optimiser.param_groups) == 1:
+        return {"learning_rate": float(optimiser.param_groups[0]["lr"])}
+    return {f"learning_rate_{group['name']}": float(group["lr"]) for group in optimiser.param_groups}

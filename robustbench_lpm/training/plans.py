@@ -13,10 +13,13 @@ from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.registry.cards import DatasetCard, ModelCard, RecipeCard
 
 WORDS = {"summary", "source"}
+# Options that change nothing about the network that is trained; --trust comes last.
+INCIDENTAL = ("resume", "trust", "save_every", "workers", "tensorboard")
+DEFAULTS = {"device": "cpu", "devices": 1}
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A model card with its parameters resolved, a recipe with its overrides, a data set, a seed."""
 
     card: ModelCard
@@ -52,7 +55,7 @@ def make_plan(
     seed: int,
     command: str | None,
     trust: bool,
-) -> Plan:
+) -> TrainingPlan:
     """Resolve cards and overrides. Raises LpmbenchError where they do not fit together."""
     card = cards.model(model)
     if recipe is None:
@@ -61,8 +64,7 @@ def make_plan(
         recipe = cards.recipe(card.recipe)
     if epochs is not None and epochs < 1:
         raise LpmbenchError(f"A training needs at least one epoch, not {epochs}.")
-    changes: dict[str, Any] = {"dataset": dataset} if dataset is not None else {}
-    changes |= {"epochs": epochs} if epochs is not None else {}
+    changes = {key: value for key, value in (("dataset", dataset), ("epochs", epochs)) if value is not None}
     resolved = _with(recipe, **changes)
     data = cards.dataset(resolved.dataset)
     if not zoo.fits(card, data):
@@ -71,7 +73,7 @@ def make_plan(
             f"'{data.name}' (labels '{data.labels}', {data.channels} channel(s))."
         )
     trained = _with(card, parameters=card.parameters | recipe.model_parameters)
-    return Plan(trained, resolved, data, seed, command or _command(model, recipe, changes, seed), trust)
+    return TrainingPlan(trained, resolved, data, seed, command or command_of(model, {"seed": seed, **changes}), trust)
 
 
 def _with(card: Any, **changes: Any) -> Any:
@@ -81,9 +83,9 @@ def _with(card: Any, **changes: Any) -> Any:
     return copy
 
 
-def _command(model: str, recipe: RecipeCard, changes: dict[str, Any], seed: int) -> str:
-    words = ["lpmbench", "train", model, "--seed", str(seed)]
-    for option, value in changes.items():
-        if value != getattr(recipe, option):
-            words += [f"--{option}", str(value)]
-    return shlex.join(words)
+def command_of(model: str, options: dict[str, Any]) -> str:
+    """The `lpmbench train` that repeats a training with these options, wherever its data and its output are."""
+    shown = {key: value for key, value in options.items() if value != DEFAULTS.get(key) and key not in INCIDENTAL}
+    shown |= {"data": "DIR"} if "data" in shown else {}
+    words = [f"--{key} {shlex.quote(str(value))}" for key, value in shown.items()]
+    return " ".join(["lpmbench train", shlex.quote(model), *words, *["--trust"] * bool(options.get("trust"))])

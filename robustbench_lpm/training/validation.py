@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.recurrent_attention import Policy, RecurrentAttention
 from robustbench_lpm.randomness import Purpose, generator, generators
 from robustbench_lpm.registry.cards import Validation
+from robustbench_lpm.training.devices import share, sums
 from robustbench_lpm.training.examples import LabelledImages
-from robustbench_lpm.training.objectives import Batch, Objective
-from robustbench_lpm.training.team import Team
+from robustbench_lpm.training.objectives import Objective, TrainingBatch
 
 FINAL_DRAWS = 10  # at the end; also the M of the averaged classifier
 CHUNK = 250  # images at once, fewer where their pixels would take more than
@@ -29,20 +30,20 @@ def validate(
     seed: int,
     device: torch.device,
     settings: Validation = Validation(),  # noqa: B008 (it is frozen)
-    team: Team | None = None,
+    fabric: Fabric | None = None,
 ) -> dict[str, float]:
     """Every term of the objective, averaged over images and, for a stochastic network, over single draws (M = 1).
 
-    For a stochastic network of several draws also "accuracy_mM", that of their mean logits; with settings.controls,
-    for a glimpsing one, "accuracy_random" and "accuracy_centre", that of one draw with fixations that the image has no
-    say in. The noise is the same at every epoch, so that epochs compare. A team shares the images.
+    For several draws also "accuracy_mM", that of their mean logits; with settings.controls, for a glimpsing network,
+    "accuracy_random" and "accuracy_centre", that of one draw under those policies. The noise is the same at every
+    epoch, so that epochs compare. Several processes share the images.
     """
     classifier.eval()
     count = min(settings.limit or len(images), len(images))
     draws = settings.draws if classifier.stochastic else 1
     policies = CONTROLS if settings.controls and isinstance(classifier.network, RecurrentAttention) else ()
     totals: dict[str, float] = {}
-    for indices, pixels, labels in _chunks(images, device, team, count):
+    for indices, pixels, labels in _chunks(images, device, fabric, count):
         logits: Tensor | None = None
         for draw in range(draws):
             terms = objective(classifier, _keyed(classifier, indices, pixels, labels, seed, draw))
@@ -56,7 +57,7 @@ def validate(
         for policy in policies:
             batch = _keyed(classifier, indices, pixels, labels, seed, 0)
             _add(totals, f"accuracy_{policy}", _right_under(classifier, policy, batch))
-    whole = team.sums(totals) if team else totals
+    whole = sums(fabric, totals)
     return {name: total / count for name, total in whole.items()}
 
 
@@ -64,13 +65,15 @@ def _add(totals: dict[str, float], name: str, value: float) -> None:
     totals[name] = totals.get(name, 0.0) + value
 
 
-def _keyed(classifier: Classifier, indices: list[int], pixels: Tensor, labels: Tensor, seed: int, draw: int) -> Batch:
+def _keyed(
+    classifier: Classifier, indices: list[int], pixels: Tensor, labels: Tensor, seed: int, draw: int
+) -> TrainingBatch:
     noise = classifier.sample_noise(len(indices), generators(seed, indices, "validate", draw))
     own = [generator(seed, "objective", "validate", index, draw) for index in indices]
-    return Batch(pixels, labels, noise, own)
+    return TrainingBatch(pixels, labels, noise, own)
 
 
-def _right_under(classifier: Classifier, policy: Policy, batch: Batch) -> int:
+def _right_under(classifier: Classifier, policy: Policy, batch: TrainingBatch) -> int:
     """How many answers are right under another policy, from the same weights."""
     network = classifier.network
     assert isinstance(network, RecurrentAttention)
@@ -88,7 +91,7 @@ def final_accuracy(
     seed: int,
     purpose: Purpose,
     device: torch.device,
-    team: Team | None = None,
+    fabric: Fabric | None = None,
 ) -> dict[str, float]:
     """The accuracy on the images as they are: {"": share} for a deterministic network.
 
@@ -97,7 +100,7 @@ def final_accuracy(
     classifier.eval()
     draws = FINAL_DRAWS if classifier.stochastic else 1
     right = {"single": 0.0, "averaged": 0.0}
-    for indices, pixels, labels in _chunks(images, device, team):
+    for indices, pixels, labels in _chunks(images, device, fabric):
         logits = []
         for draw in range(draws):
             noise = classifier.sample_noise(len(indices), generators(seed, indices, purpose, draw))
@@ -105,18 +108,18 @@ def final_accuracy(
         answers = torch.stack(logits)
         right["single"] += int((answers.argmax(2) == labels).sum())
         right["averaged"] += int((answers.mean(0).argmax(1) == labels).sum())
-    whole = team.sums(right) if team else right
+    whole = sums(fabric, right)
     share = whole["single"] / (draws * len(images))
     return {"_m1": share, "_m10": whole["averaged"] / len(images)} if classifier.stochastic else {"": share}
 
 
 def _chunks(
-    images: LabelledImages, device: torch.device, team: Team | None, count: int | None = None
+    images: LabelledImages, device: torch.device, fabric: Fabric | None, count: int | None = None
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """The first `count` images (all by default), in their order; of a team, this process's share of the chunks."""
+    """This process's share of the first `count` images (all by default), in their order."""
     end = len(images) if count is None else count
     step = max(1, min(CHUNK, CHUNK_BYTES // (4 * images.shape.numel())))
     chunks = [list(range(start, min(start + step, end))) for start in range(0, end, step)]
-    chunks = team.share(chunks) if team else chunks
+    chunks = share(fabric, chunks)
     for indices, (pixels, labels) in zip(chunks, images.stream(chunks), strict=True):
         yield indices, pixels.to(device), labels.to(device)

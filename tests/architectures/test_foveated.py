@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.cnn import Cnn
 from robustbench_lpm.architectures.foveated import FovealBlur, FoveatedCnn, gaussian
-from robustbench_lpm.architectures.retina import LogPolarRetina
+from robustbench_lpm.architectures.retina import log_polar_retina
 from robustbench_lpm.registry import cards
 
 TOLERANCE = 1e-12
@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_finite_differences() -> None:
 def test_sigma_is_half_the_larger_spacing_of_the_retina_s_samples(retina: tuple[int, int]) -> None:
     """Measured on the retina's own points."""
     height, width = retina
-    points = LogPolarRetina(height, width, 0.05, 1.0).points()[0]
+    points = log_polar_retina(height, width, 0.05, 1.0).points[0]
     radii = points.norm(dim=-1)[:, 0]
     along_a_ray = torch.log(radii[1:] / radii[:-1])
     around_the_pole = 2 * math.pi / width

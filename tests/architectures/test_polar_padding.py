@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm.architectures.ramlpm import GlimpseBlock, GlimpseCnn, Pooling
+from robustbench_lpm.architectures.ramlpm import GlimpseCnn, Pooling, glimpse_block
 from robustbench_lpm.architectures.retina import LogPolarPadding
 
 TOLERANCE = 1e-12
@@ -63,7 +63,7 @@ def test_padding_by_hand() -> None:
 @pytest.mark.parametrize("shift", [1, 2, 5, 12, 23])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 def test_without_pooling_any_roll_of_the_glimpse_rolls_the_features(kernel: int, shift: int) -> None:
-    network = settled(nn.Sequential(*[GlimpseBlock(n, [4], kernel=kernel) for n in (2, 4, 4)]))
+    network = settled(nn.Sequential(*[glimpse_block(n, [4], kernel=kernel) for n in (2, 4, 4)]))
     rolled = network(maps().roll(shift, dims=-1))
     assert difference(rolled, network(maps()).roll(shift, dims=-1)).max() < TOLERANCE
     assert difference(rolled, network(maps())).max() > 0.1
@@ -97,7 +97,7 @@ def test_with_pooling_rolls_by_the_total_stride_roll_the_features(
 
 @pytest.mark.parametrize("shift", [1, 7, 12])
 def test_the_padding_of_the_reference_breaks_it_in_row_0_only(shift: int) -> None:
-    network = settled(GlimpseBlock(2, [4], padding="reference"))
+    network = settled(glimpse_block(2, [4], padding="reference"))
     rows = difference(network(maps().roll(shift, dims=-1)), network(maps()).roll(shift, dims=-1))
     assert rows[0] > 0.1
     assert rows[1:].max() < TOLERANCE
@@ -105,8 +105,8 @@ def test_the_padding_of_the_reference_breaks_it_in_row_0_only(shift: int) -> Non
 
 def test_the_paddings_differ_in_row_0_only() -> None:
     torch.manual_seed(0)
-    polar = settled(GlimpseBlock(2, [4], padding="polar"))
-    reference = settled(GlimpseBlock(2, [4], padding="reference"))
+    polar = settled(glimpse_block(2, [4], padding="polar"))
+    reference = settled(glimpse_block(2, [4], padding="reference"))
     reference.load_state_dict(polar.state_dict())
     rows = difference(polar(maps()), reference(maps()))
     assert rows[0] > 0.1
@@ -123,8 +123,7 @@ def test_what_cannot_be_padded() -> None:
 
 @pytest.mark.parametrize("kernel", [1, 2, 3, 5])
 def test_zeros_around_a_map_keep_its_size(kernel: int) -> None:
-    block = settled(GlimpseBlock(2, [4], kernel=kernel, padding="zeros"))
-    assert isinstance(block, GlimpseBlock)
+    block = settled(glimpse_block(2, [4], kernel=kernel, padding="zeros"))
     padded = block.padding(maps())
     assert padded.shape == (3, 2, H + kernel - 1, W + kernel - 1)
     assert float(padded.sum()) == pytest.approx(float(maps().sum()))
@@ -133,8 +132,7 @@ def test_zeros_around_a_map_keep_its_size(kernel: int) -> None:
 
 def test_with_zeros_around_it_a_map_is_a_picture() -> None:
     """Equal to torch's own zero padding; neither angles nor a pole are left."""
-    block = settled(GlimpseBlock(2, [4], padding="zeros"))
-    assert isinstance(block, GlimpseBlock)
+    block = settled(glimpse_block(2, [4], padding="zeros"))
     own = torch.nn.functional.conv2d(maps(), block.conv.weight, block.conv.bias, padding=1)
     torch.testing.assert_close(block.conv(block.padding(maps())), own, rtol=0, atol=TOLERANCE)
     assert difference(block(maps().roll(1, dims=-1)), block(maps()).roll(1, dims=-1)).min() > 1e-3

@@ -402,7 +402,7 @@ def test_the_rectangular_control_has_as_many_samples_and_parameters() -> None:
     networks = {name: zoo.build(cards.model(name)) for name in ("ramlpm", "ramlpm-rectangular")}
     shapes = {name: {n: p.shape for n, p in network.state_dict().items()} for name, network in networks.items()}
     assert shapes["ramlpm"] == shapes["ramlpm-rectangular"]
-    samples = {name: network.retina.height * network.retina.width for name, network in networks.items()}
+    samples = {name: network.retina.points[0][..., 0].numel() for name, network in networks.items()}
     assert samples == {"ramlpm": 288, "ramlpm-rectangular": 288}
 
 

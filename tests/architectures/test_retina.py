@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_lpm.architectures.retina import CartesianRetina, LogPolarRetina, RectangularRetina, Retina
+from robustbench_lpm.architectures.retina import Retina, cartesian_retina, log_polar_retina, rectangular_retina
 
 TOLERANCE = 1e-12
 H, W = 10, 24
@@ -46,7 +46,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 def test_turning_the_image_by_a_quarter_rolls_the_angles(
     size: int, u: int, inner_rows: int, align_corners: bool
 ) -> None:
-    retina = LogPolarRetina(H, W, 0.05, 1.2, oversampling=u, inner_rows=inner_rows, align_corners=align_corners)
+    retina = log_polar_retina(H, W, 0.05, 1.2, oversampling=u, inner_rows=inner_rows, align_corners=align_corners)
     images = random(2, 3, size, size)
     upright = retina(images, at(0.0, 0.0, batch=2))
     for quarters in (1, 2, 3):
@@ -58,7 +58,7 @@ def test_turning_the_image_by_a_quarter_rolls_the_angles(
 
 @either_convention
 def test_turning_image_and_fixation_rolls_the_angles(align_corners: bool) -> None:
-    retina = LogPolarRetina(H, W, 0.05, 0.6, align_corners=align_corners)
+    retina = log_polar_retina(H, W, 0.05, 0.6, align_corners=align_corners)
     images, x, y = random(1, 1, 32, 32), 0.3, -0.1
     turned = retina(images.rot90(1, dims=(2, 3)), at(y, -x))
     assert_close(turned, retina(images, at(x, y)).roll(-W // 4, dims=-1))
@@ -66,7 +66,7 @@ def test_turning_image_and_fixation_rolls_the_angles(align_corners: bool) -> Non
 
 @either_convention
 def test_flipping_the_image_reverses_the_angles(align_corners: bool) -> None:
-    retina = LogPolarRetina(H, W, 0.05, 1.2, align_corners=align_corners)
+    retina = log_polar_retina(H, W, 0.05, 1.2, align_corners=align_corners)
     images = random(1, 2, 32, 32)
     upright = retina(images, CENTRE)
     reversed_angles = (-torch.arange(W)) % W
@@ -74,7 +74,7 @@ def test_flipping_the_image_reverses_the_angles(align_corners: bool) -> None:
     assert_close(retina(images.flip(3), CENTRE), upright[..., (W // 2 - torch.arange(W)) % W])
 
 
-class Analytic(LogPolarRetina):
+class Analytic(Retina):
     """Samples a function instead of pixels: its geometry without interpolation."""
 
     function: Callable[[Tensor, Tensor], Tensor]
@@ -86,7 +86,7 @@ class Analytic(LogPolarRetina):
 
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_scaling_by_a_power_of_q_shifts_the_radii(k: int) -> None:
-    retina = Analytic(H, W, 0.05, 0.8)
+    retina = Analytic([(log_polar_retina(H, W, 0.05, 0.8).points[0], 1)])
     q = (0.8 / 0.05) ** (1 / (H - 1))
 
     def scene(x: Tensor, y: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def test_scaling_by_a_power_of_q_shifts_the_radii(k: int) -> None:
 def test_scaling_an_image_of_pixels_shifts_the_radii(k: int, align_corners: bool) -> None:
     """A plane is interpolated exactly, so that the identity holds through pixels as well."""
     r_min, r_max = 0.02, 0.3
-    retina = LogPolarRetina(H, W, r_min, r_max, align_corners=align_corners)
+    retina = log_polar_retina(H, W, r_min, r_max, align_corners=align_corners)
     q = (r_max / r_min) ** (1 / (H - 1))
     x, y = coordinates(40, align_corners)
     plain, scaled = ((0.5 + 0.3 * s * x - 0.2 * s * y)[None, None] for s in (1, q**k))
@@ -115,7 +115,7 @@ def test_scaling_an_image_of_pixels_shifts_the_radii(k: int, align_corners: bool
 @either_convention
 @pytest.mark.parametrize(("u", "inner_rows"), [(1, 0), (3, 0), (2, 4)])
 def test_a_constant_image_gives_a_constant(u: int, inner_rows: int, align_corners: bool) -> None:
-    retina = LogPolarRetina(H, W, 0.05, 0.6, oversampling=u, inner_rows=inner_rows, align_corners=align_corners)
+    retina = log_polar_retina(H, W, 0.05, 0.6, oversampling=u, inner_rows=inner_rows, align_corners=align_corners)
     glimpse = retina(torch.full((1, 2, 32, 32), 0.7, dtype=torch.float64), at(0.2, -0.1))
     assert_close(glimpse, torch.full((1, 2, H + inner_rows, W), 0.7, dtype=torch.float64))
 
@@ -123,7 +123,7 @@ def test_a_constant_image_gives_a_constant(u: int, inner_rows: int, align_corner
 @either_convention
 @pytest.mark.parametrize("size", [32, 57])
 def test_a_ramp_returns_the_coordinates_of_the_points(size: int, align_corners: bool) -> None:
-    retina = LogPolarRetina(H, W, 0.05, 0.6, inner_rows=2, align_corners=align_corners)
+    retina = log_polar_retina(H, W, 0.05, 0.6, inner_rows=2, align_corners=align_corners)
     x, y = coordinates(size, align_corners)
     fixation = at(0.21, -0.13)
     glimpse = retina(torch.stack([x, y])[None], fixation)
@@ -136,7 +136,7 @@ def test_a_ramp_returns_the_coordinates_of_the_points(size: int, align_corners: 
 
 @either_convention
 def test_beyond_the_image_lies_darkness(align_corners: bool) -> None:
-    retina = LogPolarRetina(H, W, 0.05, 3.0, align_corners=align_corners)
+    retina = log_polar_retina(H, W, 0.05, 3.0, align_corners=align_corners)
     glimpse = retina(torch.ones(1, 1, 32, 32, dtype=torch.float64), CENTRE)
     assert glimpse[:, :, 0].min() == 1
     assert glimpse[:, :, -1].max() == 0
@@ -144,9 +144,9 @@ def test_beyond_the_image_lies_darkness(align_corners: bool) -> None:
 
 @either_convention
 @pytest.mark.parametrize(("retina_class", "arguments"), [
-    (LogPolarRetina, (H, W, 0.05, 0.5)),
-    (RectangularRetina, (8, 2, 0.2)),
-    (CartesianRetina, (8, 9, 0.5)),
+    (log_polar_retina, (H, W, 0.05, 0.5)),
+    (rectangular_retina, (8, 2, 0.2)),
+    (cartesian_retina, (8, 9, 0.5)),
 ])  # fmt: skip
 def test_moving_image_and_fixation_together_changes_nothing(
     retina_class: Callable[..., Retina], arguments: tuple[float, ...], align_corners: bool
@@ -161,10 +161,10 @@ def test_moving_image_and_fixation_together_changes_nothing(
 
 
 @pytest.mark.parametrize("retina", [
-    LogPolarRetina(H, W, 0.05, 1.0),
-    LogPolarRetina(H, W, 0.05, 1.0, oversampling=2, inner_rows=2, align_corners=True),
-    RectangularRetina(6, 3, 0.3),
-    CartesianRetina(5, 7, 1.0, oversampling=2),
+    log_polar_retina(H, W, 0.05, 1.0),
+    log_polar_retina(H, W, 0.05, 1.0, oversampling=2, inner_rows=2, align_corners=True),
+    rectangular_retina(6, 3, 0.3),
+    cartesian_retina(5, 7, 1.0, oversampling=2),
 ], ids=["log-polar", "log-polar, oversampled", "rectangular", "Cartesian"])  # fmt: skip
 def test_the_gradient_is_the_adjoint(retina: Retina) -> None:
     fixations = random(2, 2) - 0.5
@@ -178,7 +178,7 @@ def test_the_gradient_is_the_adjoint(retina: Retina) -> None:
 
 
 def test_fixations_belong_to_their_images() -> None:
-    retina = LogPolarRetina(H, W, 0.05, 1.0)
+    retina = log_polar_retina(H, W, 0.05, 1.0)
     images, fixations = random(3, 1, 20, 20), random(3, 2) - 0.5
     alone = [retina(images[i : i + 1], fixations[i : i + 1]) for i in range(3)]
     assert_close(retina(images, fixations), torch.cat(alone))
@@ -187,21 +187,22 @@ def test_fixations_belong_to_their_images() -> None:
 @pytest.mark.parametrize(("u", "inner_rows"), [(1, 0), (2, 0), (1, 3), (3, 5)])
 @pytest.mark.parametrize("size", [16, 300])
 def test_the_glimpse_does_not_depend_on_the_size_of_the_image(u: int, inner_rows: int, size: int) -> None:
-    retina = LogPolarRetina(H, W, 0.05, 1.0, oversampling=u, inner_rows=inner_rows)
+    retina = log_polar_retina(H, W, 0.05, 1.0, oversampling=u, inner_rows=inner_rows)
     assert retina(random(1, 3, size, size), CENTRE).shape == (1, 3, H + inner_rows, W)
     assert retina.height == H + inner_rows
-    assert [tuple(points.shape) for points in retina.points()] == [(u * (H + inner_rows), u * W, 2)]
+    assert [tuple(points.shape) for points in retina.points] == [(u * (H + inner_rows), u * W, 2)]
 
 
 def test_oversampling_averages_a_finer_retina() -> None:
     images, fixation = random(1, 2, 40, 40), at(0.1, 0.2)
-    fine = LogPolarRetina(3 * H, 3 * W, 0.05, 1.0)(images, fixation)
-    found = LogPolarRetina(H, W, 0.05, 1.0, oversampling=3)(images, fixation)
+    fine = log_polar_retina(3 * H, 3 * W, 0.05, 1.0)(images, fixation)
+    found = log_polar_retina(H, W, 0.05, 1.0, oversampling=3)(images, fixation)
     assert_close(found, fine.unflatten(3, (W, 3)).unflatten(2, (H, 3)).mean(dim=(3, 5)))
 
 
 def test_radii_grow_by_a_constant_factor_around_a_disc_of_equal_areas() -> None:
-    radii = LogPolarRetina(H, W, 0.05, 0.8, inner_rows=4, oversampling=2).radii()
+    points = log_polar_retina(H, W, 0.05, 0.8, inner_rows=4, oversampling=2).points[0]
+    radii = points[:, 0, 0]  # along x
     disc, rings = radii[:8], radii[8:]
     assert_close(
         rings[1:] / rings[:-1], torch.full((2 * H - 1,), (0.8 / 0.05) ** (1 / (2 * H - 1)), dtype=torch.float64)
@@ -222,25 +223,25 @@ def test_radii_grow_by_a_constant_factor_around_a_disc_of_equal_areas() -> None:
 ])  # fmt: skip
 def test_impossible_retinas(arguments: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="a log-polar retina needs"):
-        LogPolarRetina(**arguments)
+        log_polar_retina(**arguments)
 
 
 def test_precision_follows_the_images() -> None:
     """The pattern is made anew in float64, not widened from float32."""
-    retina = LogPolarRetina(H, W, 0.05, 0.6)
+    retina = log_polar_retina(H, W, 0.05, 0.6)
     x, y = coordinates(32, align_corners=False)
     ramp = torch.stack([x, y])[None]
     single = retina(ramp.float(), CENTRE.float())
     double = retina(ramp, CENTRE)
     assert (single.dtype, double.dtype) == (torch.float32, torch.float64)
-    assert_close(double, LogPolarRetina(H, W, 0.05, 0.6)(ramp, CENTRE))
+    assert_close(double, log_polar_retina(H, W, 0.05, 0.6)(ramp, CENTRE))
     assert 0 < (single - double).abs().max() < 1e-5
 
 
 @either_convention
 @pytest.mark.parametrize("scales", [1, 3])
 def test_a_rectangular_retina_on_a_constant(scales: int, align_corners: bool) -> None:
-    retina = RectangularRetina(5, scales, 0.1, align_corners=align_corners)
+    retina = rectangular_retina(5, scales, 0.1, align_corners=align_corners)
     glimpse = retina(torch.full((1, 2, 40, 40), 0.3, dtype=torch.float64), at(0.1, -0.2))
     assert_close(glimpse, torch.full((1, 2 * scales, 5, 5), 0.3, dtype=torch.float64))
 
@@ -248,7 +249,7 @@ def test_a_rectangular_retina_on_a_constant(scales: int, align_corners: bool) ->
 @either_convention
 def test_a_rectangular_retina_on_a_ramp(align_corners: bool) -> None:
     """Every cell of every scale returns the coordinate of its centre."""
-    retina = RectangularRetina(4, 3, 0.1, align_corners=align_corners)
+    retina = rectangular_retina(4, 3, 0.1, align_corners=align_corners)
     x, y = coordinates(64, align_corners)
     glimpse = retina(torch.stack([x, y])[None], at(0.2, -0.1))[0].unflatten(0, (3, 2))
     for scale in range(3):
@@ -261,7 +262,7 @@ def test_a_rectangular_retina_on_a_ramp(align_corners: bool) -> None:
 @pytest.mark.parametrize("u", [1, 3])
 def test_a_cartesian_retina_on_a_ramp(u: int, align_corners: bool) -> None:
     """Every sample returns the coordinates of its cell's centre; rows and columns may differ in number."""
-    retina = CartesianRetina(4, 5, 0.5, oversampling=u, align_corners=align_corners)
+    retina = cartesian_retina(4, 5, 0.5, oversampling=u, align_corners=align_corners)
     x, y = coordinates(64, align_corners)
     glimpse = retina(torch.stack([x, y])[None], at(0.2, -0.1))[0]
     columns = torch.tensor([-0.4, -0.2, 0.0, 0.2, 0.4], dtype=torch.float64)
@@ -272,12 +273,12 @@ def test_a_cartesian_retina_on_a_ramp(u: int, align_corners: bool) -> None:
 
 def test_a_cartesian_retina_of_the_size_of_the_image_returns_it() -> None:
     images = random(2, 3, 9, 7)
-    assert_close(CartesianRetina(9, 7, 1.0)(images, at(0.0, 0.0, batch=2)), images)
+    assert_close(cartesian_retina(9, 7, 1.0)(images, at(0.0, 0.0, batch=2)), images)
 
 
 @either_convention
 def test_a_cartesian_retina_on_a_constant(align_corners: bool) -> None:
-    retina = CartesianRetina(6, 5, 0.5, oversampling=2, align_corners=align_corners)
+    retina = cartesian_retina(6, 5, 0.5, oversampling=2, align_corners=align_corners)
     glimpse = retina(torch.full((1, 2, 40, 40), 0.3, dtype=torch.float64), at(0.1, -0.2))
     assert_close(glimpse, torch.full((1, 2, 6, 5), 0.3, dtype=torch.float64))
 
@@ -285,4 +286,4 @@ def test_a_cartesian_retina_on_a_constant(align_corners: bool) -> None:
 @pytest.mark.parametrize("arguments", [(0, 5, 1.0), (5, 0, 1.0), (5, 5, 0.0)])
 def test_impossible_cartesian_retinas(arguments: tuple[int, int, float]) -> None:
     with pytest.raises(ValueError, match="a rectangular retina needs"):
-        CartesianRetina(*arguments)
+        cartesian_retina(*arguments)

@@ -1,8 +1,9 @@
-"""Tiny trainings: fifty digits, networks of a few thousand weights."""
+"""Tiny trainings: fifty digits, networks of a few thousand weights. Nothing is drawn but in test_curves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.cards import RecipeCard
-from robustbench_lpm.training import TrainingResult, train
+from robustbench_lpm.training import TrainingResult, curves, train
 
 CARDS = Path(__file__).parent / "cards"
 Trainer = Callable[..., TrainingResult]
+Finished = Callable[..., TrainingResult]
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +33,30 @@ def tiny_recipe(name: str, **changes: Any) -> RecipeCard:
     return recipe.model_copy(update={"dataset": str(CARDS / "tiny-digits.toml")} | changes)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes longer than all the rest of a tiny training."""
+    if not request.path.stem.endswith("curves"):
+        monkeypatch.setattr(curves, "draw", lambda rows, title, best_epoch: b"")
+
+
+def _train(model: str, recipe: str, out: Path, changes: dict[str, Any] | None = None, **options: Any) -> TrainingResult:
+    card = str(CARDS / f"tiny-{model}.toml")
+    return train(card, recipe=tiny_recipe(recipe, **changes or {}), out=out, trust=True, **options)
+
+
 @pytest.fixture
 def tiny_train() -> Trainer:
     """train() for the cards of cards/, by the short names of model and recipe; `changes` are laid over the recipe."""
+    return _train
 
-    def run(
-        model: str, recipe: str, out: Path, changes: dict[str, Any] | None = None, **options: Any
-    ) -> TrainingResult:
-        card = str(CARDS / f"tiny-{model}.toml")
-        return train(card, recipe=tiny_recipe(recipe, **changes or {}), out=out, trust=True, **options)
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TrainingResult]:
+    """A training that nobody interrupts, made once for all tests: look at its directory, and change a copy of it."""
+
+    @cache
+    def run(model: str, recipe: str, epochs: int = 4) -> TrainingResult:
+        return _train(model, recipe, tmp_path_factory.mktemp("finished") / "out", epochs=epochs)
 
     return run

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from io import BytesIO
 from pathlib import Path
 
@@ -14,8 +12,8 @@ from PIL import Image
 
 from robustbench_lpm.training import curves
 from robustbench_lpm.training.checkpoints import Row
-from tests.training.conftest import Trainer
-from tests.training.test_training import StopAt
+from tests.training.conftest import Finished, Trainer
+from tests.training.test_training import stop_at
 
 PLAIN: list[Row] = [
     {
@@ -45,13 +43,13 @@ def pixels(content: bytes) -> NDArray[np.uint8]:
 
 
 def test_every_column_that_matters_has_a_line() -> None:
-    assert [line.column for line in curves.loss_lines(PLAIN)] == ["train_loss", "validation_classification"]
-    assert [line.column for line in curves.accuracy_lines(PLAIN)] == ["train_accuracy", "validation_accuracy"]
-    assert [line.label for line in curves.rate_lines(PLAIN)] == [""]
+    assert [line[0] for line in curves.loss_lines(PLAIN)] == ["train_loss", "validation_classification"]
+    assert [line[0] for line in curves.accuracy_lines(PLAIN)] == ["train_accuracy", "validation_accuracy"]
+    assert [line[1] for line in curves.rate_lines(PLAIN)] == [""]
 
-    losses = [line.column for line in curves.loss_lines(GLIMPSING)]
+    losses = [line[0] for line in curves.loss_lines(GLIMPSING)]
     assert losses == ["train_loss", "train_classification", "validation_classification"]
-    labels = {line.column: line.label for line in curves.accuracy_lines(GLIMPSING)}
+    labels = {line[0]: line[1] for line in curves.accuracy_lines(GLIMPSING)}
     assert labels == {
         "train_accuracy": "training",
         "validation_accuracy": "validation, one run",
@@ -59,18 +57,17 @@ def test_every_column_that_matters_has_a_line() -> None:
         "validation_accuracy_random": "control: random fixations",
         "validation_accuracy_centre": "control: centre fixations",
     }
-    assert [line.label for line in curves.rate_lines(GLIMPSING)] == ["where", "rest"]
+    assert [line[1] for line in curves.rate_lines(GLIMPSING)] == ["where", "rest"]
 
-    attacked = {line.column: line.label for line in curves.accuracy_lines(ADVERSARIAL)}
+    attacked = {line[0]: line[1] for line in curves.accuracy_lines(ADVERSARIAL)}
     assert attacked["validation_accuracy"] == "validation, attacked"
     assert attacked["validation_clean_accuracy"] == "validation, clean"
 
 
 @pytest.mark.parametrize("rows", [PLAIN, PLAIN[:1], GLIMPSING, GLIMPSING[:1], ADVERSARIAL])
-@pytest.mark.parametrize("title", ["plain", "costs $5 and $x_"])
-def test_the_lines_are_drawn_in_their_colours(rows: list[Row], title: str) -> None:
+def test_the_lines_are_drawn_in_their_colours(rows: list[Row]) -> None:
     validated = "validation_accuracy" in rows[-1]
-    found = pixels(curves.draw(rows, title, best_epoch=len(rows) if validated else 0))
+    found = pixels(curves.draw(rows, "costs $5 and $x_", best_epoch=len(rows) if validated else 0))
     drawn = {tuple(colour) for colour in found.reshape(-1, 3)}
 
     def rgb(colour: str) -> tuple[int, ...]:
@@ -86,17 +83,12 @@ def test_the_same_log_gives_the_same_picture() -> None:
     assert curves.draw(PLAIN, "same") == curves.draw(PLAIN, "same")
 
 
-def test_matplotlib_waits_until_something_is_drawn() -> None:
-    code = "import sys, robustbench_lpm.training; sys.exit('matplotlib' in sys.modules or 'seaborn' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=300, check=False).returncode == 0
-
-
 def test_an_interrupted_training_leaves_its_curves(tiny_train: Trainer, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", tmp_path, progress=StopAt(1))
+        tiny_train("cnn", "clean", tmp_path, progress=stop_at(1))
     assert not (tmp_path / "curves.png").exists()  # there is nothing to show yet
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", tmp_path, resume=True, progress=StopAt(2))
+        tiny_train("cnn", "clean", tmp_path, resume=True, progress=stop_at(2))
     early = (tmp_path / "curves.png").read_bytes()
     tiny_train("cnn", "clean", tmp_path, resume=True)
     assert pixels(early).shape == pixels((tmp_path / "curves.png").read_bytes()).shape
@@ -109,12 +101,12 @@ def test_curves_are_drawn_now_and_then(
 ) -> None:
     there: list[bool] = []
 
-    class Watcher(StopAt):
-        def on_epoch(self, epoch: int, epochs: int, row: Row) -> None:
+    def watch(done: float, row: Row | None) -> None:
+        if row:
             there.append((tmp_path / "curves.png").exists())
 
     monkeypatch.setattr(curves, "EVERY", every)
-    tiny_train("cnn", "clean", tmp_path, epochs=2, progress=Watcher(99))
+    tiny_train("cnn", "clean", tmp_path, epochs=2, progress=watch)
     assert there == expected
 
 
@@ -136,8 +128,8 @@ def test_a_card_holds_epochs_that_were_validated() -> None:
     assert curves.thinned([]) == {}
 
 
-def test_the_curve_of_a_training_is_on_its_card(tiny_train: Trainer, tmp_path: Path) -> None:
-    result = tiny_train("cnn", "clean", tmp_path, {"epochs": 3})
+def test_the_curve_of_a_training_is_on_its_card(finished: Finished) -> None:
+    result = finished("cnn", "clean")
     assert result.card.trained is not None
     assert result.card.trained.curve == curves.thinned(result.rows)
-    assert result.card.trained.curve["epoch"] == [1, 2, 3]
+    assert result.card.trained.curve["epoch"] == [1, 2, 3, 4]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +13,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from robustbench_lpm.datasets.images import from_arrays
+from robustbench_lpm.cli import run
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.registry.cards import Validation
 from robustbench_lpm.training import TrainingResult, examples, train, validation
-from robustbench_lpm.training.examples import InMemory, OnDisk, load_split, shuffled_batches
-from robustbench_lpm.training.plans import Plan, make_plan
+from robustbench_lpm.training.examples import LabelledImages, load_split, shuffled_batches
+from robustbench_lpm.training.plans import TrainingPlan, make_plan
 from robustbench_lpm.training.validation import final_accuracy, validate
 from tests.training.conftest import CARDS, tiny_recipe
 from tests.training.test_epochs_and_measures import CPU
 from tests.training.test_objectives import cross_entropy
-from tests.training.test_training import StopAt, last, rows, tensors
+from tests.training.test_training import last, rows, stop_at, tensors
 
 CLASSES = ("cat", "cow", "dog")
 PER_CLASS = {"train": 8, "val": 4, "test": 4}
@@ -45,7 +48,7 @@ def tree(tmp_path: Path) -> Tree:
     return tmp_path / "images"
 
 
-def photo_plan(**changes: Any) -> Plan:
+def photo_plan(**changes: Any) -> TrainingPlan:
     recipe = tiny_recipe("clean", **{"dataset": "imagefolder", "size": "24", "fit": "pad", "batch_size": 5} | changes)
     model = str(CARDS / "tiny-photos.toml")
     return make_plan(model, recipe=recipe, dataset=None, epochs=2, seed=0, command=None, trust=True)
@@ -63,14 +66,15 @@ def _on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examples, "LARGEST_IN_MEMORY", 0)
 
 
-def both(tree: Tree, monkeypatch: pytest.MonkeyPatch, workers: int = 0, **changes: Any) -> tuple[InMemory, OnDisk]:
-    plan = photo_plan(**changes)
-    kept = load_split(plan, tree, "train")
-    monkeypatch.setattr(examples, "LARGEST_IN_MEMORY", kept.images.numel() - 1)  # type: ignore[union-attr]
-    lazy = load_split(plan, tree, "train", workers)
-    assert isinstance(kept, InMemory)
-    assert isinstance(lazy, OnDisk)
-    return kept, lazy
+def both(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, workers: int = 0, **changes: Any
+) -> tuple[LabelledImages, LabelledImages]:
+    """A split in memory, and the same where it takes a byte too much."""
+    plan, size = photo_plan(**changes), 24 * 3 * 24 * 24
+    monkeypatch.setattr(examples, "LARGEST_IN_MEMORY", size)
+    kept = load_split(plan, tree, "train", workers)
+    monkeypatch.setattr(examples, "LARGEST_IN_MEMORY", size - 1)
+    return kept, load_split(plan, tree, "train", workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
@@ -93,17 +97,13 @@ def test_the_same_batches_in_the_same_order(
         assert torch.equal(lazy.take(batch)[0], images)
 
 
-def test_a_split_in_memory_is_kept_as_bytes(tree: Tree) -> None:
-    kept = load_split(photo_plan(), tree, "train")
-    assert isinstance(kept, InMemory)
-    assert kept.images.dtype == torch.uint8
-
-
-def test_the_boundary_between_memory_and_disk_is_in_bytes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 24 * 3 * 24 * 24
-    for largest, kind in [(size, InMemory), (size - 1, OnDisk)]:
-        monkeypatch.setattr(examples, "LARGEST_IN_MEMORY", largest)
-        assert type(load_split(photo_plan(), tree, "train")) is kind
+def test_a_split_in_memory_needs_no_files_and_is_kept_as_bytes(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, lazy = both(tree, monkeypatch, workers=2)
+    assert (kept.workers, lazy.workers) == (0, 2)
+    shutil.rmtree(tree)
+    assert kept.read([3]).dtype == torch.uint8
+    with pytest.raises(LpmbenchError):
+        lazy.read([3])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -113,7 +113,7 @@ def test_a_training_from_the_disk_ends_in_the_same_bits(
     kept = train_photos(tree, tmp_path / "memory")
     monkeypatch.setattr(examples, "LARGEST_IN_MEMORY", 0)
     with pytest.raises(KeyboardInterrupt):
-        train_photos(tree, tmp_path / "disk", workers=workers, progress=StopAt(2))
+        train_photos(tree, tmp_path / "disk", workers=workers, progress=stop_at(2))
     read = train_photos(tree, tmp_path / "disk", workers=2 - workers, resume=True)
     expected, found = tensors(last(tmp_path / "memory")), tensors(last(tmp_path / "disk"))
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
@@ -160,20 +160,15 @@ def test_an_image_that_was_cut_short_ends_a_training_in_one_line_and_can_be_mend
     path = tree / "train" / "dog" / "3.jpg"
     whole, broken = path.read_bytes(), tmp_path / "broken"
 
-    class Damage(StopAt):
-        """Cuts an image short once the first epoch is over."""
-
-        def __init__(self) -> None:
-            super().__init__(epoch=99)
-
-        def on_epoch(self, epoch: int, epochs: int, row: dict[str, float]) -> None:
+    def damage(done: float, row: dict[str, float] | None) -> None:
+        if row and done == 1:
             cut_short(path)
 
     with pytest.raises(LpmbenchError) as caught:
-        train_photos(tree, broken, workers=workers, progress=Damage())
+        train_photos(tree, broken, workers=workers, progress=damage)
     assert str(caught.value).startswith(f"{path} cannot be read as an image: ")
     assert "\n" not in str(caught.value)
-    assert last(broken)["journal"]["epoch"] == 1
+    assert len(last(broken)["rows"]) == 1
 
     path.write_bytes(whole)
     mended = train_photos(tree, broken, workers=workers, resume=True)
@@ -189,10 +184,18 @@ def test_in_memory_an_image_that_was_cut_short_is_found_before_training(tree: Tr
     assert not (tmp_path / "out").exists()
 
 
-def test_an_empty_class_folder_changes_no_label(tree: Tree) -> None:
+def test_an_empty_class_folder_changes_no_label_and_is_told(
+    tree: Tree, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = load_split(photo_plan(), tree, "train").labels
     (tree / "train" / "eel").mkdir()
     assert torch.equal(load_split(photo_plan(), tree, "train").labels, before)
+    for path in tree.rglob("*.jpg"):
+        Image.new("RGB", (24, 24)).save(path)
+    model, recipe = CARDS / "tiny-photos.toml", CARDS / "tiny-clean.toml"
+    words = [model, "--recipe", recipe, "--dataset", "imagefolder", "--data", tree, "--epochs", 1, "--trust"]
+    assert run(["train", *map(str, [*words, "--out", tmp_path / "out"])]) == 0
+    assert capsys.readouterr().out.count("class folders without images keep their labels: 'eel'") == 1
 
 
 @pytest.mark.parametrize(("asked", "side"), [(None, 32), ("24", 24)])
@@ -213,13 +216,12 @@ def test_more_classes_than_the_model_has_are_refused(tree: Tree, tmp_path: Path)
 
 
 def test_a_killed_worker_is_told_in_one_line() -> None:
-    def read(position: int) -> Image.Image:
-        if position == 7:
+    def read(positions: Sequence[int]) -> Tensor:
+        if 7 in positions:
             os.kill(os.getpid(), signal.SIGKILL)
-        return Image.new("L", (4, 4))
+        return torch.zeros(len(positions), 1, 4, 4)
 
-    source = from_arrays(np.zeros((12, 4, 4), np.uint8), [0] * 12, "a")
-    deadly = OnDisk(type(source)(source.labels, source.classes, read, source.fingerprint), "x", 4, 1.0, 1, "crop", 2)
+    deadly = LabelledImages(read, torch.zeros(12), torch.Size((1, 4, 4)), workers=2)
     with pytest.raises(LpmbenchError, match=r"reads images ended: .*--workers 0") as caught:
         list(deadly.stream([list(range(start, start + 3)) for start in range(0, 12, 3)]))
     assert "\n" not in str(caught.value)

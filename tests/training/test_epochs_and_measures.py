@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.registry.cards import Validation
-from robustbench_lpm.training.examples import InMemory, shuffled_batches
+from robustbench_lpm.training.examples import LabelledImages, in_memory, shuffled_batches
 from robustbench_lpm.training.objectives import cross_entropy
 from robustbench_lpm.training.validation import FINAL_DRAWS, final_accuracy, validate
 
@@ -49,8 +49,8 @@ class Coin(nn.Module):
         return torch.stack([distance, torch.zeros_like(distance)], dim=1)
 
 
-def zeros(count: int) -> InMemory:
-    return InMemory(torch.zeros(count, 1, 2, 2), torch.zeros(count, dtype=torch.long))
+def zeros(count: int) -> LabelledImages:
+    return in_memory(torch.zeros(count, 1, 2, 2), torch.zeros(count, dtype=torch.long))
 
 
 def test_a_single_run_and_the_average_of_ten_are_told_apart() -> None:
@@ -63,7 +63,7 @@ def test_a_single_run_and_the_average_of_ten_are_told_apart() -> None:
 def test_a_deterministic_network_is_measured_once() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
     labels = torch.tensor([0, 0, 0, 1])  # equal logits: the first class
-    images = InMemory(torch.zeros(4, 1, 2, 2), labels)
+    images = in_memory(torch.zeros(4, 1, 2, 2), labels)
     assert final_accuracy(Classifier(network), images, 0, "clean", CPU) == {"": 0.75}
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.training import examples, train
-from robustbench_lpm.training.optimisation import make_optimiser
+from robustbench_lpm.training.objectives import make_optimiser
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
 SMALL = {

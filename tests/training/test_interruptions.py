@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from robustbench_lpm.errors import LpmbenchError
-from tests.training.conftest import Trainer, tiny_recipe
-from tests.training.test_training import StopAt, last, rows, tensors
+from robustbench_lpm.training import TrainingResult
+from tests.training.conftest import Finished, Trainer, tiny_recipe
+from tests.training.test_training import last, rows, stop_at, tensors
 
 REPOSITORY = Path(__file__).parents[2]
 BEGIN = """
@@ -26,35 +27,26 @@ import torch
 torch.set_num_threads(1)
 out, model, recipe = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 
-class Watcher:
-    epoch = 0
-    def on_batch(self, done, total): ...
-    def on_epoch(self, epoch, epochs, row): ...
-
 def run(progress, **options):
     train(str(CARDS / f"tiny-{model}.toml"), recipe=tiny_recipe(recipe), out=out, trust=True, progress=progress,
           **options)
 """
 KILLED = """
-class Killer(Watcher):
-    def on_epoch(self, epoch, epochs, row):
-        self.epoch = epoch
-    def on_batch(self, done, total):
-        if self.epoch == 1 and done == 2:  # of three batches
-            os.kill(os.getpid(), signal.SIGKILL)
+def killer(done, row):
+    if done > 1.6:  # after the second of three batches
+        print("matplotlib" in sys.modules, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-run(Killer(), save_every=1e-9)
+run(killer, save_every=1e-9)
 """
 # Python ignores SIGXFSZ: a file that grows past the limit makes its write fail, as on a disk that is full.
 FULL = """
-class Filler(Watcher):
-    def on_epoch(self, epoch, epochs, row):
-        if epoch == 2:
-            limit = int(sys.argv[4])
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+def filler(done, row):
+    if done == 2 and row:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
 
 try:
-    run(Filler())
+    run(filler)
 except LpmbenchError as error:
     print(error)
     sys.exit(error.status)
@@ -68,8 +60,9 @@ def script(code: str, out: Path, *arguments: str) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-def assert_same(straight: Path, broken: Path) -> None:
+def assert_same(whole: TrainingResult, broken: Path) -> None:
     """Networks, optimisers, schedules and logs, to the bit."""
+    straight = whole.card_path.parent
     expected, found = tensors(last(straight)), tensors(last(broken))
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
@@ -79,25 +72,26 @@ def assert_same(straight: Path, broken: Path) -> None:
 
 @pytest.mark.parametrize(("model", "recipe"), [("cnn", "clean"), ("ramlpm", "reinforce")])
 def test_a_kill_after_a_save_within_an_epoch_costs_no_bit(
-    tiny_train: Trainer, tmp_path: Path, model: str, recipe: str
+    tiny_train: Trainer, finished: Finished, tmp_path: Path, model: str, recipe: str
 ) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    broken = tmp_path / "broken"
     ended = script(KILLED, broken, model, recipe)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    journal = last(broken)["journal"]
-    assert (journal["epoch"], journal["batches"]) == (1, 1)  # the second batch was not saved yet
-    assert set(journal["totals"]) >= {"loss", "accuracy"}
+    assert ended.stdout == "False\n"  # matplotlib waits until something is drawn
+    batches, totals, _ = last(broken)["unfinished"]
+    assert (len(last(broken)["rows"]), batches) == (1, 1)  # the second batch was not saved yet
+    assert set(totals) >= {"loss", "accuracy"}
     resumed = tiny_train(model, recipe, broken, resume=True)
-    whole = tiny_train(model, recipe, straight)
-    assert_same(straight, broken)
+    whole = finished(model, recipe)
+    assert_same(whole, broken)
     assert resumed.weights.read_bytes() == whole.weights.read_bytes()
     assert resumed.accuracy == whole.accuracy
 
 
 def test_without_save_every_nothing_is_saved_within_an_epoch(tiny_train: Trainer, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", tmp_path, progress=StopAt(2))
-    assert last(tmp_path)["journal"]["batches"] == 0
+        tiny_train("cnn", "clean", tmp_path, progress=stop_at(2))
+    assert last(tmp_path)["unfinished"] == (0, {}, 0.0)
 
 
 # best.safetensors, which is written first, or last.ckpt, the largest of all.
@@ -106,21 +100,20 @@ LIMITS = [("best.safetensors", 10), ("last.ckpt", 40_000)]
 
 @pytest.mark.parametrize(("file", "limit"), LIMITS)
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_epoch(
-    tiny_train: Trainer, tmp_path: Path, file: str, limit: int
+    tiny_train: Trainer, finished: Finished, tmp_path: Path, file: str, limit: int
 ) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    broken = tmp_path / "broken"
     ended = script(FULL, broken, "cnn", "clean", str(limit))
     assert ended.returncode == 1, ended.stderr
     (line,) = ended.stdout.splitlines()
     assert "cannot be written: File too large" in line
     assert "--resume" in line
     assert f"{broken / file} cannot" in line or f"{broken / 'log.csv'} cannot" in line  # not every epoch is a best one
-    assert last(broken)["journal"]["epoch"] == 2
+    assert len(last(broken)["rows"]) == 2
     assert [path.name for path in broken.iterdir() if path.name.startswith(".")] == []  # no half of a file is left
 
     tiny_train("cnn", "clean", broken, resume=True)
-    tiny_train("cnn", "clean", straight)
-    assert_same(straight, broken)
+    assert_same(finished("cnn", "clean"), broken)
 
 
 def test_a_folder_that_takes_no_files_is_told(tiny_train: Trainer, tmp_path: Path) -> None:
@@ -129,10 +122,12 @@ def test_a_folder_that_takes_no_files_is_told(tiny_train: Trainer, tmp_path: Pat
         tiny_train("cnn", "clean", tmp_path / "file")
 
 
-def test_a_checkpoint_from_before_a_key_was_added_resumes(tiny_train: Trainer, tmp_path: Path) -> None:
-    straight, old = tmp_path / "straight", tmp_path / "old"
+def test_a_checkpoint_from_before_a_key_was_added_resumes(
+    tiny_train: Trainer, finished: Finished, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", old, progress=StopAt(2))
+        tiny_train("cnn", "clean", old, progress=stop_at(2))
     content: dict[str, Any] = last(old)
     del content["plan"]["recipe"]["fit"]
     del content["plan"]["recipe"]["augmentation"]["flip"]
@@ -143,5 +138,4 @@ def test_a_checkpoint_from_before_a_key_was_added_resumes(tiny_train: Trainer, t
     with pytest.raises(LpmbenchError, match=r"recipe\.augmentation\.flip was 0\.0, now it is 0\.5"):
         tiny_train("cnn", "clean", old, {"augmentation": flipping}, resume=True)
     tiny_train("cnn", "clean", old, resume=True)
-    tiny_train("cnn", "clean", straight)
-    assert_same(straight, old)
+    assert_same(finished("cnn", "clean"), old)

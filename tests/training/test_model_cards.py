@@ -10,7 +10,7 @@ import pytest
 
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.cards import ModelCard
-from robustbench_lpm.training.model_cards import to_toml, weights_file
+from robustbench_lpm.training.checkpoints import to_toml, weights_file
 
 TABLES: list[dict[str, Any]] = [
     {"text": 'quotes " and \\ and \n and é and \x7f and \t', "empty": ""},

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustbench_lpm.architectures.ram import Ram
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.training.optimisation import make_optimiser, make_schedule, rates
+from robustbench_lpm.training.objectives import make_optimiser, make_schedule, rates
 from tests.training.conftest import tiny_recipe
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from robustbench_lpm.errors import LpmbenchError
 from tests.training.conftest import Trainer
-from tests.training.test_training import StopAt
+from tests.training.test_training import stop_at
 
 
 def scalars(out: Path) -> dict[str, dict[int, float]]:
@@ -29,7 +29,7 @@ def scalars(out: Path) -> dict[str, dict[int, float]]:
 def test_every_row_is_there_once_after_a_break(tiny_train: Trainer, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("ramlpm", "reinforce", tmp_path, progress=StopAt(3), tensorboard=True)
+        tiny_train("ramlpm", "reinforce", tmp_path, progress=stop_at(3), tensorboard=True)
     assert set(scalars(tmp_path)["accuracy/train"]) == {1, 2}
     result = tiny_train("ramlpm", "reinforce", tmp_path, resume=True, tensorboard=True)
     found = scalars(tmp_path)
@@ -45,7 +45,7 @@ def test_every_row_is_there_once_after_a_break(tiny_train: Trainer, tmp_path: Pa
 def test_it_may_be_asked_for_in_the_middle(tiny_train: Trainer, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", tmp_path, progress=StopAt(2))
+        tiny_train("cnn", "clean", tmp_path, progress=stop_at(2))
     assert not (tmp_path / "tensorboard").exists()
     tiny_train("cnn", "clean", tmp_path, resume=True, tensorboard=True)
     assert set(scalars(tmp_path)["learning_rate"]) == {1, 2, 3, 4}

@@ -15,7 +15,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator, generators
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.cards import RecipeCard, Validation
-from robustbench_lpm.training.examples import InMemory
+from robustbench_lpm.training.examples import in_memory
 from robustbench_lpm.training.objectives import cross_entropy
 from robustbench_lpm.training.validation import validate
 from tests.training.conftest import Trainer, tiny_recipe
@@ -62,11 +62,11 @@ def test_without_stages_a_model_trains_as_it_is(tiny_train: Trainer, tmp_path: P
 def test_a_training_that_was_broken_off_between_stages_goes_on_in_its_stage(
     tiny_train: Trainer, tmp_path: Path, seen: Seen
 ) -> None:
-    from tests.training.test_training import StopAt
+    from tests.training.test_training import stop_at
 
     changes = {"glimpses": [(0.0, 2), (0.5, 4)], "sigma_start": 0.5}
     with pytest.raises(KeyboardInterrupt):
-        tiny_train("ramlpm", "reinforce", tmp_path / "broken", changes, progress=StopAt(3))
+        tiny_train("ramlpm", "reinforce", tmp_path / "broken", changes, progress=stop_at(3))
     seen.clear()
     resumed = tiny_train("ramlpm", "reinforce", tmp_path / "broken", changes, resume=True)
     assert [glimpses for training, glimpses, _ in seen if training] == [4] * 6
@@ -97,7 +97,7 @@ def test_every_so_many_epochs_and_the_last_are_validated(
 
 
 def test_a_limit_measures_the_first_images() -> None:
-    images = InMemory(torch.zeros(8, 1, 2, 2), torch.tensor([0, 0, 0, 1, 1, 1, 1, 1]))
+    images = in_memory(torch.zeros(8, 1, 2, 2), torch.tensor([0, 0, 0, 1, 1, 1, 1, 1]))
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))  # always class 0
     shares = {
         limit: validate(Classifier(network), cross_entropy, images, 0, CPU, Validation(limit=limit))["accuracy"]
@@ -122,7 +122,7 @@ def test_one_draw_has_no_average_of_its_own() -> None:
 def test_controls_are_one_draw_under_the_other_policies() -> None:
     network = small_ram()
     classifier = Classifier(network)
-    images = InMemory(torch.rand(30, 1, 16, 16, generator=generator("controls")), torch.arange(30) % 10)
+    images = in_memory(torch.rand(30, 1, 16, 16, generator=generator("controls")), torch.arange(30) % 10)
     with torch.no_grad():
         for parameter in network.parameters():  # an untrained network answers alike whatever it sees
             parameter.mul_(3)
@@ -132,7 +132,7 @@ def test_controls_are_one_draw_under_the_other_policies() -> None:
     for policy in ("random", "centre"):
         network.policy = policy  # type: ignore[assignment]
         with torch.no_grad():
-            right = network.look(images.images, noise).logits[-1].argmax(1) == images.labels
+            right = network.look(images.take(range(30))[0], noise).logits[-1].argmax(1) == images.labels
         assert found[f"accuracy_{policy}"] == pytest.approx(float(right.float().mean()))
     plain = validate(Classifier(Coin(0.5)), cross_entropy, zeros(9), 0, CPU, Validation(controls=True))
     assert not any("random" in name for name in plain)  # a model that sees images whole has no fixations

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from robustbench_lpm.cli import run
-from robustbench_lpm.cli.train import _again, _command
+from robustbench_lpm.cli.train import _again
+from robustbench_lpm.training.plans import command_of
 
 NOTHING: dict[str, Any] = {
     "recipe": None, "seed": 3, "device": "cpu", "dataset": None, "data": None, "epochs": None, "resume": False,
@@ -28,12 +29,12 @@ CASES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "expected"), CASES)
 def test_going_on_repeats_every_option(changes: dict[str, Any], expected: str) -> None:
     options = NOTHING | changes
-    assert _again(_command("cnn", options), Path("my runs"), options) == expected
+    assert _again(command_of("cnn", options), Path("my runs"), options) == expected
 
 
 def test_the_card_keeps_only_what_decides_the_network() -> None:
     options = NOTHING | {"save_every": 2.0, "workers": 4, "tensorboard": True, "resume": True, "data": Path("/home/me")}
-    assert _command("cnn", options) == "lpmbench train cnn --seed 3 --data DIR"
+    assert command_of("cnn", options) == "lpmbench train cnn --seed 3 --data DIR"
 
 
 def test_help_tells_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

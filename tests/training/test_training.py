@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,24 @@ from torch import Tensor
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.registry import cards, weight_files, zoo
 from robustbench_lpm.training import train
+from robustbench_lpm.training.checkpoints import Row
 from robustbench_lpm.training.examples import load_split
+from robustbench_lpm.training.loop import Watch
 from robustbench_lpm.training.plans import make_plan
 from robustbench_lpm.training.validation import final_accuracy
-from tests.training.conftest import CARDS, Trainer, tiny_recipe
+from tests.training.conftest import CARDS, Finished, Trainer, tiny_recipe
 
 PAIRS = [("cnn", "clean"), ("cnn", "adversarial"), ("ramlpm", "reinforce")]
 
 
-class StopAt:
-    """Presses Ctrl-C in the middle of an epoch."""
+def stop_at(epoch: int) -> Watch:
+    """Presses Ctrl-C after the first batch of an epoch."""
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch, self.finished = epoch, 0
-
-    def on_batch(self, done: int, total: int) -> None:
-        if self.finished + 1 == self.epoch and done == total // 2:
+    def watch(done: float, row: Row | None) -> None:
+        if done > epoch - 1:
             raise KeyboardInterrupt
 
-    def on_epoch(self, epoch: int, epochs: int, row: dict[str, float]) -> None:
-        self.finished = epoch
+    return watch
 
 
 def tensors(value: Any, where: str = "") -> dict[str, Tensor]:
@@ -54,12 +53,14 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(("model", "recipe"), PAIRS)
-def test_a_resumed_training_ends_in_the_same_bits(tiny_train: Trainer, tmp_path: Path, model: str, recipe: str) -> None:
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    whole = tiny_train(model, recipe, straight)
+def test_a_resumed_training_ends_in_the_same_bits(
+    tiny_train: Trainer, finished: Finished, tmp_path: Path, model: str, recipe: str
+) -> None:
+    whole, broken = finished(model, recipe), tmp_path / "broken"
+    straight = whole.card_path.parent
     with pytest.raises(KeyboardInterrupt):
-        tiny_train(model, recipe, broken, progress=StopAt(3))
-    assert last(broken)["journal"]["epoch"] == 2
+        tiny_train(model, recipe, broken, progress=stop_at(3))
+    assert last(broken)["rows"][-1]["epoch"] == 2
     resumed = tiny_train(model, recipe, broken, resume=True)
 
     expected, found = tensors(last(straight)), tensors(last(broken))
@@ -71,29 +72,36 @@ def test_a_resumed_training_ends_in_the_same_bits(tiny_train: Trainer, tmp_path:
     assert whole.accuracy == resumed.accuracy
 
 
-def test_another_seed_ends_elsewhere(tiny_train: Trainer, tmp_path: Path) -> None:
-    results = [tiny_train("cnn", "clean", tmp_path / str(seed), seed=seed, epochs=1) for seed in (0, 1)]
-    assert results[0].weights.read_bytes() != results[1].weights.read_bytes()
-
-
-def test_a_training_stopped_in_its_first_epoch_can_be_resumed(tiny_train: Trainer, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        tiny_train("cnn", "clean", tmp_path / "broken", epochs=1, progress=StopAt(1))
-    resumed = tiny_train("cnn", "clean", tmp_path / "broken", epochs=1, resume=True)
-    straight = tiny_train("cnn", "clean", tmp_path / "straight", epochs=1)
-    assert resumed.weights.read_bytes() == straight.weights.read_bytes()
-
-
-def test_a_finished_training_resumes_to_its_own_result(tiny_train: Trainer, tmp_path: Path) -> None:
-    first = tiny_train("cnn", "clean", tmp_path, epochs=1)
-    again = tiny_train("cnn", "clean", tmp_path, epochs=1, resume=True)
-    assert (again.accuracy, again.card.weights) == (first.accuracy, first.card.weights)
-
-
-def test_training_leaves_the_global_generators_as_they_were(tiny_train: Trainer, tmp_path: Path) -> None:
+def test_another_seed_ends_elsewhere_and_the_global_generators_stay_as_they_were(
+    tiny_train: Trainer, finished: Finished, tmp_path: Path
+) -> None:
     before = torch.get_rng_state()
-    tiny_train("cnn", "clean", tmp_path, epochs=1)
+    other = tiny_train("cnn", "clean", tmp_path, seed=1, epochs=1)
     assert torch.equal(torch.get_rng_state(), before)
+    assert other.weights.read_bytes() != finished("cnn", "clean", 1).weights.read_bytes()
+
+
+def test_a_training_stopped_in_its_first_epoch_can_be_resumed(
+    tiny_train: Trainer, finished: Finished, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tiny_train("cnn", "clean", tmp_path, epochs=1, progress=stop_at(1))
+    resumed = tiny_train("cnn", "clean", tmp_path, epochs=1, resume=True)
+    assert resumed.weights.read_bytes() == finished("cnn", "clean", 1).weights.read_bytes()
+
+
+@pytest.fixture
+def one_epoch(finished: Finished, tmp_path: Path) -> Path:
+    """The directory of a training of one epoch."""
+    return Path(shutil.copytree(finished("cnn", "clean", 1).card_path.parent, tmp_path / "one"))
+
+
+def test_a_finished_training_resumes_to_its_own_result(
+    tiny_train: Trainer, finished: Finished, one_epoch: Path
+) -> None:
+    first = finished("cnn", "clean", 1)
+    again = tiny_train("cnn", "clean", one_epoch, epochs=1, resume=True)
+    assert (again.accuracy, again.card.weights) == (first.accuracy, first.card.weights)
 
 
 def test_a_loss_that_is_not_finite_ends_in_one_line_and_keeps_the_last_good_epoch(
@@ -103,7 +111,7 @@ def test_a_loss_that_is_not_finite_ends_in_one_line_and_keeps_the_last_good_epoc
         tiny_train("cnn", "clean", tmp_path, {"learning_rate": 1e30, "schedule": "constant"})
     assert "\n" not in str(caught.value)
     kept = last(tmp_path)
-    assert kept["journal"]["epoch"] == 0
+    assert kept["rows"] == []
     assert all(torch.isfinite(tensor).all() for tensor in tensors(kept["model"]).values())
 
 
@@ -117,22 +125,20 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("recipe_changes", "options", "message"), CHANGES)
 def test_a_changed_training_is_not_resumed(
-    tiny_train: Trainer, tmp_path: Path, recipe_changes: dict[str, Any], options: dict[str, Any], message: str
+    tiny_train: Trainer, one_epoch: Path, recipe_changes: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
-    tiny_train("cnn", "clean", tmp_path, epochs=1)
-    before = (tmp_path / "last.ckpt").read_bytes()
+    before = (one_epoch / "last.ckpt").read_bytes()
     with pytest.raises(LpmbenchError) as caught:
-        tiny_train("cnn", "clean", tmp_path, recipe_changes, resume=True, **({"epochs": 1} | options))
+        tiny_train("cnn", "clean", one_epoch, recipe_changes, resume=True, **({"epochs": 1} | options))
     assert message in str(caught.value)
-    assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert (one_epoch / "last.ckpt").read_bytes() == before
 
 
-def test_a_folder_that_holds_a_training_is_not_overwritten(tiny_train: Trainer, tmp_path: Path) -> None:
-    tiny_train("cnn", "clean", tmp_path, epochs=1)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+def test_a_directory_that_holds_a_training_is_not_overwritten(tiny_train: Trainer, one_epoch: Path) -> None:
+    before = {path.name: path.read_bytes() for path in one_epoch.iterdir()}
     with pytest.raises(LpmbenchError, match="--resume"):
-        tiny_train("cnn", "clean", tmp_path, epochs=1)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+        tiny_train("cnn", "clean", one_epoch, epochs=1)
+    assert {path.name: path.read_bytes() for path in one_epoch.iterdir()} == before
     assert set(before) == {
         "last.ckpt",
         "best.safetensors",
@@ -154,18 +160,15 @@ def test_there_must_be_something_to_resume(tiny_train: Trainer, tmp_path: Path) 
         tiny_train("cnn", "clean", tmp_path, resume=True)
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(tiny_train: Trainer, tmp_path: Path) -> None:
-    tiny_train("cnn", "clean", tmp_path, epochs=1)
-    (tmp_path / "last.ckpt").write_bytes((tmp_path / "last.ckpt").read_bytes()[:1000])
+def test_a_damaged_checkpoint_is_refused_by_name(tiny_train: Trainer, one_epoch: Path) -> None:
+    (one_epoch / "last.ckpt").write_bytes((one_epoch / "last.ckpt").read_bytes()[:1000])
     with pytest.raises(LpmbenchError, match=r"last\.ckpt cannot be resumed"):
-        tiny_train("cnn", "clean", tmp_path, epochs=1, resume=True)
+        tiny_train("cnn", "clean", one_epoch, epochs=1, resume=True)
 
 
 @pytest.mark.parametrize(("model", "recipe"), [("cnn", "clean"), ("ramlpm", "reinforce")])
-def test_the_card_that_is_written_runs_and_repeats_its_accuracy(
-    tiny_train: Trainer, tmp_path: Path, model: str, recipe: str
-) -> None:
-    result = tiny_train(model, recipe, tmp_path, epochs=2)
+def test_the_card_that_is_written_runs_and_repeats_its_accuracy(finished: Finished, model: str, recipe: str) -> None:
+    result = finished(model, recipe)
     assert result.card.trained is not None
     assert result.card.trained.accuracy == result.accuracy
     loaded = zoo.load_model(str(result.card_path))
@@ -180,18 +183,18 @@ def test_the_card_that_is_written_runs_and_repeats_its_accuracy(
     assert set(result.accuracy) == names[model]
 
 
-def test_the_best_epoch_becomes_the_model(tiny_train: Trainer, tmp_path: Path) -> None:
-    result = tiny_train("cnn", "clean", tmp_path)
+def test_the_best_epoch_becomes_the_model(finished: Finished) -> None:
+    result = finished("cnn", "clean")
     scores = [(row["validation_accuracy"], -row["validation_classification"]) for row in result.rows]
     assert result.best_epoch == 1 + scores.index(max(scores))
-    best = weight_files.read(tmp_path / "best.safetensors")
+    best = weight_files.read(result.card_path.parent / "best.safetensors")
     written = weight_files.read(result.weights)
     assert all(torch.equal(best[name], written[name]) for name in best)
 
 
-def test_last_ckpt_serves_as_a_checkpoint(tiny_train: Trainer, tmp_path: Path) -> None:
-    result = tiny_train("cnn", "clean", tmp_path, epochs=1)
-    last_epoch = zoo.load_model(str(result.card_path), checkpoint=tmp_path / "last.ckpt")
+def test_last_ckpt_serves_as_a_checkpoint(finished: Finished) -> None:
+    result = finished("cnn", "clean", 1)
+    last_epoch = zoo.load_model(str(result.card_path), checkpoint=result.card_path.parent / "last.ckpt")
     best_epoch = zoo.load_model(str(result.card_path))  # the same: there was one epoch
     image = torch.full((1, 1, 32, 32), 0.5)
     assert torch.equal(last_epoch.classifier(image), best_epoch.classifier(image))

@@ -14,7 +14,7 @@ from PIL import Image
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.registry import cards, weight_files
 from robustbench_lpm.registry.cards import ModelCard
-from robustbench_lpm.training.team import assemble
+from robustbench_lpm.training.devices import start
 
 pytestmark = pytest.mark.slow
 
@@ -111,4 +111,4 @@ def test_what_one_process_cannot_read_ends_all_of_them_in_one_line(tmp_path: Pat
 
 def test_one_device_by_number_is_not_several() -> None:
     with pytest.raises(LpmbenchError, match="is one device"):
-        assemble("cuda:1", 2)
+        start("cuda:1", 2)
