@@ -1,4 +1,4 @@
-"""The one exception that people are meant to read: a mistake they can mend, told in one line."""
+"""The exception for users: a mistake that they can correct, in one line."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
 
-# Under which something is tried, by its name; an attempt that keeps a failure to itself lets the others go on.
+# A context, by name, in which one of several things is tried; one that catches its failure lets the others go on.
 Attempt = Callable[[str], AbstractContextManager[object]]
 
 
@@ -17,7 +17,7 @@ class LpmbenchError(Exception):
 
 
 class Stopped(LpmbenchError):
-    """The work was given up from outside: nothing has failed."""
+    """The work was cancelled from outside; nothing has failed."""
 
 
 class Interrupted(LpmbenchError):
@@ -27,7 +27,7 @@ class Interrupted(LpmbenchError):
 
 
 def in_one_line(error: BaseException) -> str:
-    """What went wrong, in one line without its full stop; an error that nobody has foreseen comes with its kind."""
+    """An error in one line without its full stop; one that is no LpmbenchError comes with its class."""
     text = " ".join(str(error).split()).rstrip(".")
     return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text[:300]}"
 

@@ -180,11 +180,12 @@ GOOD: list[tuple[type[Card], str]] = [
 SHA = f'sha256 = "{"0" * 64}"'
 BAD: list[tuple[type[Card], str, str, str]] = [
     # card, what is replaced in it (all of it: what is appended), by what, the complaint
-    (ModelCard, 'summary = "a model"', 'sumary = "a model"', "key 'summary' is missing"),
+    (ModelCard, 'summary = "a model"', "", "key 'summary' is missing"),
+    (ModelCard, 'summary = "a model"', 'sumary = "a model"', "Unknown key 'sumary'. Did you mean 'summary'?"),
     (ModelCard, "classes = 10", "classes = 10\nclases = 9", "Unknown key 'clases'. Did you mean 'classes'?"),
     (ModelCard, "channels = 1", "channels = 1\nmeen = [0.5]", "Unknown key 'input.meen'. Did you mean 'mean'?"),
     (ModelCard, "", f'[weights]\nfile = "a"\n{SHA}\nsha = 1', "Unknown key 'weights.sha'. Did you mean 'sha256'?"),
-    (ModelCard, "", "[trained]\nepoch = 3", "'trained."),
+    (ModelCard, "", "[trained]\nepoch = 3", "Unknown key 'trained.epoch'. Did you mean 'epochs'?"),
     (ModelCard, "channels = 1", "channels = 2", "key 'input.channels'"),
     (ModelCard, "channels = 1", 'channels = "1"', "key 'input.channels'"),
     (ModelCard, "channels = 1", "", "key 'input.channels' is missing"),

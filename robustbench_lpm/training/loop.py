@@ -17,7 +17,7 @@ from robustbench_lpm import cards, weight_files, zoo
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
-from robustbench_lpm.cards import ModelCard, RecipeCard, Trained
+from robustbench_lpm.cards import ModelCard, RecipeCard
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator, isolated_globals, key
 from robustbench_lpm.training import checkpoints, curves, model_cards
@@ -354,17 +354,17 @@ class Training:
         weights = self.out / model_cards.weights_file(self.plan.card)
         if self.team.leads:
             checkpoints.save_network(weights, self.network)
-        trained = Trained(
-            recipe=self.plan.recipe.name,
-            seed=self.plan.seed,
-            epochs=self.plan.recipe.epochs,
-            dataset=self.plan.dataset.name,
-            command=self.plan.command,
-            accuracy=accuracy,
-            seconds=round(seconds, 1),
-            versions=model_cards.versions(),
-            curve=curves.thinned(self.journal.rows),
-        )
+        trained = {
+            "recipe": self.plan.recipe.name,
+            "seed": self.plan.seed,
+            "epochs": self.plan.recipe.epochs,
+            "dataset": self.plan.dataset.name,
+            "command": self.plan.command,
+            "accuracy": accuracy,
+            "seconds": round(seconds, 1),
+            "versions": model_cards.versions(),
+            "curve": curves.thinned(self.journal.rows),
+        }
         if self.team.leads:
             model_cards.write_card(self.plan.card, weights, trained, self.out / CARD)
         self.team.wait()
