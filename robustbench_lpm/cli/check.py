@@ -68,13 +68,13 @@ def verify(
     loaded: dict[str, LoadedModel] = {}
     for folder in wanted:
         findings = check(folder, model=model, checkpoint=checkpoint, device=device, trust=trust, loaded=loaded)
-        failed += sum(finding.verdict == "FAILS" for finding in findings)
-        unchecked += any(finding.verdict == "not checked" for finding in findings)
-        for finding in findings:
+        failed += sum(verdict == "FAILS" for _, verdict, _ in findings)
+        unchecked += any(verdict == "not checked" for _, verdict, _ in findings)
+        for claim, verdict, evidence in findings:
             if len(folders) == 1:
-                say(f"{finding.verdict:<12} {finding.claim}: {finding.evidence}")
-            elif finding.verdict != "holds":
-                say(f"{finding.verdict:<12} {folder.name}: {finding.claim}: {finding.evidence}")
+                say(f"{verdict:<12} {claim}: {evidence}")
+            elif verdict != "holds":
+                say(f"{verdict:<12} {folder.name}: {claim}: {evidence}")
     if len(folders) > 1:
         left = f", of {unchecked} not everything could be checked" if unchecked else ""
         say(f"{len(wanted)} of {len(folders)} records verified{left}")
@@ -144,21 +144,21 @@ def grade(
     from robustbench_lpm.cli.console import console, say, shown_path
     from robustbench_lpm.evaluation.planning import make_plan
     from robustbench_lpm.evaluation.runner import run
-    from robustbench_lpm.evaluation.submissions import read_submission
+    from robustbench_lpm.evaluation.submissions import as_attack, check_budget, read_submission
     from robustbench_lpm.evaluation.tasks import resolve_data, resolve_model
 
     source = resolve_data(dataset, size=size, data=data, trust=trust, image=image, label=label)
-    submission = read_submission(adversarials, source, name)
+    images = read_submission(adversarials, source)
     plan = make_plan(
         resolve_model(model, checkpoint=checkpoint, trust=trust, device=device),
-        submission.attack(),
+        as_attack(images, name),
         source,
         eps=budget,
-        indices=submission.indices[:limit],
+        indices=sorted(images)[:limit],
         device=device,
         **rest,
     )
-    submission.check_budget(source, plan.norm, budget, plan.indices)
+    check_budget(images, source, plan.norm, budget, plan.indices)
     record = run(plan, out)
     reporting.terminal_table([record], console)
     say(f"Record: {shown_path(record.path or out)}")
