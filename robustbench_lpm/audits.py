@@ -8,12 +8,14 @@ two numbers and the 95 % interval of their difference, and the interval alone de
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from robustbench_lpm.cards import explained
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import SEAL, sealed, sha256_of_value
 from robustbench_lpm.records import RunRecord, read_sealed, write_atomically
@@ -34,6 +36,8 @@ class Check:
     low, high: the 95 % interval of judged - reference. All four are None where the check does not apply.
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     name: str  # e.g. "white-box vs black-box"
     question: str
     verdict: Verdict
@@ -51,6 +55,8 @@ class Check:
 @dataclass
 class Audit:
     """All checks of one result."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     record: str  # the id of the judged record
     folder_name: str  # its folder's name
@@ -85,38 +91,15 @@ def write(audit: Audit, out: Path) -> Path:
 def read(path: Path) -> Audit:
     """Read an audit. Raises LpmbenchError for a file that is not one."""
     content = read_sealed(path, READABLE, SEALED_SINCE)
-    for key in ("schema_version", SEAL):
-        content.pop(key, None)
+    del content["schema_version"]
+    content.pop(SEAL, None)
     try:
-        checks = [_check(entry) for entry in content.pop("checks")]
-        audit = Audit(checks=checks, **content)
-        _texts(audit, "record", "folder_name", "model", "attack", "command")
-    except (TypeError, KeyError, ValueError) as error:
-        raise LpmbenchError(f"{path} is not a valid audit: {type(error).__name__}: {error}.") from None
+        audit = TypeAdapter(Audit).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        raise LpmbenchError(f"{path} is not a valid audit: {explained(error)}") from None
     if path.stem != audit.folder_name or not audit.folder_name.endswith(f"--{audit.record[:12]}"):
         raise LpmbenchError(f"{path}: the name of the file is not that of the record it judges; the file was altered.")
     return audit
-
-
-def _check(entry: dict[str, Any]) -> Check:
-    check = Check(**entry | {"records": tuple(entry["records"])})
-    _texts(check, "name", "question", "verdict", "against", "note", "unit")
-    for name, known in (("verdict", get_args(Verdict)), ("unit", ("share", "cosine"))):
-        if getattr(check, name) not in known:
-            raise ValueError(f"{name} '{getattr(check, name)}' is none of {', '.join(known)}")
-    if not all(isinstance(record, str) for record in check.records):
-        raise TypeError("records must be ids")
-    for number in (check.judged, check.reference, check.low, check.high, check.images):
-        if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
-            raise TypeError(f"{number!r} is no number")
-    return check
-
-
-def _texts(part: Audit | Check, *names: str) -> None:
-    """Raises TypeError where one of these fields of an audit is not text."""
-    for name in names:
-        if not isinstance(value := getattr(part, name), str):
-            raise TypeError(f"{name} is {value!r}, not text")
 
 
 def read_for(records: Sequence[RunRecord]) -> dict[str, Audit]:

@@ -380,13 +380,13 @@ def read(path: Path, card_class: type[CardT]) -> CardT:
     try:
         card = card_class.model_validate(content)
     except ValidationError as error:
-        raise LpmbenchError(f"{path}: {_explain(error)}") from None
+        raise LpmbenchError(f"{path}: {explained(error)}") from None
     card._path = path
     return card
 
 
-def _explain(error: ValidationError) -> str:
-    """The first complaint of pydantic as one clause that names the key."""
+def explained(error: ValidationError) -> str:
+    """The first complaint of pydantic, in one line that names the key."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
