@@ -264,12 +264,12 @@ class RecipeCard(Card):
     weight_decay: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
     gradient_clip: float | None = Field(default=None, gt=0)  # largest l2 norm of all gradients together
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # in the words of lightning-fabric
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # named as in lightning-fabric
     augmentation: Augmentation = Augmentation()
-    model_parameters: Parameters = {}  # laid over those of the model card
+    model_parameters: Parameters = {}  # in place of those of the model card
     # Of a glimpsing model, while it trains: [share of the training from which on, glimpses], ...; else the model's own.
     glimpses: list[Annotated[tuple[Share, Annotated[int, Field(ge=1)]], Field(strict=False)]] = []
-    sigma_start: float | None = Field(default=None, gt=0)  # its policy's sigma falls from here to the model's own
+    sigma_start: float | None = Field(default=None, gt=0)  # its policy's sigma decreases from here to the model's own
     validation: Validation = Validation()
 
     @model_validator(mode="after")
@@ -304,7 +304,7 @@ class SuiteCard(Card):
         labels_fit: bool = False  # the models' labels are those of the data set, whatever they are called
         audit: list[str] = []  # the attacks whose results are judged
         black_box: list[str] = ["square", "transfer"]  # what an audit compares a white-box result with
-        parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's
+        parameters: dict[str, Parameters] = {}  # by attack name, in place of its card's
 
         @model_validator(mode="after")
         def _budgets_and_parameters_fit(self) -> SuiteCard.Part:

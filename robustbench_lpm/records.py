@@ -40,7 +40,7 @@ SCHEMA_VERSION = 4
 # version 3 kept no hashes of code.
 READABLE = (1, 2, 3, 4)
 SEALED_SINCE = 3
-# What record.json says in the words of RunRecord.
+# The keys of record.json that are fields of RunRecord.
 STATED = ("command", "configuration", "execution", "versions", "code", "failures", "notes")
 RECORD, OUTCOMES, ADVERSARIALS, TIMING = "record.json", "outcomes.parquet", "adversarials.safetensors", "timing.json"
 PUBLISHED_PICTURES = 16  # of a run that stored more: results are kept small
@@ -406,21 +406,18 @@ def publish(record: RunRecord, results: Path, pictures: int = PUBLISHED_PICTURES
     if record.failures:
         raise LpmbenchError(f"{record.path}: {len(record.failures)} block(s) failed; run the command again first.")
     target = results / "records" / record.path.name
-    results.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=results, prefix=".publishing."))
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=results, prefix=".publishing.") as staging:
+        copy = Path(staging) / target.name
+        copy.mkdir()
         for name in (OUTCOMES, ADVERSARIALS, TIMING, RECORD):
             if (record.path / name).is_file():
-                shutil.copyfile(record.path / name, staging / name)
+                shutil.copyfile(record.path / name, copy / name)
         if len(stored := record.pictures()) > pictures:
-            _keep_pictures(staging, stored[:pictures])
-        target.parent.mkdir(exist_ok=True)
+            _keep_pictures(copy, stored[:pictures])
         if target.exists():
             shutil.rmtree(target)
-        staging.chmod(0o755)
-        staging.replace(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        copy.replace(target)
     return target
 
 

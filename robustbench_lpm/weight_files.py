@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import os
 import pickle
 import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from itertools import product, takewhile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,7 @@ def _spellings(network: nn.Module, state: State) -> Iterator[tuple[State, tuple[
 
 def _prefixes(names: Collection[str]) -> list[str]:
     """Every prefix of whole segments that all names share, the shortest (none) first: "", "module.", ..."""
-    ends = min(names, default=""), max(names, default="")  # what these two share, all do
-    first, last = (name.split(".")[:-1] for name in ends)
-    shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    shared = os.path.commonprefix([name.split(".")[:-1] for name in names])  # noqa: RUF071 (of lists)
     return ["".join(f"{part}." for part in shared[:length]) for length in range(len(shared) + 1)]
 
 
@@ -302,19 +301,10 @@ def _is_cut_pickle(path: Path) -> bool:
 
 def _plain_values() -> list[Any]:
     """Harmless types often stored beside weights: parsed arguments and numpy's numbers."""
-    makers = [_maker_of_numbers(f"numpy.{core}.multiarray") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
+    scalar: Any = np.float64(0).__reduce__()[0]
+    scalars = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
     dtypes = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]}
-    return [argparse.Namespace, np.dtype, *makers, *dtypes]
-
-
-def _maker_of_numbers(module: str) -> Any:
-    maker: Any = np.float64(0).__reduce__()[0]
-
-    def scalar(*given: Any) -> Any:
-        return maker(*given)
-
-    scalar.__module__, scalar.__qualname__ = module, "scalar"  # by which torch knows it
-    return scalar
+    return [argparse.Namespace, np.dtype, *scalars, *dtypes]
 
 
 def _head(path: Path) -> bytes:

@@ -30,7 +30,7 @@ class _Collection:
     """
 
     name: str
-    torchvision: str  # the class there; its files lie in DIR/<class>/raw
+    torchvision: str  # the class there; its files are in DIR/<class>/raw
     classes: tuple[str, ...]
     pins: dict[str, str]
     package: str = ""  # of Debian

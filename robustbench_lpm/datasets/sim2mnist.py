@@ -95,7 +95,7 @@ def _placed(recipe: Recipe, digit: Tensor, keyed: torch.Generator) -> Tensor:
     forward = scale * torch.tensor(
         [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64
     )
-    # Where the ink lies around the digit's centre once turned and magnified; pixels, half a pixel of margin.
+    # The place of the ink around the digit's centre once turned and magnified; pixels, half a pixel of margin.
     rows, columns = digit.nonzero(as_tuple=True)
     middle = (len(digit) - 1) / 2
     ink = torch.stack([columns - middle, rows - middle]).double()

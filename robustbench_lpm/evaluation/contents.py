@@ -16,6 +16,7 @@ import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,10 @@ def _code(value: Any) -> tuple[bytes, Children] | None:
 
 
 def _function(function: types.FunctionType) -> tuple[bytes, Children]:
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    children = [(f".({name})", cell.cell_contents) for name, cell in cells if _filled(cell)]
+    children: Children = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # it is empty
+            children.append((f".({name})", cell.cell_contents))
     if wrapped := getattr(function, "__wrapped__", None):
         children.append((".__wrapped__", wrapped))
     if _of_library(function.__code__.co_filename, function.__module__):
@@ -177,14 +180,6 @@ def _function(function: types.FunctionType) -> tuple[bytes, Children]:
         else:
             children.append((f".{name}", found))
     return _words(function.__code__), children
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 (asking is what fails)
-    except ValueError:
-        return False
-    return True
 
 
 def _words(code: types.CodeType) -> bytes:

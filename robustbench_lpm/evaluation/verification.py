@@ -123,12 +123,18 @@ def _compared(
     rows = record.outcomes.set_index("index")["clean_predictions" if clean else "predictions"]
     seed, draws = record.configuration["evaluation"]["seed"], record.configuration["evaluation"]["draws"]
 
+    @torch.no_grad()
+    def logits(index: int, draw: int, copies: int) -> Tensor:
+        """Logits (1, K) on the noise of one graded draw, in a batch of so many copies of the image."""
+        indices = [index] * copies
+        drawn = classifier.sample_noise(copies, generators(seed, indices, purpose, draw))
+        drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices)
+        noise = {source: values.to(images[index].device) for source, values in drawn.items()}
+        return classifier(images[index].repeat(copies, 1, 1, 1), noise)[:1]
+
     def tipped(index: int, draw: int, claimed: int) -> bool:
         """Whether rounding may make the claimed class the winner: its logit is as near as rounding moves logits."""
-        found = torch.cat([
-            _logits(classifier, images[index], copies, index, seed, purpose, draw, noise_control)
-            for copies in BATCHES
-        ])  # fmt: skip
+        found = torch.cat([logits(index, draw, copies) for copies in BATCHES])
         moved = (found - found[0]).abs().max()
         return 0 <= claimed < found.shape[1] and bool(found[0].max() - found[0, claimed] <= 2 * moved)
 
@@ -148,22 +154,3 @@ def _compared(
     note += "" if record.versions == versions() else " (under other versions than the record's)"
     verdict: Verdict = "holds" if different <= TOLERATED_MISMATCH * total else "FAILS"
     return claim, verdict, f"{total - different} of {total} on {len(images)} stored images{note}"
-
-
-@torch.no_grad()
-def _logits(
-    classifier: Classifier,
-    image: Tensor,
-    copies: int,
-    index: int,
-    seed: int,
-    purpose: Purpose,
-    draw: int,
-    noise_control: NoiseControl,
-) -> Tensor:
-    """Logits (1, K) of an image (1, C, H, W) on the noise of one graded draw, in a batch of so many copies of it."""
-    indices = [index] * copies
-    drawn = classifier.sample_noise(copies, generators(seed, indices, purpose, draw))
-    drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices)
-    noise = {source: values.to(image.device) for source, values in drawn.items()}
-    return classifier(image.repeat(copies, 1, 1, 1), noise)[:1]
