@@ -1,7 +1,7 @@
-"""Memory: what a pass frees stays with the process for the next pass, by the C allocator's thresholds; running out.
+"""Memory: keep what a pass frees for the next pass, and tell when memory ran out.
 
-glibc gives blocks of 32 MiB and more back to the system as soon as they are free. A network's maps are such blocks, so
-every pass takes its memory anew, page by page: measured here, that is up to half of the time of a large batch.
+glibc returns free blocks of 32 MiB and more to the system at once. A network's feature maps are such blocks, so every
+pass takes its memory anew, page by page, which costs up to half of the time of a large batch.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let freed memory stay with this process; whether that was possible.
+    """Keep freed memory with this process; whether that was possible.
 
-    It is for a process of ours, whose work is to repeat passes: commands call it, and the library does not. Nothing
-    happens without glibc, or where the environment sets MALLOC_ variables or LPMBENCH_ALLOCATOR=system.
+    For processes that repeat passes: commands call it, the library does not. Nothing happens without glibc, or where
+    the environment sets MALLOC_ variables or LPMBENCH_ALLOCATOR=system.
     """
     wanted = os.environ.get("LPMBENCH_ALLOCATOR") != "system"
     if not wanted or not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
@@ -33,9 +33,7 @@ def keep_freed_memory() -> bool:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether memory ran out, in any of the ways in which Python and torch say so."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
     words = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_cpu")
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words))
-    )
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

@@ -1,12 +1,16 @@
-"""The one exception that people are meant to read: a mistake they can mend, told in one line."""
+"""The exception for users: a mistake that they can correct, in one line."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
-# Under which something is tried, by its name; an attempt that keeps a failure to itself lets the others go on.
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+# A context, by name, in which one of several things is tried; one that catches its failure lets the others go on.
 Attempt = Callable[[str], AbstractContextManager[object]]
 
 
@@ -17,7 +21,7 @@ class LpmbenchError(Exception):
 
 
 class Stopped(LpmbenchError):
-    """The work was given up from outside: nothing has failed."""
+    """The work was cancelled from outside; nothing has failed."""
 
 
 class Interrupted(LpmbenchError):
@@ -27,7 +31,7 @@ class Interrupted(LpmbenchError):
 
 
 def in_one_line(error: BaseException) -> str:
-    """What went wrong, in one line without its full stop; an error that nobody has foreseen comes with its kind."""
+    """An error in one line without its full stop; one that is no LpmbenchError comes with its class."""
     text = " ".join(str(error).split()).rstrip(".")
     return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text[:300]}"
 
@@ -38,3 +42,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> LpmbenchError:
     near = get_close_matches(name, choices, n=1, cutoff=0.5)
     hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(choices) or 'none'}."
     return LpmbenchError(f"Unknown {kind} '{name}'. {hint}")
+
+
+def explained(error: ValidationError) -> str:
+    """What pydantic found wrong first, in one line that names the key."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    if message.startswith("Unknown key '"):
+        return message.replace("'", f"'{where}." if where else "'", 1)
+    if first["type"] == "missing":
+        return f"key '{where}' is missing."
+    return f"key '{where}': {message}." if where else f"{message}."

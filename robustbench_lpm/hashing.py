@@ -1,4 +1,4 @@
-"""Names for content: the sha256 of files, images and values. Knows nothing about torch."""
+"""The sha256 of files, images and values. Knows nothing about torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sha256_of_value(value: Any) -> str:
-    """The sha256 of a JSON value, by its canonical spelling: equal values, equal hashes."""
+    """The sha256 of a JSON value in its canonical form: equal values have equal hashes."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -27,15 +27,15 @@ SEAL = "seal"
 
 
 def sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with the hash of all else in it under `seal`, in place of the one that it has."""
+    """A JSON object with, under `seal`, the hash of all else in it."""
     bare = {key: value for key, value in content.items() if key != SEAL}
     return bare | {SEAL: sha256_of_value(bare)}
 
 
 def seal_holds(content: dict[str, Any], *, required: bool) -> bool:
-    """Whether a JSON object is what it was when it was sealed; one without a seal, if none is required, passes.
+    """Whether a JSON object is unchanged since it was sealed; one without a seal passes if none is required.
 
-    A seal shows that a file was changed, by a slip or a bad disk. It is no signature: who means to deceive seals anew.
+    A seal shows accidental changes. It is no signature: whoever means to deceive can seal again.
     """
     if SEAL not in content:
         return not required

@@ -1,23 +1,22 @@
-"""The versions of this package and of others, also where this one lies on the path and was never installed."""
+"""The versions of this package, installed or only on the path, and of others."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 
 __version__ = "0.2.0"
 OURS = "robustbench-lpm"
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """The version of each package, in their order, without those that are not installed; ours is the code's own."""
+    """The version of each installed package, in their order; that of this package is the code's own."""
     found = {}
     for package in packages:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = __version__ if package == OURS else importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -67,13 +67,13 @@ def verify(
         findings = check(
             folder, model=model, checkpoint=checkpoint, device=rest["device"], trust=rest["trust"], loaded=loaded
         )
-        failed += sum(finding.verdict == "FAILS" for finding in findings)
-        unchecked += any(finding.verdict == "not checked" for finding in findings)
-        for finding in findings:
+        failed += sum(verdict == "FAILS" for _, verdict, _ in findings)
+        unchecked += any(verdict == "not checked" for _, verdict, _ in findings)
+        for claim, verdict, evidence in findings:
             if len(folders) == 1:
-                say(f"{finding.verdict:<12} {finding.claim}: {finding.evidence}")
-            elif finding.verdict != "holds":
-                say(f"{finding.verdict:<12} {folder.name}: {finding.claim}: {finding.evidence}")
+                say(f"{verdict:<12} {claim}: {evidence}")
+            elif verdict != "holds":
+                say(f"{verdict:<12} {folder.name}: {claim}: {evidence}")
     if len(folders) > 1:
         left = f", of {unchecked} not everything could be checked" if unchecked else ""
         say(f"{len(wanted)} of {len(folders)} records verified{left}")
@@ -135,14 +135,14 @@ def grade(
     from robustbench_lpm.cli.console import console, say, shown_path
     from robustbench_lpm.execution.runner import run
     from robustbench_lpm.protocol.plan import make_plan
-    from robustbench_lpm.registry.submissions import read_submission
+    from robustbench_lpm.registry.submissions import as_attack, check_budget, read_submission
     from robustbench_lpm.registry.tasks import resolve_model
 
     source = read_source(dataset, rest)
-    submission = read_submission(adversarials, source, name)
+    images = read_submission(adversarials, source)
     graded = resolve_model(model, checkpoint=checkpoint, trust=rest["trust"], device=rest["device"])
-    plan = make_plan(graded, submission.attack(), source, options, indices=submission.indices[: options.limit])
-    submission.check_budget(source, options.norm, options.eps, plan.indices)
+    plan = make_plan(graded, as_attack(images, name), source, options, indices=sorted(images)[: options.limit])
+    check_budget(images, source, options.norm, options.eps, plan.indices)
     record = run(plan, out, again=True)
     reporting.terminal_table([record], console)
     say(f"Record: {shown_path(record.path or out)}")

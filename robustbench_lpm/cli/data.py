@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -47,7 +48,7 @@ def sim2mnist(source: Path | None, out: Path | None, seed: int, force: bool) -> 
     recipe, folder = Recipe(seed=seed), out if out is not None else data_root(None) / "sim2mnist"
     path, told = folder / FILE, folder / "sim2mnist.json"
     if path.exists() and not force:
-        if _recipe_of(told) == recipe.identity():
+        if _recipe_of(told) == asdict(recipe):
             say(f"{shown_path(path)} is there already, of the same recipe.")
             return
         raise LpmbenchError(
@@ -55,14 +56,14 @@ def sim2mnist(source: Path | None, out: Path | None, seed: int, force: bool) -> 
         )
     digits, labels = read_all_digits(source)
     folder.mkdir(parents=True, exist_ok=True)
-    with counting_bar("drawing", recipe.train + recipe.validation + recipe.test, "images") as move:
-        arrays = regenerate(recipe, digits, labels, lambda done, _: move(completed=done))
+    with counting_bar("drawing", sum(recipe.sizes.values()), "images") as move:
+        arrays = regenerate(recipe, digits, labels, lambda done: move(completed=done))
     told.unlink(missing_ok=True)  # it must never speak of a file that is not there
     write_atomically(path, packed(arrays))
     sheet = contact_sheet(arrays["x_train"][:SHOWN], arrays["y_train"][:SHOWN].argmax(1))
     write_atomically(folder / "sim2mnist.png", sheet)
     words = ["lpmbench", "data", "sim2mnist", "--seed", str(seed)]
-    content = {"recipe": recipe.identity(), "command": shlex.join(words), "sha256": hashes(arrays)}
+    content = {"recipe": asdict(recipe), "command": shlex.join(words), "sha256": hashes(arrays)}
     write_atomically(told, (json.dumps(content, indent=1) + "\n").encode())
     say(f"Written to {shown_path(folder)}: {FILE}, sim2mnist.png, sim2mnist.json")
     say(f"Use it: lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data {shlex.quote(shown_path(folder))}")

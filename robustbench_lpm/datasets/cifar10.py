@@ -47,7 +47,7 @@ def _read(root: Path, *, train: bool) -> Arrays:
 
 
 def _read_binary(files: list[Path]) -> Arrays:
-    """The batches of the binary version, which is plain bytes."""
+    """The batches of the binary version: plain bytes."""
     batches = [np.fromfile(file, np.uint8) for file in files]
     for file, batch in zip(files, batches, strict=True):
         if not batch.size or batch.size % RECORD or batch[::RECORD].max() >= len(CLASSES):
@@ -58,10 +58,9 @@ def _read_binary(files: list[Path]) -> Arrays:
 
 
 def _read_python(root: Path, *, train: bool) -> Arrays:
-    """The batches of the Python version, which are pickles: opening one from a stranger would run their code.
+    """The batches of the Python version: pickles, which would run code of whoever made them.
 
-    torchvision compares every file's md5 with that of the authors' file before it opens it, and reads nothing else;
-    matching a given md5 with other content is beyond known attacks, so what gets unpickled is the authors' own.
+    Only files whose md5 is that of the authors' are opened; no known attack makes another file with a given md5.
     """
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import check_integrity

@@ -1,4 +1,4 @@
-"""Folders that hold one folder of image files per class, listed in an order that does not depend on the disk."""
+"""Directories with one directory of image files per class, listed in an order that does not depend on the disk."""
 
 from __future__ import annotations
 
@@ -36,12 +36,9 @@ def class_folders(root: Path) -> list[Path]:
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """Split -> folder, for a root that is parted into train/, val/ and test/; {} when its folders are classes."""
-    return {
-        SPLIT_OF_FOLDER[path.name]: path
-        for path in subfolders(root)
-        if path.name in SPLIT_OF_FOLDER and subfolders(path)
-    }
+    """Split -> directory, for a root with train/, val/ and test/; {} when its directories are classes."""
+    found = [path for path in subfolders(root) if path.name in SPLIT_OF_FOLDER and subfolders(path)]
+    return {SPLIT_OF_FOLDER[path.name]: path for path in found}
 
 
 def find_class_index(*folders: Path) -> Path | None:
@@ -52,10 +49,10 @@ def find_class_index(*folders: Path) -> Path | None:
 def read_class_index(
     path: Path, folders: Iterable[str], count: int = MOST_CLASSES
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """The label of each of these class folders, as an index in either of INDEX_FORMS says; and the names by label.
+    """The label of each of these class folders, by an index in either of INDEX_FORMS; and the names by label.
 
-    It may name folders that are not there. A label that it gives to no name is called by its number, as in "class 2".
-    Raises LpmbenchError unless every folder has a label of its own from 0 to count - 1.
+    The index may name other folders too. A label without a name is called "class 2". Raises LpmbenchError unless every
+    folder has a label of its own from 0 to count - 1.
     """
     found: dict[str, tuple[Any, str]] = {}
     for folder, label, name in _entries(path):
@@ -78,7 +75,7 @@ def read_class_index(
 
 
 def _entries(path: Path) -> Iterator[tuple[str, Any, str]]:
-    """Folder, label and class name of each entry; one by label, as Keras spreads it, is turned round."""
+    """Folder, label and class name of each entry, in either of INDEX_FORMS (the second is Keras')."""
     try:
         index = json.loads(path.read_bytes(), object_pairs_hook=lambda pairs: _object(path, pairs))
     except OSError as error:
@@ -95,7 +92,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any, str]]:
 
 
 def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, in which of two equal keys the last would win without a word."""
+    """A JSON object. Raises LpmbenchError for two equal keys, of which Python would keep the last."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)
@@ -104,13 +101,14 @@ def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def text_order_note(names: Sequence[str]) -> str:
-    """What to tell of classes that are labelled in the text order of their names; "" where no label can surprise.
+    """A note on classes that are labelled in the text order of their names; "" where no label can surprise.
 
     A label can surprise where names are numbers but not their own labels, and where text order is not that of the
     numbers in the names: "class10" comes before "class2".
     """
     numbers = all(re.fullmatch("[0-9]+", name) for name in names)
-    expected = [int(name) for name in names] if numbers else _places(sorted(names, key=_by_numbers), names)
+    order = sorted(names, key=_by_numbers)
+    expected = [int(name) if numbers else order.index(name) for name in names]
     moved = [label for label, meant in enumerate(expected) if label != meant][:3]
     if not moved:
         return ""
@@ -122,13 +120,8 @@ def text_order_note(names: Sequence[str]) -> str:
 
 
 def _by_numbers(name: str) -> list[tuple[int, str]]:
-    """A key that sorts by the numbers in a name: class2 before class10."""
+    """A sort key that compares numbers in names as numbers: class2 before class10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _places(order: Sequence[str], names: Sequence[str]) -> list[int]:
-    place_of = {name: place for place, name in enumerate(order)}
-    return [place_of[name] for name in names]
 
 
 def read_class_folders(
@@ -136,9 +129,8 @@ def read_class_folders(
 ) -> ImageSet:
     """The images in the class folders of `root`, sorted by the sha256 of their path relative to it.
 
-    That order is the same on every disk, and every prefix of it is a fair mix of the classes. A class folder without
-    images keeps its label, and a note says so. Raises LpmbenchError where all are empty, and naming a file that is no
-    image by its name.
+    That order is the same on every disk, and every prefix of it mixes the classes. A class folder without images keeps
+    its label, with a note. Raises LpmbenchError where all are empty, and for a file that is no image by its name.
     """
     files = {folder.name: _image_files(folder) for folder in class_folders(root)}
     empty = [f"'{name}' (label {label_of[name]})" for name, found in files.items() if not found]
@@ -157,7 +149,7 @@ def read_class_folders(
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """All files below a class folder; hidden ones are left out, others must be images, so that none goes unseen."""
+    """All files below a class folder but hidden ones. Raises LpmbenchError for one that is no image by its name."""
     found = []
     for path in folder.rglob("*"):
         if any(part.startswith(".") for part in path.relative_to(folder).parts) or path.is_dir():

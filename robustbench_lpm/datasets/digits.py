@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from robustbench_lpm.datasets.images import ImageSet, Reader, from_arrays
+from robustbench_lpm.datasets.images import ImageSet, from_arrays
 from robustbench_lpm.datasets.splits import check_split
 
 COUNT, BRIGHTEST, SIZE = 1797, 16, 32
-# Of the pinned order. Changing these, or the order, makes every published number on digits wrong.
+# Parts of the pinned order. Changing these, or the order, makes every published number on digits wrong.
 PARTS = {"test": slice(0, 500), "validation": slice(500, 750), "train": slice(750, COUNT)}
 
 
 def pinned_order() -> list[int]:
-    """scikit-learn's 1797 rows, sorted by the sha256 of "digits-0", "digits-1", ...: fixed for ever, and well mixed."""
+    """scikit-learn's 1797 rows, sorted by the sha256 of "digits-0", "digits-1", ...: fixed and well mixed."""
     return sorted(range(COUNT), key=lambda row: sha256(f"digits-{row}".encode()).digest())
 
 
@@ -34,9 +34,8 @@ def digits(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     pixels = np.round(found.images * 255 / BRIGHTEST).astype(np.uint8)
     small = from_arrays(pixels, found.target, "0123456789").subset(pinned_order()[PARTS[split]])
     # the fingerprint stays that of the 8 x 8 original
-    return replace(small, read=Reader(lambda position: enlarged(small.read(position)), lambda _: (SIZE, SIZE)))
+    return replace(small, read=lambda position: _enlarged(small.read(position)), size_of=lambda _: (SIZE, SIZE))
 
 
-def enlarged(image: Image.Image) -> Image.Image:
-    """Bicubic, 32 x 32: strokes come out smooth, without the staircase of nearest neighbours."""
-    return image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+def _enlarged(image: Image.Image) -> Image.Image:
+    return image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)  # smooth strokes, unlike nearest neighbours

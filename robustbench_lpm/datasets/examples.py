@@ -1,4 +1,4 @@
-"""Examples, ready to be attacked: read at given positions, prepared, and grouped by shape."""
+"""Examples ready for an attack: read at given positions, prepared, and grouped by shape."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Examples:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Examples of one shape. positions: where they stand in the Examples they come from.
+    """Examples of one shape. positions: their places in the Examples they come from.
 
     images: (B, C, H, W). labels: (B,). masks: (B, 1, H, W), or None where every pixel may change.
     """
@@ -70,7 +70,7 @@ def read_examples(image_set: ImageSet, indices: Sequence[int], size: Size, crop:
 def batches_by_shape(examples: Examples, batch_size: int | None = None) -> Iterator[Batch]:
     """Every example once, in batches of one shape: shapes by first appearance, examples in order.
 
-    Unequal images are never squeezed together, nor padded further. batch_size: the most examples in a batch.
+    batch_size: the most examples in a batch.
     """
     positions_of: dict[torch.Size, list[int]] = {}
     for position, pixels in enumerate(examples.images):
@@ -78,22 +78,15 @@ def batches_by_shape(examples: Examples, batch_size: int | None = None) -> Itera
     for positions in positions_of.values():
         step = batch_size or len(positions)
         for start in range(0, len(positions), step):
-            yield _batch(examples, positions[start : start + step])
-
-
-def _batch(examples: Examples, positions: list[int]) -> Batch:
-    return Batch(
-        positions=positions,
-        indices=[examples.indices[position] for position in positions],
-        images=torch.stack([examples.images[position] for position in positions]),
-        labels=examples.labels[positions],
-        masks=_stack_masks([examples.masks[position] for position in positions], examples.images[positions[0]]),
-    )
-
-
-def _stack_masks(masks: list[Tensor | None], like: Tensor) -> Tensor | None:
-    """None when no example has a mask; among masked ones of the same shape, an unmasked one may change everywhere."""
-    if all(mask is None for mask in masks):
-        return None
-    free = torch.ones(1, *like.shape[1:], dtype=torch.bool)
-    return torch.stack([free if mask is None else mask for mask in masks])
+            chosen = positions[start : start + step]
+            masks = [examples.masks[position] for position in chosen]
+            free = torch.ones(1, *examples.images[chosen[0]].shape[1:], dtype=torch.bool)
+            yield Batch(
+                positions=chosen,
+                indices=[examples.indices[position] for position in chosen],
+                images=torch.stack([examples.images[position] for position in chosen]),
+                labels=examples.labels[chosen],
+                masks=torch.stack([free if mask is None else mask for mask in masks])
+                if any(mask is not None for mask in masks)
+                else None,
+            )

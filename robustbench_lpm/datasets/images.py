@@ -1,4 +1,4 @@
-"""Labelled images in a pinned order, whatever they are kept in. Knows nothing about torch."""
+"""Labelled images in a pinned order, in memory or in files. Knows nothing about torch."""
 
 from __future__ import annotations
 
@@ -27,25 +27,15 @@ BROKEN_IMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.De
 
 
 @dataclass(frozen=True, eq=False)
-class Reader:
-    """A `read` of an ImageSet that also tells the (width, height) of an image, in pixels, without decoding it."""
-
-    image: Callable[[int], Image.Image]
-    size: Callable[[int], tuple[int, int]]
-
-    def __call__(self, position: int) -> Image.Image:
-        return self.image(position)
-
-
-@dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images and their labels; the position of an image is its identity and never changes.
 
     labels: (N,) int64, from 0. classes: their names by label, () when unknown.
-    read: position -> 8-bit image in mode "L" or "RGB"; a Reader where sizes are known without decoding.
+    read: position -> 8-bit image in mode "L" or "RGB".
     fingerprint: position -> sha256 of the raw content (the bytes of the file, or of the array).
-    notes: what a reader of results must be told about the images or their labels, a line each.
-    all_classes: whether its classes are all there are; labels with gaps may be some of a larger set's.
+    notes: what a reader of results must know about the images or their labels, a line each.
+    all_classes: whether `classes` is complete; labels with gaps may be some of a larger set's.
+    size_of: position -> (width, height) in pixels, where it is known without decoding the image.
     Raises LpmbenchError for no images at all, or labels that do not fit.
     """
 
@@ -55,6 +45,7 @@ class ImageSet:
     fingerprint: Callable[[int], str]
     notes: tuple[str, ...] = ()
     all_classes: bool = True
+    size_of: Callable[[int], tuple[int, int]] | None = None
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
@@ -75,30 +66,27 @@ class ImageSet:
 
         Raises LpmbenchError naming a file whose header cannot be read.
         """
-        if not isinstance(self.read, Reader):
+        if self.size_of is None:
             return ()
-        first = self.read.size(0)
-        other = next((size for size in map(self.read.size, range(1, len(self))) if size != first), None)
+        first = self.size_of(0)
+        other = next((size for size in map(self.size_of, range(1, len(self))) if size != first), None)
         return (first,) if other is None else (first, other)
 
     def subset(self, positions: Sequence[int] | NDArray[np.intp]) -> ImageSet:
         """The images at these positions, renumbered from 0 in the order given."""
         origin = [int(position) for position in positions]
-        read = self.read
-
-        def read_chosen(position: int) -> Image.Image:
-            return read(origin[position])
-
+        size_of = self.size_of
         return replace(
             self,
             labels=self.labels[origin],
-            read=Reader(read_chosen, lambda p: read.size(origin[p])) if isinstance(read, Reader) else read_chosen,
+            read=lambda position: self.read(origin[position]),
             fingerprint=lambda position: self.fingerprint(origin[position]),
+            size_of=size_of and (lambda position: size_of(origin[position])),
         )
 
 
 def from_arrays(pixels: NDArray[np.uint8], labels: NDArray[Any] | Sequence[int], classes: Iterable[str]) -> ImageSet:
-    """A data set held in memory: `pixels` is (N, H, W) or (N, H, W, 3), 0 to 255."""
+    """A data set in memory: `pixels` is (N, H, W) or (N, H, W, 3), 0 to 255."""
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (3,)):
         raise LpmbenchError(f"Pixels must be uint8 (N, H, W) or (N, H, W, 3), not {pixels.dtype} {pixels.shape}.")
     if len(pixels) != len(labels):
@@ -106,43 +94,45 @@ def from_arrays(pixels: NDArray[np.uint8], labels: NDArray[Any] | Sequence[int],
     return ImageSet(
         labels=np.asarray(labels),
         classes=tuple(classes),
-        read=Reader(lambda position: Image.fromarray(pixels[position]), lambda _: (pixels.shape[2], pixels.shape[1])),
+        read=lambda position: Image.fromarray(pixels[position]),
         fingerprint=lambda position: hashlib.sha256(pixels[position].tobytes()).hexdigest(),
+        size_of=lambda _: (pixels.shape[2], pixels.shape[1]),
     )
 
 
 def from_files(paths: Sequence[Path], labels: NDArray[Any] | Sequence[int], classes: Iterable[str]) -> ImageSet:
-    """A data set of image files, in the order given. No file is opened before its image is asked for."""
+    """A data set of image files, in the order given. A file is opened when its image is asked for."""
     if len(paths) != len(labels):
         raise LpmbenchError(f"There are {len(paths)} images, but {len(labels)} labels.")
     return ImageSet(
         labels=np.asarray(labels),
         classes=tuple(classes),
-        read=Reader(lambda position: read_image(paths[position]), lambda position: size_of_image(paths[position])),
-        fingerprint=lambda position: sha256_of_image_file(paths[position]),
+        read=lambda position: read_image(paths[position]),
+        fingerprint=lambda position: _sha256_of_file(paths[position]),
+        size_of=lambda position: size_of_image(paths[position]),
     )
 
 
 def read_image(path: Path, *, upright: bool = False) -> Image.Image:
     """The image in a file, in mode "L" or "RGB", its alpha dropped.
 
-    upright: turn it as its EXIF orientation says. ImageNet's results, and torchvision, rest on not doing so.
+    upright: turn it by its EXIF orientation, which torchvision and the published results on ImageNet do not.
     Raises LpmbenchError naming the file if it is missing, no image, cut short, or deeper than 8 bits.
     """
     with _opened(path) as image:
         image.load()  # opening reads the header only; a file that was cut short shows here
-        return eight_bit(ImageOps.exif_transpose(image) if upright else image, path)
+        return _eight_bit(ImageOps.exif_transpose(image) if upright else image, path)
 
 
 def size_of_image(path: Path) -> tuple[int, int]:
-    """(width, height) in pixels as the header of a file says. Raises LpmbenchError naming a file without one."""
+    """(width, height) in pixels, from the header of a file. Raises LpmbenchError naming a file without one."""
     with _opened(path) as image:
         return image.size
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image in a file, not decoded yet; what goes wrong with it, then or later, becomes one line."""
+    """The image in a file, not decoded yet; errors, then or later, become one line."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             yield image
@@ -154,7 +144,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise LpmbenchError(f"{path} cannot be read as an image: {error}") from None
 
 
-def eight_bit(image: Image.Image, path: Path) -> Image.Image:
+def _eight_bit(image: Image.Image, path: Path) -> Image.Image:
     """The image in mode "L" or "RGB". Refuses deeper pixels, which Pillow would clip to white."""
     if image.mode in DEEP_MODES:
         raise LpmbenchError(f"{path} has pixels in mode '{image.mode}', deeper than 8 bits; save it as 8-bit first.")
@@ -163,7 +153,7 @@ def eight_bit(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("L" if image.mode in GREY_MODES else "RGB")
 
 
-def sha256_of_image_file(path: Path) -> str:
+def _sha256_of_file(path: Path) -> str:
     """The sha256 of a file's bytes. Raises LpmbenchError naming a file that cannot be read."""
     try:
         return sha256_of(path)

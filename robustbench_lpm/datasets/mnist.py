@@ -1,37 +1,43 @@
-"""MNIST and Fashion-MNIST, from their original files: torchvision's folders, Debian's, or wherever they lie."""
+"""MNIST and Fashion-MNIST, from their original IDX files: in torchvision's directories, Debian's or any other."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_lpm.datasets.idx import find_idx, read_idx
 from robustbench_lpm.datasets.images import ImageSet, from_arrays
 from robustbench_lpm.datasets.splits import check_split, data_root, hold_out, missing, torchvision_command
 from robustbench_lpm.errors import LpmbenchError
 
+SIDE = 28
+CLOTHES = (
+    "T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
 
 @dataclass(frozen=True)
-class Collection:
-    """One data set in MNIST's four files. `pins`: file name -> sha256 of its array.
+class _Collection:
+    """A data set in MNIST's four files. pins: file name -> sha256 of its array.
 
-    The files of MNIST and of all its descendants have the same names and shapes, so only their content tells which
-    data set they are; without the pins, fashion read as digits would give a number like any other.
+    MNIST's descendants use the same file names and shapes, so only the content tells which data set a file belongs to.
     """
 
     name: str
-    torchvision: str  # the class there; its files lie in DIR/<class>/raw
+    torchvision: str  # the class there; its files are in DIR/<class>/raw
     classes: tuple[str, ...]
     pins: dict[str, str]
     package: str = ""  # of Debian
     package_folder: Path | None = None
 
 
-MNIST = Collection(
+MNIST = _Collection(
     name="mnist",
     torchvision="MNIST",
     classes=tuple("0123456789"),
@@ -42,21 +48,10 @@ MNIST = Collection(
         "t10k-labels-idx1-ubyte": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
     },
 )
-FASHION_MNIST = Collection(
+FASHION_MNIST = _Collection(
     name="fashion-mnist",
     torchvision="FashionMNIST",
-    classes=(
-        "T-shirt/top",
-        "trouser",
-        "pullover",
-        "dress",
-        "coat",
-        "sandal",
-        "shirt",
-        "sneaker",
-        "bag",
-        "ankle boot",
-    ),
+    classes=CLOTHES,
     pins={
         "train-images-idx3-ubyte": "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012",
         "train-labels-idx1-ubyte": "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7",
@@ -73,7 +68,7 @@ def mnist(*, data: Path | None, split: str, folder: Path, validation: int = 5000
 
     Source: LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998.
     """
-    return read_collection(MNIST, data, split, validation)
+    return _split(MNIST, data, split, validation)
 
 
 def fashion_mnist(*, data: Path | None, split: str, folder: Path, validation: int = 5000) -> ImageSet:
@@ -81,46 +76,55 @@ def fashion_mnist(*, data: Path | None, split: str, folder: Path, validation: in
 
     Source: Xiao, Rasul and Vollgraf, Fashion-MNIST, arXiv 1708.07747, 2017.
     """
-    return read_collection(FASHION_MNIST, data, split, validation)
+    return _split(FASHION_MNIST, data, split, validation)
 
 
-def read_collection(collection: Collection, data: Path | None, split: str, validation: int) -> ImageSet:
-    """A split of the collection, its files found and checked. Raises LpmbenchError if they are missing or others."""
+def read_all_digits(data: Path | None) -> Arrays:
+    """All of MNIST, (70000, 28, 28) and (70000,): the training file, then the test file."""
+    pixels, labels = zip(*(_arrays(MNIST, data, prefix) for prefix in ("train", "t10k")), strict=True)
+    return np.concatenate(pixels), np.concatenate(labels)
+
+
+def _split(collection: _Collection, data: Path | None, split: str, validation: int) -> ImageSet:
     check_split(collection.name, split)
-    prefix = "t10k" if split == "test" else "train"
-    names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
-    pixels, labels = (_checked(path, collection) for path in _find(collection, data, names))
+    pixels, labels = _arrays(collection, data, "t10k" if split == "test" else "train")
     images = from_arrays(pixels, labels, collection.classes)
     return images if split == "test" else hold_out(collection.name, images, split, validation)
 
 
-def _find(collection: Collection, data: Path | None, names: tuple[str, str]) -> list[Path]:
+def _arrays(collection: _Collection, data: Path | None, prefix: str) -> Arrays:
+    """The images (N, 28, 28) and labels (N,) of two files. Raises LpmbenchError for missing, damaged or other files."""
+    images, labels = _find(collection, data, (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"))
+    return _checked(collection, images, 16).reshape(-1, SIDE, SIDE), _checked(collection, labels, 8)
+
+
+def _find(collection: _Collection, data: Path | None, names: tuple[str, str]) -> list[Path]:
     root = data_root(data)
     places = [root / collection.torchvision / "raw", root]
     commands = [torchvision_command(collection.torchvision, root)]
     if collection.package and collection.package_folder:
         commands.append(f"apt install {collection.package}")
-        if data is None:  # a folder that was asked for is never passed over for another
+        if data is None:  # a directory that was asked for is never passed over for another
             places.insert(1, collection.package_folder)
     for place in places:
-        found = [path for name in names if (path := find_idx(place, name))]
+        found = [path for name in names if (path := _plain_or_packed(place / name))]
         if len(found) == len(names):
             return found
     raise missing(collection.name, f"{names[0]}(.gz) with {names[1]}(.gz)", places, commands)
 
 
-def _checked(path: Path, collection: Collection) -> NDArray[np.uint8]:
-    array = read_idx(path)
-    if hashlib.sha256(array.tobytes()).hexdigest() != collection.pins[path.name.removesuffix(".gz")]:
-        raise LpmbenchError(f"{path} is not the file of data set '{collection.name}': its content differs.")
-    return array
+def _plain_or_packed(path: Path) -> Path | None:
+    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
 
 
-def read_all_digits(data: Path | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """All of MNIST, (70000, 28, 28) and (70000,): the training file, then the test file."""
-    parts = []
-    for prefix in ("train", "t10k"):
-        names = f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte"
-        parts.append([_checked(path, MNIST) for path in _find(MNIST, data, names)])
-    pixels, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return pixels, labels
+def _checked(collection: _Collection, path: Path, header: int) -> NDArray[np.uint8]:
+    """The array in an IDX file, flat. Its pin says that it is whole, so the header is skipped unread."""
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise LpmbenchError(f"{path} cannot be read: {error}") from None
+    if hashlib.sha256(content[header:]).hexdigest() != collection.pins[path.name.removesuffix(".gz")]:
+        raise LpmbenchError(
+            f"{path} is not the file of data set '{collection.name}', or is damaged: its content differs."
+        )
+    return np.frombuffer(content, np.uint8, offset=header)

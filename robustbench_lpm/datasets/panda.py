@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from robustbench_lpm.datasets.imagenet import COUNT, imagenet_classes
-from robustbench_lpm.datasets.images import ImageSet, Reader, from_files, read_image
+from robustbench_lpm.datasets.images import ImageSet, from_files, read_image
 from robustbench_lpm.datasets.splits import check_split
 from robustbench_lpm.errors import LpmbenchError
 
@@ -19,13 +19,13 @@ def panda(
 ) -> ImageSet:
     """The picture at `image`, or panda.png in the card's folder, with its ImageNet label. `data` is not needed.
 
-    It is read at once, so that a mistake in the path shows early, and turned upright: photographs lie on their side.
+    It is read at once, so that a mistake in the path shows early, and turned upright by its EXIF orientation.
     """
     check_split("panda", split, ["test"])
     path = folder / PICTURE if image is None else Path(image).expanduser()
     picture = read_image(path, upright=True)
-    only = Reader(lambda _: picture, lambda _: picture.size)
-    return replace(from_files([path], [_label(label)], imagenet_classes()), read=only)
+    images = from_files([path], [_label(label)], imagenet_classes())
+    return replace(images, read=lambda _: picture, size_of=lambda _: picture.size)
 
 
 def _label(text: int | str) -> int:

@@ -31,7 +31,7 @@ def parse_size(text: str) -> Size:
 
 
 def choose_size(images: ImageSet, asked: str | None, default: str, *, keep_shared: bool) -> Size:
-    """The size that was asked for, else the default; keep_shared: else "original", where all images share one size.
+    """The size asked for; else, with keep_shared, "original" where all images share one size; else the default.
 
     Raises LpmbenchError as `parse_size` does, and for a file whose size must be known and cannot be read.
     """
@@ -40,7 +40,7 @@ def choose_size(images: ImageSet, asked: str | None, default: str, *, keep_share
 
 
 def told_changes(images: ImageSet, size: Size, crop: float) -> str:
-    """What `prepare` does to the images, as in "images of 32x32 -> 256 -> crop 224"; "" where it changes none."""
+    """What `prepare` does to images, such as "images of 32x32 -> 256 -> crop 224"; "" where it changes none."""
     shared = images.sizes[0] if len(images.sizes) == 1 else None
     many = f"images of {shared[0]}x{shared[1]}" if shared else f"images{' of several sizes' * bool(images.sizes)}"
     if size == "original":
@@ -70,10 +70,10 @@ def prepare(image: Image.Image, size: Size, crop: float, channels: int) -> tuple
 
 
 def as_bytes(image: Image.Image, size: Size, crop: float, channels: int, fit: Fit = "crop") -> Tensor:
-    """The pixels (C, H, W) as they are kept, uint8; unlike `prepare`, "original" pads nothing yet.
+    """The pixels (C, H, W), uint8, as `prepare` makes them but without the padding of "original".
 
-    fit, for a size N: "crop" as in `prepare`; "pad" puts zeros around the image to a centred square, and resizes that
-    to N x N, bicubic, so that nothing of the image is lost: `crop` then has no say.
+    fit, for a size N: "crop" as in `prepare`; "pad" ignores `crop`, pads the image with zeros to a centred square and
+    resizes that to N x N, bicubic, so that nothing of the image is lost.
     """
     if image.mode not in MODES.values():
         raise LpmbenchError(f"A data set must give images in mode 'L' or 'RGB', not '{image.mode}'.")
@@ -90,12 +90,12 @@ def as_bytes(image: Image.Image, size: Size, crop: float, channels: int, fit: Fi
 
 
 def as_shares(pixels: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [0, 1], to the bit as torchvision's to_tensor makes them; on the CPU."""
+    """uint8 pixels as float32 in [0, 1], bit for bit as torchvision's to_tensor; on the CPU."""
     return pixels.to(torch.float32).div(255)
 
 
 def pad_to_square(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(C, H, W) in the middle of (C, S, S), S = max(H, W), and the mask of where it lies, None when H = W."""
+    """(C, H, W) in the middle of (C, S, S), S = max(H, W), and the mask of its place, None when H = W."""
     height, width = pixels.shape[-2:]
     if height == width:
         return pixels, None
@@ -106,7 +106,7 @@ def pad_to_square(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def _margins(height: int, width: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom: what centres a rectangle in its square."""
+    """Left, top, right, bottom: the padding that centres a rectangle in its square."""
     side = max(height, width)
     left, top = (side - width) // 2, (side - height) // 2
     return left, top, side - width - left, side - height - top

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from robustbench_lpm.datasets.images import ImageSet, Reader, from_arrays
+from robustbench_lpm.datasets.images import ImageSet, from_arrays
 from robustbench_lpm.datasets.mnist import MNIST, read_all_digits
 from robustbench_lpm.datasets.splits import SPLITS, check_split
 from robustbench_lpm.randomness import generator
@@ -42,4 +42,4 @@ def rotated_mnist(
         angle = float(angles[int(own[position])])
         return upright.read(position).rotate(angle, resample=Image.Resampling.BILINEAR)
 
-    return replace(upright, read=Reader(turned, lambda _: (digits.shape[2], digits.shape[1])))
+    return replace(upright, read=turned)

@@ -1,8 +1,8 @@
 """SIM2MNIST: MNIST digits turned, scaled, moved and cluttered (Esteves et al., Polar Transformer Networks, ICLR 2018).
 
-The paper says that a digit on 96 x 96 pixels is turned by any angle, magnified 1 to 2.4 times, put anywhere and
-cluttered; neither its generator nor the recipe of its clutter was published. `draw_split` is a recipe of our own:
-"SIM2MNIST (regenerated)". The original file, sim2mnist.npz, is read by the same loader.
+In the paper a digit on 96 x 96 pixels is turned by any angle, magnified 1 to 2.4 times, put anywhere and cluttered; its
+generator and its clutter were never published. `draw_split` is a recipe of our own, "SIM2MNIST (regenerated)". The same
+loader reads the original file, sim2mnist.npz.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import io
 import math
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustbench_lpm.datasets.images import ImageSet, from_arrays
-from robustbench_lpm.datasets.splits import check_split, data_root
+from robustbench_lpm.datasets.splits import SPLITS, check_split, data_root
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = get_args(Split)
 FILE = "sim2mnist.npz"
 CLASSES = tuple("0123456789")
+Report = Callable[[int], object]  # called now and then with the number of images done
 COMMAND = "lpmbench data sim2mnist --data DIR-OF-MNIST"
 
 
@@ -38,12 +38,12 @@ COMMAND = "lpmbench data sim2mnist --data DIR-OF-MNIST"
 class Recipe:
     """How the regenerated SIM2MNIST is drawn.
 
-    The digits of all 70,000 MNIST images, shuffled by the seed, go to the splits in turn, so that no digit is in two of
-    them. Each is turned by an angle uniform on [0, 360) degrees, magnified by a factor uniform on [smallest, largest]
-    and resampled bilinearly; its centre is uniform over the places at which the (turned) ink lies inside the canvas.
-    Clutter: `patches` squares of `patch` pixels cut at random from other digits of the same split, turned by quarter
-    turns, at random places; digit and clutter join by the maximum. Eight squares of 8 x 8 are the clutter of Mnih et
-    al. 2014 (arXiv 1406.6247) on their canvas of 100 x 100.
+    All 70,000 digits of MNIST, shuffled by the seed, go to the splits in turn: no digit is in two of them. Each is
+    turned by an angle uniform on [0, 360) degrees, magnified by a factor uniform on [smallest, largest] and resampled
+    bilinearly; its centre is uniform over the places that keep the turned ink on the canvas. Clutter: `patches` squares
+    of `patch` pixels cut at random from other digits of the split, turned by quarter turns, at random places; digit and
+    clutter join by the maximum. Eight squares of 8 x 8 are the clutter of Mnih et al. 2014 (arXiv 1406.6247) on their
+    canvas of 100 x 100.
     """
 
     seed: int = 0
@@ -56,43 +56,34 @@ class Recipe:
     patches: int = 8
     patch: int = 8
 
-    def count(self, split: Split) -> int:
-        """The number of images in a split."""
-        return int(getattr(self, split))
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the images."""
-        return asdict(self)
-
-
-Report = Callable[[int, int], None]
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The number of images in each split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
 
 
 def draw_split(
-    recipe: Recipe, digits: NDArray[np.uint8], labels: NDArray[Any], split: Split, report: Report | None = None
+    recipe: Recipe, digits: NDArray[np.uint8], labels: NDArray[Any], split: str, report: Report = lambda done: None
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (N, side, side), 0 to 255, and labels (N,) of a split.
 
-    Args:
-        digits, labels: all of MNIST, (70000, 28, 28), training images first.
-        report: called now and then with the images done and their number.
-
+    digits, labels: all of MNIST, (70000, 28, 28) and (70000,), training images first.
     Raises LpmbenchError when there are fewer digits than the recipe asks for.
     """
-    sizes = [recipe.count(name) for name in SPLITS]
+    sizes = list(recipe.sizes.values())
     if sum(sizes) > len(digits):
         raise LpmbenchError(f"SIM2MNIST needs {sum(sizes)} digits, but there are {len(digits)}.")
     order = torch.randperm(len(digits), generator=generator("sim2mnist", recipe.seed, "order")).numpy()
     start = sum(sizes[: SPLITS.index(split)])
-    own = order[start : start + recipe.count(split)]
+    own = order[start : start + recipe.sizes[split]]
     sources = torch.from_numpy(digits[own]).float() / 255
     images = np.empty((len(own), recipe.side, recipe.side), dtype=np.uint8)
     for position in range(len(own)):
         keyed = generator("sim2mnist", recipe.seed, split, position)
         canvas = torch.maximum(_placed(recipe, sources[position], keyed), _clutter(recipe, sources, position, keyed))
         images[position] = (canvas * 255).round().byte().numpy()
-        if report and (position % 100 == 99 or position + 1 == len(own)):
-            report(position + 1, len(own))
+        if position % 100 == 99 or position + 1 == len(own):
+            report(position + 1)
     return images, labels[own].astype(np.int64)
 
 
@@ -104,7 +95,7 @@ def _placed(recipe: Recipe, digit: Tensor, keyed: torch.Generator) -> Tensor:
     forward = scale * torch.tensor(
         [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64
     )
-    # Where the ink lies around the digit's centre once turned and magnified; pixels, half a pixel of margin.
+    # The place of the ink around the digit's centre once turned and magnified; pixels, half a pixel of margin.
     rows, columns = digit.nonzero(as_tuple=True)
     middle = (len(digit) - 1) / 2
     ink = torch.stack([columns - middle, rows - middle]).double()
@@ -141,28 +132,27 @@ def sim2mnist(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     Source: Esteves, Allen-Blanchette, Zhou and Daniilidis, Polar Transformer Networks, ICLR 2018.
     """
     check_split("sim2mnist", split)
-    pixels, labels = read_file(find_file(data), split)
+    pixels, labels = _read_file(_find_file(data), split)
     return from_arrays(pixels, labels, CLASSES)
 
 
-def find_file(data: Path | None) -> Path:
-    """Where sim2mnist.npz lies. Raises LpmbenchError when it is nowhere."""
+def _find_file(data: Path | None) -> Path:
+    """The path of sim2mnist.npz. Raises LpmbenchError when it is nowhere."""
     if data is not None and data.suffix == ".npz":
         if not data.is_file():
             raise LpmbenchError(f"There is no file {data}.")
         return data
     root = data_root(data)
     places = [root / FILE, root / "sim2mnist" / FILE]
-    for place in places:
-        if place.is_file():
-            return place
+    if found := next((place for place in places if place.is_file()), None):
+        return found
     raise LpmbenchError(
         f"SIM2MNIST is not in {' or '.join(str(place) for place in places)}. "
         f"Make it from MNIST: {COMMAND}; then give its folder with --data."
     )
 
 
-def read_file(path: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _read_file(path: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images (N, 96, 96), 0 to 255, and labels (N,) of a split of the file.
 
     The original's images may be flat, have an axis for their one channel, or be floats in [0, 1]; its labels are
@@ -177,8 +167,7 @@ def read_file(path: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int
     if not side or images[0].size != side * side or len(images) != len(labels):
         raise LpmbenchError(f"{path}: x_{split} {images.shape} and y_{split} {labels.shape} are no labelled images.")
     images = images.reshape(len(images), side, side)
-    if images.dtype != np.uint8:
-        # Floats in [0, 1], or the same numbers from 0 to 255.
+    if images.dtype != np.uint8:  # floats in [0, 1], or the same numbers from 0 to 255
         largest = float(images.max())
         images = (images.astype(np.float64) * (255 if largest <= 1 else 1)).round().clip(0, 255).astype(np.uint8)
     labels = labels.argmax(1) if labels.ndim == 2 and labels.shape[1] > 1 else labels.reshape(len(labels))
@@ -186,22 +175,16 @@ def read_file(path: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int
 
 
 def regenerate(
-    recipe: Recipe, digits: NDArray[np.uint8], labels: NDArray[Any], report: Report | None = None
+    recipe: Recipe, digits: NDArray[np.uint8], labels: NDArray[Any], report: Report = lambda done: None
 ) -> dict[str, NDArray[np.uint8]]:
     """Every array of the file, under the names of the original: x_train (N, 96, 96), y_train (N, 10) one-hot, ..."""
-    total, done = sum(recipe.count(split) for split in SPLITS), 0
     arrays: dict[str, NDArray[np.uint8]] = {}
-    for split in SPLITS:
-        before = done
-
-        def report_split(position: int, count: int, before: int = before) -> None:
-            if report:
-                report(before + position, total)
-
+    done = 0
+    for split, size in recipe.sizes.items():
+        report_split = partial(lambda before, position: report(before + position), done)
         images, found = draw_split(recipe, digits, labels, split, report_split)
-        arrays[f"x_{split}"] = images
-        arrays[f"y_{split}"] = np.eye(len(CLASSES), dtype=np.uint8)[found]
-        done += len(images)
+        arrays |= {f"x_{split}": images, f"y_{split}": np.eye(len(CLASSES), dtype=np.uint8)[found]}
+        done += size
     return arrays
 
 

@@ -1,4 +1,4 @@
-"""Which images belong to train, validation and test, and where data are looked for."""
+"""The splits train, validation and test, and where data are searched."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check_split(dataset: str, split: str, known: Sequence[str] = SPLITS) -> None
 
 
 def hold_out(dataset: str, images: ImageSet, split: str, validation: int) -> ImageSet:
-    """The part of the training images that `split` stands for: the last `validation` images, or those before them."""
+    """The split "validation" of training images, the last `validation` ones, or "train", those before them."""
     if not 0 < validation < len(images):
         raise LpmbenchError(
             f"Data set '{dataset}': validation = {validation} cannot be held out from {len(images)} training images."
@@ -39,7 +39,7 @@ def data_root(data: Path | None) -> Path:
 
 
 def missing(dataset: str, files: str, places: Sequence[Path], commands: Sequence[str]) -> LpmbenchError:
-    """The error for data that are not there: what was looked for, where, and what gets it."""
+    """The error for missing data: what was searched, where, and the commands that get it."""
     looked_in = ", ".join(str(place) for place in places)
     return LpmbenchError(
         f"Data set '{dataset}': found no {files} in {looked_in}. "
@@ -48,6 +48,6 @@ def missing(dataset: str, files: str, places: Sequence[Path], commands: Sequence
 
 
 def torchvision_command(class_name: str, root: Path) -> str:
-    """The shell command by which torchvision downloads a data set to a folder."""
+    """The shell command by which torchvision downloads a data set."""
     code = f"from torchvision.datasets import {class_name} as D; D({json.dumps(str(root))}, download=True)"
     return f"python -c {shlex.quote(code)}"

@@ -1,9 +1,8 @@
-"""Check what a record claims against what is stored beside it, and against the model itself."""
+"""Check the claims of a record against the files stored beside it, and against the model itself."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,29 +14,21 @@ from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol.grading import predict
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Purpose, generators
 from robustbench_lpm.records import runs as records
-from robustbench_lpm.records.runs import Picture, RunRecord
+from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.registry.admission import admit
 from robustbench_lpm.registry.zoo import LoadedModel
 from robustbench_lpm.versions import versions
 
-# Where versions or devices differ, rounding may tip predictions that stand on an edge.
+# Where versions or devices differ, rounding may change predictions near a decision boundary.
 TOLERATED_MISMATCH = 0.01
-# A network rounds otherwise in batches of other sizes and on other processors, and where it looks next enlarges that:
-# the logits of RAM-LPM move by 0.005, now and then by 0.3. How far they move in batches of these sizes says what
-# rounding can do to an image.
+# Batch size and processor change how a network rounds, and a gaze that depends on the last glimpse enlarges that: the
+# logits of RAM-LPM move by 0.005, now and then by 0.3. Batches of these sizes show how far rounding moves an image's.
 BATCHES = (1, 2, 3, 8, 16)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One claim of a record, and whether it holds."""
-
-    claim: str
-    verdict: Literal["holds", "FAILS", "not checked"]
-    evidence: str
+Verdict = Literal["holds", "FAILS", "not checked"]
+Finding = tuple[str, Verdict, str]  # a claim of a record, whether it holds, and the evidence
 
 
 def verify(
@@ -51,9 +42,9 @@ def verify(
 ) -> list[Finding]:
     """Every claim of a record that can be checked without running the attack again.
 
-    model: the path of the model's card, where the name in the record is not that of a registered one. Parameters in
-        which the record's model differs from the card, such as fewer glimpses, are laid over the card's.
-    loaded: models that were loaded for other records, to which this one's is added.
+    model: the path of the model's card, where the record names no registered model. Parameters of the record's model,
+        such as fewer glimpses, replace those of the card.
+    loaded: models loaded for other records, to which this one's is added.
 
     Raises LpmbenchError when the record cannot be read at all.
     """
@@ -62,16 +53,15 @@ def verify(
     except LpmbenchError as error:
         if not (folder / records.RECORD).is_file() and folder.name != records.RECORD:
             raise
-        return [Finding("the record is whole", "FAILS", str(error))]
-    stored = len(record.pictures())
-    findings = [
-        Finding("the record is whole", "holds", f"id {record.id[:12]} and the hashes of its artefacts match"),
-        Finding(
-            "the budget was kept", "holds", f"{record.norm} <= {record.eps:.6g} on {len(record.outcomes)} examples"
-        ),
-        Finding("stored images match", "holds", f"{stored} images: inputs, distances, the box [0, 1]"),
-        Finding("blocks", *_failures(record)),
-    ]
+        return [("the record is whole", "FAILS", str(error))]
+    failed = len(record.failures)
+    findings: list[Finding] = [
+        ("the record is whole", "holds", f"id {record.id[:12]} and the hashes of its artefacts match"),
+        ("the budget was kept", "holds", f"{record.norm} <= {record.eps:.6g} on {len(record.outcomes)} examples"),
+        ("stored images match", "holds", f"{len(record.pictures())} images: inputs, distances, the box [0, 1]"),
+        ("blocks", "FAILS", f"{failed} block(s) could not be computed") if failed else
+        ("blocks", "holds", "all were computed"),
+    ]  # fmt: skip
     try:
         name = model or _card_of(record)
         changed = _changed_parameters(record, name)
@@ -79,12 +69,12 @@ def verify(
         if key not in known:
             known[key] = zoo.load_model(name, checkpoint=checkpoint, trust=trust, device=device, **changed)
     except (LpmbenchError, TypeError) as error:  # TypeError: a record from elsewhere may call its parameters anything
-        return [*findings, Finding("predictions repeat", "not checked", f"the model is not at hand: {error}")]
-    return [*findings, _same_weights(record, known[key], changed), *_repeat(record, known[key], device)]
+        return [*findings, ("predictions repeat", "not checked", f"the model is not at hand: {error}")]
+    return [*findings, _same_weights(record, known[key], changed), *_repeated(record, known[key], device)]
 
 
 def _card_of(record: RunRecord) -> str:
-    """The name of the model's card; that of a variant of a registered model ends in what it is: "ram (2 glimpses)"."""
+    """The name of the model's card, without the suffix of a variant of a registered model: "ram (2 glimpses)"."""
     registered = cards.names("model")
     whole, _, _ = record.model.rpartition(" (")
     return whole if record.model not in registered and whole in registered else record.model
@@ -97,98 +87,71 @@ def _changed_parameters(record: RunRecord, name: str) -> dict[str, Any]:
     return {key: value for key, value in claimed.items() if key not in given or given[key] != value}
 
 
-def _failures(record: RunRecord) -> tuple[Literal["holds", "FAILS"], str]:
-    if record.failures:
-        return "FAILS", f"{len(record.failures)} block(s) could not be computed"
-    return "holds", "all were computed"
-
-
 def _same_weights(record: RunRecord, model: LoadedModel, changed: dict[str, Any]) -> Finding:
     claimed = record.configuration["model"]["weights_sha256"]
     if model.weights_sha256 == claimed:
         other = ", ".join(f"{name} = {value}" for name, value in changed.items())
-        return Finding("weights", "holds", f"sha256 {str(claimed)[:12]}" + f", run with {other}" * bool(other))
-    return Finding("weights", "FAILS", f"the record names {claimed}, the model at hand has {model.weights_sha256}")
+        return "weights", "holds", f"sha256 {str(claimed)[:12]}" + f", run with {other}" * bool(other)
+    return "weights", "FAILS", f"the record names {claimed}, the model at hand has {model.weights_sha256}"
 
 
-def _repeat(record: RunRecord, model: LoadedModel, device: str) -> list[Finding]:
+def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Finding]:
     """Predict the stored images again, clean and attacked, on the noise that the record's grader used."""
     pictures = record.pictures()
     if not pictures:
-        return [Finding("predictions repeat", "not checked", "no images are stored")]
-    first = torch.from_numpy(pictures[0].clean)[None].to(device)
-    exposed, _ = admit(model, first, device)
-    runs = record.mc
-    classifier = MonteCarlo(exposed.classifier, runs) if runs > 1 else exposed.classifier
+        return [("predictions repeat", "not checked", "no images are stored")]
+    exposed, _ = admit(model, torch.from_numpy(pictures[0].clean)[None].to(device), device)
+    classifier = MonteCarlo(exposed.classifier, record.mc) if record.mc > 1 else exposed.classifier
     modes = record.configuration["evaluation"].get("noise", [])
     try:
         control = parse_noise_control([f"{source}={mode}" for source, mode in modes], classifier)
     except LpmbenchError as error:
-        return [Finding("predictions repeat", "FAILS", f"the model has not the noise of the record: {error}")]
+        return [("predictions repeat", "FAILS", f"the model has not the noise of the record: {error}")]
+    clean = {picture.index: torch.from_numpy(picture.clean)[None].to(device) for picture in pictures}
+    attacked = {picture.index: torch.from_numpy(picture.adversarial)[None].to(device) for picture in pictures}
     return [
-        _compare(record, classifier, control, pictures, "clean", "clean_predictions", "clean", device),
-        _compare(record, classifier, control, pictures, "adversarial", "predictions", "grade", device),
+        _compared("clean predictions repeat", record, classifier, control, clean),
+        _compared("adversarial predictions repeat", record, classifier, control, attacked),
     ]
 
 
-def _compare(
-    record: RunRecord,
-    classifier: Classifier,
-    noise_control: NoiseControl,
-    pictures: list[Picture],
-    image: str,
-    column: str,
-    purpose: Any,
-    device: str,
+def _compared(
+    claim: str, record: RunRecord, classifier: Classifier, noise_control: NoiseControl, images: dict[int, Tensor]
 ) -> Finding:
-    rows = record.outcomes.set_index("index")[column]
-    evaluation = record.configuration["evaluation"]
+    """Whether predictions of images (1, C, H, W), by index, are those of the record."""
+    clean = claim.startswith("clean")
+    purpose: Purpose = "clean" if clean else "grade"
+    rows = record.outcomes.set_index("index")["clean_predictions" if clean else "predictions"]
+    seed, draws = record.configuration["evaluation"]["seed"], record.configuration["evaluation"]["draws"]
 
-    def repeats(picture: Picture, draw: int, claimed: int) -> bool:
-        """Whether rounding may make the claimed class the winner: its logit is as near as logits are moved by it."""
-        alone = torch.from_numpy(getattr(picture, image))[None].to(device)
-        found = torch.cat([
-            _logits(classifier, alone, copies, picture.index, evaluation["seed"], purpose, draw, noise_control)
-            for copies in BATCHES
-        ])  # fmt: skip
+    @torch.no_grad()
+    def logits(index: int, draw: int, copies: int) -> Tensor:
+        """Logits (1, K) on the noise of one graded draw, in a batch of so many copies of the image."""
+        indices = [index] * copies
+        drawn = classifier.sample_noise(copies, generators(seed, indices, purpose, draw))
+        drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices)
+        noise = {source: values.to(images[index].device) for source, values in drawn.items()}
+        return classifier(images[index].repeat(copies, 1, 1, 1), noise)[:1]
+
+    def tipped(index: int, draw: int, claimed: int) -> bool:
+        """Whether rounding may make the claimed class the winner: its logit is as near as rounding moves logits."""
+        found = torch.cat([logits(index, draw, copies) for copies in BATCHES])
         moved = (found - found[0]).abs().max()
         return 0 <= claimed < found.shape[1] and bool(found[0].max() - found[0, claimed] <= 2 * moved)
 
-    different = total = tipped = 0
-    for picture in pictures:
-        claimed = np.asarray(rows.loc[picture.index])
+    different = total = rounded = 0
+    for index, image in images.items():
+        claimed = np.asarray(rows.loc[index])
         found = predict(
-            classifier, torch.from_numpy(getattr(picture, image))[None].to(device), [picture.index],
-            seed=evaluation["seed"], purpose=purpose, draws=evaluation["draws"], chunk=classifier.passes,
+            classifier, image, [index], seed=seed, purpose=purpose, draws=draws, chunk=classifier.passes,
             noise_control=noise_control,
         )[0].numpy()  # fmt: skip
         differing = np.flatnonzero(found != claimed)
-        rounded = sum(repeats(picture, int(draw), int(claimed[draw])) for draw in differing)
-        different += len(differing) - rounded
-        tipped += rounded
+        by_rounding = sum(tipped(index, int(draw), int(claimed[draw])) for draw in differing)
+        different += len(differing) - by_rounding
+        rounded += by_rounding
         total += len(claimed)
-    same_versions = record.versions == versions()
-    note = f", {tipped} of them within what rounding moves" if tipped else ""
-    note += "" if same_versions else " (under other versions than the record's)"
-    verdict: Literal["holds", "FAILS"] = "holds" if different <= TOLERATED_MISMATCH * total else "FAILS"
-    claim = "clean predictions repeat" if image == "clean" else "adversarial predictions repeat"
-    return Finding(claim, verdict, f"{total - different} of {total} on {len(pictures)} stored images{note}")
-
-
-@torch.no_grad()
-def _logits(
-    classifier: Classifier,
-    image: Tensor,
-    copies: int,
-    index: int,
-    seed: int,
-    purpose: Any,
-    draw: int,
-    noise_control: NoiseControl,
-) -> Tensor:
-    """Logits (1, K) of an image (1, C, H, W) on the noise of one graded draw, in a batch of so many copies of it."""
-    indices = [index] * copies
-    drawn = classifier.sample_noise(copies, generators(seed, indices, purpose, draw))
-    drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices)
-    noise = {source: values.to(image.device) for source, values in drawn.items()}
-    return classifier(image.repeat(copies, 1, 1, 1), noise)[:1]
+    note = f", {rounded} of them within what rounding moves" if rounded else ""
+    note += "" if record.versions == versions() else " (under other versions than the record's)"
+    verdict: Verdict = "holds" if different <= TOLERATED_MISMATCH * total else "FAILS"
+    return claim, verdict, f"{total - different} of {total} on {len(images)} stored images{note}"

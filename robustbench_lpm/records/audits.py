@@ -1,38 +1,41 @@
-"""Read, write and check audits: what speaks for and against a result, check by check. Knows nothing about torch.
+"""Read, write and check audits: the evidence for and against a result. Knows nothing about torch.
 
-An audit judges one record (one attack, or the worst case over several, on one model). It lies in
-`audits/RECORD_FOLDER_NAME.json` beside the records that it compares. Every check asks one question whose evidence is
-two numbers and the 95 % interval of their difference; the verdict follows from that interval alone.
+An audit judges one record (one attack, or the worst case over several, on one model). It is stored at
+`audits/RECORD_FOLDER_NAME.json` beside the records that it compares. Every check asks one question; its evidence is
+two numbers and the 95 % interval of their difference, and the interval alone decides the verdict.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.hashing import SEAL, seal_holds, sealed, sha256_of_value
-from robustbench_lpm.records.runs import RunRecord, read_json, write_atomically
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from robustbench_lpm.errors import LpmbenchError, explained
+from robustbench_lpm.hashing import SEAL, sealed, sha256_of_value
+from robustbench_lpm.records.runs import RunRecord, read_sealed, write_atomically
 
 AUDITS = "audits"
 SCHEMA_VERSION = 2
 READABLE = (1, 2)  # version 1 had no seal at first
 SEALED_SINCE = 2
-TOLERANCE = 0.01  # one point of accuracy, which an audit takes for no difference
+TOLERANCE = 0.01  # of accuracy: smaller differences count as none
 Verdict = Literal["pass", "fail", "undecided", "not applicable"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One question about a result, and what was found.
+    """One question about a result, and its answer.
 
-    judged and reference are the two numbers that are compared (shares in [0, 1], or cosines, as `unit` says); low and
-    high bound their difference, judged - reference, at 95 %. They are None where the check does not apply.
+    judged, reference: the two numbers compared, in the unit `unit`: shares in [0, 1], or cosines.
+    low, high: the 95 % interval of judged - reference. All four are None where the check does not apply.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     name: str  # e.g. "white-box vs black-box"
     question: str
@@ -52,6 +55,8 @@ class Check:
 class Audit:
     """All checks of one result."""
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     record: str  # the id of the judged record
     folder_name: str  # its folder's name
     model: str
@@ -63,25 +68,20 @@ class Audit:
     @property
     def verdict(self) -> Verdict:
         """fail if any check fails; pass if every check that applies passes; else undecided."""
-        return overall(self.checks)
+        verdicts = {check.verdict for check in self.checks} - {"not applicable"}
+        if "fail" in verdicts:
+            return "fail"
+        return "pass" if verdicts == {"pass"} else "undecided"
 
 
-def overall(checks: Sequence[Check]) -> Verdict:
-    """The verdict over several checks."""
-    verdicts = {check.verdict for check in checks} - {"not applicable"}
-    if "fail" in verdicts:
-        return "fail"
-    return "pass" if verdicts == {"pass"} else "undecided"
-
-
-def path_of(folder_name: str, folder: Path) -> Path:
-    """Where the audit of a record lies, by the name of the record's folder and the folder that holds both."""
+def _path_of(folder_name: str, folder: Path) -> Path:
+    """Where the audit of the record folder/folder_name is stored."""
     return folder / AUDITS / f"{folder_name}.json"
 
 
 def write(audit: Audit, out: Path) -> Path:
     """Write an audit below `out`; its path."""
-    path = path_of(audit.folder_name, out)
+    path = _path_of(audit.folder_name, out)
     content = sealed({"schema_version": SCHEMA_VERSION, **asdict(audit)})
     write_atomically(path, (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     return path
@@ -89,50 +89,22 @@ def write(audit: Audit, out: Path) -> Path:
 
 def read(path: Path) -> Audit:
     """Read an audit. Raises LpmbenchError for a file that is not one."""
-    content = read_json(path)
-    if (version := content.get("schema_version")) not in READABLE:
-        known = ", ".join(map(str, READABLE))
-        raise LpmbenchError(f"{path}: schema_version is {version}; this version reads {known}.")
-    if not seal_holds(content, required=version >= SEALED_SINCE):
-        raise LpmbenchError(f"{path}: its seal is not the sha256 of what it says; the file was altered.")
-    for key in ("schema_version", SEAL):
-        content.pop(key, None)
+    content = read_sealed(path, READABLE, SEALED_SINCE)
+    del content["schema_version"]
+    content.pop(SEAL, None)
     try:
-        checks = [_check(entry) for entry in content.pop("checks")]
-        audit = Audit(checks=checks, **content)
-        _texts(audit, "record", "folder_name", "model", "attack", "command")
-    except (TypeError, KeyError, ValueError) as error:
-        raise LpmbenchError(f"{path} is not a valid audit: {type(error).__name__}: {error}.") from None
+        audit = TypeAdapter(Audit).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        raise LpmbenchError(f"{path} is not a valid audit: {explained(error)}") from None
     if path.stem != audit.folder_name or not audit.folder_name.endswith(f"--{audit.record[:12]}"):
         raise LpmbenchError(f"{path}: the name of the file is not that of the record it judges; the file was altered.")
     return audit
 
 
-def _check(entry: dict[str, Any]) -> Check:
-    check = Check(**entry | {"records": tuple(entry["records"])})
-    _texts(check, "name", "question", "verdict", "against", "note", "unit")
-    for name, known in (("verdict", get_args(Verdict)), ("unit", ("share", "cosine"))):
-        if getattr(check, name) not in known:
-            raise ValueError(f"{name} '{getattr(check, name)}' is none of {', '.join(known)}")
-    if not all(isinstance(record, str) for record in check.records):
-        raise TypeError("records must be ids")
-    for number in (check.judged, check.reference, check.low, check.high, check.images):
-        if number is not None and not (isinstance(number, int | float) and math.isfinite(number)):
-            raise TypeError(f"{number!r} is no number")
-    return check
-
-
-def _texts(part: Audit | Check, *names: str) -> None:
-    """Raises TypeError where one of these fields of an audit is not text."""
-    for name in names:
-        if not isinstance(value := getattr(part, name), str):
-            raise TypeError(f"{name} is {value!r}, not text")
-
-
 def read_for(records: Sequence[RunRecord]) -> dict[str, Audit]:
-    """The audits that lie beside records, by the id of the record that they judge.
+    """The audits stored beside records, by the id of the record that they judge.
 
-    Where two folders hold an audit of one record, the worse verdict stands. Raises LpmbenchError for a broken audit.
+    Of two audits of one record in two directories, the worse verdict counts. Raises LpmbenchError for a broken audit.
     """
     folders = sorted({record.path.parent / AUDITS for record in records if record.path is not None})
     ids = {record.id for record in records}
@@ -142,12 +114,12 @@ def read_for(records: Sequence[RunRecord]) -> dict[str, Audit]:
 
 
 def probes(records: Sequence[RunRecord], audits: Mapping[str, Audit]) -> set[str]:
-    """The ids of the runs that exist for an audit's sake: a judged attack at another eps, at twice the work, with the
-    noise frozen, and the members of such worst cases.
+    """The ids of the runs made only for an audit: a judged attack at another eps, at twice the work, with frozen noise,
+    and the members of such worst cases.
 
-    What was judged itself, or is a member of a worst case that is no probe, is an ordinary run; so are the other
-    attacks that a result is compared with (one step, noise, black boxes). A judged attack at another eps is a probe
-    only where its model met nothing else at that budget: else the budget was asked for, and the run with it.
+    Ordinary runs are those that are judged themselves, members of worst cases that are no probes, and the other attacks
+    that a result is compared with (one step, noise, black boxes). A judged attack at another eps is a probe only where
+    its model met nothing else at that budget.
     """
     known = {record.id: record for record in records}
     judged = {name for name in audits if name in known}
@@ -168,7 +140,7 @@ def probes(records: Sequence[RunRecord], audits: Mapping[str, Audit]) -> set[str
 
 
 def _with_members(names: Iterable[str], known: Mapping[str, RunRecord]) -> set[str]:
-    """Runs, and those among which the worst cases among them choose."""
+    """Runs, and the members of the worst cases among them."""
     members = [known[name].configuration["attack"].get("members") or {} for name in names]
     return set(names) | {member for found in members for member in found.values() if member in known}
 
@@ -179,20 +151,20 @@ def _frozen(record: RunRecord) -> set[str]:
 
 
 def _budget(record: RunRecord) -> str:
-    """Which model met what images at which budget, its noise frozen or not."""
+    """A hash of which model met which images at which budget, and of which noise was frozen."""
     parts = record.configuration["model"], record.configuration["dataset"], record.norm, record.eps, record.mc
     return sha256_of_value([*parts, sorted(_frozen(record))])
 
 
 def publish(record: RunRecord, results: Path) -> Path | None:
-    """Copy the audit that lies beside a record into the published results; its path there, or None where there is none.
+    """Copy the audit stored beside a record into the published results; its path there, None where there is none.
 
-    An audit that was published earlier goes: it judged the record that this one has replaced. Raises LpmbenchError for
-    an audit that is broken or judges another record.
+    It replaces one that was published earlier. Raises LpmbenchError for an audit that is broken or judges another
+    record.
     """
     if record.path is None:
         raise LpmbenchError("Only a record that was written can be published.")
-    source, target = path_of(record.path.name, record.path.parent), path_of(record.path.name, results / "records")
+    source, target = _path_of(record.path.name, record.path.parent), _path_of(record.path.name, results / "records")
     if not source.is_file():
         target.unlink(missing_ok=True)
         return None

@@ -1,18 +1,18 @@
 """Read, write and check run records. Knows nothing about torch.
 
-A run is one model under one attack at one budget on one list of examples. Its folder holds
+A run is one model under one attack at one budget on one list of examples. Its directory holds
 
-    record.json             what was run and under which versions; named and identified by its configuration, and
-                            sealed by a hash of all that it says
-    outcomes.parquet        one row per example: what was predicted before and after, distances, cost
+    record.json             what was run, under which versions; identified by its configuration, sealed by a hash
+    outcomes.parquet        one row per example: predictions before and after the attack, distances, cost
     adversarials.safetensors  clean and adversarial images (float32), of the first examples or of all
-    timing.json             seconds, hardware, host: the only part that two runs of one configuration may differ in
+    timing.json             seconds, hardware, host: the only part in which two equal runs may differ
 
-Means stand nowhere: they are derived from the outcomes, so that a number lives once.
+Means are derived from the outcomes and stored nowhere.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -40,36 +40,34 @@ SCHEMA_VERSION = 4
 # version 3 kept no hashes of code.
 READABLE = (1, 2, 3, 4)
 SEALED_SINCE = 3
-RECORD, OUTCOMES, ADVERSARIALS, TIMING = (
-    "record.json",
-    "outcomes.parquet",
-    "adversarials.safetensors",
-    "timing.json",
-)
-PUBLISHED_PICTURES = 16  # of a run that stored more; results are for good, and are kept small
+# The keys of record.json that are fields of RunRecord.
+STATED = ("command", "configuration", "execution", "versions", "code", "failures", "notes")
+RECORD, OUTCOMES, ADVERSARIALS, TIMING = "record.json", "outcomes.parquet", "adversarials.safetensors", "timing.json"
+PUBLISHED_PICTURES = 16  # of a run that stored more: results are kept small
 # Images are float32: adding a perturbation to a pixel and taking it off again may be off by an ulp or two.
 DISTANCE_TOLERANCE = 1e-6
 # The same distance worked out again, in float64 from the same float32 pixels, differs by the order of a sum at most.
 REPEATED_TOLERANCE = 1e-9
-COLUMNS = (
-    "index", "input_sha256", "label", "target", "clean_predictions", "predictions",
-    "linf", "l2", "forwards", "backwards", "glimpses",
-    "choice",  # the candidate chosen: a gradient mode, a member of a worst case; "" where there was but one
-)  # fmt: skip
+DRAWS = "int32 of each draw"
+TYPES = {
+    "index": "int64", "input_sha256": "string", "label": "int32", "target": "int32",
+    "clean_predictions": DRAWS, "predictions": DRAWS, "linf": "float64", "l2": "float64",
+    "forwards": "int64", "backwards": "int64", "glimpses": "int64",
+    "choice": "string",  # the candidate chosen: a gradient mode, a member of a worst case; "" where there was but one
+}  # fmt: skip
+COLUMNS = tuple(TYPES)
 
 
 @dataclass
 class RunRecord:
-    """One run, with its outcomes; `configuration` decides them, the rest describes how they were made."""
+    """One run with its outcomes; `configuration` decides them, the rest says how they were made."""
 
     configuration: dict[str, Any]
     command: str
     execution: dict[str, Any]  # device type, threads, block and chunk size: the same again gives the same bits
     versions: dict[str, str]
     outcomes: pd.DataFrame
-    code: dict[str, str] = field(
-        default_factory=dict
-    )  # hashes: of the code of model, attack and data set, and of answers
+    code: dict[str, str] = field(default_factory=dict)  # hashes of the code of model, attack, data; and of answers
     adversarials: dict[str, NDArray[Any]] = field(default_factory=dict)  # per shape group, see `pictures`
     failures: list[dict[str, Any]] = field(default_factory=list)  # blocks that could not be computed
     notes: list[str] = field(default_factory=list)  # what a reader must know: known defects, warnings
@@ -84,7 +82,7 @@ class RunRecord:
 
     @property
     def folder_name(self) -> str:
-        """A name that people can read, made unique by the start of the id."""
+        """A readable name, made unique by the start of the id."""
         parts = [self.model, self.attack, self.norm, format_eps(self.eps), self.dataset, f"mc{self.mc}"]
         slug = "--".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") or "unnamed" for part in parts)
         return f"{slug[:120]}--{self.id[:12]}"
@@ -138,12 +136,12 @@ class RunRecord:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Whether each draw gets each attacked image right: (images, draws)."""
+        """Whether each draw classifies each attacked image correctly: (images, draws)."""
         return self.predictions == self.labels[:, None]
 
     @property
     def clean_correct(self) -> NDArray[np.bool_]:
-        """Whether each draw gets each clean image right: (images, draws)."""
+        """Whether each draw classifies each clean image correctly: (images, draws)."""
         return self.clean_predictions == self.labels[:, None]
 
     @property
@@ -167,8 +165,8 @@ class RunRecord:
     def robust_halves(self) -> tuple[float, float]:
         """Robust accuracy on the first and on the second half of the graded draws.
 
-        Both are the whole where nothing was drawn (a deterministic model, or one whose noise was all frozen: one draw
-        was graded, one compared), and of one draw of one image.
+        Both are that on all draws where nothing was drawn (a deterministic model, or all noise frozen: one draw was
+        graded, one compared), and for one draw of one image.
         """
         evaluation, correct, first = self.configuration["evaluation"], self.correct, self.first_half
         frozen = any(mode == "frozen" for _, mode in evaluation.get("noise") or [])
@@ -178,12 +176,12 @@ class RunRecord:
 
     @property
     def robust_majority(self) -> statistics.Rate:
-        """The share of attacked images that more than half of the draws get right."""
+        """The share of attacked images that more than half of the draws classify correctly."""
         return statistics.majority(self.correct)
 
     @property
     def robust_worst_of_k(self) -> statistics.Rate:
-        """The share of attacked images that every draw gets right."""
+        """The share of attacked images that every draw classifies correctly."""
         return statistics.worst_of_k(self.correct)
 
     @property
@@ -193,7 +191,7 @@ class RunRecord:
 
     @property
     def target_rate(self) -> statistics.Rate | None:
-        """For a targeted attack the mean share of draws that say the target, else None."""
+        """For a targeted attack the mean share of draws that predict the target, else None."""
         targets = self.outcomes["target"].to_numpy(np.int64)
         if (targets < 0).all():
             return None
@@ -202,9 +200,7 @@ class RunRecord:
     @property
     def choices(self) -> dict[str, int]:
         """How many examples each candidate was chosen for, the most frequent first; empty where nothing was chosen."""
-        if "choice" not in self.outcomes:
-            return {}
-        counts = Counter(str(name) for name in self.outcomes["choice"] if name)
+        counts = Counter(str(name) for name in self.outcomes.get("choice", ()) if name)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def pictures(self) -> list[Picture]:
@@ -228,7 +224,7 @@ class Picture:
 
 
 def group_pictures(pictures: list[Picture]) -> dict[str, NDArray[Any]]:
-    """Arrays for storage, one group per image shape: images of unequal size are never squeezed together."""
+    """The arrays that store images, one group per image shape."""
     groups: dict[str, list[Picture]] = {}
     for picture in pictures:
         groups.setdefault("x".join(map(str, picture.clean.shape)), []).append(picture)
@@ -241,7 +237,7 @@ def group_pictures(pictures: list[Picture]) -> dict[str, NDArray[Any]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the whole new one. Raises OSError."""
+    """Write a file so that a reader, or a crash, finds the old one or the whole new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -257,73 +253,48 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write(record: RunRecord, out: Path) -> Path:
-    """Write a record's folder below `out`; record.json comes last, so that a folder with one is whole."""
+    """Write a record's directory below `out`; record.json comes last, so that a directory with one is complete."""
     folder = out / record.folder_name
-    (folder / RECORD).unlink(missing_ok=True)  # of an earlier run: it does not speak for the files that follow
-    write_atomically(folder / OUTCOMES, outcomes_to_parquet(record.outcomes))
+    (folder / RECORD).unlink(missing_ok=True)  # of an earlier run: it does not describe the files that follow
+    write_atomically(folder / OUTCOMES, _outcomes_to_parquet(record.outcomes))
     artefacts = {OUTCOMES: sha256_of(folder / OUTCOMES)}
     if record.adversarials:
-        from safetensors.numpy import save
-
-        write_atomically(folder / ADVERSARIALS, save(record.adversarials))
-        artefacts[ADVERSARIALS] = sha256_of(folder / ADVERSARIALS)
+        artefacts[ADVERSARIALS] = _write_arrays(folder, record.adversarials)
     write_atomically(folder / TIMING, _pretty(record.timing))
-    write_atomically(
-        folder / RECORD,
-        _pretty(
-            sealed(
-                {
-                    "schema_version": SCHEMA_VERSION,
-                    "id": record.id,
-                    "command": record.command,
-                    "configuration": record.configuration,
-                    "execution": record.execution,
-                    "versions": record.versions,
-                    "code": record.code,
-                    "class_names": {str(label): name for label, name in sorted(record.class_names.items())},
-                    "artefacts": artefacts,
-                    "failures": record.failures,
-                    "notes": record.notes,
-                }
-            )
-        ),
-    )
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "id": record.id,
+        "class_names": {str(label): name for label, name in sorted(record.class_names.items())},
+        "artefacts": artefacts,
+        **{name: getattr(record, name) for name in STATED},
+    }
+    write_atomically(folder / RECORD, _pretty(sealed(content)))
     record.path = folder
     return folder
 
 
-def outcomes_to_parquet(outcomes: pd.DataFrame) -> bytes:
-    """The bytes of outcomes.parquet: same rows, same bytes."""
-    import io
+def _write_arrays(folder: Path, arrays: dict[str, NDArray[Any]]) -> str:
+    """Write the images of a record; the sha256 of the file."""
+    from safetensors.numpy import save
 
+    write_atomically(folder / ADVERSARIALS, save(arrays))
+    return sha256_of(folder / ADVERSARIALS)
+
+
+def _outcomes_to_parquet(outcomes: pd.DataFrame) -> bytes:
+    """The bytes of outcomes.parquet: same rows, same bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        [
-            ("index", pa.int64()),
-            ("input_sha256", pa.string()),
-            ("label", pa.int32()),
-            ("target", pa.int32()),
-            ("clean_predictions", pa.list_(pa.int32())),
-            ("predictions", pa.list_(pa.int32())),
-            ("linf", pa.float64()),
-            ("l2", pa.float64()),
-            ("forwards", pa.int64()),
-            ("backwards", pa.int64()),
-            ("glimpses", pa.int64()),
-            ("choice", pa.string()),
-        ]
-    )
-    outcomes = _with_choice(outcomes)
-    table = pa.Table.from_pandas(outcomes[list(COLUMNS)], schema=schema, preserve_index=False)
+    fields = [(name, pa.list_(pa.int32()) if kind == DRAWS else kind) for name, kind in TYPES.items()]
+    table = pa.Table.from_pandas(_with_choice(outcomes)[list(COLUMNS)], schema=pa.schema(fields), preserve_index=False)
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def _with_choice(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """Outcomes in which nothing is said of a choice say that there was none."""
+    """Outcomes with an empty column `choice` where they have none."""
     return outcomes if "choice" in outcomes else outcomes.assign(choice="")
 
 
@@ -332,21 +303,17 @@ def _pretty(content: dict[str, Any]) -> bytes:
 
 
 def read(folder: Path) -> RunRecord:
-    """Read a record and check that it is what it says: its id, its seal and the hashes of its artefacts.
+    """Read a record and check its id, its seal and the hashes of its artefacts.
 
-    Raises LpmbenchError for a folder that is incomplete, altered, or written by a newer version.
+    Raises LpmbenchError for a directory that is incomplete, altered, or written by a newer version.
     """
     folder = folder.parent if folder.name == RECORD else folder
-    content = read_json(folder / RECORD)
-    version = content.get("schema_version")
-    if version not in READABLE:
-        known = ", ".join(map(str, READABLE))
-        raise LpmbenchError(f"{folder / RECORD}: schema_version is {version}; this version reads {known}.")
+    content = read_sealed(folder / RECORD, READABLE, SEALED_SINCE)
     try:
         return _parse(content, folder)
     except LpmbenchError:
         raise
-    except Exception as error:  # whatever is malformed inside, the reader needs the file's name, in one line
+    except Exception as error:  # whatever is malformed inside, the file's name in one line helps
         raise LpmbenchError(f"{folder / RECORD} is not a valid record: {type(error).__name__}: {error}.") from None
 
 
@@ -355,8 +322,6 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
 
     if OUTCOMES not in content["artefacts"]:
         raise LpmbenchError(f"{folder / RECORD}: artefacts do not list {OUTCOMES}; the file was altered.")
-    if not seal_holds(content, required=content["schema_version"] >= SEALED_SINCE):
-        raise LpmbenchError(f"{folder / RECORD}: its seal is not the sha256 of what it says; the file was altered.")
     for name, digest in content["artefacts"].items():
         if name not in (OUTCOMES, ADVERSARIALS) or not (folder / name).is_file():
             raise LpmbenchError(f"{folder}: artefact '{name}' is missing.")
@@ -371,15 +336,10 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
 
         adversarials = load((folder / ADVERSARIALS).read_bytes())
     record = RunRecord(
-        configuration=content["configuration"],
-        command=content["command"],
-        execution=content["execution"],
-        versions=content["versions"],
-        outcomes=outcomes,
+        **{name: content[name] for name in STATED if name != "code"},
         code=content.get("code", {}),
+        outcomes=outcomes,
         adversarials=adversarials,
-        failures=content["failures"],
-        notes=content["notes"],
         timing=read_json(folder / TIMING) if (folder / TIMING).is_file() else {},
         class_names={int(label): str(name) for label, name in content.get("class_names", {}).items()},
         path=folder,
@@ -391,7 +351,7 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
 
 
 def check(record: RunRecord) -> None:
-    """Check what must hold within any record. Raises LpmbenchError with the first claim that does not."""
+    """Check what must hold within any record. Raises LpmbenchError for the first claim that does not."""
     where = record.path or record.folder_name
     outcomes, evaluation = record.outcomes, record.configuration["evaluation"]
     if missing := set(COLUMNS) - set(outcomes.columns):
@@ -416,7 +376,7 @@ def check(record: RunRecord) -> None:
 
 
 def check_picture(picture: Picture, row: Any, where: Path | str) -> None:
-    """Check a stored image against its row of outcomes: the box, the distances, the hash of the input."""
+    """Check a stored image against its row of outcomes: the range [0, 1], the distances, the hash of the input."""
     difference = picture.adversarial.astype(np.float64) - picture.clean.astype(np.float64)
     linf, l2 = float(np.abs(difference).max()), float(np.sqrt((difference**2).sum()))
     if not (picture.adversarial.min() >= 0 and picture.adversarial.max() <= 1):
@@ -436,45 +396,50 @@ def read_all(folder: Path) -> list[RunRecord]:
 
 
 def publish(record: RunRecord, results: Path, pictures: int = PUBLISHED_PICTURES) -> Path:
-    """Copy a checked record into the published results; the only way in.
+    """Copy a checked record into the published results, the only way in.
 
-    Of its stored examples the first `pictures` go along: all else, and the whole record where it has no more, is copied
-    byte for byte. Raises LpmbenchError for a failed run.
+    pictures: how many of its stored examples are kept, the first ones; all else is copied byte for byte. Raises
+    LpmbenchError for a failed run.
     """
     if record.path is None:
         raise LpmbenchError("Only a record that was written can be published.")
     if record.failures:
         raise LpmbenchError(f"{record.path}: {len(record.failures)} block(s) failed; run the command again first.")
     target = results / "records" / record.path.name
-    results.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=results, prefix=".publishing."))
-    try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=results, prefix=".publishing.") as staging:
+        copy = Path(staging) / target.name
+        copy.mkdir()
         for name in (OUTCOMES, ADVERSARIALS, TIMING, RECORD):
             if (record.path / name).is_file():
-                shutil.copyfile(record.path / name, staging / name)
+                shutil.copyfile(record.path / name, copy / name)
         if len(stored := record.pictures()) > pictures:
-            _keep_pictures(staging, stored[:pictures])
-        target.parent.mkdir(exist_ok=True)
+            _keep_pictures(copy, stored[:pictures])
         if target.exists():
             shutil.rmtree(target)
-        staging.chmod(0o755)
-        staging.replace(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        copy.replace(target)
     return target
 
 
 def _keep_pictures(folder: Path, pictures: list[Picture]) -> None:
-    """Let a record's folder hold these pictures instead of its own; its id does not depend on them."""
-    from safetensors.numpy import save
-
+    """Keep only these pictures in a record's directory; its id does not depend on them."""
     content = read_json(folder / RECORD)
     del content["artefacts"][ADVERSARIALS]
     (folder / ADVERSARIALS).unlink()
     if pictures:
-        write_atomically(folder / ADVERSARIALS, save(group_pictures(pictures)))
-        content["artefacts"][ADVERSARIALS] = sha256_of(folder / ADVERSARIALS)
+        content["artefacts"][ADVERSARIALS] = _write_arrays(folder, group_pictures(pictures))
     write_atomically(folder / RECORD, _pretty(sealed(content)))
+
+
+def read_sealed(path: Path, readable: tuple[int, ...], sealed_since: int) -> dict[str, Any]:
+    """The JSON object in a file, of a schema that can be read and with a seal that holds. Raises LpmbenchError."""
+    content = read_json(path)
+    if (version := content.get("schema_version")) not in readable:
+        known = ", ".join(map(str, readable))
+        raise LpmbenchError(f"{path}: schema_version is {version}; this version reads {known}.")
+    if not seal_holds(content, required=version >= sealed_since):
+        raise LpmbenchError(f"{path}: its seal is not the sha256 of what it says; the file was altered.")
+    return content
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Admission: the one door through which every model passes before anything runs.
+"""Admission: the checks that every model passes before anything runs.
 
-All that the rest assumes about a network is tried here on a few images: that it can read them, that its answers are
-logits, where its randomness comes from, that an image's answer does not depend on its company, that a gradient comes
-back. What can be put right is (on a copy: the caller's object is never touched), the rest is refused in one line.
+Whatever the rest assumes about a network is tested here on a few images: that it reads them, answers with logits, is
+repeatable under a seed, treats each image of a batch alone and gives a gradient. What can be corrected is, on a copy,
+for the caller's object is never changed; everything else is refused in one line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import hashlib
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise
 from robustbench_lpm.architectures.precision import channels_last, plain_layout
-from robustbench_lpm.attacks.losses import objective
+from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.errors import LpmbenchError, in_one_line
 from robustbench_lpm.randomness import generators, isolated_globals, states
 from robustbench_lpm.registry.contents import GENERATORS, parts, sha256_of_object
@@ -31,8 +31,9 @@ from robustbench_lpm.registry.zoo import LoadedModel
 IMAGES = 4  # on which a model is tried; half as many where they are large
 LARGE = 160 * 160  # pixels
 SAME_SEED, OTHER_SEEDS = 8, 3  # passes under one seed, and under others
-# Shares of the largest logit, which rounding moves by 1e-6 of it. A company that matters moves them by far more.
-ROUNDING, COMPANY = 1e-3, 0.05
+# Shares of the largest logit. Rounding moves logits by 1e-6 of it; other images of the batch, where they matter, by far
+# more.
+ROUNDING, BATCH = 1e-3, 0.05
 LAYOUT, LAYOUT_GRADIENT = 1e-2, 0.1
 GENERATORS_OF = {"torch": "torch's", "numpy": "numpy's", "python": "Python's", "cuda": "CUDA's"}
 
@@ -41,9 +42,9 @@ GENERATORS_OF = {"torch": "torch's", "numpy": "numpy's", "python": "Python's", "
 class Admission:
     """What is known of a model that passed, for images of one shape on one device.
 
-    classes: logits that it gives. sources: what its randomness comes from. no_gradient: why none comes back from its
-    answers to the images, "" where one does. answers: a fingerprint of its logits on fixed images. notes: what a reader
-    must know.
+    classes: the number of its logits. sources: what its randomness comes from. no_gradient: why its answers give none
+    with respect to the images, "" where they do. answers: a fingerprint of its logits on fixed images. notes: what a
+    reader must know.
     """
 
     classes: int
@@ -54,10 +55,10 @@ class Admission:
 
 
 class AsItIs(nn.Module):
-    """Something that cannot be copied (a function, a scripted or quantised module), used without being changed.
+    """A model that cannot be copied (a function, a scripted or quantised module), used without being changed.
 
-    A module is in eval mode, and wants no gradients for its parameters, for as long as a call takes. Whatever else is
-    asked of it (`sample_noise`, say) goes through.
+    During a call a module is in eval mode, without gradients for its parameters. Other attributes (`sample_noise`, say)
+    are those of the model.
     """
 
     def __init__(self, thing: Callable[..., Any]) -> None:
@@ -76,94 +77,82 @@ class AsItIs(nn.Module):
         return self
 
     def forward(self, *arguments: Any, **options: Any) -> Any:
-        with _evaluated(self.thing):
+        if not isinstance(self.thing, nn.Module):
             return self.thing(*arguments, **options)
-
-
-@contextmanager
-def _evaluated(thing: Any) -> Iterator[None]:
-    if not isinstance(thing, nn.Module):
-        yield
-        return
-    modes = {module: module.training for module in thing.modules()} if thing.training else {}
-    wanting = [parameter for parameter in thing.parameters() if parameter.requires_grad]
-    try:
-        if modes:
-            thing.eval()
-        for parameter in wanting:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-        for parameter in wanting:
-            parameter.requires_grad_(True)
+        modes = {module: module.training for module in self.thing.modules()}
+        wanting = [parameter for parameter in self.thing.parameters() if parameter.requires_grad]
+        try:
+            if self.thing.training:
+                self.thing.eval()
+            for parameter in wanting:
+                parameter.requires_grad_(False)
+            return self.thing(*arguments, **options)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+            for parameter in wanting:
+                parameter.requires_grad_(True)
 
 
 def handed_over(model: Any, name: str | None = None) -> LoadedModel:
-    """A module of a user's own, or any function from images to logits, as a model: a copy of it, in eval mode.
+    """A user's own module, or any function from images to logits, as a model: a copy of it, in eval mode.
 
     One in eval mode keeps the modes of its parts: a dropout that was left on is meant. Raises LpmbenchError for what
     cannot be called.
     """
+    if isinstance(model, type):
+        raise LpmbenchError(f"{model.__name__} is no model: hand over an instance, {model.__name__}().")
+    if not callable(model):
+        raise LpmbenchError(f"{type(model).__name__} is no model: a name, a card or a module is meant.")
     network = getattr(model, "network", model) if isinstance(model, Classifier) else model
-    if isinstance(model, type) or not callable(model):
-        kind = model.__name__ if isinstance(model, type) else type(model).__name__
-        wanted = (
-            f"hand over an instance, {kind}()" if isinstance(model, type) else "a name, a card or a module is meant"
-        )
-        raise LpmbenchError(f"{kind} is no model: {wanted}.")
     written: Any = type(network) if isinstance(network, nn.Module) else network
     compiled = getattr(network, "original_name", None) if isinstance(network, torch.jit.ScriptModule) else None
     called = name or compiled or str(getattr(written, "__name__", type(network).__name__))
-    notes = []
     copied = _copied(model)
+    trained = isinstance(network, nn.Module) and (network if copied is None else copied).training
     if copied is None:
         copied = AsItIs(model)
-        trained = isinstance(network, nn.Module) and network.training
     else:
-        trained = copied.training
         _freeze(copied)
         if trained:
             copied.eval()
-    if trained:
-        notes.append(f"{called} was handed over in training mode: it is evaluated in eval mode")
     classifier = copied if isinstance(copied, Classifier) else Classifier(copied)
     classifier.training = False  # its own mode alone: those of its parts are theirs
     digest = sha256_of_object(classifier.network.thing if isinstance(copied, AsItIs) else copied)
     entry = f"{getattr(written, '__module__', '')}:{getattr(written, '__qualname__', called)}"
     identity = {"name": called, "entry": entry, "weights_sha256": digest, "stochastic": classifier.stochastic}
-    return LoadedModel(called, classifier, identity, digest, notes=tuple(notes))
+    note = f"{called} was handed over in training mode: it is evaluated in eval mode"
+    return LoadedModel(called, classifier, identity, digest, notes=(note,) if trained else ())
 
 
 def _freeze(network: nn.Module) -> None:
-    """No gradients for parameters; those of a lazy layer that has seen no image yet are none."""
+    """Switch off gradients for parameters, but for those of lazy layers that have seen no image yet."""
     for parameter in network.parameters():
         if not is_lazy(parameter):
             parameter.requires_grad_(False)
 
 
 def _copied(model: Any) -> nn.Module | None:
-    """A copy that shares nothing with a module, or None where there is none to be had."""
+    """A copy that shares nothing with a module, or None where it cannot be copied."""
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         return None
-    # What a hook has computed, such as a normalised weight, cannot be copied with its past.
+    # What a hook has computed, such as a normalised weight, cannot be copied with its graph.
     computed = [value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in computed if value.grad_fn is not None}
     try:
         return copy.deepcopy(model, memo)
-    except Exception:  # whatever its parts refuse with, it can still be used as it is
+    except Exception:  # whatever its parts raise, it can still be used as it is
         return None
 
 
-# What was found of a classifier, and what it runs as, by shape and device. Nothing here may keep the classifier itself.
+# What was found of a classifier, and what it runs as, by shape and device. Nothing here may keep the classifier alive.
 _admitted: WeakKeyDictionary[Classifier, dict[Any, tuple[Admission, Classifier | None]]] = WeakKeyDictionary()
 
 
 def admit(model: LoadedModel, images: Tensor, device: str) -> tuple[LoadedModel, Admission]:
-    """The model as it is to be run on images like these (n, C, H, W), and what was found; tried once for each shape.
+    """The model as it runs on images like these (n, C, H, W), and what was found; tried once for each shape.
 
-    Raises LpmbenchError, in one line, for a model that nothing honest can be said of.
+    Raises LpmbenchError, in one line, for a model that cannot be evaluated honestly.
     """
     key = tuple(images.shape[1:]), str(torch.device(device)), model.name
     known = _admitted.setdefault(model.classifier, {})
@@ -171,8 +160,11 @@ def admit(model: LoadedModel, images: Tensor, device: str) -> tuple[LoadedModel,
         with torch.inference_mode(False), torch.enable_grad():
             large = images.shape[-1] * images.shape[-2] >= LARGE
             some = images[: IMAGES // 2 if large else IMAGES].detach().to(device).clone()
-            admission, classifier = _tried(model, some, device)
-        wrapped = classifier if classifier is not model.classifier else None
+            if len(some) == 1:  # a batch must have two
+                some = torch.cat([some, 1 - some])
+            trial = _Trial(model.name, model.classifier.to(device), some)
+            admission = trial.run()
+        wrapped = trial.classifier if trial.classifier is not model.classifier else None
         known[key] = admission, wrapped
         if wrapped is not None:
             _admitted[wrapped] = {key: (admission, None)}
@@ -184,256 +176,236 @@ def admit(model: LoadedModel, images: Tensor, device: str) -> tuple[LoadedModel,
     return replace(model, classifier=classifier, identity=identity), admission
 
 
-def _tried(model: LoadedModel, images: Tensor, device: str) -> tuple[Admission, Classifier]:
-    """What is found of a model, and what it is to run as."""
-    if len(images) == 1:  # company for it
-        images = torch.cat([images, 1 - images])
-    trial = _Trial(model.name, model.classifier.to(device), images)
-    with _left_as_they_were(trial.classifier.network):
-        trial.read()
-        trial.find_randomness()
-        trial.meet_company()
-        no_gradient = trial.differentiate()
-        trial.lay_out(gradient=not no_gradient)
-        answers = trial.fingerprint()
-    return Admission(trial.classes, trial.sources, no_gradient, answers, tuple(trial.notes)), trial.classifier
-
-
-@contextmanager
-def _left_as_they_were(network: nn.Module) -> Iterator[None]:
-    """The buffers of what is used as it is are put back: its owner's they are."""
-    held = _tensors(network) if isinstance(network, AsItIs) else {}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for value, _, copied in held.values():
-                if copied is not None and not _alike(value, copied):
-                    value.copy_(copied)
-
-
-@dataclass
 class _Trial:
-    """A classifier as it is tried: what is found out about it changes how it is asked next."""
+    """The checks of one classifier. What a check finds changes how the next one asks for answers."""
 
-    name: str
-    classifier: Classifier
-    images: Tensor
-    classes: int = 0
-    sources: tuple[str, ...] = ()
-    notes: list[str] = field(default_factory=list)
-    noise: Noise = field(default_factory=dict)
+    def __init__(self, name: str, classifier: Classifier, images: Tensor) -> None:
+        self.name, self.classifier, self.images = name, classifier, images
+        self.noise: Noise = {}
+        self.notes: list[str] = []
 
-    def refuse(self, what: str) -> LpmbenchError:
+    def run(self) -> Admission:
+        """All checks, in their order; buffers of what is used as it is are restored: they are its owner's."""
+        network = self.classifier.network
+        held = _tensors(network) if isinstance(network, AsItIs) else {}
+        try:
+            classes = self.check_logits()
+            sources = self.check_repeatability()
+            self.check_independence()
+            no_gradient = self.check_gradient()
+            self.choose_layout(gradient=not no_gradient)
+            return Admission(classes, sources, no_gradient, self.fingerprint(), tuple(self.notes))
+        finally:
+            with torch.no_grad():
+                for value, _, copied in held.values():
+                    if copied is not None and not _alike(value, copied):
+                        value.copy_(copied)
+
+    def refused(self, what: str) -> LpmbenchError:
         return LpmbenchError(f"Model '{self.name}' {what}.")
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Whatever a model fails with is told in one line."""
+        """No gradients, and whatever a model fails with in one line."""
         try:
-            yield
+            with torch.no_grad():
+                yield
         except LpmbenchError as error:
             raise LpmbenchError(f"Model '{self.name}': {error}") from None
         except Exception as error:
             shape = tuple(self.images.shape[1:])
-            raise self.refuse(f"cannot read images {shape}: {in_one_line(error)}") from error
+            raise self.refused(f"cannot read images {shape}: {in_one_line(error)}") from error
 
     def ask(self, images: Tensor, noise: Noise | None = None) -> Tensor:
-        """Its answer (n, K) under one seed of the global generators."""
+        """The answer (n, K) under one seed of the global generators."""
         with isolated_globals(1):
             return self.classifier(images, self.noise if noise is None else noise)
 
-    def read(self) -> None:
-        """It must answer several images, and one, with logits. What it needs for that is found out."""
-        given = self.images.clone()
-        version, network = given._version, self.classifier.network
+    def ask_alone(self, images: Tensor) -> Tensor:
+        """The answer to the first of these images, in a batch of one."""
+        return self.ask(images[:1], {source: values[:1] for source, values in self.noise.items()})
+
+    def check_logits(self) -> int:
+        """It must answer several images, and one, with logits; their number."""
+        network = self.classifier.network
         lazy = not isinstance(network, AsItIs) and any(map(is_lazy, network.parameters()))
-        with self.asking(), torch.no_grad():
-            self.noise = self._sampled()
-            dtype = _own_precision(network)
-            try:
-                logits = self.ask(given)
-                self.classifier.in_place = given._version != version
-            except Exception as error:
-                logits = self._asked_otherwise(dtype, error)
-            alone = self.ask(self.images[:1], noise={source: values[:1] for source, values in self.noise.items()})
+        with self.asking():
+            self.noise = self.sampled()
+            logits = self.first_answer()
+            alone = self.ask_alone(self.images)
         if logits.dim() != 2 or len(logits) != len(self.images) or alone.shape != logits[:1].shape:
             shapes = f"{len(self.images)} images with shape {tuple(logits.shape)} and one with {tuple(alone.shape)}"
-            raise self.refuse(f"answers {shapes}, not with logits (n, K)")
+            raise self.refused(f"answers {shapes}, not with logits (n, K)")
         if logits.shape[1] < 2:
-            raise self.refuse("answers with one number an image; a classifier has at least two classes, so two logits")
-        # One that fails on some images is told for each of them, as it is run.
+            raise self.refused("answers with one number an image; a classifier has at least two classes, so two logits")
+        # One that fails on some images only is noted for each of them, as it is run.
         if (logits.isnan() | (logits == torch.inf)).any(1).all():
-            raise self.refuse("gives NaN or infinite logits; nothing can be graded on them")
-        self.classes = logits.shape[1]
+            raise self.refused("gives NaN or infinite logits; nothing can be graded on them")
         if lazy:
             _freeze(network)
             self.notes.append(f"{self.name}'s lazy layers had no weights yet: they were drawn at random, from seed 1")
         if bool(((logits >= 0) & ((logits.sum(1, keepdim=True) - 1).abs() < 1e-3)).all()):
-            self.notes.append(
-                f"{self.name} answers with probabilities: they are taken as logits, which weakens attacks"
-            )
+            probabilities = "answers with probabilities: they are taken as logits, which weakens attacks"
+            self.notes.append(f"{self.name} {probabilities}")
+        return logits.shape[1]
 
-    def _asked_otherwise(self, dtype: torch.dtype | None, error: Exception) -> Tensor:
-        """Its answer in the precision of its weights, or with gradients on: one or the other is what it may need."""
-        for precision, differentiates in ((dtype, False), (None, True)):
-            if precision is None and not differentiates:
-                continue
-            self.classifier.dtype, self.classifier.differentiates = precision, differentiates
-            try:
-                logits = self.ask(self.images.clone())
-            except Exception:  # what it said first is the reason
-                continue
-            self.classifier.in_place = True  # unless it is known to leave images alone
-            if precision is not None:
-                self.notes.append(f"{self.name} works in {str(precision).removeprefix('torch.')}")
+    def first_answer(self) -> Tensor:
+        """Its answer: as it is, else in the precision of its weights, else with gradients switched on."""
+        given = self.images.clone()
+        version, precision = given._version, _own_precision(self.classifier.network)
+        try:
+            logits = self.ask(given)
+            self.classifier.in_place = given._version != version
             return logits
-        raise error
+        except Exception as error:
+            for dtype, differentiates in ((precision, False), (None, True)):
+                if dtype is None and not differentiates:  # as before
+                    continue
+                self.classifier.dtype, self.classifier.differentiates = dtype, differentiates
+                try:
+                    logits = self.ask(self.images.clone())
+                except Exception:  # what it raised first is the reason
+                    continue
+                self.classifier.in_place = True  # unless it is known to leave images alone
+                if dtype is not None:
+                    self.notes.append(f"{self.name} works in {str(dtype).removeprefix('torch.')}")
+                return logits
+            raise error
 
-    def _sampled(self) -> Noise:
+    def sampled(self) -> Noise:
         """Noise for the images, of a network that declares its own; it must come from the generators it is given."""
-        keyed = [self._sampled_under(seed) for seed in (1, 2)]
-        if any(
-            not torch.equal(first, second) for first, second in zip(keyed[0].values(), keyed[1].values(), strict=True)
-        ):
+        first, second = self._sampled_under(1), self._sampled_under(2)
+        if not all(map(torch.equal, first.values(), second.values())):
             raise LpmbenchError(
                 "its sample_noise draws from a global generator; it must draw from the generators that it is given."
             )
-        return {source: values.to(self.images.device) for source, values in keyed[0].items()}
+        return {source: values.to(self.images.device) for source, values in first.items()}
 
     def _sampled_under(self, seed: int) -> Noise:
         count = len(self.images)
         with isolated_globals(seed):
             return self.classifier.sample_noise(count, generators(0, range(count), "clean"))
 
-    def find_randomness(self) -> None:
-        """Which generators it draws from, and whether it answers the same under the same seed."""
-        own = [part for part in parts(self.classifier.network, numbers=False) if isinstance(part.value, GENERATORS)]
-        under, left, kept = [], [], []
-        with self.asking(), torch.no_grad():
+    def check_repeatability(self) -> tuple[str, ...]:
+        """It must answer the same under the same seed; the sources of its randomness."""
+        held = parts(self.classifier.network, numbers=False)
+        own = [(path, value) for path, value, _ in held if isinstance(value, GENERATORS)]
+        before: list[dict[str, bytes]] = []
+        after: list[dict[str, bytes]] = []
+        answers: list[Tensor] = []
+        kept: list[list[bytes]] = []
+        with self.asking():
             for seed in [1] * SAME_SEED + list(range(2, 2 + OTHER_SEEDS)):
                 with isolated_globals(seed):
-                    before = states()
-                    under.append(self.classifier(self.images, self.noise))
-                    after = states()
-                left.append((before, after))
-                kept.append([_state(part.value) for part in own])
-        for number, part in enumerate(own):
-            if kept[0][number] != kept[1][number]:
-                raise self.refuse(
-                    f"is not repeatable: it draws from a generator of its own, {_shown(part.path)}, "
+                    before.append(states())
+                    answers.append(self.classifier(self.images, self.noise))
+                    after.append(states())
+                kept.append([_state(generator) for _, generator in own])
+        for (path, _), one, other in zip(own, kept[0], kept[1], strict=True):
+            if one != other:
+                raise self.refused(
+                    f"is not repeatable: it draws from a generator of its own, {_shown(path)}, "
                     "whose state no seed sets; let it draw from torch's generator, or offer sample_noise"
                 )
-        scale = _scale(under[0])
-        if not all(_near(again, under[0], ROUNDING, scale) for again in under[1:SAME_SEED]):
-            raise self.refuse(
-                "is not repeatable: it answers the same images differently under one and the same seed"
-                + (" and noise" if self.noise else "")
+        if not all(_near(again, answers[0], ROUNDING) for again in answers[:SAME_SEED]):
+            seed_and = "seed and noise" if self.noise else "seed"
+            raise self.refused(
+                f"is not repeatable: it answers the same images differently under one and the same {seed_and}"
             )
-        (before, after), (_, other) = left[0], left[-1]
         # One that ends in the same state whatever the seed was has set a seed of its own.
-        drawn = [name for name in before if before[name] != after[name] and after[name] != other[name]]
-        differs = any(not _near(answer, under[0], ROUNDING, scale) for answer in under[SAME_SEED:])
-        if not drawn and not differs:
-            self.sources = tuple(self.noise)
-            return
+        moved = [name for name, state in after[0].items() if before[0][name] != state != after[-1][name]]
+        drawn = [f"{GENERATORS_OF[name]} generator" for name in moved]
+        if not drawn and all(_near(answer, answers[0], ROUNDING) for answer in answers):
+            return tuple(self.noise)
         if self.noise:
-            elsewhere = ", ".join(_named(drawn)) or "elsewhere"
-            raise self.refuse(
+            elsewhere = ", ".join(drawn) or "elsewhere"
+            raise self.refused(
                 f"has a sample_noise, but draws from {elsewhere} as well; all its noise must come from there"
             )
-        self.sources = tuple(_named(drawn)) or ("a global generator",)
         self.classifier = self.classifier.around(GloballyRandom(self.classifier.network))
-        self.noise = self._sampled()
+        self.noise = self.sampled()
+        return tuple(drawn) or ("a global generator",)
 
-    def meet_company(self) -> None:
+    def check_independence(self) -> None:
         """Neither other images of the batch nor earlier passes may change an answer."""
         network = self.classifier.network
         held = _tensors(network)
-        with self.asking(), torch.no_grad():
+        with self.asking():
             dim, others = self.images[:1] / 2, self.images[1:]
-            answers = [self.ask(torch.cat([dim, company]))[:1] for company in (others, others / 4, 1 - others)]
+            answers = [self.ask(torch.cat([dim, rest]))[:1] for rest in (others, others / 4, 1 - others)]
             changed = [path for path, (value, version, copied) in held.items() if _altered(value, version, copied)]
-            alone = self.ask(dim, noise={source: values[:1] for source, values in self.noise.items()})
+            alone = self.ask_alone(dim)
         if changed:
-            raise self.refuse(f"changes by a pass: {', '.join(changed[:3])} is written to ({_blamed(network)})")
-        scale = _scale(answers[0])
-        if not all(_near(answer, answers[0], COMPANY, scale) for answer in answers[1:]):
-            raise self._company("among others")
-        # Random numbers for a batch are not those for one image; and one that sends its gaze where its last glimpse
-        # says enlarges rounding, which the size of a batch decides.
-        bound = not isinstance(self.classifier.network, GloballyRandom) and not self.classifier.glimpsing
-        if bound and not _near(alone, answers[0], COMPANY, scale):
-            raise self._company("alone")
-        if not all(_near(answer, answers[0], ROUNDING, scale) for answer in answers[1:]):
+            raise self.refused(f"changes by a pass: {', '.join(changed[:3])} is written to ({_blamed(network)})")
+        # Random numbers for a batch are not those for one image; and a network that looks where its last glimpse says
+        # enlarges rounding, which depends on the size of the batch.
+        comparable = not isinstance(network, GloballyRandom) and not self.classifier.glimpsing
+        for how, found in (("among others", answers), ("alone", [alone] if comparable else [])):
+            if not all(_near(answer, answers[0], BATCH) for answer in found):
+                raise self.refused(
+                    f"answers an image differently {how}: what shares a batch with it decides ({_blamed(network)})"
+                )
+        if not all(_near(answer, answers[0], ROUNDING) for answer in answers):
             self.notes.append(f"{self.name}'s answer to an image depends a little on what shares a batch with it")
 
-    def _company(self, how: str) -> LpmbenchError:
-        return self.refuse(
-            f"answers an image differently {how}: what shares a batch with it decides "
-            f"({_blamed(self.classifier.network)})"
-        )
-
-    def differentiate(self) -> str:
-        """Why no gradient comes back, "" where one does; where it is zero everywhere, attacks by gradient are blind."""
-        images = self.images.clone().requires_grad_()
-        labels = self.ask(self.images).detach().argmax(1)
+    def check_gradient(self) -> str:
+        """Why it gives no gradient, "" where it does; zero everywhere is noted: attacks by gradient are blind."""
         try:
-            logits = self.ask(images)
-            losses = [objective(loss, logits[None], labels)[0].sum() for loss in ("margin", "cross-entropy")]
-            if not logits.requires_grad:
-                return "its answers are cut off from the image"
-            found = [torch.autograd.grad(loss, images, retain_graph=True, allow_unused=True)[0] for loss in losses]
-        except Exception as error:  # whatever its backward pass fails with
+            _, slopes = self.slopes("margin", "cross-entropy")
+        except Exception as error:  # whatever its backward pass raises
             return in_one_line(error)
-        if any(gradient is None for gradient in found):
+        if any(slope is None for slope in slopes):
             return "its answers are cut off from the image"
-        if not found[0].any():
+        by_margin, by_cross_entropy = slopes
+        if not by_margin.any():
             self.notes.append(
                 f"the gradient of {self.name} is zero on every image tried: attacks by gradient are blind"
             )
-        elif not found[1].any():
+        elif not by_cross_entropy.any():
             self.notes.append(
                 f"the gradient of {self.name}'s cross-entropy is zero on every image tried (saturated logits): attacks "
                 "by it are blind, those on the margin are not"
             )
         return ""
 
-    def lay_out(self, gradient: bool) -> None:
-        """The order of memory that passes fastest, where the network works in it and answers the same."""
+    def slopes(self, *losses: Loss) -> tuple[Tensor, list[Any]]:
+        """Its answer, and the gradient of each loss of it with respect to the images, None where there is none."""
+        images = self.images.clone().requires_grad_(bool(losses))
+        logits = self.ask(images)
+        labels = logits.detach().argmax(1)
+        if not logits.requires_grad:
+            return logits, [None for _ in losses]
+        sums = [objective(loss, logits[None], labels)[0].sum() for loss in losses]
+        slopes = [torch.autograd.grad(loss, images, retain_graph=True, allow_unused=True)[0] for loss in sums]
+        return logits.detach(), slopes
+
+    def choose_layout(self, gradient: bool) -> None:
+        """Order memory for the fastest passes, where the network works so and answers the same."""
         if isinstance(self.classifier.network, AsItIs) or self.images.device.type != "cpu":
             return
-        plain = self._both_ways(gradient)
+        losses: list[Loss] = ["margin"] if gradient else []
+        plain, slopes = self.slopes(*losses)
         kept = channels_last(self.classifier)
         try:
-            laid_out = self._both_ways(gradient)
-        except Exception:  # .view, for one, reads memory in the order that the author had in mind
+            found, turned = self.slopes(*losses)
+        except Exception:  # .view, for one, needs memory in its usual order
             plain_layout(kept)
             return
-        # A network that looks where its last glimpse sends it enlarges rounding beyond any bound: it must but work.
-        agrees = _near(laid_out[0], plain[0], LAYOUT, _scale(plain[0])) and _near_in_length(laid_out[1], plain[1])
+        # A network that looks where its last glimpse says enlarges rounding beyond any bound: it only has to work.
+        agrees = _near(found, plain, LAYOUT) and all(map(_near_in_length, turned, slopes))
         if not (agrees or self.classifier.glimpsing):
             plain_layout(kept)
 
-    def _both_ways(self, gradient: bool) -> tuple[Tensor, Tensor]:
-        images = self.images.clone().requires_grad_(gradient)
-        logits = self.ask(images)
-        if not gradient:
-            return logits, torch.zeros(1)
-        labels = logits.detach().argmax(1)
-        margins = objective("margin", logits[None], labels)[0]
-        return logits.detach(), torch.autograd.grad(margins.sum(), images)[0]
-
     def fingerprint(self) -> str:
-        """A hash of what it says of fixed images, robust to rounding: the classes, and the largest logits in steps.
+        """A hash of its answers to fixed images, robust to rounding: the classes, and the largest logits in steps.
 
-        Of a stochastic network the classes alone, where they are clear: small differences are enlarged in some.
+        Of a stochastic network the classes alone, where they are clear: some enlarge small differences.
         """
         fixed = torch.rand(IMAGES, *self.images.shape[1:], generator=torch.Generator().manual_seed(0))
         fixed = (fixed * torch.linspace(0.2, 1, len(fixed))[:, None, None, None]).to(self.images)
         count = len(fixed)
         noise = self.classifier.sample_noise(count, generators(0, range(count), "clean"))
-        with self.asking(), torch.no_grad():
+        with self.asking():
             logits = self.ask(fixed, noise={source: values.to(fixed.device) for source, values in noise.items()})
         logits = torch.nan_to_num(logits.double().cpu(), neginf=-1e30)
         scale = logits[logits > -1e29].abs().max().clamp_min(1e-30)
@@ -444,15 +416,11 @@ class _Trial:
         return hashlib.sha256(repr((said, steps, logits.shape[1])).encode()).hexdigest()[:16]
 
 
-def _scale(logits: Tensor) -> float:
-    """The largest of those that are finite."""
-    return float(torch.where(logits.isfinite(), logits, 0).abs().max())
-
-
-def _near(found: Tensor, wanted: Tensor, share: float, scale: float) -> bool:
-    """Whether logits agree, up to a share of the largest; infinity, and what is no number, agree with themselves."""
+def _near(found: Tensor, wanted: Tensor, share: float) -> bool:
+    """Whether logits agree, up to a share of the largest finite one; infinity and NaN agree with themselves."""
     if found.shape != wanted.shape:
         return False
+    scale = float(torch.where(wanted.isfinite(), wanted, 0).abs().max())
     alike = (found == wanted) | ((found != found) & (wanted != wanted))
     return bool((alike | ((found - wanted).abs() <= share * scale)).all())
 
@@ -463,8 +431,8 @@ def _near_in_length(found: Tensor, wanted: Tensor) -> bool:
 
 def _own_precision(network: nn.Module) -> torch.dtype | None:
     """The one precision of a network's weights, where it is not float32."""
-    tensors = [part.value for part in parts(network, numbers=False) if isinstance(part.value, nn.Parameter)]
-    found = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    weights = [value for _, value, _ in parts(network, numbers=False) if isinstance(value, nn.Parameter)]
+    found = {weight.dtype for weight in weights if weight.is_floating_point()}
     return found.pop() if len(found) == 1 and torch.float32 not in found else None
 
 
@@ -477,23 +445,19 @@ def _state(generator: Any) -> bytes:
 def _tensors(network: nn.Module) -> dict[str, tuple[Tensor, int, Tensor | None]]:
     """The parameters and buffers of all modules within reach: each with its version, buffers with a copy."""
     found: dict[str, tuple[Tensor, int, Tensor | None]] = {}
-    for part in parts(network, numbers=False):
-        if isinstance(part.value, nn.Module) and not isinstance(part.value, torch.jit.ScriptModule):
-            path = _shown(part.path)
-            for name, buffer in part.value.named_buffers(recurse=False):
-                found[f"{path}.{name}".lstrip(".")] = (buffer, buffer._version, buffer.clone())
-            for name, parameter in part.value.named_parameters(recurse=False):
-                found[f"{path}.{name}".lstrip(".")] = (parameter, parameter._version, None)
-        elif isinstance(part.value, torch.jit.ScriptModule):
-            for name, buffer in part.value.named_buffers():
-                found[f"{_shown(part.path)}.{name}".lstrip(".")] = (buffer, buffer._version, buffer.clone())
+    for path, value, _ in parts(network, numbers=False):
+        if not isinstance(value, nn.Module):
+            continue
+        scripted = isinstance(value, torch.jit.ScriptModule)  # `parts` does not look into one
+        for name, buffer in value.named_buffers(recurse=scripted):
+            found[f"{_shown(path)}.{name}".lstrip(".")] = buffer, buffer._version, buffer.clone()
+        for name, parameter in () if scripted else value.named_parameters(recurse=False):
+            found[f"{_shown(path)}.{name}".lstrip(".")] = parameter, parameter._version, None
     return found
 
 
 def _altered(value: Tensor, version: int, copied: Tensor | None) -> bool:
-    if copied is None:
-        return value._version != version
-    return not _alike(value, copied)
+    return value._version != version if copied is None else not _alike(value, copied)
 
 
 def _alike(value: Tensor, copied: Tensor) -> bool:
@@ -502,23 +466,18 @@ def _alike(value: Tensor, copied: Tensor) -> bool:
 
 def _blamed(network: nn.Module) -> str:
     """The layer that makes images of a batch depend on each other, where it can be found."""
-    for part in parts(network, numbers=False):
-        layer = part.value
-        normalises = isinstance(layer, nn.modules.batchnorm._NormBase) and (
-            layer.training or not layer.track_running_stats or layer.running_mean is None
-        )
-        if normalises and not isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+    for path, layer, _ in parts(network, numbers=False):
+        if not isinstance(layer, nn.modules.batchnorm._NormBase):
+            continue
+        by_batch = layer.training or not layer.track_running_stats or layer.running_mean is None
+        if by_batch and not isinstance(layer, nn.modules.instancenorm._InstanceNorm):
             registered = any(layer is module for module in network.modules())
             why = "is in training mode" if layer.training else "takes the statistics of the batch"
             why += "" if registered or not layer.training else ", where eval() does not reach it: use a ModuleList"
-            return f"{type(layer).__name__} at {_shown(part.path)} {why}"
+            return f"{type(layer).__name__} at {_shown(path)} {why}"
     return "no such layer was found: look for a mean, a maximum or a softmax over dimension 0"
 
 
 def _shown(path: str) -> str:
     """A path as the owner of the network would write it."""
     return path.removeprefix(".thing").removeprefix(".network").lstrip(".") or "its root"
-
-
-def _named(generators: list[str]) -> list[str]:
-    return [f"{GENERATORS_OF[name]} generator" for name in generators]

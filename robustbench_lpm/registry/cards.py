@@ -1,7 +1,7 @@
 """Find, read and validate cards: the TOML files that say what can be run. Knows nothing about torch.
 
-A card names code by address ("module:function"), gives it parameters, and, for a model, says where its weights lie and
-what their sha256 is. Cards of the suite live in models/, attacks/, datasets/, recipes/ and suites/; a card of one's own
+A card names code by address ("module:function"), gives it parameters and, for a model, says where its weights are
+stored and their sha256. Registered cards are in models/, attacks/, datasets/, recipes/ and suites/; a user's own card
 is any .toml file, named by its path.
 """
 
@@ -13,8 +13,8 @@ import tomllib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from types import ModuleType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from types import ModuleType
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -29,21 +29,15 @@ from pydantic import (
 )
 
 from robustbench_lpm.budgets import parse_eps, parse_eps_list
-from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.errors import LpmbenchError, explained, unknown
 from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options
 
 Kind = Literal["model", "attack", "dataset", "recipe", "suite"]
-FOLDERS: dict[Kind, str] = {
-    "model": "models",
-    "attack": "attacks",
-    "dataset": "datasets",
-    "recipe": "recipes",
-    "suite": "suites",
-}
+FOLDERS: dict[Kind, str] = {kind: f"{kind}s" for kind in get_args(Kind)}
 OWN_PACKAGE = "robustbench_lpm"
-# Where entries live. Elsewhere in the package are functions that read cards or trust code: no card may call those.
-ENTRY_ROOMS = tuple(
-    f"{OWN_PACKAGE}.{room}." for room in ("architectures", "attacks", "datasets", "training.objectives")
+# Where entries are. Elsewhere in the package are functions that read cards or trust code: no card may call those.
+ENTRY_PACKAGES = tuple(
+    f"{OWN_PACKAGE}.{name}." for name in ("architectures", "attacks", "datasets", "training.objectives")
 )
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -60,14 +54,22 @@ def _budget(given: object, norm: str | None = None) -> float:
 Budget = Annotated[float, BeforeValidator(_budget)]  # a number, or text like "2/255"
 
 
-class Table(BaseModel):
-    """A TOML table that refuses keys it does not know."""
+class _Table(BaseModel):
+    """A TOML table that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)  # "10" is no number, and 1 is not true
 
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_are_known(cls, content: Any) -> Any:
+        for key in content if isinstance(content, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(str(unknown("key", key, cls.model_fields)))
+        return content
 
-class Card(Table):
-    """What every card says of itself."""
+
+class Card(_Table):
+    """What all cards have in common."""
 
     name: Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=100)]
     summary: str
@@ -80,8 +82,8 @@ class Card(Table):
         return self._path
 
 
-class InputSpec(Table):
-    """What the network behind a model card eats; the resize and the normalisation happen inside the model."""
+class _InputSpec(_Table):
+    """The input of the network behind a model card; resize and normalisation happen inside the model."""
 
     channels: Literal[1, 3]
     mean: list[float] = []
@@ -89,7 +91,7 @@ class InputSpec(Table):
     working_size: int | None = Field(default=None, ge=1)  # None: reads images of any size as they are
 
     @model_validator(mode="after")
-    def _normalisation_is_whole(self) -> InputSpec:
+    def _normalisation_is_whole(self) -> _InputSpec:
         if len(self.mean) != len(self.std) or len(self.mean) not in (0, self.channels):
             raise ValueError(f"mean and std need one number for each of the {self.channels} channel(s)")
         if any(value <= 0 for value in self.std):
@@ -97,8 +99,8 @@ class InputSpec(Table):
         return self
 
 
-class Weights(Table):
-    """Where weights come from: exactly one of the four sources; sha256 is checked before anything is read."""
+class _Weights(_Table):
+    """Where weights come from: exactly one of four sources. Their sha256 is checked before anything is read."""
 
     file: str | None = None  # beside the card, or inside `package`
     package: str | None = None  # an installed package that carries `file`
@@ -107,7 +109,7 @@ class Weights(Table):
     sha256: Sha256 | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> Weights:
+    def _one_source(self) -> _Weights:
         sources = [self.file, self.url, self.torchvision]
         if sum(source is not None for source in sources) != 1 or (self.package and not self.file):
             raise ValueError("give exactly one of file, package and file, url, torchvision")
@@ -116,8 +118,8 @@ class Weights(Table):
         return self
 
 
-class Trained(Table):
-    """How the weights beside a card came to be, and what they reached."""
+class _Trained(_Table):
+    """How the weights beside a card were trained, and the accuracy that they reached."""
 
     recipe: str
     seed: int
@@ -131,37 +133,37 @@ class Trained(Table):
     curve: dict[str, list[float]] = {}
 
     @model_validator(mode="after")
-    def _curve_is_a_table(self) -> Trained:
+    def _curve_is_a_table(self) -> _Trained:
         if self.curve and ("epoch" not in self.curve or len(set(map(len, self.curve.values()))) != 1):
             raise ValueError("the curve must hold epochs, and columns of one length")
         return self
 
 
 class ModelCard(Card):
-    """A classifier: its code, its parameters, its weights."""
+    """A classifier: its code, its parameters and its weights."""
 
     entry: str
     labels: str  # the label set that it predicts: "digits", "imagenet", ...
     classes: int = Field(ge=2)
     parameters: Parameters = {}
-    input: InputSpec
-    weights: Weights | None = None
+    input: _InputSpec
+    weights: _Weights | None = None
     recipe: str | None = None  # what `lpmbench train NAME` runs
     hint: str = ""  # how to get weights, when there are none
     control_of: str | None = (
-        None  # the model that this one is a control of: it tells what that one's numbers are due to
+        None  # the model that this one is a control of: it shows what that one's numbers are due to
     )
-    trained: Trained | None = None
+    trained: _Trained | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What decides the outputs of this model; the words of the card are not in it."""
+        """What decides the outputs of this model, without the card's descriptions."""
         return self.model_dump(include={"name", "entry", "labels", "classes", "parameters", "input"}) | {
             "weights": self.weights.sha256 or self.weights.torchvision if self.weights else None
         }
 
 
 class AttackCard(Card):
-    """A named configuration of an attack: its code, or the attacks of which it is the worst case."""
+    """A named configuration of an attack: its code, or the attacks over which it takes the worst case."""
 
     entry: str = ""
     members: list[str] = []  # for each image the strongest of these attacks, chosen on noise of its own
@@ -196,7 +198,7 @@ class AttackCard(Card):
 
 
 class DatasetCard(Card):
-    """Labelled images: the code that finds them, and how they are shown to a model."""
+    """Labelled images: the code that reads them, and how they are prepared for a model."""
 
     entry: str
     labels: str
@@ -210,7 +212,7 @@ class DatasetCard(Card):
     parameters: Parameters = {}
 
     def default_eps(self, norm: Literal["linf", "l2"]) -> str:
-        """The budget that is taken when none is given. Raises LpmbenchError when the card has none for the norm."""
+        """The budget when none is given. Raises LpmbenchError when the card has none for the norm."""
         if norm not in self.eps:
             raise LpmbenchError(f"{self.path}: there is no default eps for '{norm}'; give one with --eps.")
         return self.eps[norm]
@@ -220,7 +222,7 @@ class DatasetCard(Card):
         return self.model_dump(include={"name", "entry", "labels", "channels", "crop", "parameters"})
 
 
-class Augmentation(Table):
+class Augmentation(_Table):
     """Random maps of the training images, affine ones and mirroring; the default changes nothing."""
 
     rotate: float = Field(default=0.0, ge=0, le=180)  # degrees, either way
@@ -238,7 +240,7 @@ class Augmentation(Table):
         return self
 
 
-class Validation(Table):
+class Validation(_Table):
     """What is measured after an epoch, on the validation split and without augmentation."""
 
     every: int = Field(default=1, ge=1)  # epochs; the last one is always validated
@@ -264,12 +266,12 @@ class RecipeCard(Card):
     weight_decay: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
     gradient_clip: float | None = Field(default=None, gt=0)  # largest l2 norm of all gradients together
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # in the words of lightning-fabric
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # named as in lightning-fabric
     augmentation: Augmentation = Augmentation()
-    model_parameters: Parameters = {}  # laid over those of the model card
+    model_parameters: Parameters = {}  # in place of those of the model card
     # Of a glimpsing model, while it trains: [share of the training from which on, glimpses], ...; else the model's own.
     glimpses: list[Annotated[tuple[Share, Annotated[int, Field(ge=1)]], Field(strict=False)]] = []
-    sigma_start: float | None = Field(default=None, gt=0)  # its policy's sigma falls from here to the model's own
+    sigma_start: float | None = Field(default=None, gt=0)  # its policy's sigma decreases from here to the model's own
     validation: Validation = Validation()
 
     @model_validator(mode="after")
@@ -282,13 +284,13 @@ class RecipeCard(Card):
 
 # The settings of a run that all runs of a part share, with their defaults.
 _SHARED = [name for name in NAMES if name not in ("eps", "mc", "gradient_mode", "noise", "device")]
-_Asked = create_model("_Asked", __base__=Table, **{n: (TYPES[n], SETTINGS[n].default) for n in _SHARED})  # type: ignore[call-overload]
+_Asked = create_model("_Asked", __base__=_Table, **{n: (TYPES[n], SETTINGS[n].default) for n in _SHARED})  # type: ignore[call-overload]
 
 
 class SuiteCard(Card):
     """A matrix: every model under every attack at every budget."""
 
-    class Part(_Asked, Table):  # type: ignore[misc, valid-type]
+    class Part(_Asked, _Table):  # type: ignore[misc, valid-type]
         """One block of the matrix, with any setting of `robustbench_lpm.options.Options`, of some a list."""
 
         dataset: str
@@ -301,7 +303,7 @@ class SuiteCard(Card):
         gradient_modes: list[str] = ["strongest"]  # of glimpsing models, each in a run of its own
         audit: list[str] = []  # the attacks whose results are judged
         black_box: list[str] = ["square", "transfer"]  # what an audit compares a white-box result with
-        parameters: dict[str, Parameters] = {}  # by attack name, laid over its card's
+        parameters: dict[str, Parameters] = {}  # by attack name, in place of its card's
 
         def options(self, *, mc: int = 1, gradient_mode: str | None = None) -> list[Options]:
             """What is asked at each budget."""
@@ -312,16 +314,12 @@ class SuiteCard(Card):
             ]
 
         @model_validator(mode="after")
-        def _settings_are_in_range(self) -> SuiteCard.Part:
+        def _settings_and_parameters_fit(self) -> SuiteCard.Part:
             try:
                 for mc in self.mc:
                     self.options(mc=mc)
             except LpmbenchError as error:
                 raise ValueError(str(error)) from None
-            return self
-
-        @model_validator(mode="after")
-        def _parameters_belong_to_attacks(self) -> SuiteCard.Part:
             named = [*self.attacks, *self.audit, *(self.black_box if self.audit else [])]
             for name in self.parameters:
                 if name not in named and not any(name in _members(attack) for attack in named):
@@ -332,23 +330,16 @@ class SuiteCard(Card):
 
 
 def _members(name: str) -> list[str]:
-    """The attacks whose worst case a registered attack is; none for what is not registered."""
+    """The attacks over which a registered attack takes the worst case; none for what is not registered."""
     return attack(name).members if name in names("attack") else []
 
 
 CardT = TypeVar("CardT", bound=Card)
-CARD_CLASSES: dict[Kind, type[Card]] = {
-    "model": ModelCard,
-    "attack": AttackCard,
-    "dataset": DatasetCard,
-    "recipe": RecipeCard,
-    "suite": SuiteCard,
-}
 
 
 @cache
 def root() -> Path:
-    """The folder that holds models/, attacks/, ...: inside the installed package, or the checkout around it."""
+    """The directory of models/, attacks/, ...: in the installed package, or the checkout around it."""
     package = Path(__file__).parent.parent
     installed = package / "_cards"
     return installed if installed.is_dir() else package.parent
@@ -365,44 +356,30 @@ def names(kind: Kind) -> list[str]:
     return list(_paths(kind))
 
 
-def model(name: str) -> ModelCard:
-    """The model card of that name, or in that .toml file."""
-    return _find("model", name, ModelCard)
+def _finder(kind: Kind, card_class: type[CardT]) -> Callable[[str], CardT]:
+    def find(name: str) -> CardT:
+        """The card of that name, or the one in that .toml file. Raises LpmbenchError where there is none."""
+        if name.endswith(".toml"):
+            return read(Path(name), card_class)
+        if name not in _paths(kind):
+            raise unknown(kind, name, names(kind))
+        card = read(_paths(kind)[name], card_class)
+        if card.name != name:
+            raise LpmbenchError(f"{card.path}: name is '{card.name}', but the file is called '{name}.toml'.")
+        return card
+
+    return find
 
 
-def attack(name: str) -> AttackCard:
-    """The attack card of that name, or in that .toml file."""
-    return _find("attack", name, AttackCard)
-
-
-def dataset(name: str) -> DatasetCard:
-    """The data set card of that name, or in that .toml file."""
-    return _find("dataset", name, DatasetCard)
-
-
-def recipe(name: str) -> RecipeCard:
-    """The recipe of that name, or in that .toml file."""
-    return _find("recipe", name, RecipeCard)
-
-
-def suite(name: str) -> SuiteCard:
-    """The suite of that name, or in that .toml file."""
-    return _find("suite", name, SuiteCard)
-
-
-def _find(kind: Kind, name: str, card_class: type[CardT]) -> CardT:
-    if name.endswith(".toml"):
-        return read(Path(name), card_class)
-    if name not in _paths(kind):
-        raise unknown(kind, name, names(kind))
-    card = read(_paths(kind)[name], card_class)
-    if card.name != name:
-        raise LpmbenchError(f"{card.path}: name is '{card.name}', but the file is called '{name}.toml'.")
-    return card
+model = _finder("model", ModelCard)
+attack = _finder("attack", AttackCard)
+dataset = _finder("dataset", DatasetCard)
+recipe = _finder("recipe", RecipeCard)
+suite = _finder("suite", SuiteCard)
 
 
 def read(path: Path, card_class: type[CardT]) -> CardT:
-    """Read and validate one card. Raises LpmbenchError naming the file and the key."""
+    """Read and validate a card. Raises LpmbenchError naming the file and the key."""
     try:
         with path.open("rb") as file:
             content = tomllib.load(file)
@@ -413,58 +390,26 @@ def read(path: Path, card_class: type[CardT]) -> CardT:
     try:
         card = card_class.model_validate(content)
     except ValidationError as error:
-        raise LpmbenchError(f"{path}: {_explain(error, card_class)}") from None
+        raise LpmbenchError(f"{path}: {explained(error)}") from None
     card._path = path
     return card
 
 
-def _explain(error: ValidationError, card_class: type[Card]) -> str:
-    """The first complaint of pydantic as one clause that names the key."""
-    first = error.errors()[0]
-    *outer, last = first["loc"] or ("",)
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return str(unknown("key", str(last), _keys_at(card_class, outer))).replace(f"'{last}'", f"'{where}'", 1)
-    if first["type"] == "missing":
-        return f"key '{where}' is missing."
-    message = first["msg"].removeprefix("Value error, ")
-    return f"key '{where}': {message}." if where else f"{message}."
-
-
-def _keys_at(table: type[BaseModel], path: list[int | str]) -> list[str]:
-    """The keys allowed in the (nested) table that the path of an error leads to."""
-    for step in path:
-        if step in table.model_fields:
-            found = _table_in(table.model_fields[str(step)].annotation)
-            if found is None:
-                return []
-            table = found
-    return list(table.model_fields)
-
-
-def _table_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (list, Union, UnionType):
-        return next((found for part in get_args(annotation) if (found := _table_in(part))), None)
-    return None
-
-
 def resolve_entry(card: ModelCard | AttackCard | DatasetCard, *, trust: bool = False) -> Callable[..., Any]:
-    """The object that a card's entry, "module:function", stands for.
-
-    Code outside this package runs only with trust=True; its module is looked up beside the card first.
-    """
+    """The object at the address of a card's entry; see `resolve`."""
     return resolve(card.entry, card.path, trust=trust)
 
 
 def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any]:
-    """The object at the address "module:function", named in the card at `path`."""
+    """The object at the address "module:function", which the card at `path` names.
+
+    Code outside this package runs only with trust=True; its module is looked up beside the card first.
+    """
     module_name, colon, attribute = entry.partition(":")
     if not (module_name and colon and attribute):
         raise LpmbenchError(f"{path}: entry '{entry}' must look like 'module:function'.")
     own = module_name.split(".")[0] == OWN_PACKAGE
-    if own and not f"{module_name}.".startswith(ENTRY_ROOMS):
+    if own and not f"{module_name}.".startswith(ENTRY_PACKAGES):
         raise LpmbenchError(f"{path}: entry '{entry}' is no model, attack, data set or objective of lpmbench.")
     if not own:
         if not trust:
@@ -479,7 +424,7 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
     except ImportError as error:
         raise LpmbenchError(f"{path}: entry '{entry}' cannot be imported: {error}.") from None
     found = getattr(module, attribute, None)
-    # What a module of ours has imported is not its own to offer.
+    # What one of our modules imports is no entry of it.
     if not callable(found) or (own and getattr(found, "__module__", "") != module_name):
         offered = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
         public = [name for name, value in offered.items() if not own or value.__module__ == module_name]
@@ -488,7 +433,7 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
 
 
 def _import_as_written(name: str) -> ModuleType:
-    """Import a user's module, and leave no compiled copy beside it: one counts as fresh for a second after an edit."""
+    """Import a user's module without a .pyc file, which would count as fresh for a second after an edit."""
     writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     importlib.invalidate_caches()
     try:

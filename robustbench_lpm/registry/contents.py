@@ -1,7 +1,7 @@
-"""What decides an object's answers: its tensors, its settings, its code, and whatever else it holds or closes over.
+"""What decides an object's answers: its tensors, settings and code, and whatever else it holds or closes over.
 
-A module's state dict is a part of that. Plain tensors and arrays, modules in lists, numbers in attributes, variables
-that a function closes over and globals that it names decide answers as much, and stand in no state dict.
+A state dict is only a part of that: plain tensors and arrays, modules in lists, numbers in attributes, variables that a
+function closes over and globals that it names decide answers as much.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sysconfig
 import types
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 Children = list[tuple[str, Any]]
 # Attributes of every module that do not decide what it answers.
@@ -33,23 +34,15 @@ _VALUES = (
     type(None), bool, int, float, complex, str, bytes, Path, np.generic, range, slice, types.EllipsisType,
     torch.dtype, torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
-_MOST = 100_000  # objects that are looked into: one that holds more, such as a whole trainer, is told by its first ones
+_MOST = 100_000  # objects that are looked into: more, such as a whole trainer's, are told by the first ones
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
-@dataclass(frozen=True)
-class Part:
-    """Something within an object. path: how Python reaches it, such as `.layers[0].weight`; () closes over."""
-
-    path: str
-    value: Any
-    token: bytes  # all of it that is not in its own parts
-
-
-def parts(thing: object, *, numbers: bool = True) -> Iterator[Part]:
+def parts(thing: object, *, numbers: bool = True) -> Iterator[tuple[str, Any, bytes]]:
     """An object and everything that it holds, each once, in an order that depends on nothing but the object.
 
-    numbers: whether the tokens of tensors hold their numbers, which takes time.
+    Each comes as its path in Python, such as `.layers[0].weight` (() closes over), the part, and a token of all of it
+    that is not in its own parts. numbers: whether tokens of tensors hold their numbers, which takes time.
     """
     seen: dict[int, tuple[int, object]] = {}  # the objects are kept, so that no address is used twice
     waiting: list[tuple[str, object]] = [("", thing)]
@@ -57,22 +50,22 @@ def parts(thing: object, *, numbers: bool = True) -> Iterator[Part]:
         path, value = waiting.pop()
         if not isinstance(value, _VALUES):
             if id(value) in seen:
-                yield Part(path, None, f"again {seen[id(value)][0]}".encode())
+                yield path, None, f"again {seen[id(value)][0]}".encode()
                 continue
             seen[id(value)] = len(seen), value
         try:
             token, children = (b"tensor", []) if isinstance(value, Tensor) and not numbers else _opened(value)
-        except Exception:  # an object may answer with anything when it is looked at; then its class must do
+        except Exception:  # an object may raise anything when it is looked at; then its class must do
             token, children = _name(type(value)), []
-        yield Part(path, value, token)
+        yield path, value, token
         waiting += [(path + name, child) for name, child in reversed(children)]
 
 
 def sha256_of_object(thing: object) -> str:
     """A hash of everything that decides an object's answers, as far as Python can see it."""
     digest = hashlib.sha256()
-    for part in parts(thing):
-        digest.update(f"{part.path}\x1f{len(part.token)}\x1f".encode() + part.token)
+    for path, _, token in parts(thing):
+        digest.update(f"{path}\x1f{len(token)}\x1f".encode() + token)
     return digest.hexdigest()
 
 
@@ -104,9 +97,10 @@ def _opened(value: Any) -> tuple[bytes, Children]:
 
 
 def _tensor(tensor: Tensor) -> bytes:
-    head = f"tensor {tuple(tensor.shape) if not _lazy(tensor) else 'without weights'} {tensor.dtype} ".encode()
+    lazy = bool(is_lazy(tensor))
+    head = f"tensor {'without weights' if lazy else tuple(tensor.shape)} {tensor.dtype} ".encode()
     try:
-        if _lazy(tensor) or tensor.is_meta:
+        if lazy or tensor.is_meta:
             return head
         plain = tensor.detach()
         plain = plain.dequantize() if plain.is_quantized else plain
@@ -114,10 +108,6 @@ def _tensor(tensor: Tensor) -> bytes:
         return head + plain.resolve_conj().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     except (RuntimeError, NotImplementedError, TypeError):  # a kind of tensor that does not show its numbers
         return head
-
-
-def _lazy(tensor: Tensor) -> bool:
-    return bool(nn.parameter.is_lazy(tensor))
 
 
 def _array(array: np.ndarray) -> tuple[bytes, Children]:
@@ -147,7 +137,7 @@ def _scripted(thing: Any) -> tuple[bytes, Children]:
 
 
 def _code(value: Any) -> tuple[bytes, Children] | None:
-    """Functions, methods and classes; those of libraries by their names and versions, others by what they say."""
+    """Functions, methods and classes: those of libraries by name and version, others by their code."""
     if isinstance(value, types.MethodType):
         return b"method", [(".__func__", value.__func__), (".__self__", value.__self__)]
     if isinstance(value, functools.partial):
@@ -172,8 +162,10 @@ def _code(value: Any) -> tuple[bytes, Children] | None:
 
 
 def _function(function: types.FunctionType) -> tuple[bytes, Children]:
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    children = [(f".({name})", cell.cell_contents) for name, cell in cells if _filled(cell)]
+    children: Children = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # it is empty
+            children.append((f".({name})", cell.cell_contents))
     if wrapped := getattr(function, "__wrapped__", None):
         children.append((".__wrapped__", wrapped))
     if _of_library(function.__code__.co_filename, function.__module__):
@@ -188,14 +180,6 @@ def _function(function: types.FunctionType) -> tuple[bytes, Children]:
         else:
             children.append((f".{name}", found))
     return _words(function.__code__), children
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 (asking is what fails)
-    except ValueError:
-        return False
-    return True
 
 
 def _words(code: types.CodeType) -> bytes:

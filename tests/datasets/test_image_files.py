@@ -53,7 +53,7 @@ def test_sizes_of_a_set_are_the_shared_one_or_two_that_differ(tmp_path: Path) ->
     with pytest.raises(LpmbenchError, match=r"3\.png is not an image"):
         assert images.subset([0, 3]).sizes
     assert from_arrays(np.zeros((2, 4, 6, 3), np.uint8), [0, 1], "ab").sizes == ((6, 4),)
-    assert replace(images, read=images.read.image).sizes == ()  # type: ignore[attr-defined]
+    assert replace(images, size_of=None).sizes == ()
 
 
 def test_pixels_of_a_colour_file_are_untouched(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from robustbench_lpm.datasets import mnist as module
-from robustbench_lpm.datasets.idx import read_idx
 from robustbench_lpm.datasets.mnist import FASHION_MNIST, MNIST, fashion_mnist, mnist
 from robustbench_lpm.errors import LpmbenchError
 from tests.datasets.image_samples import write_idx
@@ -44,37 +43,34 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path
     return write
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-@pytest.mark.parametrize("shape", [(3,), (2, 5), (2, 3, 4), (0, 3, 3)])
-def test_idx_files_read_as_they_were_written(tmp_path: Path, shape: tuple[int, ...], suffix: str) -> None:
-    array = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
-    write_idx(tmp_path / f"a{suffix}", array)
-    np.testing.assert_array_equal(read_idx(tmp_path / f"a{suffix}"), array)
+def idx(name: str) -> bytes:
+    """The content of one of the files."""
+    array = ARRAYS[name]
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
 
 
-WHOLE = bytes([0, 0, 8, 1, 0, 0, 0, 3, 7, 8, 9])
-PACKED = gzip.compress(WHOLE, mtime=0)  # without the hour, which would be part of a test's name
+LABELS = "t10k-labels-idx1-ubyte"
+PACKED = gzip.compress(idx(LABELS), mtime=0)  # without the hour, which would be part of a test's name
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "complaint"),
-    [
-        ("a", b"", "not an IDX file"),
-        ("a", b"plain text, not an array", "not an IDX file"),
-        ("a", bytes([0, 0, 13, 1]) + WHOLE[4:], "not an IDX file of unsigned bytes"),  # 13: floats
-        ("a", WHOLE[:-1], "cut short"),
-        ("a", WHOLE[:6], "cut short"),
-        ("a", WHOLE + b"\0", "too long"),
-        ("a.gz", WHOLE, "cannot be read"),
-        ("a.gz", PACKED[:-4], "cannot be read"),
-        ("a.gz", PACKED[:10] + b"garbage garbage", "cannot be read"),
-    ],
-)
-def test_broken_idx_files_are_named(tmp_path: Path, name: str, content: bytes, complaint: str) -> None:
-    (tmp_path / name).write_bytes(content)
+@pytest.mark.parametrize(("name", "content", "complaint"), [
+    (LABELS, b"", "or is damaged"),
+    (LABELS, b"plain text, not an array", "or is damaged"),
+    (LABELS, idx(LABELS)[:-1], "or is damaged"),
+    (LABELS, idx(LABELS)[:6], "or is damaged"),
+    (LABELS, idx(LABELS) + b"\0", "or is damaged"),
+    (f"{LABELS}.gz", idx(LABELS), "cannot be read"),
+    (f"{LABELS}.gz", PACKED[:-4], "cannot be read"),
+    (f"{LABELS}.gz", PACKED[:10] + b"garbage garbage", "cannot be read"),
+])  # fmt: skip
+def test_damaged_files_are_named(small: Callable[..., Path], name: str, content: bytes, complaint: str) -> None:
+    folder = small("")
+    (folder / LABELS).unlink()
+    (folder / name).write_bytes(content)
     with pytest.raises(LpmbenchError, match=complaint) as error:
-        read_idx(tmp_path / name)
-    assert str(tmp_path / name) in str(error.value)
+        mnist(data=folder, split="test", folder=Path())
+    assert str(folder / name) in str(error.value)
 
 
 @pytest.mark.parametrize(("folder", "suffix"), [("", ""), ("", ".gz"), ("MNIST/raw", ""), ("MNIST/raw", ".gz")])

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from robustbench_lpm.datasets.images import ImageSet, Reader
+from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.datasets.preprocessing import (
     Fit,
     Size,
@@ -69,8 +69,8 @@ def pictures(*sizes: tuple[int, int], known: bool = True) -> ImageSet:
     def read(position: int) -> Image.Image:
         raise AssertionError
 
-    reader = Reader(read, lambda position: sizes[position]) if known else read
-    return ImageSet(np.zeros(len(sizes), np.int64), (), reader, str)
+    size_of = sizes.__getitem__ if known else None
+    return ImageSet(np.zeros(len(sizes), np.int64), (), read, str, size_of=size_of)
 
 
 SEVERAL = pictures((32, 32), (40, 30), (32, 32))

@@ -21,7 +21,7 @@ from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.records.runs import RunRecord
-from robustbench_lpm.registry.submissions import read_submission
+from robustbench_lpm.registry.submissions import as_attack, check_budget, read_submission
 from robustbench_lpm.registry.tasks import (
     Attack,
     Data,
@@ -49,7 +49,7 @@ def digits() -> Data:
 
 
 def verdicts(folder: Path) -> dict[str, str]:
-    return {finding.claim: finding.verdict for finding in verify(folder)}
+    return {claim: verdict for claim, verdict, _ in verify(folder)}
 
 
 def test_an_honest_record_holds(finished: RunRecord) -> None:
@@ -100,11 +100,10 @@ def test_moved_pixels_are_noticed_even_when_the_hash_is_mended(finished: RunReco
 
 
 def graded(folder: Path, source: Data, eps: float) -> RunRecord:
-    submission = read_submission(folder, source)
-    plan = make_plan(
-        resolve_model("ramlpm"), submission.attack(), source, Options(eps=eps, draws=8), indices=submission.indices
-    )
-    submission.check_budget(source, plan.options.norm, eps, plan.indices)
+    images = read_submission(folder, source)
+    options = Options(eps=eps, draws=8)
+    plan = make_plan(resolve_model("ramlpm"), as_attack(images), source, options, indices=sorted(images))
+    check_budget(images, source, options.norm, eps, plan.indices)
     return run(plan)
 
 
@@ -205,10 +204,9 @@ def test_the_frozen_draw_is_checked_and_no_other(tmp_path: Path) -> None:
 
 def test_noise_that_the_model_does_not_have_fails(tmp_path: Path) -> None:
     folder = made("noise", tmp_path, "cnn", gradient_mode=None)
-    finding = verify(pretending(folder, evaluation={"noise": [["policy", "frozen"]]}))[-1]
-    assert finding.claim == "predictions repeat"
-    assert finding.verdict == "FAILS"
-    assert "deterministic" in finding.evidence
+    claim, verdict, evidence = verify(pretending(folder, evaluation={"noise": [["policy", "frozen"]]}))[-1]
+    assert (claim, verdict) == ("predictions repeat", "FAILS")
+    assert "deterministic" in evidence
 
 
 @pytest.fixture(scope="module")
@@ -229,10 +227,9 @@ def shortened(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("model", [None, "ram"])
 def test_a_model_of_fewer_glimpses_is_built_as_the_record_says(shortened: Path, model: str | None) -> None:
-    findings = verify(shortened, model=model)
-    assert {finding.verdict for finding in findings} == {"holds"}
-    (weights,) = [finding for finding in findings if finding.claim == "weights"]
-    assert weights.evidence.endswith("run with glimpses = 2")
+    found = {claim: (verdict, evidence) for claim, verdict, evidence in verify(shortened, model=model)}
+    assert {verdict for verdict, _ in found.values()} == {"holds"}
+    assert found["weights"][1].endswith("run with glimpses = 2")
 
 
 def test_the_number_of_glimpses_matters(shortened: Path, tmp_path: Path) -> None:
@@ -253,7 +250,7 @@ def test_a_model_that_cannot_be_built_is_not_at_hand(
     shortened: Path, tmp_path: Path, words: dict[str, Any], reason: str
 ) -> None:
     folder = pretending(Path(shutil.copytree(shortened, tmp_path / "copy")), model=words)
-    finding = verify(folder)[-1]
-    assert (finding.claim, finding.verdict) == ("predictions repeat", "not checked")
-    assert "the model is not at hand" in finding.evidence
-    assert reason in finding.evidence
+    claim, verdict, evidence = verify(folder)[-1]
+    assert (claim, verdict) == ("predictions repeat", "not checked")
+    assert "the model is not at hand" in evidence
+    assert reason in evidence

@@ -186,7 +186,7 @@ def test_code_is_what_it_does_not_how_it_is_commented_and_its_helpers_count(tmp_
     assert found(2, "as it was", "1") != first
 
 
-@pytest.mark.parametrize("name", [name for name in cards.names("attack") if not cards.attack(name).members])
-def test_registered_attacks_have_hashes_that_last(name: str) -> None:
-    function = resolve_attack(name).function
-    assert sha256_of_object(function) == sha256_of_object(function)
+def test_registered_attacks_have_hashes_that_last() -> None:
+    names = [name for name in cards.names("attack") if not cards.attack(name).members]
+    first, second = ([sha256_of_object(resolve_attack(name).function) for name in names] for _ in range(2))
+    assert first == second
