@@ -26,7 +26,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-NOISE = "philox4x32-10"  # in a run's configuration: other numbers make another run
+RANDOM_NUMBERS = "philox4x32-10"  # named in the configuration of every run: other numbers make another run
 
 # "search" and "objective" feed the own choices of an attack and of a training objective (random starts, directions);
 # "augment" changes training images; the others feed the model's noise. "replayed" is what an attack meets at every

@@ -53,7 +53,7 @@ def test_no_two_of_ten_million_addresses_share_their_numbers() -> None:
     keys = [Addresses.of(seed, range(1000), purpose) for seed in range(2) for purpose in PURPOSES[:5]]
     numbers = torch.cat([part.draws(100).runs(10).integers("key", 2**63) for part in keys])
     assert len(numbers) == 10**7
-    assert len(np.unique(numbers.numpy())) == 10**7
+    assert (np.diff(np.sort(numbers.numpy())) > 0).all()
 
 
 @pytest.mark.parametrize("other", [

@@ -51,7 +51,7 @@ def apgd(
     stop = early_stop and not oracle.stochastic
     found: list[Tensor] = []
     for _ in range(restarts):
-        start = uniform_in_ball(images, norm, eps, oracle.generators)
+        start = uniform_in_ball(images, norm, eps, oracle.choices())
         found += _descend(oracle, images, start, labels, targets, norm, eps, steps, eot, loss, rho, stop)
     return oracle.choose(found, labels, targets)
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
+
+from robustbench_lpm.randomness import Addresses
 
 Step = TypeVar("Step")
 
@@ -54,15 +55,17 @@ class Oracle(Protocol):
     def chunk(self) -> int:
         """Images that pass the network at once in a `probe`: a good size for the pieces of a large query."""
 
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """One generator for each image, for the attack's own choices (starts, directions)."""
-
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Fresh attack noise. With paired=True, 2·draws of which draw i and draw i + draws are the same.
 
         The draws of a deterministic classifier would all be alike: it gets one, and logits are (1, B, K); two if
         paired. That one serves for any number of versions of the images, (n, B, C, H, W), too.
+        """
+
+    def choices(self, count: int = 1) -> Addresses:
+        """Fresh addresses of random numbers for the attack's own choices (starts, directions), (count · B) rows.
+
+        With several, one for each image comes after the other, as in `noise`.
         """
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
@@ -109,7 +112,7 @@ class Oracle(Protocol):
 
         The states hold, by name, every tensor that one step hands to the next, those of a loop around it that it moves
         included; `vars` of a dataclass of tensors is such a state. They are written down now and then at the beginning
-        of a step, with the generators and the cost so far. A run that goes on finds them set to that, and is given the
+        of a step, with the cost so far. A run that goes on finds them set to that, and is given the
         steps from there on. All else that a step needs must follow from the states, the step and the attack's
         arguments, and the loop may ask this oracle and its `rows` alone. Such loops may stand inside one another and
         come one after the other.

@@ -20,7 +20,7 @@ def noise(
     tries: PositiveInt = 1,
 ) -> Tensor:
     """A point drawn uniformly from the ball around each image; of several tries the strongest, on selection noise."""
-    candidates = [uniform_in_ball(images, norm, eps, oracle.generators) for _ in range(tries)]
+    candidates = [uniform_in_ball(images, norm, eps, oracle.choices()) for _ in range(tries)]
     return oracle.choose(candidates, labels, targets)
 
 

@@ -67,7 +67,7 @@ def pgd(
         early_stop: leave an image alone once it has fallen. Only where that is final: with a deterministic classifier.
     """
     starts = [
-        uniform_in_ball(images, norm, eps, oracle.generators) if random_start else images.clone()
+        uniform_in_ball(images, norm, eps, oracle.choices()) if random_start else images.clone()
         for _ in range(restarts)
     ]
     length = 2.5 * eps / steps if step_size is None else step_size

@@ -29,7 +29,7 @@ from robustbench_lpm.evaluation.tasks import (
 )
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS, Norm
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
 from robustbench_lpm.zoo import LoadedModel
 
 STRONGEST = "strongest"
@@ -304,6 +304,7 @@ def make_plan(
             "select_draws": select_draws if random else 1,
             "gradient_mode": mode,
             "seed": seed,
+            "random_numbers": RANDOM_NUMBERS,
         },
     }
     if mode == STRONGEST:  # a mode that a model learns later makes another run
@@ -492,7 +493,7 @@ def _lowered(model: LoadedModel, example: Tensor) -> Classifier:
 
 
 def _noise_for(classifier: Classifier, example: Tensor) -> Noise:
-    noise = classifier.sample_noise(1, generators(0, [0], "clean"))
+    noise = classifier.sample_noise(Addresses.of(0, [0], "clean"))
     return {source: values.to(example.device) for source, values in noise.items()}
 
 

@@ -19,7 +19,7 @@ from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.cards import ModelCard, RecipeCard, Trained
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.randomness import generator, isolated_globals, key
+from robustbench_lpm.randomness import Addresses, isolated_globals, key
 from robustbench_lpm.training import checkpoints, curves, model_cards
 from robustbench_lpm.training.augmentation import augment
 from robustbench_lpm.training.checkpoints import BEST, CARD, CURVES, Journal, Row
@@ -70,14 +70,15 @@ class TrainingStep(nn.Module):
     with them where a glimpsing network looks.
     """
 
-    def __init__(self, classifier: Classifier, objective: Objective, *, mixed: bool) -> None:
+    def __init__(self, classifier: Classifier, objective: Objective, *, seed: int, mixed: bool) -> None:
         super().__init__()
-        self.classifier, self.objective, self.mixed = classifier, objective, mixed
+        self.classifier, self.objective, self.seed, self.mixed = classifier, objective, seed, mixed
 
-    def forward(self, images: Tensor, labels: Tensor, noise: Noise, generators: list[torch.Generator]) -> Terms:
-        """The terms of the objective."""
+    def forward(self, images: Tensor, labels: Tensor, noise: Noise, positions: list[int], epoch: int) -> Terms:
+        """The terms of the objective. positions: of the images in the training split."""
+        addresses = Addresses.of(self.seed, positions, "objective", epoch)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
-            return self.objective(self.classifier, Batch(images, labels, noise, generators))
+            return self.objective(self.classifier, Batch(images, labels, noise, addresses))
 
 
 def train(
@@ -177,7 +178,7 @@ class Training:
         self.objective = bind(entry, plan.recipe.parameters, plan.recipe.path)
         self.optimiser = make_optimiser(self.network, plan.recipe)
         self.schedule = make_schedule(self.optimiser, plan.recipe, plan.recipe.epochs * self.batches)
-        step = TrainingStep(self.classifier, self.objective, mixed=mixed)
+        step = TrainingStep(self.classifier, self.objective, seed=plan.seed, mixed=mixed)
         self.step, self.stepper = self.fabric.setup(
             step, self.optimiser
         )  # on the device; self.optimiser stays the plain one
@@ -311,10 +312,9 @@ class Training:
         recipe, seed, weight = self.plan.recipe, self.plan.seed, self.team.weight(len(found[1]), len(positions))
         positions = self.team.share(positions)
         images, labels = (self.fabric.to_device(tensor) for tensor in found)
-        images = augment(images, recipe.augmentation, generator(seed, "augment", epoch, number, *self._rank))
-        own_keys = [generator(seed, "objective", epoch, position) for position in positions]
+        images = augment(images, recipe.augmentation, Addresses.of(seed, positions, "augment", epoch))
         noise = self._noise(epoch, number, positions)
-        terms: Terms = self.step(images, labels, noise, own_keys)
+        terms: Terms = self.step(images, labels, noise, positions, epoch)
         self.stepper.zero_grad()
         self.fabric.backward(terms["loss"] * weight if weight != 1 else terms["loss"])
         if recipe.gradient_clip is not None:
@@ -331,15 +331,14 @@ class Training:
     def _noise(self, epoch: int, number: int, positions: list[int]) -> Noise:
         """The network's noise for one batch, of as many glimpses and as much policy noise as the recipe says now."""
         recipe, network = self.plan.recipe, self.network
-        # Keyed by example, not by batch: an example's noise does not depend on the company it keeps.
-        keyed = [generator(self.plan.seed, "train", epoch, position) for position in positions]
+        addresses = Addresses.of(self.plan.seed, positions, "train", epoch)
         if not isinstance(network, RecurrentAttention):
-            return self.classifier.sample_noise(len(positions), keyed)
+            return self.classifier.sample_noise(addresses)
         share = (epoch - 1 + number / self.batches) / recipe.epochs
         if recipe.sigma_start is not None:
             network.sigma = recipe.sigma_start + share * (self.sigma - recipe.sigma_start)
         stages = [glimpses for start, glimpses in recipe.glimpses if start <= share]
-        return network.sample_noise(len(positions), keyed, stages[-1] if stages else None)
+        return network.sample_noise(addresses, stages[-1] if stages else None)
 
     def finish(self) -> TrainingResult:
         """Measure the best epoch and write its model card."""

@@ -26,6 +26,7 @@ from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
+from robustbench_lpm.randomness import Addresses
 
 Reward = Literal["last", "following", "probability"]
 Through = Literal["score-function", "reparameterised", "straight-through", "both"]
@@ -38,13 +39,13 @@ class Batch:
     """One step's examples and all of its randomness.
 
     images: (B, C, H, W) in [0, 1]. labels: (B,). noise: of the classifier, one draw for each image, {} when it is
-    deterministic. generators: one for each image, for the objective's own choices.
+    deterministic. addresses: one for each image, for the objective's own choices.
     """
 
     images: Tensor
     labels: Tensor
     noise: Noise
-    generators: list[torch.Generator]
+    addresses: Addresses
 
 
 def bind(entry: Callable[..., Any], parameters: Mapping[str, Any], path: Path) -> Objective:
@@ -98,7 +99,7 @@ def adversarial(
 
 def perturb(classifier: Classifier, batch: Batch, *, norm: Norm, eps: float, steps: int, step_size: float) -> Tensor:
     """PGD from a random point of the ball; images (B, C, H, W) within eps of the batch's and within [0, 1]."""
-    attacked = uniform_in_ball(batch.images, norm, eps, batch.generators)
+    attacked = uniform_in_ball(batch.images, norm, eps, batch.addresses)
     for _ in range(steps):
         with torch.enable_grad():
             attacked = attacked.detach().requires_grad_()

@@ -9,14 +9,15 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
 
+from robustbench_lpm.architectures.classifier import offered
 from robustbench_lpm.cards import RecipeCard
 from robustbench_lpm.errors import LpmbenchError, unknown
 
 
 def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:
     """The optimiser, with each group at its own rate: recipe.groups where it names one, else the learning rate."""
-    grouping = getattr(network, "parameter_groups", lambda: {"all": list(network.parameters())})
-    found: dict[str, list[nn.Parameter]] = grouping()
+    grouping = offered(network, "parameter_groups")
+    found: dict[str, list[nn.Parameter]] = grouping() if grouping else {"all": list(network.parameters())}
     for name in recipe.groups:
         if name not in found:
             raise unknown(f"parameter group in recipe {recipe.name}", name, found)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from robustbench_lpm import cards, zoo
 from robustbench_lpm.cards import DatasetCard, ModelCard, RecipeCard
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.randomness import RANDOM_NUMBERS
 
 WORDS = {"summary", "source"}
 
@@ -31,7 +32,10 @@ class Plan:
         model = self.card.identity()
         del model["weights"]
         recipe = self.recipe.model_dump(mode="json", exclude=WORDS)
-        return {"model": model, "recipe": recipe, "dataset": self.dataset.identity(), "seed": self.seed}
+        return {
+            "model": model, "recipe": recipe, "dataset": self.dataset.identity(), "seed": self.seed,
+            "random_numbers": RANDOM_NUMBERS,
+        }  # fmt: skip
 
 
 def completed(identity: dict[str, Any]) -> dict[str, Any]:
