@@ -43,7 +43,10 @@ def test_numbers_never_change() -> None:
     assert here.integers("key", 2**62, 2).tolist() == [[3321325695774634133, 3601987093560663617]]
     assert here.bytes("key", 4).tolist() == [[149, 48, 6, 136]]
     normal = Addresses.of(0, range(100), "attack").draws(10).normal("policy", 13)
-    assert hashlib.sha256(normal.numpy().tobytes()).hexdigest() == "7bcad4a125dc364643af86884f96c59bb538fe58492c6cc3bbfc4ed9a22aaf65"
+    assert (
+        hashlib.sha256(normal.numpy().tobytes()).hexdigest()
+        == "7bcad4a125dc364643af86884f96c59bb538fe58492c6cc3bbfc4ed9a22aaf65"
+    )
     assert key(0, 17, "grade", 3) == 8759540136563536994
     assert torch.rand(2, generator=generator(0, 17)).tolist() == pytest.approx([0.983179, 0.349044], abs=1e-6)
 

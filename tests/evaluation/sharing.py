@@ -34,7 +34,7 @@ def plan_of(log: Path | None, *, worst: bool = False, seconds: float = 0.0) -> P
             with Path(os.environ["SHARING_LOG"]).open("a") as file:
                 file.write(f"{os.getpid()} {oracle.indices[0]}\n")
             time.sleep(float(os.environ["SHARING_SECONDS"]))
-        offsets = [torch.rand(i.shape, generator=g) for i, g in zip(images, oracle.generators, strict=True)]
+        offsets = oracle.choices().uniform("offset", *images.shape[1:])
         return images + eps * (2 * torch.stack(offsets) - 1)
 
     torch.set_num_threads(1)

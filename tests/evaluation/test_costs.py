@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from robustbench_lpm.evaluation.planning import Plan
 from robustbench_lpm.evaluation.runner import prepare, run
 from robustbench_lpm.evaluation.tasks import Attack, resolve_attack
 from robustbench_lpm.norms import Norm, project
+from robustbench_lpm.randomness import Addresses
 
 IMAGES = 0.3 + 0.4 * torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(2))
 LABELS = torch.zeros(3, dtype=torch.long)
@@ -50,8 +50,8 @@ class Sure(nn.Module):
 class Unsure(Sure):
     """The same with noise on its answers."""
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return {"level": torch.cat([torch.randn(1, generator=g) for g in generators])}
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"level": addresses.normal("level")}
 
     def forward(
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"

@@ -16,7 +16,7 @@ from robustbench_lpm.evaluation import glimpses, studies
 from robustbench_lpm.evaluation.invariance import Invariance, Warp, make_invariance, warped
 from robustbench_lpm.evaluation.planning import make_plan
 from robustbench_lpm.evaluation.tasks import resolve_attack, resolve_data
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 
 IMAGES = 12
 
@@ -114,7 +114,7 @@ def test_curves_are_what_the_models_say_of_the_warped_images() -> None:
     def accuracy(model: str, given: Tensor, m: int) -> float:
         classifier = zoo.load_model(model).classifier
         runs = torch.stack([
-            classifier(given, classifier.sample_noise(IMAGES, generators(0, range(IMAGES), "clean", run)))
+            classifier(given, classifier.sample_noise(Addresses.of(0, range(IMAGES), "clean", run)))
             for run in range(3)
         ])  # fmt: skip
         averaged = runs.unflatten(0, (3 // m, m)).mean(1)

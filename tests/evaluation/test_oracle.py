@@ -17,7 +17,7 @@ from robustbench_lpm.attacks.pgd import pgd
 from robustbench_lpm.attacks.spsa import spsa, spsa_cost
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.oracle import ClassifierOracle
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 from tests.classifiers import Linear, NoisyLinear
 
 WEIGHT = torch.linspace(-1, 1, 16).reshape(1, 4, 4)
@@ -88,7 +88,7 @@ def test_noise_belongs_to_the_example_not_to_the_batch() -> None:
 def test_attack_and_selection_noise_differ_from_each_other_and_from_grading_noise() -> None:
     network = NoisyLinear(WEIGHT, sigma=1.0)
     classifier = Classifier(network)
-    drawn = {p: classifier.sample_noise(1, generators(0, [0], p))["margin"] for p in ("attack", "select", "grade")}
+    drawn = {p: classifier.sample_noise(Addresses.of(0, [0], p))["margin"] for p in ("attack", "select", "grade")}
     assert len({float(value) for value in drawn.values()}) == 3
     assert torch.equal(oracle_of(network, images_of(1)).noise().values["margin"], drawn["attack"])
 

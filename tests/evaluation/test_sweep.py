@@ -21,7 +21,7 @@ from robustbench_lpm.evaluation.invariance import Warp, warped
 from robustbench_lpm.evaluation.planning import make_plan
 from robustbench_lpm.evaluation.sweep import Sweep, make_sweep
 from robustbench_lpm.evaluation.tasks import Data, resolve_attack, resolve_data
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 
 IMAGES = 14
 
@@ -55,7 +55,7 @@ def test_a_cell_is_the_model_of_so_many_glimpses_on_the_same_noise(model: str) -
     for t in (1, 3, 6, 8):
         classifier = zoo.load_model(model, glimpses=t).classifier
         runs = torch.stack([
-            classifier(images, classifier.sample_noise(IMAGES, generators(0, range(IMAGES), "clean", run)))
+            classifier(images, classifier.sample_noise(Addresses.of(0, range(IMAGES), "clean", run)))
             for run in range(6)
         ])  # fmt: skip
         for m in (1, 2, 3):
