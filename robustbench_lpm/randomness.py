@@ -38,7 +38,7 @@ Purpose = Literal[
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype="<u8")
 _ROUND_KEYS = np.outer(np.arange(10), [0x9E3779B9, 0xBB67AE85]).astype("<u4")[..., None]
-_PIECE = 2**12  # blocks of four words at once: they stay in the cache
+_PIECE = 2**13  # blocks of four words at once: they stay in the cache
 
 Words = NDArray[np.uint32]
 Floats = NDArray[Any]  # float32 (the types of numpy's operators know no single precision)
