@@ -52,14 +52,14 @@ class Addresses:
     row's numbers; it returns (N, *shape) on the CPU. The first numbers of a longer row are those of a shorter one.
 
     Args:
-        key: 64 bits, of the run's seed, the purpose and the stream (see `of`).
+        key: the run's seed, the purpose and the stream (see `of`); with the source they make a key of 64 bits.
         index, draw, run: of the example in the data set, of the draw (or training step), and of the run within a
             Monte-Carlo average, (N,) each.
 
     Raises ValueError unless all are in [0, 2^32), the range of a counter.
     """
 
-    key: int
+    key: tuple[int | str, Purpose, str]
     index: NDArray[np.int64]
     draw: NDArray[np.int64]
     run: NDArray[np.int64]
@@ -76,7 +76,7 @@ class Addresses:
         """The addresses of examples; draw is one for all or one for each. Streams of one purpose share no numbers."""
         index = np.asarray(indices, dtype=np.int64)
         draws = np.broadcast_to(np.asarray(draw, dtype=np.int64), index.shape)
-        return cls(_hash(seed, purpose, stream), index, draws, np.zeros_like(index))
+        return cls((seed, purpose, stream), index, draws, np.zeros_like(index))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -134,7 +134,7 @@ class Addresses:
         """The words (rows, 4 · blocks) of some rows and some of their blocks at a time, with which they are."""
         if blocks > 2**32:
             raise ValueError("an address has 2^34 words, no more")
-        key = _hash(self.key, source)
+        key = _hash(*self.key, source)
         rows_at_once = max(1, _PIECE // max(1, blocks))
         for row in range(0, len(self), rows_at_once):
             rows = slice(row, min(row + rows_at_once, len(self)))

@@ -41,13 +41,11 @@ def test_philox_gives_the_words_of_another_implementation() -> None:
 def test_numbers_never_change() -> None:
     """Pinned to the last bit: other numbers would be other results under the same name."""
     here = Addresses.of(0, [17], "grade", 3)
-    assert here.integers("key", 2**62, 2).tolist() == [[3321325695774634133, 3601987093560663617]]
-    assert here.bytes("key", 4).tolist() == [[149, 48, 6, 136]]
+    assert here.integers("key", 2**62, 2).tolist() == [[3126364670346414922, 2946883348174692185]]
+    assert here.bytes("key", 4).tolist() == [[74, 75, 84, 126]]
     normal = Addresses.of(0, range(100), "attack").draws(10).normal("policy", 13)
-    assert (
-        hashlib.sha256(normal.numpy().tobytes()).hexdigest()
-        == "04be604cf733ce66e5d09ab91b3484f082d60f0d1a7bd1a59251be34fdb010b3"
-    )
+    digest = hashlib.sha256(normal.numpy().tobytes()).hexdigest()
+    assert digest == "5773a2b346b3faa66b7501f46e95bc5960ead6cb1fc14c61f0b5473a46510cc6"
     assert key(0, 17, "grade", 3) == 8759540136563536994
     assert torch.rand(2, generator=generator(0, 17)).tolist() == pytest.approx([0.983179, 0.349044], abs=1e-6)
 

@@ -77,7 +77,8 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
     import torch
 
     from robustbench_lpm import cards, zoo
-    from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
+    from robustbench_lpm.evaluation.verification import as_recorded
+    from robustbench_lpm.randomness import Addresses
     from robustbench_lpm.reporting.gazes import Gaze
 
     evaluation = record.configuration["evaluation"]
@@ -88,14 +89,14 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
         return None
     if model.weights_sha256 != record.configuration["model"]["weights_sha256"]:
         raise LpmbenchError("its weights are not those of the card")
-    if model.classifier.stochastic and evaluation.get("random_numbers") != RANDOM_NUMBERS:
-        raise LpmbenchError("it was graded on random numbers that this version no longer makes; run it again")
     picture = example.picture
     row = record.outcomes["index"].to_list().index(picture.index)
     draw = int((~record.correct[row]).argmax())
+    noise = as_recorded(record, model.classifier).sample_noise(
+        Addresses.of(evaluation["seed"], [picture.index], "grade", draw)
+    )
     paths = []
     for image, said in ((picture.clean, None), (picture.adversarial, int(record.predictions[row, draw]))):
-        noise = model.classifier.sample_noise(Addresses.of(evaluation["seed"], [picture.index], "grade", draw))
         with torch.no_grad():
             trajectory = model.classifier.look(torch.from_numpy(image)[None], noise or None)
         if said is not None and int(trajectory.logits[-1, 0].argmax()) != said:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from robustbench_lpm import cards, records, zoo
-from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
+from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.admission import admit
 from robustbench_lpm.evaluation.grading import predict
 from robustbench_lpm.evaluation.machine import versions
-from robustbench_lpm.evaluation.noise_control import FROZEN, NoiseControl, parse_noise_control
-from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
+from robustbench_lpm.evaluation.noise_control import NoiseControl, parse_noise_control
+from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses, generator
 from robustbench_lpm.records import Picture, RunRecord
 from robustbench_lpm.zoo import LoadedModel
 
@@ -30,8 +31,6 @@ TOLERATED_MISMATCH = 0.01
 # the logits of RAM-LPM move by 0.005, now and then by 0.3. How far they move in batches of these sizes says what
 # rounding can do to an image.
 BATCHES = (1, 2, 3, 8, 16)
-# Of honest records one in a million fails, for each of two claims: of all that are published likely none.
-LEVEL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -121,73 +120,50 @@ def _repeat(record: RunRecord, model: LoadedModel, device: str) -> list[Finding]
         return [Finding("predictions repeat", "not checked", "no images are stored")]
     first = torch.from_numpy(pictures[0].clean)[None].to(device)
     exposed, _ = admit(model, first, device)
-    runs = record.mc
-    classifier = MonteCarlo(exposed.classifier, runs) if runs > 1 else exposed.classifier
+    try:
+        single = as_recorded(record, exposed.classifier)
+    except LpmbenchError as error:
+        return [Finding("predictions repeat", "not checked", str(error))]
+    classifier = MonteCarlo(single, record.mc) if record.mc > 1 else single
     modes = record.configuration["evaluation"].get("noise", [])
     try:
         control = parse_noise_control([f"{source}={mode}" for source, mode in modes], classifier)
     except LpmbenchError as error:
         return [Finding("predictions repeat", "FAILS", f"the model has not the noise of the record: {error}")]
-    again = record.configuration["evaluation"].get("random_numbers") == RANDOM_NUMBERS
-    compare = _compare if again or not classifier.stochastic else _compare_distributions
     return [
-        compare(record, classifier, control, pictures, "clean", "clean_predictions", "clean", device),
-        compare(record, classifier, control, pictures, "adversarial", "predictions", "grade", device),
+        _compare(record, classifier, control, pictures, "clean", "clean_predictions", "clean", device),
+        _compare(record, classifier, control, pictures, "adversarial", "predictions", "grade", device),
     ]
 
 
-def _compare_distributions(
-    record: RunRecord,
-    classifier: Classifier,
-    noise_control: NoiseControl,
-    pictures: list[Picture],
-    image: str,
-    column: str,
-    purpose: Any,
-    device: str,
-) -> Finding:
-    """For a record of random numbers that are no longer made: its draws beside as many new ones."""
-    claim = f"{image} predictions agree in distribution"
-    if noise_control.sources(FROZEN):
-        return Finding(claim, "not checked", "its frozen noise is of random numbers that this version no longer makes")
-    rows = record.outcomes.set_index("index")
-    evaluation = record.configuration["evaluation"]
-    found = [
-        predict(
-            classifier, torch.from_numpy(getattr(picture, image))[None].to(device), [picture.index],
-            seed=evaluation["seed"], purpose=purpose, draws=evaluation["draws"], chunk=classifier.passes,
-        )[0].numpy()
-        for picture in pictures
-    ]  # fmt: skip
-    kept = rows.loc[[picture.index for picture in pictures]]
-    p = difference(np.stack(kept[column].to_list()), np.stack(found), kept["label"].to_numpy())
-    evidence = (
-        f"{len(pictures)} stored images, {evaluation['draws']} new draws each, p = {p:.2g} (fails below {LEVEL:.0e}); "
-        "the draws themselves are of random numbers that this version no longer makes"
-    )
-    return Finding(claim, "holds" if p >= LEVEL else "FAILS", evidence)
+def as_recorded(record: RunRecord, classifier: Classifier) -> Classifier:
+    """The classifier with the noise that it was graded on; that of a glimpsing one was another before version 0.2.
 
-
-def difference(claimed: NDArray[np.int64], found: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    """How probable so large a difference is between two samples of predictions (n, K), if they are alike.
-
-    By Fisher's exact test of how often each image is taken for each class, and of how many predictions are right in all
-    (given the right ones of both samples of each image), with Bonferroni's correction for so many tests.
+    Raises LpmbenchError for older noise of any other network.
     """
-    draws, single, right = claimed.shape[1], [], np.ones(1)
-    for one, other, label in zip(claimed, found, labels, strict=True):
-        both = np.concatenate([one, other])
-        for said in np.unique(both):
-            shares = hypergeom.pmf(np.arange(draws + 1), 2 * draws, (both == said).sum(), draws)
-            single.append(_tail(shares, int((one == said).sum())))
-        right = np.convolve(right, hypergeom.pmf(np.arange(draws + 1), 2 * draws, (both == label).sum(), draws))
-    in_all = _tail(right, int((claimed == labels[:, None]).sum()))
-    return float(min(1, 2 * in_all, 2 * len(single) * min(single)))
+    if not classifier.stochastic or record.configuration["evaluation"].get("random_numbers") == RANDOM_NUMBERS:
+        return classifier
+    if not isinstance(classifier.network, RecurrentAttention):
+        raise LpmbenchError("it was graded on random numbers that this version no longer makes; run it again")
+    before = copy.copy(classifier)
+    before.sample_noise = partial(_noise_before, classifier.network)  # type: ignore[method-assign]
+    return before
 
 
-def _tail(shares: NDArray[np.float64], position: int) -> float:
-    """The probability of all that is no more probable than what is at a position."""
-    return float(shares[shares <= shares[position] * (1 + 1e-9)].sum())
+def _noise_before(network: RecurrentAttention, addresses: Addresses) -> Noise:
+    """Noise as it was drawn before version 0.2: by a generator for each image, which went on from run to run."""
+    seed, purpose, _ = addresses.key
+    first, policy, source = [], [], torch.Generator()
+    for index, draw, run in np.stack([addresses.index, addresses.draw, addresses.run], axis=1).tolist():
+        if run == 0:
+            source = generator(seed, index, purpose, draw)
+        first.append(torch.rand(2, generator=source))
+        steps = [torch.randn(2, generator=source) for _ in range(network.glimpses - 1)]
+        policy.append(torch.stack(steps) if steps else torch.zeros(0, 2))
+    return {
+        "first_fixation": (torch.stack(first) * 2 - 1) * network.first_fixation_spread,
+        "policy": torch.stack(policy),
+    }
 
 
 def _compare(
