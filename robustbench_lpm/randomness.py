@@ -18,7 +18,8 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -53,50 +54,43 @@ class Addresses:
 
     Args:
         key: the run's seed, the purpose and the stream (see `of`); with the source they make a key of 64 bits.
-        index, draw, run: of the example in the data set, of the draw (or training step), and of the run within a
-            Monte-Carlo average, (N,) each.
+        places: the draw (or epoch), the run within a Monte-Carlo average, and the example in the data set, (3, N).
 
-    Raises ValueError unless all are in [0, 2^32), the range of a counter.
+    Raises ValueError unless all places are in [0, 2^32), the range of a counter.
     """
 
     key: tuple[int | str, Purpose, str]
-    index: NDArray[np.int64]
-    draw: NDArray[np.int64]
-    run: NDArray[np.int64]
+    places: NDArray[np.int64]
 
     def __post_init__(self) -> None:
-        for values in (self.index, self.draw, self.run):
-            if len(values) and not 0 <= values.min() <= values.max() < 2**32:
-                raise ValueError("the example, draw and run of an address are numbers from 0 to 2^32 - 1")
+        if self.places.size and not 0 <= self.places.min() <= self.places.max() < 2**32:
+            raise ValueError("the example, draw and run of an address are numbers from 0 to 2^32 - 1")
 
     @classmethod
     def of(
         cls, seed: int | str, indices: ArrayLike, purpose: Purpose, draw: ArrayLike = 0, *, stream: str = ""
     ) -> Addresses:
         """The addresses of examples; draw is one for all or one for each. Streams of one purpose share no numbers."""
-        index = np.asarray(indices, dtype=np.int64)
-        draws = np.broadcast_to(np.asarray(draw, dtype=np.int64), index.shape)
-        return cls((seed, purpose, stream), index, draws, np.zeros_like(index))
+        return cls((seed, purpose, stream), np.stack(np.broadcast_arrays(np.asarray(draw, np.int64), 0, indices)))
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self.places.shape[1]
 
     def rows(self, keep: ArrayLike | slice) -> Addresses:
         """Some of the rows, by positions, a mask or a slice."""
-        chosen = keep if isinstance(keep, slice) else np.asarray(keep)
-        return replace(self, index=self.index[chosen], draw=self.draw[chosen], run=self.run[chosen])
+        return Addresses(self.key, self.places[:, keep if isinstance(keep, slice) else np.asarray(keep)])
 
     def draws(self, count: int) -> Addresses:
         """This draw and those that follow it, (count · N) rows, one draw of all rows after the other."""
-        steps = np.repeat(np.arange(count), len(self))
-        return replace(
-            self, index=np.tile(self.index, count), draw=np.tile(self.draw, count) + steps, run=np.tile(self.run, count)
-        )
+        places = np.tile(self.places, count)
+        places[0] += np.repeat(np.arange(count), len(self))
+        return Addresses(self.key, places)
 
     def runs(self, count: int) -> Addresses:
         """So many runs in the place of each row, (N · count) rows, all runs of a row after the other."""
-        runs = np.repeat(self.run * count, count) + np.tile(np.arange(count), len(self))
-        return replace(self, index=np.repeat(self.index, count), draw=np.repeat(self.draw, count), run=runs)
+        places = np.repeat(self.places, count, axis=1)
+        places[1] = places[1] * count + np.tile(np.arange(count), len(self))
+        return Addresses(self.key, places)
 
     def uniform(self, source: str, *shape: int) -> Tensor:
         """Uniform float32 numbers in [0, 1), multiples of 2^-24."""
@@ -123,28 +117,18 @@ class Addresses:
     def _draw(
         self, source: str, shape: Sequence[int], dtype: Any, per_block: int, made_of: Callable[[Words], NDArray[Any]]
     ) -> Tensor:
-        count = math.prod(shape)
+        key, count = _hash(*self.key, source), math.prod(shape)
         blocks = -(-count // per_block)
-        numbers = np.empty((len(self), blocks * per_block), dtype)
-        for rows, part, words in self._pieces(source, blocks):
-            numbers[rows, part.start * per_block : part.stop * per_block] = made_of(words)
-        return torch.from_numpy(np.ascontiguousarray(numbers[:, :count])).reshape(len(self), *shape)
-
-    def _pieces(self, source: str, blocks: int) -> Iterator[tuple[slice, slice, Words]]:
-        """The words (rows, 4 · blocks) of some rows and some of their blocks at a time, with which they are."""
-        if blocks > 2**32:
-            raise ValueError("an address has 2^34 words, no more")
-        key = _hash(*self.key, source)
+        numbers = np.empty((len(self), blocks, per_block), dtype)
         rows_at_once = max(1, _PIECE // max(1, blocks))
-        for row in range(0, len(self), rows_at_once):
-            rows = slice(row, min(row + rows_at_once, len(self)))
-            for first in range(0, blocks, _PIECE):
-                part = slice(first, min(first + _PIECE, blocks))
-                counters = np.empty((4, rows.stop - rows.start, part.stop - part.start), dtype="<u4")
-                counters[0] = np.arange(part.start, part.stop)
-                for counter, values in zip(counters[1:], (self.draw, self.run, self.index), strict=True):
-                    counter[...] = values[rows, None]
-                yield rows, part, philox(counters.reshape(4, -1), key).reshape(counters.shape[1], -1)
+        for row, block in product(range(0, len(self), rows_at_once), range(0, blocks, _PIECE)):
+            piece = numbers[row : row + rows_at_once, block : block + _PIECE]
+            counters = np.empty((4, *piece.shape[:2]), dtype="<u4")
+            counters[0] = block + np.arange(piece.shape[1])
+            counters[1:] = self.places[:, row : row + rows_at_once, None]
+            piece[...] = made_of(philox(counters.reshape(4, -1), key)).reshape(piece.shape)
+        flat = numbers.reshape(len(self), blocks * per_block)[:, :count]
+        return torch.from_numpy(np.ascontiguousarray(flat)).reshape(len(self), *shape)
 
 
 def philox(counters: Words, key: int) -> Words:

@@ -154,7 +154,7 @@ def _noise_before(network: RecurrentAttention, addresses: Addresses) -> Noise:
     """Noise as it was drawn before version 0.2: by a generator for each image, which went on from run to run."""
     seed, purpose, _ = addresses.key
     first, policy, source = [], [], torch.Generator()
-    for index, draw, run in np.stack([addresses.index, addresses.draw, addresses.run], axis=1).tolist():
+    for draw, run, index in addresses.places.T.tolist():
         if run == 0:
             source = generator(seed, index, purpose, draw)
         first.append(torch.rand(2, generator=source))
