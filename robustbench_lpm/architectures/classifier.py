@@ -207,16 +207,9 @@ class MonteCarlo(Classifier):
         self.classifier, self.runs = classifier, runs
 
     @property
-    def stochastic(self) -> bool:
-        return self.classifier.stochastic
-
-    @property
-    def glimpsing(self) -> bool:
-        return self.classifier.glimpsing
-
-    @property
-    def gradient_modes(self) -> tuple[str, ...]:
-        return self.classifier.gradient_modes
+    def network(self) -> nn.Module:  # type: ignore[override]
+        """The network that is averaged."""
+        return self.classifier.network
 
     @property
     def passes(self) -> int:
@@ -225,10 +218,6 @@ class MonteCarlo(Classifier):
     @property
     def glimpses(self) -> int:
         return self.runs * self.classifier.glimpses
-
-    @property
-    def sigma(self) -> float:
-        return self.classifier.sigma
 
     def sample_noise(self, addresses: Addresses) -> Noise:
         """Noise (B, M, ...) for each source."""

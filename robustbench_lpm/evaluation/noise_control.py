@@ -77,7 +77,7 @@ def sources_of(classifier: Classifier) -> set[str]:
 
 def can_freeze(classifier: Classifier) -> bool:
     """Whether noise is the image's own; that of a network that draws from the global generators is the batch's."""
-    return not isinstance(getattr(classifier, "network", None), GloballyRandom)
+    return not isinstance(classifier.network, GloballyRandom)
 
 
 def parse_noise_control(settings: str | Iterable[str], classifier: Classifier) -> NoiseControl:
