@@ -51,7 +51,7 @@ class Picky:
         if set(self.bad) & set(oracle.indices):
             raise self.error
         offsets = oracle.choices().uniform("offset", *images.shape[1:])
-        return images + eps * (2 * torch.stack(offsets) - 1)
+        return images + eps * (2 * offsets - 1)
 
 
 def planned(attack: Any, n: int = 12, chunk: int = 4, **options: Any) -> Plan:

@@ -85,6 +85,18 @@ def test_noise_belongs_to_the_example_not_to_the_batch() -> None:
     assert torch.equal(whole[:, [1, 3]], rows)
 
 
+def test_fresh_noise_is_addressed_by_the_draws_that_an_image_has_had() -> None:
+    """Whatever the others of its batch did; an image that is asked about twice at once has two draws."""
+    oracle, alone = (oracle_of(NoisyLinear(WEIGHT, sigma=1.0), images_of(4)) for _ in range(2))
+    oracle.rows(torch.tensor([0, 2])).noise(5)
+    twice = oracle.rows(torch.tensor([1, 3, 1])).noise(2).values["margin"].reshape(2, 3)
+    oracle.choices()
+    last = oracle.noise().values["margin"]
+    assert oracle.ledger.draws.tolist() == [7, 6, 7, 4]
+    expected = alone.rows(torch.tensor([1])).noise(6).values["margin"]
+    assert torch.equal(torch.cat([twice[:, 0], twice[:, 2], last[1:2]]), expected[[0, 1, 2, 3, 5]])
+
+
 def test_attack_and_selection_noise_differ_from_each_other_and_from_grading_noise() -> None:
     network = NoisyLinear(WEIGHT, sigma=1.0)
     classifier = Classifier(network)
