@@ -22,7 +22,7 @@ from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import pays, reduced
 from robustbench_lpm.attacks.spsa import estimate
 from robustbench_lpm.options import Precision
-from robustbench_lpm.randomness import generator, generators
+from robustbench_lpm.randomness import Addresses, generator
 from robustbench_lpm.records.runs import RunRecord
 
 Facts = dict[str, float]
@@ -188,8 +188,8 @@ def glimpsing(
     classifier = place.untrained(model)
     channels = classifier.mean.numel() or 1
     images = torch.rand(batch, channels, size, size, generator=generator("images", size)).to(place.device)
-    sources = [g for run in range(runs) for g in generators(0, range(batch), "attack", run)]
-    noise = {name: v.to(place.device) for name, v in classifier.sample_noise(len(sources), sources).items()}
+    addresses = Addresses.of(0, range(batch), "attack").draws(runs)
+    noise = {name: v.to(place.device) for name, v in classifier.sample_noise(addresses).items()}
     labels = torch.arange(batch, device=place.device)
     lower = precision == "bfloat16"
     if formulation == "reference":

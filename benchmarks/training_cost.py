@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from robustbench_lpm.randomness import generator
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.training.objectives import TrainingBatch, bind
 
@@ -37,7 +37,7 @@ def main() -> None:
     network = zoo.build(card, **recipe.model_parameters).train()
     classifier = zoo.wrap(network, card)
     images = torch.rand(options.batch, card.input.channels, options.side, options.side)
-    noise = classifier.sample_noise(len(images), [generator("cost", i) for i in range(len(images))])
+    noise = classifier.sample_noise(Addresses.of(0, range(len(images)), "train"))
     objective = bind(cards.resolve(recipe.objective, recipe.path), recipe.parameters, recipe.path)
     kept: dict[int, int] = {}
 
@@ -48,7 +48,8 @@ def main() -> None:
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         labels = torch.zeros(len(images), dtype=torch.long)
-        objective(classifier, TrainingBatch(images, labels, noise, []))["loss"].backward()
+        addresses = Addresses.of(0, range(len(images)), "objective")
+        objective(classifier, TrainingBatch(images, labels, noise, addresses))["loss"].backward()
     parameters = sum(p.numel() for p in network.parameters())
     flops, bytes_kept = counter.get_total_flops() / len(images), sum(kept.values()) / len(images)
     print(f"{card.name}, recipe {recipe.name}: {parameters / 1e6:.2f} M parameters")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from robustbench_lpm.randomness import Addresses
 
 Norm = Literal["linf", "l2"]
 NORMS: tuple[Norm, ...] = ("linf", "l2")
@@ -57,20 +58,14 @@ def steepest(gradients: Tensor, norm: Norm) -> Tensor:
     return scaled / per_image(scaled.flatten(1).double().norm(dim=1).clamp_min(1).to(scaled), gradients)
 
 
-def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, generators: Sequence[torch.Generator]) -> Tensor:
-    """originals plus a point drawn uniformly from the ball, clipped to the box; one generator per image."""
+def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, addresses: Addresses) -> Tensor:
+    """originals plus a point drawn uniformly from the ball, clipped to the box; one address per image."""
     shape = originals.shape[1:]
     if norm == "linf":
-        draws = [torch.rand(shape, generator=g) * 2 - 1 for g in generators]
-        offsets = torch.stack(draws).to(originals) * eps
+        offsets = addresses.uniform("offset", *shape) * 2 - 1
     else:
         # A Gaussian direction, and a radius with density d r^(d-1): uniform in volume.
-        draws = [_unit_l2_ball(shape, g) for g in generators]
-        offsets = torch.stack(draws).to(originals) * eps
-    return project(originals + offsets, originals, norm, eps)
-
-
-def _unit_l2_ball(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    direction = torch.randn(shape, generator=generator)
-    radius = torch.rand((), generator=generator) ** (1 / direction.numel())
-    return direction / direction.double().norm().float() * radius
+        direction = addresses.normal("direction", *shape)
+        radius = addresses.uniform("radius") ** (1 / shape.numel())
+        offsets = direction * per_image(radius / direction.double().flatten(1).norm(dim=1).float(), direction)
+    return project(originals + offsets.to(originals) * eps, originals, norm, eps)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.recurrent_attention import Trajectory
+from robustbench_lpm.randomness import Addresses
 
 
 class Linear(nn.Module):
@@ -38,8 +38,8 @@ class NoisyLinear(Linear):
     Under the worst perturbation in linf an image of margin m is right with probability Φ((m - eps ||w||_1) / sigma).
     """
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return {"margin": torch.cat([torch.randn(1, generator=g) for g in generators])}
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"margin": addresses.normal("margin")}
 
     def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
         assert noise is not None
@@ -48,14 +48,10 @@ class NoisyLinear(Linear):
 
 
 class TwoSources(Linear):
-    """Linear with two sources of noise: "level" (one number) is added to the logit of class 0, "tilt" (three) to both.
+    """Linear with two sources of noise: "level" (one number) for the logit of class 0, "tilt" (three) for that of 1."""
 
-    Like RAM-LPM it draws all of one source before it draws of the next.
-    """
-
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        level = torch.cat([torch.randn(1, generator=g) for g in generators])
-        return {"level": level, "tilt": torch.stack([torch.randn(3, generator=g) for g in generators])}
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"level": addresses.normal("level"), "tilt": addresses.normal("tilt", 3)}
 
     def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
         assert noise is not None
@@ -74,8 +70,8 @@ class Fair(nn.Module):
         super().__init__()
         self.p, self.classes = p, classes
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return {"key": torch.cat([torch.randint(2**62, (1,), generator=g) for g in generators])}
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"key": addresses.integers("key", 2**62)}
 
     def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
         assert noise is not None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor, nn
+
+from robustbench_lpm.randomness import Addresses
 
 
 class Loud(nn.Module):
@@ -48,8 +47,8 @@ class RandomFrontEnd(nn.Module):
         super().__init__()
         self.network, self.sigma = network, sigma
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return {"pixels": torch.stack([torch.randn(1, 32, 32, generator=g) for g in generators])}
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"pixels": addresses.normal("pixels", 1, 32, 32)}
 
     def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
         assert noise is not None

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import markdown, reference
 from benchmarks.groups import GROUPS
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards, zoo
 
 ROOT = Path(__file__).parent.parent
@@ -57,7 +57,7 @@ def test_the_loop_that_ramlpm_is_compared_with_computes_the_same(runs: int) -> N
     classifier = zoo.wrap(zoo.build(card), card).double().eval().requires_grad_(False)
     images = torch.rand(2, 1, 96, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([1, 2])
-    drawn = classifier.sample_noise(2 * runs, generators(0, range(2 * runs), "attack"))
+    drawn = classifier.sample_noise(Addresses.of(0, range(2 * runs), "attack"))
     noise = {source: values.double() for source, values in drawn.items()}
     pixels = images.clone().requires_grad_()
     logits = classifier(pixels, noise)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_lpm.norms import NORMS, Norm, distance, project, steepest, uniform_in_ball
 from robustbench_lpm.protocol.grading import within_budget
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 
 SHAPE = (6, 3, 5, 4)
 EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.3}
@@ -109,7 +109,7 @@ def test_no_size_and_no_radius_leaves_the_ball(norm: Norm, side: int, eps: float
     found = within_budget(moved, original, norm, eps, mask)
     assert distance(found, original, norm) <= eps + (1e-6 if norm == "linf" else 1e-12)
     assert torch.equal(torch.where(mask, 0, found), torch.where(mask, 0, original))
-    within_budget(uniform_in_ball(original, norm, eps, generators(0, [0], "search")), original, norm, eps, mask)
+    within_budget(uniform_in_ball(original, norm, eps, Addresses.of(0, [0], "search")), original, norm, eps, mask)
 
 
 @pytest.mark.parametrize("eps", [0.5, 3.0, 30.0])
@@ -118,7 +118,7 @@ def test_photographs_use_their_budget(eps: float) -> None:
     originals = torch.full((2, 3, 512, 512), 0.5)
     direction = noise(0, torch.float32, tuple(originals.shape))
     assert distance(steepest(direction, "l2"), torch.zeros_like(direction), "l2") == pytest.approx(1, abs=1e-6)
-    random = uniform_in_ball(originals, "l2", eps, generators(0, range(2), "search"))
+    random = uniform_in_ball(originals, "l2", eps, Addresses.of(0, range(2), "search"))
     for found in (random, project(originals + direction, originals, "l2", eps)):
         assert distance(found, originals, "l2") == pytest.approx(eps, rel=1e-4)
 
@@ -140,7 +140,7 @@ def test_linf_projection_is_the_nearest_point_and_l2_stays_in_the_ball(norm: Nor
     originals = box(0, torch.float64)
     images = originals + 0.1 * noise(1, torch.float64)
     found = project(images, originals, norm, EPS[norm])
-    others = [uniform_in_ball(originals, norm, EPS[norm], generators(0, range(6), "search", k)) for k in range(50)]
+    others = [uniform_in_ball(originals, norm, EPS[norm], Addresses.of(0, range(6), "search", k)) for k in range(50)]
     if norm == "linf":
         assert all((distance(images, other, "l2") >= distance(images, found, "l2")).all() for other in others)
     else:
@@ -151,7 +151,7 @@ def test_linf_projection_is_the_nearest_point_and_l2_stays_in_the_ball(norm: Nor
 def test_a_ball_of_radius_zero_is_its_centre(norm: Norm) -> None:
     originals = box(0, torch.float32)
     assert torch.equal(project(originals + noise(1, torch.float32), originals, norm, 0.0), originals)
-    assert torch.equal(uniform_in_ball(originals, norm, 0.0, generators(0, range(6), "search")), originals)
+    assert torch.equal(uniform_in_ball(originals, norm, 0.0, Addresses.of(0, range(6), "search")), originals)
 
 
 @for_both_norms
@@ -181,7 +181,7 @@ def test_no_gradient_no_step(norm: Norm) -> None:
 @in_both_precisions
 def test_random_points_lie_in_ball_and_box(norm: Norm, dtype: torch.dtype) -> None:
     originals = box(0, dtype)
-    found = uniform_in_ball(originals, norm, EPS[norm], generators(0, range(6), "search"))
+    found = uniform_in_ball(originals, norm, EPS[norm], Addresses.of(0, range(6), "search"))
     assert found.dtype is dtype
     assert found.min() >= 0
     assert found.max() <= 1
@@ -193,12 +193,12 @@ def test_random_points_lie_in_ball_and_box(norm: Norm, dtype: torch.dtype) -> No
 def test_random_points_are_keyed(norm: Norm) -> None:
     """The same key gives the same point, however the batch is split; another key gives another."""
     originals = box(0, torch.float32)
-    whole = uniform_in_ball(originals, norm, EPS[norm], generators(0, range(6), "search"))
+    whole = uniform_in_ball(originals, norm, EPS[norm], Addresses.of(0, range(6), "search"))
     parts = [
-        uniform_in_ball(originals[i : i + 2], norm, EPS[norm], generators(0, [i, i + 1], "search")) for i in (0, 2, 4)
+        uniform_in_ball(originals[i : i + 2], norm, EPS[norm], Addresses.of(0, [i, i + 1], "search")) for i in (0, 2, 4)
     ]
     assert torch.equal(torch.cat(parts), whole)
-    for other in (generators(1, range(6), "search"), generators(0, range(6), "search", 1)):
+    for other in (Addresses.of(1, range(6), "search"), Addresses.of(0, range(6), "search", 1)):
         assert (uniform_in_ball(originals, norm, EPS[norm], other) != whole).flatten(1).any(1).all()
 
 
@@ -207,7 +207,7 @@ def test_random_points_fill_the_ball_evenly(norm: Norm) -> None:
     """Of a uniform point in d dimensions (radius / eps)^d is uniform on [0, 1], and its direction has no preference."""
     n, d = 4000, 4
     originals = torch.full((n, 1, 2, 2), 0.5, dtype=torch.float64)
-    found = uniform_in_ball(originals, norm, EPS[norm], generators(0, range(n), "search")) - originals
+    found = uniform_in_ball(originals, norm, EPS[norm], Addresses.of(0, range(n), "search")) - originals
     volume = ((distance(found, torch.zeros_like(found), norm) / EPS[norm]) ** d).sort().values
     ideal = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     assert (volume - ideal).abs().max() < 1.95 / math.sqrt(n)  # Kolmogorov and Smirnov, p = 0.001

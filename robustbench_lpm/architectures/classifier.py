@@ -3,25 +3,27 @@
 A `Classifier` wraps any network. It holds what belongs between the pixels that are attacked and the network
 (normalisation, a resize to the network's own working size), and it makes the network's randomness an argument:
 
-    noise = classifier.sample_noise(batch_size, generators)   # every random number one forward pass uses
-    logits = classifier(images, noise)                        # deterministic given noise
+    noise = classifier.sample_noise(addresses)   # every random number one forward pass uses, one address an image
+    logits = classifier(images, noise)           # deterministic given noise
 
 Noise is a dictionary from the name of a source of randomness to a tensor whose first dimension is the batch; it is
 empty for a deterministic network. Noise for R · B runs over B images gives R · B answers, row i of them for image i mod
 B: a network that looks at images in glimpses need not copy them.
+
+What else a network may offer, and what is assumed where it does not, is listed in `Offers`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.randomness import isolated_globals, key
+from robustbench_lpm.randomness import Addresses, isolated_globals, key
 
 if TYPE_CHECKING:
     from robustbench_lpm.architectures.recurrent_attention import Trajectory
@@ -29,13 +31,37 @@ if TYPE_CHECKING:
 Noise = dict[str, Tensor]
 
 
+class Offers(Protocol):
+    """What a network may offer beside logits, each under its name; `offered` reads it, or the default given here.
+
+    A network with `sample_noise(addresses) -> Noise` takes that noise as the second argument of a call. One with
+    `look(images, noise, *, gradient_mode) -> Trajectory` looks in glimpses.
+    """
+
+    sample_noise: Callable[[Addresses], Noise] | None = None
+    stochastic: bool = True  # of one with sample_noise: whether two passes over one image may differ now
+    look: Callable[..., Trajectory] | None = None
+    glimpses: int = 0  # that one pass takes; 0 where the image is seen whole
+    policy: str = "learned"  # where it looks: "learned", or at places in which the image has no say
+    sigma: float = 0.0  # of a policy with a normal density, in normalised coordinates
+    gradient_modes: tuple[str, ...] = ()  # the ways in which a gradient may pass its decisions
+    shares_images: bool = False  # whether images (B, ...) may come with noise for R · B runs
+    retina: nn.Module | None = None  # samples an image around a fixation, for pictures of what is seen
+    exact_parts: Sequence[str] = ()  # submodules that stay in float32 where the rest is in bfloat16
+    parameter_groups: Callable[[], dict[str, list[nn.Parameter]]] | None = None  # that may have learning rates
+    is_reference_state: Callable[[Mapping[str, Tensor]], bool] | None = None  # whether load_state_dict translates it
+
+
+def offered(network: nn.Module, name: str) -> Any:
+    """What a network offers under one of the names of `Offers`, or the default."""
+    return getattr(network, name, getattr(Offers, name))
+
+
 class Classifier(nn.Module):
     """A network with its preprocessing, as a function of images (B, C, H, W) in [0, 1] and noise.
 
     Args:
-        network: images, normalised, to logits (B, K). It is stochastic if it has `sample_noise(batch_size, generators)`
-            and then takes the noise as its second argument (and if its `stochastic`, where it has one, is true). It
-            glimpses if it has `look(images, noise, gradient_mode=...)`, which returns a `Trajectory`.
+        network: images, normalised, to logits (B, K), and what it has of `Offers`.
         mean, std: per channel; empty for none.
         working_size: side of the square the network wants; None for whatever comes. The resize is bilinear with
             antialiasing, and differentiable: epsilon counts pixels before it.
@@ -78,17 +104,17 @@ class Classifier(nn.Module):
     @property
     def stochastic(self) -> bool:
         """Whether two passes over one image may differ."""
-        return hasattr(self.network, "sample_noise") and bool(getattr(self.network, "stochastic", True))
+        return offered(self.network, "sample_noise") is not None and bool(offered(self.network, "stochastic"))
 
     @property
     def glimpsing(self) -> bool:
         """Whether the network looks in glimpses, at places of its own choice."""
-        return hasattr(self.network, "look")
+        return offered(self.network, "look") is not None
 
     @property
     def gradient_modes(self) -> tuple[str, ...]:
         """The ways in which gradients may pass the network's own decisions; empty for a plain network."""
-        return tuple(getattr(self.network, "gradient_modes", ()))
+        return tuple(offered(self.network, "gradient_modes"))
 
     @property
     def passes(self) -> int:
@@ -98,13 +124,16 @@ class Classifier(nn.Module):
     @property
     def glimpses(self) -> int:
         """Glimpses that one call takes at each image; 0 for a network that sees it whole."""
-        return int(getattr(self.network, "glimpses", 0))
+        return int(offered(self.network, "glimpses"))
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> Noise:
-        """The random numbers of one call on batch_size images, one CPU generator for each."""
-        if not self.stochastic:
-            return {}
-        return self.network.sample_noise(batch_size, generators)  # type: ignore[operator]
+    @property
+    def sigma(self) -> float:
+        """The standard deviation of a glimpsing network's policy, in normalised coordinates."""
+        return float(offered(self.network, "sigma"))
+
+    def sample_noise(self, addresses: Addresses) -> Noise:
+        """The random numbers of one call on B images, one address for each, on the CPU."""
+        return self.network.sample_noise(addresses) if self.stochastic else {}  # type: ignore[operator]
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
         """Logits (B, K), or (R · B, K) with noise for R runs, in the precision of the images.
@@ -130,11 +159,11 @@ class Classifier(nn.Module):
     def scored(self, images: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, K), and the log-density (B,) of the decisions taken on the way, for score-function gradients."""
         trajectory = self.look(images, noise, gradient_mode="score-function")
-        return trajectory.logits[-1], trajectory.log_density(self.network.sigma)  # type: ignore[arg-type]
+        return trajectory.logits[-1], trajectory.log_density(self.sigma)
 
     def _for_runs(self, images: Tensor, noise: Noise | None) -> Tensor:
         """The images once for each run, unless the network shares them among runs."""
-        if not noise or getattr(self.network, "shares_images", False):
+        if not noise or offered(self.network, "shares_images"):
             return images
         runs = len(next(iter(noise.values()))) // len(images)
         return images.repeat(runs, 1, 1, 1) if runs > 1 else images
@@ -178,16 +207,9 @@ class MonteCarlo(Classifier):
         self.classifier, self.runs = classifier, runs
 
     @property
-    def stochastic(self) -> bool:
-        return self.classifier.stochastic
-
-    @property
-    def glimpsing(self) -> bool:
-        return self.classifier.glimpsing
-
-    @property
-    def gradient_modes(self) -> tuple[str, ...]:
-        return self.classifier.gradient_modes
+    def network(self) -> nn.Module:  # type: ignore[override]
+        """The network that is averaged."""
+        return self.classifier.network
 
     @property
     def passes(self) -> int:
@@ -197,10 +219,10 @@ class MonteCarlo(Classifier):
     def glimpses(self) -> int:
         return self.runs * self.classifier.glimpses
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> Noise:
+    def sample_noise(self, addresses: Addresses) -> Noise:
         """Noise (B, M, ...) for each source."""
-        draws = [self.classifier.sample_noise(batch_size, generators) for _ in range(self.runs)]
-        return {source: torch.stack([draw[source] for draw in draws], dim=1) for source in draws[0]}
+        drawn = self.classifier.sample_noise(addresses.runs(self.runs))
+        return {source: values.unflatten(0, (-1, self.runs)) for source, values in drawn.items()}
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
         """Mean logits (B, K) over the M runs, all of which share the images."""
@@ -234,10 +256,9 @@ class GloballyRandom(nn.Module):
         super().__init__()
         self.network = network
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> Noise:
+    def sample_noise(self, addresses: Addresses) -> Noise:
         """One 62-bit seed for each image."""
-        seeds = [torch.randint(2**62, (1,), generator=g) for g in generators]
-        return {"global_seed": torch.cat(seeds)}
+        return {"global_seed": addresses.integers("global_seed", 2**62)}
 
     def forward(self, images: Tensor, noise: Noise | None = None) -> Tensor:
         """Logits (B, K)."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise, offered
 
 if TYPE_CHECKING:
     from robustbench_lpm.architectures.recurrent_attention import Trajectory
@@ -62,7 +62,7 @@ def plain_layout(before: dict[Tensor, Tensor]) -> None:
 
 def keep_exact_parts(network: nn.Module) -> None:
     """Let a network's `exact_parts` work in float32 where the rest is of mixed precision."""
-    for name in getattr(network, "exact_parts", ()):
+    for name in offered(network, "exact_parts"):
         _keep_full(network.get_submodule(name))
 
 
@@ -121,7 +121,7 @@ def _lowered(classifier: Classifier, example: Tensor, noise: Noise) -> nn.Module
     # A glimpsing network may meet the pixels several times, once on each of its paths.
     channels = example.shape[1]
     first = [layer for layer in order if isinstance(layer, nn.Conv2d) and layer.in_channels == channels]
-    exact = set(getattr(network, "exact_parts", ()))
+    exact = set(offered(network, "exact_parts"))
     full = {names[layer] for layer in [*order[:1], *first, *order[-1:]]}
     full = {name for name in full if not any(name.startswith(f"{part}.") for part in exact)} | exact
     tensors = [*network.parameters(), *network.buffers()]

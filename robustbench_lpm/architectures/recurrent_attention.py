@@ -9,7 +9,7 @@ Noise for R · B runs over B images comes with the images once; row i of all tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm.randomness import generator
+from robustbench_lpm.randomness import Addresses
 
 GRADIENT_MODES = ("detached", "reparameterised", "straight-through", "score-function")
 THROUGH = ("reparameterised", "straight-through")  # those in which a gradient passes the sampling grid
@@ -112,21 +112,15 @@ class RecurrentAttention(nn.Module):
         """Look at images (B, C, H, W) at fixations (B, 2); or (R · B, 2) where images are shared."""
         raise NotImplementedError
 
-    def sample_noise(
-        self, batch_size: int, generators: Sequence[torch.Generator], glimpses: int | None = None
-    ) -> dict[str, Tensor]:
-        """Every random number that one forward pass of T glimpses uses; one CPU generator for each example.
+    def sample_noise(self, addresses: Addresses, glimpses: int | None = None) -> dict[str, Tensor]:
+        """Every random number that one forward pass of T glimpses uses, one address for each example.
 
         The numbers of the first t glimpses do not depend on T.
         """
         steps = (glimpses or self.glimpses) - 1
-        if len(generators) != batch_size:
-            raise ValueError(f"{batch_size} examples need as many generators, not {len(generators)}")
-        first = [torch.rand(2, generator=g) for g in generators]
-        policy = [torch.stack([torch.randn(2, generator=g) for _ in range(steps)]) for g in generators if steps]
         return {
-            "first_fixation": (torch.stack(first) * 2 - 1) * self.first_fixation_spread,
-            "policy": torch.stack(policy) if steps else torch.zeros(batch_size, 0, 2),
+            "first_fixation": (addresses.uniform("first_fixation", 2) * 2 - 1) * self.first_fixation_spread,
+            "policy": addresses.normal("policy", steps, 2),
         }
 
     def forward(
@@ -194,5 +188,10 @@ class RecurrentAttention(nn.Module):
         return self.random_spread * torch.erf(noise / 2**0.5)  # the normal's distribution function: uniform
 
     def _own_noise(self, batch_size: int) -> dict[str, Tensor]:
-        call = next(_calls)
-        return self.sample_noise(batch_size, [generator("own", call, i) for i in range(batch_size)])
+        return self.sample_noise(Addresses.of("", range(batch_size), "own", next(_calls)))
+
+
+def _clamp(mean: Tensor, *, straight_through: bool) -> Tensor:
+    clamped = mean.clamp(-1, 1)
+    # The difference is exactly 0 and carries the gradient: every mode computes the same logits, to the last bit.
+    return clamped.detach() + (mean - mean.detach()) if straight_through else clamped

@@ -74,7 +74,7 @@ def apgd(
 
     found: list[Tensor] = []
     for _ in range(restarts):
-        start = uniform_in_ball(images, norm, eps, oracle.generators)
+        start = uniform_in_ball(images, norm, eps, oracle.choices())
         found += descend(start)
     return oracle.choose(found, labels, targets)
 

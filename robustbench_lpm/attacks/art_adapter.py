@@ -46,6 +46,5 @@ def art_pgd(
 
 
 def seed_of(oracle: Oracle) -> int:
-    """A seed for another library's global generators, drawn from those of the whole batch."""
-    seeds = [int(torch.randint(2**62, (1,), generator=g)) for g in oracle.generators]
-    return sum(seeds) % 2**63
+    """A seed for another library's global generators, from those of the images of the batch."""
+    return sum(oracle.choices().integers("global_seed", 2**62).tolist()) % 2**63

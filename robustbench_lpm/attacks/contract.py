@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.errors import unknown
+from robustbench_lpm.randomness import Addresses
 
 Step = TypeVar("Step")
 Function = TypeVar("Function", bound=Callable[..., Tensor])
@@ -90,14 +90,16 @@ class Oracle(Protocol):
     def chunk(self) -> int:
         """Images that pass the network at once in a `probe`: a good size for the pieces of a large query."""
 
-    @property
-    def generators(self) -> list[torch.Generator]:
-        """One generator for each image, for the attack's own choices (starts, directions)."""
-
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Fresh attack noise. With paired=True, 2·draws of which draw i and draw i + draws are the same.
 
         A deterministic classifier gets one draw (two if paired), also for many versions (n, B, C, H, W) of the images.
+        """
+
+    def choices(self, count: int = 1) -> Addresses:
+        """Fresh addresses of random numbers for the attack's own choices (starts, directions), (count · B) rows.
+
+        With several, one for each image comes after the other, as in `noise`.
         """
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:

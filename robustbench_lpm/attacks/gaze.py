@@ -35,7 +35,7 @@ def gaze(
         return (means - centres).square().sum(-1).mean(-1)
 
     for _ in range(restarts):
-        current = uniform_in_ball(images, norm, eps, oracle.generators)
+        current = uniform_in_ball(images, norm, eps, oracle.choices())
         for _ in range(steps):
             gradients = oracle.gaze_gradient(current, oracle.noise(eot), away)
             current = project(current + length * steepest(gradients, norm), images, norm, eps)

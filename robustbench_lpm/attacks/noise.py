@@ -15,5 +15,5 @@ def noise(
     tries: PositiveInt = 1,
 ) -> Tensor:  # fmt: skip
     """A point drawn uniformly from the ball around each image; of several tries the strongest, on selection noise."""
-    candidates = [uniform_in_ball(images, norm, eps, oracle.generators) for _ in range(tries)]
+    candidates = [uniform_in_ball(images, norm, eps, oracle.choices()) for _ in range(tries)]
     return oracle.choose(candidates, labels, targets)

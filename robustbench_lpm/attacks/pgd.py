@@ -45,7 +45,7 @@ def pgd(
         early_stop: a misclassified image is left alone, with a deterministic classifier only: there that is final.
     """
     starts = [
-        uniform_in_ball(images, norm, eps, oracle.generators) if random_start else images.clone()
+        uniform_in_ball(images, norm, eps, oracle.choices()) if random_start else images.clone()
         for _ in range(restarts)
     ]
     length = 2.5 * eps / steps if step_size is None else step_size

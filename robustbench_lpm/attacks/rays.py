@@ -51,7 +51,7 @@ def rays(
             break
         state = search.rows(active)
         here = oracle if oracle.stochastic else oracle.rows(active)
-        directions = state.proposals([oracle.generators[row] for row in active.tolist()])
+        directions = state.proposals(here)
         lengths = per_image(state.asked_at() * scale, images)
         points = (images[active] + lengths * directions.reshape(-1, *images.shape[1:])).clamp(0, 1)
         target = targets[active] if targets is not None else None
@@ -93,16 +93,16 @@ class _Search:
         """The radii of the next decisions, (b,)."""
         return torch.where(self.bisecting, (self.low + self.radius) / 2, self.radius.minimum(self.farthest))
 
-    def proposals(self, generators: list[torch.Generator]) -> Tensor:
-        """The directions of the next decisions, (b, n)."""
+    def proposals(self, oracle: Oracle) -> Tensor:
+        """The directions of the next decisions, (b, n); the oracle is that of these images."""
         numbers = self.best.shape[1]
         size = (-(-numbers // 2 ** self.level.clamp(max=62))).clamp_min(1)
         places = torch.arange(numbers, device=self.best.device) // size[:, None]
         flipped = torch.where(places == self.block[:, None], -self.best, self.best)
         directions = torch.where((self.bisecting | self.fresh)[:, None], self.best, flipped)
-        for row in (~self.fresh & self.radius.isinf()).nonzero()[:, 0].tolist():
-            signs = torch.randint(2, (numbers,), generator=generators[row]) * 2 - 1
-            directions[row] = signs.to(directions)
+        lost = ~self.fresh & self.radius.isinf()
+        if lost.any():
+            directions[lost] = oracle.rows(lost).choices().signs("direction", numbers).to(directions)
         return directions
 
     def learn(self, directions: Tensor, succeeds: Tensor, tolerance: float) -> None:

@@ -12,7 +12,6 @@ from robustbench_lpm.norms import Norm, per_image, project
 
 # Adam's constants (Kingma and Ba 2015), as the paper leaves them.
 BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8
-BITS_AT_ONCE = 2**26  # signs that are drawn ahead: 8 MiB
 
 
 # Both ends of every pair, and in each iteration a look at the iterate where that may end the attack.
@@ -73,36 +72,25 @@ def estimate(
 ) -> Tensor:
     """The SPSA estimate (B, C, H, W) of the margin's gradient: mean over v of [f(x + δv) - f(x - δv)] / 2δ · v.
 
-    Directions are drawn as packed bits and unpacked for a few pairs at a time, so that memory grows neither with the
-    number of pairs nor with that times the size of the images.
+    Directions are drawn for a few pairs at a time, so that memory does not grow with the number of pairs.
     """
     numbers, batch = images[0].numel(), len(images)
-    noise = oracle.noise(pairs, paired=True)
+    noise, directions = oracle.noise(pairs, paired=True), oracle.choices(pairs)
     state, table = {"total": torch.zeros_like(images).flatten(1)}, _SIGNS.to(images)
     at_once = max(1, oracle.chunk // (2 * batch))
-    stretch = max(at_once, BITS_AT_ONCE // (batch * numbers))
-    for first in oracle.resumable(range(0, pairs, stretch), state):
-        bits = _random_bits(oracle.generators, min(stretch, pairs - first), numbers).to(images.device)
-        for start in oracle.resumable(range(0, len(bits), at_once), state):
-            count = min(at_once, len(bits) - start)
-            signs = table[bits[start : start + count].int()].flatten(-2)[..., :numbers]
-            probes = images.new_empty(2 * count, *images.shape)
-            steps = (delta * signs).unflatten(-1, images.shape[1:])
-            torch.add(images, steps, out=probes[:count])
-            torch.sub(images, steps, out=probes[count:])
-            part = slice(first + start, first + start + count)
-            logits = oracle.probe(probes, _pairs(noise, part, pairs, batch) if oracle.stochastic else noise)
-            values = objective("margin", logits, labels, targets)
-            plus, minus = values.chunk(2)
-            state["total"] += torch.einsum("pb,pbn->bn", plus - minus, signs)
+    for start in oracle.resumable(range(0, pairs, at_once), state):
+        part = slice(start, min(start + at_once, pairs))
+        rows = directions.rows(slice(part.start * batch, part.stop * batch))
+        bits = rows.bytes("direction", -(-numbers // 8)).to(images.device)  # packed, to reach the device sooner
+        signs = table[bits.int()].flatten(-2)[..., :numbers].unflatten(0, (-1, batch))
+        steps = (delta * signs).unflatten(-1, images.shape[1:])
+        probes = images.new_empty(2 * len(steps), *images.shape)
+        torch.add(images, steps, out=probes[: len(steps)])
+        torch.sub(images, steps, out=probes[len(steps) :])
+        logits = oracle.probe(probes, _pairs(noise, part, pairs, batch) if oracle.stochastic else noise)
+        plus, minus = objective("margin", logits, labels, targets).chunk(2)
+        state["total"] += torch.einsum("pb,pbn->bn", plus - minus, signs)
     return (state["total"] / (2 * delta * pairs)).reshape(images.shape)
-
-
-def _random_bits(generators: list[torch.Generator], pairs: int, numbers: int) -> Tensor:
-    """Random bytes (pairs, B, ceil(numbers / 8)), eight Rademacher signs in each; a stretch of a generator's stream."""
-    width = -(-numbers // 8)
-    draws = [torch.randint(256, (pairs, width), generator=g, dtype=torch.uint8) for g in generators]
-    return torch.stack(draws, dim=1)
 
 
 # The eight signs of every byte, (256, 8), lowest bit first.

@@ -9,6 +9,7 @@ from torch import Tensor
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.norms import Norm, per_image, project
+from robustbench_lpm.randomness import Addresses
 
 # Section 4.1 of the paper: the share p of pixels that change is halved at these queries of 10,000.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -33,9 +34,8 @@ def square(
         draws: draws of noise over which a stochastic classifier's answer to a query is averaged.
         p_init: share of the pixels that the first squares cover; the paper's schedule is scaled to the budget.
     """
-    start = _start(images, norm, eps, oracle.generators)
+    start = _start(images, norm, eps, oracle.choices())
     changes = queries // 2 if oracle.stochastic else queries - 1
-    choices = _choices(changes, images, oracle.generators)
     known = torch.full((len(images),), torch.inf, device=images.device)
     if not oracle.stochastic:
         known = objective("margin", oracle(start, oracle.noise()), labels, targets)[0]
@@ -49,7 +49,9 @@ def square(
         here, present, originals = oracle.rows(active), state["result"][active], images[active]
         target = targets[active] if targets is not None else None
         side = side_at(number, changes, p_init, images.shape[-2:], norm)
-        moved = _change(present, originals, choices[number, active], side, norm, eps)
+        # Two places (row, column), a flip, and a sign for each channel.
+        choices = here.choices().uniform("square", 5 + images.shape[1]).to(images.device)
+        moved = _change(present, originals, choices, side, norm, eps)
         if oracle.stochastic:
             better = _beats(here, moved, present, labels[active], target, draws)
         else:
@@ -80,22 +82,15 @@ def _beats(
     return of_moved.mean(0) < of_present.mean(0)
 
 
-def _choices(changes: int, images: Tensor, generators: list[torch.Generator]) -> Tensor:
-    """Uniform numbers (changes, B, 5 + C): two places (row, column), a flip, and a sign for each channel."""
-    numbers = [torch.rand(changes, 5 + images.shape[1], generator=g) for g in generators]
-    return torch.stack(numbers, dim=1).to(images.device)
-
-
-def _start(images: Tensor, norm: Norm, eps: float, generators: list[torch.Generator]) -> Tensor:
+def _start(images: Tensor, norm: Norm, eps: float, addresses: Addresses) -> Tensor:
     """Vertical stripes of ± eps in linf; in l2 a grid of tiles of the shape that the squares have later."""
     channels, height, width = images.shape[1:]
     if norm == "linf":
-        stripes = torch.stack([_signs(torch.rand(channels, 1, width, generator=g)) for g in generators])
+        stripes = addresses.signs("stripe", channels, 1, width)
         return project(images + eps * stripes.to(images), images, norm, eps)
     side = max(1, min(height, width) // TILES)
     grid = (height // side, width // side)
-    signs = torch.stack([_signs(torch.rand(channels, *grid, generator=g)) for g in generators])
-    flips = torch.stack([torch.rand(1, *grid, generator=g) < 0.5 for g in generators])
+    signs, flips = addresses.signs("sign", channels, *grid), addresses.signs("flip", 1, *grid) > 0
     tile = _tile(side)
     tiles = signs[..., None, None] * torch.where(flips[..., None, None], tile.T, tile)  # (B, C, rows, columns, h, h)
     offsets = torch.zeros(images.shape)

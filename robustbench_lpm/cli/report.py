@@ -81,11 +81,13 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
     """
     import torch
 
-    from robustbench_lpm.randomness import generators
+    from robustbench_lpm.execution.verification import as_recorded
+    from robustbench_lpm.randomness import Addresses
     from robustbench_lpm.registry import cards, zoo
     from robustbench_lpm.reporting.scanpaths import Gaze
 
-    if record.model not in cards.names("model") or record.mc > 1 or record.configuration["evaluation"].get("noise"):
+    evaluation = record.configuration["evaluation"]
+    if record.model not in cards.names("model") or record.mc > 1 or evaluation.get("noise"):
         return None
     model = zoo.load_model(record.model, trust=trust)
     if not model.classifier.glimpsing:
@@ -95,11 +97,11 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
     picture = example.picture
     row = record.outcomes["index"].to_list().index(picture.index)
     draw = int((~record.correct[row]).argmax())
+    noise = as_recorded(record, model.classifier).sample_noise(
+        Addresses.of(evaluation["seed"], [picture.index], "grade", draw)
+    )
     paths = []
     for image, said in ((picture.clean, None), (picture.adversarial, int(record.predictions[row, draw]))):
-        noise = model.classifier.sample_noise(
-            1, generators(record.configuration["evaluation"]["seed"], [picture.index], "grade", draw)
-        )
         with torch.no_grad():
             trajectory = model.classifier.look(torch.from_numpy(image)[None], noise or None)
         if said is not None and int(trajectory.logits[-1, 0].argmax()) != said:

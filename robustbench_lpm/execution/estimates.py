@@ -10,7 +10,7 @@ import torch
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.protocol.plan import Plan
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 
 
 def estimate_seconds(plan: Plan) -> float | None:
@@ -51,7 +51,7 @@ def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tu
         classifier = plan.lowered
     if len(images) < plan.chunk and _asks_about_many_versions(plan):
         images = images.repeat(-(-plan.chunk // len(images)), 1, 1, 1)[: plan.chunk]
-    noise = classifier.sample_noise(len(images), generators(0, range(len(images)), "clean"))
+    noise = classifier.sample_noise(Addresses.of(0, range(len(images)), "clean"))
     noise = {source: values.to(images.device) for source, values in noise.items()}
     for _ in range(2):
         inputs = images.clone().requires_grad_(with_backward)

@@ -1,9 +1,9 @@
 """What an unfinished block has come to, so that a long attack that is interrupted goes on in its middle.
 
-An attack's loop over `Oracle.resumable` tells here what passes from one step to the next. Together with the state of
-the oracle's generators and its counts, at the beginning of a step, that decides everything which follows: a run that
-goes on from there ends in the same bits. Loops may stand inside one another and come one after the other; each has a
-path such as "CALL@0/0@17/1": of the attack CALL the first loop, in its step 17 the second loop.
+An attack's loop over `Oracle.resumable` tells here what passes from one step to the next. With the ledger, whose counts
+are the addresses of the noise to come, that decides everything which follows: a run that goes on from there ends in the
+same bits. Loops may stand inside one another and come one after the other; each has a path such as "CALL@0/0@17/1": of
+the attack CALL the first loop, in its step 17 the second loop.
 
 Snapshots are taken in memory about every second and written about every half minute, so that short blocks write
 nothing. The file of a block goes when the block is finished.
@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 
 WRITE_EVERY = 30.0  # seconds; 0 writes at every step
 SNAPSHOTS_PER_WRITE = 30
-LAYOUT = 2  # of the file: another number, and what was written is not read
+LAYOUT = 3  # of the file: another number, and what was written is not read
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Snapshot:
     """A loop at the beginning of one of its steps, or at its end."""
 
     position: int  # of the step; the number of steps at the end
-    tensors: State  # by "NUMBER.NAME": of the loop's states, the generators and the ledger
+    tensors: State  # by "NUMBER.NAME": of the loop's states and the ledger
 
 
 class Journal:
@@ -97,14 +97,13 @@ class Loops:
 
     Args:
         call: what tells this attack from the others of the block.
-        generators: all that the attack draws from. counts: the ledger's columns, (B,) each.
+        counts: the ledger's columns, (B,) each.
         on_counted: told how many passes of the network were counted before the interruption.
         notes: what the attack has told so far.
     """
 
     journal: Journal
     call: str
-    generators: Sequence[torch.Generator]
     counts: Sequence[Tensor]
     on_counted: Callable[[int], None] = lambda _: None
     notes: dict[str, str] = field(default_factory=dict)
@@ -151,21 +150,18 @@ class Loops:
             for number, state in enumerate(states)
             for name, tensor in state.items()
         }
-        tensors["generators"] = torch.stack([generator.get_state() for generator in self.generators])
         tensors["counts"] = torch.stack(list(self.counts))
         tensors["notes"] = torch.tensor(list(json.dumps(self.notes).encode()), dtype=torch.uint8)
         self.journal.note(loop.path, Snapshot(loop.position, tensors))
         loop.snapshot_at = now
 
     def _restore(self, loop: _Running, steps: Sequence[Step], states: Sequence[State]) -> int:
-        """Set the states, the generators and the ledger to what was kept of this loop; the position it had come to."""
+        """Set the states and the ledger to what was kept of this loop; the position it had come to."""
         found = self.journal.snapshots.get(loop.path)
         if found is None or not self._fits(found, len(steps), states):
             return 0
         for number, state in enumerate(states):
             state |= {name: _like(found.tensors[f"{number}.{name}"], tensor) for name, tensor in state.items()}
-        for generator, kept in zip(self.generators, found.tensors["generators"], strict=True):
-            generator.set_state(kept.clone())
         before = _passes(self.counts)
         for column, kept in zip(self.counts, found.tensors["counts"], strict=True):
             column.copy_(kept)
@@ -174,13 +170,12 @@ class Loops:
         return found.position
 
     def _fits(self, snapshot: Snapshot, steps: int, states: Sequence[State]) -> bool:
-        """Whether it can be of this loop: the same states, as many steps, generators and images."""
+        """Whether it can be of this loop: the same states, as many steps and images."""
         names = {f"{number}.{name}" for number, state in enumerate(states) for name in state}
         kept = snapshot.tensors
         return (
-            set(kept) == names | {"generators", "counts", "notes"}
+            set(kept) == names | {"counts", "notes"}
             and 0 <= snapshot.position <= steps
-            and len(kept["generators"]) == len(self.generators)
             and kept["counts"].shape == (len(self.counts), len(self.counts[0]))
         )
 
@@ -191,7 +186,7 @@ def _like(kept: Tensor, present: Tensor) -> Tensor:
 
 
 def _passes(counts: Sequence[Tensor]) -> int:
-    forwards, backwards = counts[0], counts[1]  # glimpses are no passes
+    forwards, backwards = counts[:2]  # glimpses and draws are no passes
     return int(forwards.sum() + backwards.sum())
 
 

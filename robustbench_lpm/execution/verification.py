@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
+from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol.grading import predict
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.randomness import Purpose, generators
+from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses, Purpose, generator
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.registry import cards, zoo
@@ -101,7 +104,11 @@ def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Findin
     if not pictures:
         return [("predictions repeat", "not checked", "no images are stored")]
     exposed, _ = admit(model, torch.from_numpy(pictures[0].clean)[None].to(device), device)
-    classifier = MonteCarlo(exposed.classifier, record.mc) if record.mc > 1 else exposed.classifier
+    try:
+        single = as_recorded(record, exposed.classifier)
+    except LpmbenchError as error:
+        return [("predictions repeat", "not checked", str(error))]
+    classifier = MonteCarlo(single, record.mc) if record.mc > 1 else single
     modes = record.configuration["evaluation"].get("noise", [])
     try:
         control = parse_noise_control([f"{source}={mode}" for source, mode in modes], classifier)
@@ -113,6 +120,36 @@ def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Findin
         _compared("clean predictions repeat", record, classifier, control, clean),
         _compared("adversarial predictions repeat", record, classifier, control, attacked),
     ]
+
+
+def as_recorded(record: RunRecord, classifier: Classifier) -> Classifier:
+    """The classifier with the noise that it was graded on; that of a glimpsing one was another before version 0.2.
+
+    Raises LpmbenchError for older noise of any other network.
+    """
+    if not classifier.stochastic or record.configuration["evaluation"].get("random_numbers") == RANDOM_NUMBERS:
+        return classifier
+    if not isinstance(classifier.network, RecurrentAttention):
+        raise LpmbenchError("it was graded on random numbers that this version no longer makes; run it again")
+    before = copy.copy(classifier)
+    before.sample_noise = partial(_noise_before, classifier.network)  # type: ignore[method-assign]
+    return before
+
+
+def _noise_before(network: RecurrentAttention, addresses: Addresses) -> Noise:
+    """Noise as it was drawn before version 0.2: by a generator for each image, which went on from run to run."""
+    seed, purpose, _ = addresses.key
+    first, policy, source = [], [], torch.Generator()
+    for draw, run, index in addresses.places.T.tolist():
+        if run == 0:
+            source = generator(seed, index, purpose, draw)
+        first.append(torch.rand(2, generator=source))
+        steps = [torch.randn(2, generator=source) for _ in range(network.glimpses - 1)]
+        policy.append(torch.stack(steps) if steps else torch.zeros(0, 2))
+    return {
+        "first_fixation": (torch.stack(first) * 2 - 1) * network.first_fixation_spread,
+        "policy": torch.stack(policy),
+    }
 
 
 def _compared(
@@ -128,7 +165,7 @@ def _compared(
     def logits(index: int, draw: int, copies: int) -> Tensor:
         """Logits (1, K) on the noise of one graded draw, in a batch of so many copies of the image."""
         indices = [index] * copies
-        drawn = classifier.sample_noise(copies, generators(seed, indices, purpose, draw))
+        drawn = classifier.sample_noise(Addresses.of(seed, indices, purpose, draw))
         drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices)
         noise = {source: values.to(images[index].device) for source, values in drawn.items()}
         return classifier(images[index].repeat(copies, 1, 1, 1), noise)[:1]

@@ -21,7 +21,7 @@ from robustbench_lpm.norms import distance
 from robustbench_lpm.protocol.grading import predict, within_budget
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Ledger, pick
 from robustbench_lpm.protocol.plan import STORED_PICTURES, Plan
-from robustbench_lpm.randomness import generator
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.records.runs import Picture, group_pictures
 
 Arrays = dict[str, NDArray[Any]]
@@ -181,8 +181,8 @@ def _attack(
         pixels = np.stack([member.images[index] for index in indices])
         candidates.append(torch.from_numpy(pixels).to(images))
         spent = torch.tensor([member.spent[index] for index in indices])
-        for column, total in enumerate((ledger.forwards, ledger.backwards, ledger.glimpses)):
-            total += spent[:, column]
+        for column, total in zip(spent.T, (ledger.forwards, ledger.backwards, ledger.glimpses), strict=True):
+            total += column
 
     def oracle_of(classifier: Classifier, **options: Any) -> ClassifierOracle:
         return ClassifierOracle(
@@ -230,10 +230,7 @@ def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | Non
     if plan.options.target is None:
         return None
     if plan.options.target == "random":
-        shifts = [
-            int(torch.randint(1, plan.classes, (1,), generator=generator(plan.options.seed, i, "target")))
-            for i in indices
-        ]
-        return (labels + torch.tensor(shifts, device=labels.device)) % plan.classes
+        shifts = 1 + Addresses.of(plan.options.seed, indices, "target").integers("target", plan.classes - 1)
+        return (labels + shifts.to(labels.device)) % plan.classes
     aimed = torch.full_like(labels, int(plan.options.target))
     return torch.where(aimed == labels, (aimed + 1) % plan.classes, aimed)

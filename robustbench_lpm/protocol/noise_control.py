@@ -17,12 +17,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise
 from robustbench_lpm.errors import LpmbenchError, unknown
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 
 AVERAGED, FRESH, REPLAYED, FROZEN = MODES = ("averaged", "fresh", "replayed", "frozen")
 
@@ -45,33 +44,24 @@ class NoiseControl:
         return not frozen or bool(sources_of(classifier) - frozen)
 
     def attack_noise(
-        self,
-        classifier: Classifier,
-        sources: Sequence[torch.Generator],
-        draws: int,
-        *,
-        seed: int,
-        key: str,
-        indices: Sequence[int],
+        self, classifier: Classifier, fresh: Addresses, draws: int, *, seed: int, stream: str, indices: Sequence[int]
     ) -> Noise:
         """Noise of `draws` draws for B images, (draws · B, ...) for each source, one draw after the other.
 
-        sources: the B generators of the attack's running noise. key: of the attack's noise, from which it is replayed.
+        fresh: the addresses of these draws, which no query had before. stream: of the attack's noise.
         """
-        batch = len(indices)
-        noise = classifier.sample_noise(draws * batch, list(sources) * draws)
+        noise = classifier.sample_noise(fresh)
         for source in self.sources(FRESH):
-            noise[source] = _repeated(noise[source][:batch], draws)
+            noise[source] = _repeated(noise[source][: len(indices)], draws)
         if replayed := self.sources(REPLAYED):
-            again = generators(key, indices, "attack", draw=-1)  # an address that the running noise never has
-            first = classifier.sample_noise(draws * batch, again * draws)
+            first = classifier.sample_noise(Addresses.of(seed, indices, "replayed", stream=stream).draws(draws))
             noise |= {source: first[source] for source in replayed}
         return self.freeze(classifier, noise, draws, seed=seed, indices=indices)
 
     def freeze(self, classifier: Classifier, noise: Noise, draws: int, *, seed: int, indices: Sequence[int]) -> Noise:
         """Noise in which each frozen source has its one draw of each image in all draws."""
         if frozen := self.sources(FROZEN):
-            still = classifier.sample_noise(len(indices), generators(seed, indices, "frozen"))
+            still = classifier.sample_noise(Addresses.of(seed, indices, "frozen"))
             noise = noise | {source: _repeated(still[source], draws) for source in frozen}
         return noise
 
@@ -82,12 +72,12 @@ def _repeated(values: Tensor, draws: int) -> Tensor:
 
 def sources_of(classifier: Classifier) -> set[str]:
     """The names of a classifier's sources of randomness."""
-    return set(classifier.sample_noise(1, generators(0, [0], "clean")))
+    return set(classifier.sample_noise(Addresses.of(0, [0], "clean")))
 
 
 def can_freeze(classifier: Classifier) -> bool:
     """Whether noise is the image's own; that of a network that draws from the global generators is the batch's."""
-    return not isinstance(getattr(classifier, "network", None), GloballyRandom)
+    return not isinstance(classifier.network, GloballyRandom)
 
 
 def parse_noise_control(settings: str | Iterable[str], classifier: Classifier) -> NoiseControl:

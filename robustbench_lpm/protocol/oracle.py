@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
+from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws, Step
 from robustbench_lpm.attacks.losses import finite, objective, succeeded
@@ -17,22 +17,26 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.journal import Journal, Loops
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.protocol.noise_control import NoiseControl
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses, Purpose
 
 PROBES_FOR_ONE = 4  # in bfloat16: measured to be a quarter faster on small networks, and never slower
 
 
 @dataclass
 class Ledger:
-    """What an attack has spent on each image of a batch: passes of the network and glimpses, (B,) int64 each."""
+    """What an attack has spent on each image of a batch, (B,) int64 each.
 
-    forwards: Tensor
+    Its number of draws is also the address of the image's next one: that and the ledger decide all noise to come.
+    """
+
+    forwards: Tensor  # passes of the network
     backwards: Tensor
     glimpses: Tensor
+    draws: Tensor  # of noise, and of the attack's own choices
 
     @classmethod
     def empty(cls, batch_size: int) -> Ledger:
-        return cls(*(torch.zeros(batch_size, dtype=torch.int64) for _ in range(3)))
+        return cls(*(torch.zeros(batch_size, dtype=torch.int64) for _ in range(4)))
 
 
 class ClassifierOracle:
@@ -86,15 +90,11 @@ class ClassifierOracle:
         self.on_spent = on_spent
         self.ledger = ledger if ledger is not None else Ledger.empty(len(images))
         self.notes = notes if notes is not None else {}
-        self._rows = torch.arange(len(images))
-        self._key = f"{seed}{stream}"  # runs in another gradient mode draw noise of their own
-        self._noise_generators = generators(self._key, self.indices, "attack")
-        self.generators = generators(self._key, self.indices, "search")
+        self._rows, self._stream = torch.arange(len(images)), stream
         self._loops = Loops(
             journal or Journal(None),
-            call=sha256_of_value([self._key, self.indices])[:16],
-            generators=[*self._noise_generators, *self.generators],
-            counts=[self.ledger.forwards, self.ledger.backwards, self.ledger.glimpses],
+            call=sha256_of_value([seed, stream, self.indices])[:16],
+            counts=list(vars(self.ledger).values()),
             on_counted=on_spent,
             notes=self.notes,
         )
@@ -104,30 +104,40 @@ class ClassifierOracle:
         return self.noise_control.leaves_noise(self.classifier)
 
     def rows(self, keep: Tensor) -> ClassifierOracle:
-        """The oracle of some of the images; it goes on with their generators and writes into the same ledger."""
+        """The oracle of some of the images; it writes into the same ledger."""
         positions = keep.nonzero()[:, 0] if keep.dtype is torch.bool else keep
         part = object.__new__(ClassifierOracle)
         part.__dict__ |= self.__dict__
-        chosen = positions.tolist()
         part.originals = self.originals[positions]
         part.mask = self.mask[positions] if self.mask is not None else None
-        part.indices = [self.indices[i] for i in chosen]
+        part.indices = [self.indices[i] for i in positions.tolist()]
         part._rows = self._rows[positions.cpu()]
-        part._noise_generators = [self._noise_generators[i] for i in chosen]
-        part.generators = [self.generators[i] for i in chosen]
         return part
 
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Attack noise; see `Oracle.noise`."""
         draws = draws if self.stochastic else 1
+        fresh, control = self._fresh("attack", draws), self.noise_control
         drawn = self._on_device(
-            self.noise_control.attack_noise(
-                self.classifier, self._noise_generators, draws, seed=self.seed, key=self._key, indices=self.indices
+            control.attack_noise(
+                self.classifier, fresh, draws, seed=self.seed, stream=self._stream, indices=self.indices
             )
         )
         if paired:
             return Draws({source: torch.cat([v, v]) for source, v in drawn.items()}, 2 * draws)
         return Draws(drawn, draws)
+
+    def choices(self, count: int = 1) -> Addresses:
+        """Fresh addresses for the attack's own choices; see `Oracle.choices`."""
+        return self._fresh("search", count)
+
+    def _fresh(self, purpose: Purpose, draws: int) -> Addresses:
+        """The next draws of each image, (draws · B) addresses, one draw after the other."""
+        # A row may stand here several times (see `OracleView`): each time gets draws of its own.
+        times_before = (self._rows[:, None] == self._rows).tril(-1).sum(1)
+        first = self.ledger.draws[self._rows] + draws * times_before
+        self._count(self.ledger.draws, draws, passes=False)
+        return Addresses.of(self.seed, self.indices, purpose, first, stream=self._stream).draws(draws)
 
     def _on_device(self, noise: dict[str, Tensor]) -> dict[str, Tensor]:
         return {source: values.to(self.originals.device) for source, values in noise.items()}
@@ -230,8 +240,7 @@ class ClassifierOracle:
             means = trajectory.means.movedim(0, 1).unflatten(0, runs).mean(0)  # of (n · runs, T, 2)
             if mode != "score-function":
                 return (means,)
-            single = self.classifier.classifier if isinstance(self.classifier, MonteCarlo) else self.classifier
-            density = trajectory.log_density(single.network.sigma)  # type: ignore[arg-type]
+            density = trajectory.log_density(self.classifier.sigma)
             return means, density.unflatten(0, runs).sum(0)
 
         return self._in_chunks(look, images, noise, self._chunk)
@@ -283,7 +292,7 @@ class ClassifierOracle:
         return tuple(torch.cat(found) for found in zip(*pieces, strict=True))
 
     def _count(self, ledger: Tensor, spent: int, *, passes: bool = True) -> None:
-        # A row may stand here several times (see `OracleView`): each time counts.
+        # Of a row that stands here several times each time counts.
         ledger.index_add_(0, self._rows, torch.full((len(self._rows),), spent))
         if passes:
             self.on_spent(spent * len(self._rows))
@@ -320,8 +329,8 @@ class ClassifierOracle:
         return best
 
     def _selection_noise(self) -> dict[str, Tensor]:
-        sources = generators(self.seed, self.indices, "select")
-        drawn = self.classifier.sample_noise(self.select_draws * len(sources), sources * self.select_draws)
+        addresses = Addresses.of(self.seed, self.indices, "select").draws(self.select_draws)
+        drawn = self.classifier.sample_noise(addresses)
         return self._on_device(
             self.noise_control.freeze(self.classifier, drawn, self.select_draws, seed=self.seed, indices=self.indices)
         )

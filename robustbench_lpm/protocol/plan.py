@@ -19,7 +19,7 @@ from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS
 from robustbench_lpm.options import SETTINGS, STRONGEST, Options, words_of
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.admission import IMAGES, Admission, AsItIs, admit
 from robustbench_lpm.registry.contents import sha256_of_object
@@ -266,7 +266,7 @@ def _check_attackable(model: LoadedModel, attack: Attack, admission: Admission) 
 def _evaluation(options: Options, model: LoadedModel, control: NoiseControl) -> dict[str, Any]:
     """How a run is graded, as a part of its configuration; what was added later stands there only if it is used."""
     names = ("mc", "draws", "select_draws", "gradient_mode", "seed")
-    found: dict[str, Any] = {name: getattr(options, name) for name in names}
+    found: dict[str, Any] = {name: getattr(options, name) for name in names} | {"random_numbers": RANDOM_NUMBERS}
     if options.gradient_mode == STRONGEST:  # a mode that a model learns later makes another run
         found["gradient_modes"] = list(model.classifier.gradient_modes)
     if options.precision != "float32":
@@ -429,7 +429,7 @@ def _lowered(model: LoadedModel, example: Tensor) -> Classifier:
 
 
 def _noise_for(classifier: Classifier, example: Tensor) -> Noise:
-    noise = classifier.sample_noise(1, generators(0, [0], "clean"))
+    noise = classifier.sample_noise(Addresses.of(0, [0], "clean"))
     return {source: values.to(example.device) for source, values in noise.items()}
 
 

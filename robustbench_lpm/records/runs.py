@@ -35,10 +35,10 @@ from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_ima
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # Version 1 did not say which candidate was chosen for each example; version 2 named no classes and needed no seal;
-# version 3 kept no hashes of code.
-READABLE = (1, 2, 3, 4)
+# version 3 kept no hashes of code; version 4 was of random numbers that are no longer made.
+READABLE = (1, 2, 3, 4, 5)
 SEALED_SINCE = 3
 # The keys of record.json that are fields of RunRecord.
 STATED = ("command", "configuration", "execution", "versions", "code", "failures", "notes")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise
+from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise, offered
 from robustbench_lpm.architectures.precision import channels_last, plain_layout
 from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.errors import LpmbenchError, in_one_line
-from robustbench_lpm.randomness import generators, isolated_globals, states
+from robustbench_lpm.randomness import Addresses, isolated_globals, states
 from robustbench_lpm.registry.contents import GENERATORS, parts, sha256_of_object
 from robustbench_lpm.registry.zoo import LoadedModel
 
@@ -273,18 +274,18 @@ class _Trial:
             raise error
 
     def sampled(self) -> Noise:
-        """Noise for the images, of a network that declares its own; it must come from the generators it is given."""
+        """Noise for the images, of a network that declares its own; it must come from the addresses it is given."""
+        _check_signature(self.classifier.network)
         first, second = self._sampled_under(1), self._sampled_under(2)
         if not all(map(torch.equal, first.values(), second.values())):
             raise LpmbenchError(
-                "its sample_noise draws from a global generator; it must draw from the generators that it is given."
+                "its sample_noise draws from a global generator; it must draw from the addresses that it is given."
             )
         return {source: values.to(self.images.device) for source, values in first.items()}
 
     def _sampled_under(self, seed: int) -> Noise:
-        count = len(self.images)
         with isolated_globals(seed):
-            return self.classifier.sample_noise(count, generators(0, range(count), "clean"))
+            return self.classifier.sample_noise(Addresses.of(0, range(len(self.images)), "clean"))
 
     def check_repeatability(self) -> tuple[str, ...]:
         """It must answer the same under the same seed; the sources of its randomness."""
@@ -403,8 +404,7 @@ class _Trial:
         """
         fixed = torch.rand(IMAGES, *self.images.shape[1:], generator=torch.Generator().manual_seed(0))
         fixed = (fixed * torch.linspace(0.2, 1, len(fixed))[:, None, None, None]).to(self.images)
-        count = len(fixed)
-        noise = self.classifier.sample_noise(count, generators(0, range(count), "clean"))
+        noise = self.classifier.sample_noise(Addresses.of(0, range(len(fixed)), "clean"))
         with self.asking():
             logits = self.ask(fixed, noise={source: values.to(fixed.device) for source, values in noise.items()})
         logits = torch.nan_to_num(logits.double().cpu(), neginf=-1e30)
@@ -414,6 +414,21 @@ class _Trial:
         said = [int(label) if sure else -1 for label, sure in zip(top.indices[:, 0], clear, strict=True)]
         steps = [] if self.classifier.stochastic else (top.values / scale * 50).round().int().tolist()
         return hashlib.sha256(repr((said, steps, logits.shape[1])).encode()).hexdigest()[:16]
+
+
+def _check_signature(network: nn.Module) -> None:
+    """Raise LpmbenchError for a sample_noise that does not take addresses alone."""
+    sample_noise = offered(network, "sample_noise")
+    try:
+        if sample_noise is not None:
+            inspect.signature(sample_noise).bind(None)
+    except TypeError:
+        raise LpmbenchError(
+            "its sample_noise must take addresses: write `def sample_noise(self, addresses)` and draw from them, as in "
+            '`{"pixels": addresses.normal("pixels", 3, 32, 32)}` (see models/README.md).'
+        ) from None
+    except ValueError:  # compiled code tells no signature
+        pass
 
 
 def _near(found: Tensor, wanted: Tensor, share: float) -> bool:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from robustbench_lpm.architectures.classifier import offered
 from robustbench_lpm.errors import LpmbenchError
 
 State = dict[str, Tensor]
@@ -149,7 +150,8 @@ def fitting(network: nn.Module, content: Any, source: str) -> tuple[State, tuple
 
 def is_reference(network: nn.Module, state: Mapping[str, Tensor]) -> bool:
     """Whether a state dict is in the names of the network's reference code instead of its own."""
-    return bool(getattr(network, "is_reference_state", lambda _: False)(state))
+    recognises = offered(network, "is_reference_state")
+    return recognises is not None and bool(recognises(state))
 
 
 def load_state(network: nn.Module, state: State, source: str) -> None:

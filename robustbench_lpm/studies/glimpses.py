@@ -20,13 +20,13 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from robustbench_lpm import statistics
-from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.architectures.classifier import Classifier, Noise, offered
 from robustbench_lpm.architectures.recurrent_attention import Trajectory
 from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol.oracle import check_logits
 from robustbench_lpm.protocol.plan import Plan
-from robustbench_lpm.randomness import Purpose, generators
+from robustbench_lpm.randomness import Addresses, Purpose
 from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.registry.zoo import LoadedModel, load_model
 
@@ -148,11 +148,12 @@ def _one_draw(
     for start in range(0, len(batch), plan.chunk):
         part = slice(start, start + plan.chunk)
         images = batch.images[part].to(plan.options.device)
-        keyed = generators(plan.options.seed, batch.indices[part], purpose, draw)
+        addresses = Addresses.of(plan.options.seed, batch.indices[part], purpose, draw).runs(max(runs))
         total: Tensor | None = None
         answers: list[Tensor] = []
         for run in range(1, max(runs) + 1):
-            trajectory = _look(plan.classifier, images, plan.classifier.sample_noise(len(keyed), keyed))
+            of_run = addresses.rows(slice(run - 1, None, max(runs)))
+            trajectory = _look(plan.classifier, images, plan.classifier.sample_noise(of_run))
             check_logits(trajectory.logits.flatten(0, 1), plan.classes)
             total = trajectory.logits if total is None else total + trajectory.logits
             if run == 1:
@@ -177,7 +178,7 @@ def _aims(classifier: Classifier, trajectory: Trajectory) -> Tensor:
     A first glimpse, and every glimpse of the control policies, is drawn around the centre whatever the image shows.
     """
     aims = torch.zeros_like(trajectory.fixations)
-    if getattr(classifier.network, "policy", "learned") == "learned":
+    if offered(classifier.network, "policy") == "learned":
         aims[1:] = trajectory.means[:-1]
     return aims
 
@@ -272,7 +273,7 @@ def _most(labels: NDArray[np.int64]) -> int:
 def trace(plan: Plan, index: int, image: NDArray[np.float32], draw: int) -> Trace:
     """One look at an image (C, H, W) of the plan, on the grader's noise for its draw."""
     images = torch.from_numpy(image)[None].to(plan.options.device)
-    noise = plan.classifier.sample_noise(1, generators(plan.options.seed, [index], "grade", draw))
+    noise = plan.classifier.sample_noise(Addresses.of(plan.options.seed, [index], "grade", draw))
     trajectory = _look(plan.classifier, images, noise)
     confidences, labels = trajectory.logits[:, 0].softmax(-1).max(-1)
     seen = [_seen(plan.classifier, images, fixation) for fixation in trajectory.fixations]
@@ -282,12 +283,13 @@ def trace(plan: Plan, index: int, image: NDArray[np.float32], draw: int) -> Trac
 
 def _seen(classifier: Classifier, images: Tensor, fixations: Tensor) -> Tensor:
     """What each cell of the retina brings back from one image (1, C, H, W): (n, C), cells in the order of `cells`."""
-    if not hasattr(classifier.network, "retina"):
+    retina = offered(classifier.network, "retina")
+    if retina is None:
         return images.new_zeros(0, images.shape[1])
     size = classifier.working_size
     if size is not None and tuple(images.shape[-2:]) != (size, size):
         images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    glimpse = classifier.network.retina(images, fixations)  # type: ignore[operator]
+    glimpse = retina(images, fixations)
     return torch.cat([part.flatten(1).T for part in glimpse[0].split(images.shape[1])])
 
 
@@ -296,7 +298,7 @@ def cells(plan: Plan) -> NDArray[np.float64]:
 
     (0, 2) for a model of a user's own whose `network` keeps its `retina` elsewhere.
     """
-    retina: Any = getattr(plan.classifier.network, "retina", None)
+    retina = offered(plan.classifier.network, "retina")
     if retina is None:
         return np.zeros((0, 2))
     rows = retina(

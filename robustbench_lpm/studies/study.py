@@ -36,7 +36,7 @@ from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_val
 from robustbench_lpm.protocol.attacking import SILENT, Arrays, Progress
 from robustbench_lpm.protocol.oracle import check_logits
 from robustbench_lpm.protocol.plan import default_chunk, fitted
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
 from robustbench_lpm.records.runs import read_json, write_atomically
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.tasks import Data
@@ -78,7 +78,8 @@ class Study:
         return {
             "models": [model.identity for model in self.models],
             "dataset": self.data.identity | {"data_sha256": self.data_sha256, "images": self.images},
-            "evaluation": self.varied() | {"mc": list(self.mc), "draws": self.draws, "seed": self.seed},
+            "evaluation": self.varied()
+            | {"mc": list(self.mc), "draws": self.draws, "seed": self.seed, "random_numbers": RANDOM_NUMBERS},
         }
 
     @property
@@ -322,7 +323,7 @@ def _noises(study: Study, model: LoadedModel, indices: Sequence[int], runs: int)
     """The noise of each run over some images, on the device."""
     found = []
     for run in range(runs):
-        noise = model.classifier.sample_noise(len(indices), generators(study.seed, indices, "clean", run))
+        noise = model.classifier.sample_noise(Addresses.of(study.seed, indices, "clean", run))
         found.append({source: values.to(study.device) for source, values in noise.items()})
     return found
 

@@ -1,4 +1,4 @@
-"""Random maps of training images, from a keyed generator: the same key, the same maps."""
+"""Random maps of training images: the same addresses, the same maps."""
 
 from __future__ import annotations
 
@@ -8,28 +8,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry.cards import Augmentation
 
 TRIES = 8
 
 
-def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, settings: Augmentation, addresses: Addresses) -> Tensor:
     """Each image (B, C, H, W) mirrored, turned, sheared, scaled and moved at random, with zeros outside.
 
     Mirroring alone resamples nothing. An affine map that keeps less than settings.keep of an image's brightness in the
     frame is drawn again, at most TRIES times; then the image is not mapped.
     """
     if settings.flip:
-        images = _mirrored(images, settings.flip, generator)
+        chosen = (addresses.uniform("flip") < settings.flip).to(images.device)
+        images = torch.where(chosen[:, None, None, None], images.flip(3), images)
         settings = settings.model_copy(update={"flip": 0.0})
     if settings == Augmentation():
         return images  # resampling on the identity grid would still round
+    shares = addresses.uniform("map", TRIES if settings.keep else 1, 5)
     if not settings.keep:
-        return _resample(images, random_maps(len(images), settings, generator))
+        return _resample(images, affine_maps(shares[:, 0], settings))
     result, left = images.clone(), torch.arange(len(images))
     mass = images.flatten(1).sum(1)
-    for _ in range(TRIES):
-        maps = random_maps(len(left), settings, generator)
+    for attempt in range(TRIES):
+        maps = affine_maps(shares[left, attempt], settings)
         moved = _resample(images[left.to(images.device)], maps)
         # A map that magnifies by s spreads an image over s^2 times the area.
         expected = mass[left.to(mass.device)] / maps[:, :, :2].det().abs().to(mass)
@@ -41,20 +44,14 @@ def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     return result
 
 
-def _mirrored(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Left and right change places in a random share of the images."""
-    chosen = (torch.rand(len(images), generator=generator) < share).to(images.device)
-    return torch.where(chosen[:, None, None, None], images.flip(3), images)
-
-
 def _resample(images: Tensor, maps: Tensor) -> Tensor:
     grid = F.affine_grid(maps.to(images), list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
-def random_maps(count: int, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    """Affine maps (count, 2, 3) from output to input coordinates, in [-1, 1]; drawn on the CPU for every device."""
-    share = torch.rand(count, 5, generator=generator, dtype=torch.float64)
+def affine_maps(shares: Tensor, settings: Augmentation) -> Tensor:
+    """Affine maps (n, 2, 3) from output to input coordinates, in [-1, 1], by uniform numbers (n, 5) in [0, 1)."""
+    share = shares.double()
     signed = 2 * share - 1
     turn = signed[:, 0] * math.radians(settings.rotate)
     shear = signed[:, 1] * math.radians(settings.shear)

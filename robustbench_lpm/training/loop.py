@@ -18,7 +18,7 @@ from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.randomness import Purpose, generator, isolated_globals, key
+from robustbench_lpm.randomness import Addresses, Purpose, isolated_globals, key
 from robustbench_lpm.registry import cards, weight_files, zoo
 from robustbench_lpm.registry.cards import ModelCard, RecipeCard
 from robustbench_lpm.training import checkpoints, curves
@@ -64,14 +64,15 @@ class _Step(nn.Module):
     mixed: in bfloat16 where torch deems that safe. Fabric's own mixed precision would round the images first.
     """
 
-    def __init__(self, classifier: Classifier, objective: Objective, *, mixed: bool) -> None:
+    def __init__(self, classifier: Classifier, objective: Objective, *, seed: int, mixed: bool) -> None:
         super().__init__()
-        self.classifier, self.objective, self.mixed = classifier, objective, mixed
+        self.classifier, self.objective, self.seed, self.mixed = classifier, objective, seed, mixed
 
-    def forward(self, images: Tensor, labels: Tensor, noise: Noise, generators: list[torch.Generator]) -> Terms:
-        """The terms of the objective."""
+    def forward(self, images: Tensor, labels: Tensor, noise: Noise, positions: list[int], epoch: int) -> Terms:
+        """The terms of the objective. positions: of the images in the training split."""
+        addresses = Addresses.of(self.seed, positions, "objective", epoch)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
-            return self.objective(self.classifier, TrainingBatch(images, labels, noise, generators))
+            return self.objective(self.classifier, TrainingBatch(images, labels, noise, addresses))
 
 
 def train(
@@ -173,7 +174,8 @@ class _Training:
         self.optimiser = make_optimiser(self.network, plan.recipe)
         self.schedule = make_schedule(self.optimiser, plan.recipe, plan.recipe.epochs * self.batches)
         # On the device; self.optimiser stays the plain one.
-        self.step, self.stepper = fabric.setup(_Step(self.classifier, self.objective, mixed=self.mixed), self.optimiser)
+        step = _Step(self.classifier, self.objective, seed=plan.seed, mixed=self.mixed)
+        self.step, self.stepper = fabric.setup(step, self.optimiser)
 
     def _check_recipe(self) -> None:
         """Raises LpmbenchError where recipe and network do not fit; torch would say so in the middle of an epoch."""
@@ -289,10 +291,9 @@ class _Training:
         weight = len(found[1]) * self.fabric.world_size / len(positions)
         positions = share(self.fabric, positions)
         images, labels = (self.fabric.to_device(tensor) for tensor in found)
-        images = augment(images, recipe.augmentation, generator(seed, "augment", epoch, number, *self._rank))
-        own_keys = [generator(seed, "objective", epoch, position) for position in positions]
+        images = augment(images, recipe.augmentation, Addresses.of(seed, positions, "augment", epoch))
         noise = self._noise(epoch, number, positions)
-        terms: Terms = self.step(images, labels, noise, own_keys)
+        terms: Terms = self.step(images, labels, noise, positions, epoch)
         self.stepper.zero_grad()
         self.fabric.backward(terms["loss"] * weight if weight != 1 else terms["loss"])
         if recipe.gradient_clip is not None:
@@ -304,15 +305,14 @@ class _Training:
     def _noise(self, epoch: int, number: int, positions: list[int]) -> Noise:
         """The network's noise for one batch, of as many glimpses and as much policy noise as the recipe says now."""
         recipe, network = self.plan.recipe, self.network
-        # Keyed by example, not by batch: an example's noise does not depend on the company it keeps.
-        keyed = [generator(self.plan.seed, "train", epoch, position) for position in positions]
+        addresses = Addresses.of(self.plan.seed, positions, "train", epoch)
         if not isinstance(network, RecurrentAttention):
-            return self.classifier.sample_noise(len(positions), keyed)
+            return self.classifier.sample_noise(addresses)
         done = (epoch - 1 + number / self.batches) / recipe.epochs
         if recipe.sigma_start is not None:
             network.sigma = recipe.sigma_start + done * (self.sigma - recipe.sigma_start)
         stages = [glimpses for start, glimpses in recipe.glimpses if start <= done]
-        return network.sample_noise(len(positions), keyed, stages[-1] if stages else None)
+        return network.sample_noise(addresses, stages[-1] if stages else None)
 
     def finish(self) -> TrainingResult:
         """Measure the best epoch and write its model card."""

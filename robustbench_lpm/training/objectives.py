@@ -23,10 +23,11 @@ from torch.distributions import Normal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.architectures.classifier import Classifier, Noise, offered
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry.cards import RecipeCard
 
 Reward = Literal["last", "following", "probability"]
@@ -40,13 +41,13 @@ class TrainingBatch:
     """One step's examples and all of its randomness.
 
     images: (B, C, H, W) in [0, 1]. labels: (B,). noise: of the classifier, one draw for each image, {} when it is
-    deterministic. generators: one for each image, for the objective's own choices.
+    deterministic. addresses: one for each image, for the objective's own choices.
     """
 
     images: Tensor
     labels: Tensor
     noise: Noise
-    generators: list[torch.Generator]
+    addresses: Addresses
 
 
 def bind(entry: Callable[..., Any], parameters: Mapping[str, Any], path: Path) -> Objective:
@@ -95,7 +96,7 @@ def perturb(
     classifier: Classifier, batch: TrainingBatch, *, norm: Norm, eps: float, steps: int, step_size: float
 ) -> Tensor:
     """PGD from a random point of the ball; images (B, C, H, W) within eps of the batch's and within [0, 1]."""
-    attacked = uniform_in_ball(batch.images, norm, eps, batch.generators)
+    attacked = uniform_in_ball(batch.images, norm, eps, batch.addresses)
     for _ in range(steps):
         with torch.enable_grad():
             attacked = attacked.detach().requires_grad_()
@@ -211,8 +212,8 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:
     """The optimiser, with each group at its own rate: recipe.groups where it names one, else the learning rate."""
-    grouping = getattr(network, "parameter_groups", lambda: {"all": list(network.parameters())})
-    found: dict[str, list[nn.Parameter]] = grouping()
+    grouping = offered(network, "parameter_groups")
+    found: dict[str, list[nn.Parameter]] = grouping() if grouping else {"all": list(network.parameters())}
     for name in recipe.groups:
         if name not in found:
             raise unknown(f"parameter group in recipe {recipe.name}", name, found)

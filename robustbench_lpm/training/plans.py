@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.randomness import RANDOM_NUMBERS
 from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.registry.cards import DatasetCard, ModelCard, RecipeCard
 
@@ -34,7 +35,10 @@ class TrainingPlan:
         model = self.card.identity()
         del model["weights"]
         recipe = self.recipe.model_dump(mode="json", exclude=WORDS)
-        return {"model": model, "recipe": recipe, "dataset": self.dataset.identity(), "seed": self.seed}
+        return {
+            "model": model, "recipe": recipe, "dataset": self.dataset.identity(), "seed": self.seed,
+            "random_numbers": RANDOM_NUMBERS,
+        }  # fmt: skip
 
 
 def completed(identity: dict[str, Any]) -> dict[str, Any]:

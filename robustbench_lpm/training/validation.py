@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.recurrent_attention import Policy, RecurrentAttention
-from robustbench_lpm.randomness import Purpose, generator, generators
+from robustbench_lpm.randomness import Addresses, Purpose
 from robustbench_lpm.registry.cards import Validation
 from robustbench_lpm.training.devices import share, sums
 from robustbench_lpm.training.examples import LabelledImages
@@ -68,9 +68,8 @@ def _add(totals: dict[str, float], name: str, value: float) -> None:
 def _keyed(
     classifier: Classifier, indices: list[int], pixels: Tensor, labels: Tensor, seed: int, draw: int
 ) -> TrainingBatch:
-    noise = classifier.sample_noise(len(indices), generators(seed, indices, "validate", draw))
-    own = [generator(seed, "objective", "validate", index, draw) for index in indices]
-    return TrainingBatch(pixels, labels, noise, own)
+    noise = classifier.sample_noise(Addresses.of(seed, indices, "validate", draw))
+    return TrainingBatch(pixels, labels, noise, Addresses.of(seed, indices, "objective", draw, stream="validate"))
 
 
 def _right_under(classifier: Classifier, policy: Policy, batch: TrainingBatch) -> int:
@@ -103,7 +102,7 @@ def final_accuracy(
     for indices, pixels, labels in _chunks(images, device, fabric):
         logits = []
         for draw in range(draws):
-            noise = classifier.sample_noise(len(indices), generators(seed, indices, purpose, draw))
+            noise = classifier.sample_noise(Addresses.of(seed, indices, purpose, draw))
             logits.append(classifier(pixels, noise).float())
         answers = torch.stack(logits)
         right["single"] += int((answers.argmax(2) == labels).sum())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, MonteCarlo
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 
 
 def images(batch: int = 4, channels: int = 3, height: int = 8, width: int = 8) -> Tensor:
@@ -35,10 +34,10 @@ class Noisy(Recorder):
     glimpses = 3
     mode = "none"
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
         return {
-            "shift": torch.stack([torch.randn(3, generator=g) for g in generators]),
-            "factor": torch.cat([torch.rand(1, generator=g) for g in generators]),
+            "shift": addresses.normal("shift", 3),
+            "factor": addresses.uniform("factor"),
         }
 
     def forward(
@@ -94,14 +93,14 @@ def test_images_of_the_working_size_keep_their_bits() -> None:
 def test_a_deterministic_classifier_needs_no_noise() -> None:
     classifier = Classifier(Recorder())
     assert not classifier.stochastic
-    assert classifier.sample_noise(4, generators(0, range(4), "grade")) == {}
+    assert classifier.sample_noise(Addresses.of(0, range(4), "grade")) == {}
     assert torch.equal(classifier(images(), {}), classifier(images()))
     assert (classifier.passes, classifier.glimpses, classifier.gradient_modes) == (1, 0, ())
 
 
 def test_noise_and_gradient_mode_reach_the_network() -> None:
     classifier = Classifier(Noisy())
-    noise = classifier.sample_noise(4, generators(0, range(4), "grade"))
+    noise = classifier.sample_noise(Addresses.of(0, range(4), "grade"))
     expected = images().mean(dim=(2, 3)) * noise["factor"][:, None] + noise["shift"]
     assert torch.equal(classifier(images(), noise), expected)
     assert classifier.network.mode == "plain"
@@ -115,7 +114,7 @@ def test_noise_and_gradient_mode_reach_the_network() -> None:
 def test_the_average_of_separate_runs(runs: int) -> None:
     classifier = Classifier(Noisy(), mean=[0.5] * 3, std=[2.0] * 3)
     average = MonteCarlo(classifier, runs)
-    noise = average.sample_noise(4, generators(0, range(4), "grade"))
+    noise = average.sample_noise(Addresses.of(0, range(4), "grade"))
     assert noise["shift"].shape == (4, runs, 3)
     separate = [classifier(images(), {source: values[:, m] for source, values in noise.items()}) for m in range(runs)]
     torch.testing.assert_close(average(images(), noise), torch.stack(separate).mean(0))
@@ -127,11 +126,11 @@ def test_the_average_of_separate_runs(runs: int) -> None:
 
 def test_the_runs_of_an_average_are_different_draws_of_the_example_s_own_generator() -> None:
     average = MonteCarlo(Classifier(Noisy()), 5)
-    noise = average.sample_noise(4, generators(0, range(4), "grade"))
+    noise = average.sample_noise(Addresses.of(0, range(4), "grade"))
     assert len(noise["factor"].flatten().unique()) == 20
-    alone = average.sample_noise(1, generators(0, [2], "grade"))
+    alone = average.sample_noise(Addresses.of(0, [2], "grade"))
     assert all(torch.equal(alone[source], noise[source][2:3]) for source in noise)
-    few = MonteCarlo(Classifier(Noisy()), 2).sample_noise(4, generators(0, range(4), "grade"))
+    few = MonteCarlo(Classifier(Noisy()), 2).sample_noise(Addresses.of(0, range(4), "grade"))
     assert torch.equal(few["shift"], noise["shift"][:, :2])  # more runs go on where fewer stopped
 
 
@@ -146,7 +145,7 @@ def test_an_average_of_no_runs() -> None:
 
 def test_hidden_randomness_becomes_an_argument() -> None:
     classifier = Classifier(GloballyRandom(Secretive()))
-    noise = classifier.sample_noise(4, generators(0, range(4), "grade"))
+    noise = classifier.sample_noise(Addresses.of(0, range(4), "grade"))
     assert classifier.stochastic
     assert noise["global_seed"].shape == (4,)
     assert torch.equal(classifier(images(), noise), classifier(images(), noise))
@@ -157,7 +156,7 @@ def test_hidden_randomness_becomes_an_argument() -> None:
 
 def test_hidden_randomness_leaves_the_global_generators_alone() -> None:
     classifier = Classifier(GloballyRandom(Secretive()))
-    noise = classifier.sample_noise(4, generators(0, range(4), "grade"))
+    noise = classifier.sample_noise(Addresses.of(0, range(4), "grade"))
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     classifier(images(), noise)
     assert torch.equal(torch.get_rng_state(), before[0])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
 from robustbench_lpm.architectures.precision import lay_out, reduced, slow_backwards
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import zoo
 
 
@@ -17,7 +17,7 @@ def digits(n: int = 8) -> Tensor:
 
 
 def noise_for(classifier: Classifier, n: int) -> Noise:
-    return classifier.sample_noise(n, generators(0, range(n), "grade"))
+    return classifier.sample_noise(Addresses.of(0, range(n), "grade"))
 
 
 def both(name: str) -> tuple[Classifier, Classifier]:

@@ -12,6 +12,7 @@ from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.architectures.recurrent_attention import GRADIENT_MODES, RecurrentAttention
 from robustbench_lpm.architectures.retina import LogPolarPadding
 from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.randomness import Addresses
 from tests.architectures.test_recurrent_attention import BUILDERS, Build, images, made, noise_for, ramlpm, rectangular
 from tests.classifiers import NoisyLinear
 
@@ -30,9 +31,7 @@ def classifiers() -> list[Callable[[], Classifier]]:
 @pytest.mark.parametrize("runs", [1, 4])
 def test_runs_over_the_same_images_answer_like_runs_of_their_own(make: Callable[[], Classifier], runs: int) -> None:
     classifier = make()
-    noise = [
-        classifier.sample_noise(5, [torch.Generator().manual_seed(5 * r + i) for i in range(5)]) for r in range(runs)
-    ]
+    noise = [classifier.sample_noise(Addresses.of(0, range(5), "grade", run)) for run in range(runs)]
     together = {source: torch.cat([draw[source] for draw in noise]) for source in noise[0]}
     whole, single = images().requires_grad_(), images().requires_grad_()
     answers = classifier(whole, together)
@@ -48,7 +47,7 @@ def test_runs_over_the_same_images_answer_like_runs_of_their_own(make: Callable[
 def test_an_average_shares_its_images_too(make: Callable[[], Classifier]) -> None:
     classifier = make()
     average = MonteCarlo(classifier, 3)
-    noise = average.sample_noise(10, [torch.Generator().manual_seed(i) for i in range(10)])  # two draws over 5 images
+    noise = average.sample_noise(Addresses.of(0, range(5), "grade").draws(2))  # two draws over 5 images
     separate = [
         classifier(images(), {source: values[5 * draw : 5 * draw + 5, run] for source, values in noise.items()})
         for draw in range(2)

@@ -151,7 +151,7 @@ def test_gaze_pushes_the_fixations_off_the_object() -> None:
         with torch.no_grad():
             return float((oracle.gaze(pixels, noise) - centres).square().sum(-1).mean())
 
-    random = uniform_in_ball(images, "linf", 0.15, oracle.generators)
+    random = uniform_in_ball(images, "linf", 0.15, oracle.choices())
     assert distance_from_the_object(found) > distance_from_the_object(images) + 0.02
     assert distance_from_the_object(found) > distance_from_the_object(random) + 0.02
 

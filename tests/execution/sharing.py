@@ -36,8 +36,8 @@ def plan_of(log: Path | None, *, worst: bool = False, seconds: float = 0.0) -> P
             with Path(os.environ["SHARING_LOG"]).open("a") as file:
                 file.write(f"{os.getpid()} {oracle.indices[0]}\n")
             time.sleep(float(os.environ["SHARING_SECONDS"]))
-        offsets = [torch.rand(i.shape, generator=g) for i, g in zip(images, oracle.generators, strict=True)]
-        return images + eps * (2 * torch.stack(offsets) - 1)
+        offsets = oracle.choices().uniform("offset", *images.shape[1:])
+        return images + eps * (2 * offsets - 1)
 
     torch.set_num_threads(1)
     images = torch.rand(IMAGES, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -80,11 +80,11 @@ def test_a_worker_that_is_killed_inside_a_block_loses_nothing(workers: RayWorker
     killed = tmp_path / "killed"
 
     def deadly(oracle: Any, images: Tensor, labels: Tensor, *, norm: str, eps: float) -> Tensor:
-        offsets = [torch.rand(i.shape, generator=g) for i, g in zip(images, oracle.generators, strict=True)]
+        offsets = oracle.choices().uniform("offset", *images.shape[1:])
         if oracle.indices[0] == 4 and not killed.exists() and os.getpid() != ours:
             killed.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return images + eps * (2 * torch.stack(offsets) - 1)
+        return images + eps * (2 * offsets - 1)
 
     ours = os.getpid()
     plan = planned(worst_case_over([resolve_attack("noise"), resolve_attack(deadly)]))

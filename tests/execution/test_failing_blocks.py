@@ -53,8 +53,8 @@ class Picky:
             raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {len(images)} GiB.")
         if set(self.bad) & set(oracle.indices):
             raise self.error
-        offsets = [torch.rand(i.shape, generator=g) for i, g in zip(images, oracle.generators, strict=True)]
-        return images + eps * (2 * torch.stack(offsets) - 1)
+        offsets = oracle.choices().uniform("offset", *images.shape[1:])
+        return images + eps * (2 * offsets - 1)
 
 
 def planned(attack: Any, n: int = 12, chunk: int = 4, **options: Any) -> Plan:

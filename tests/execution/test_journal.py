@@ -24,6 +24,7 @@ from robustbench_lpm.execution.runner import run
 from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import Plan, make_plan
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry.own_data import data_from_tensors
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
 from tests.classifiers import Linear, NoisyLinear
@@ -171,7 +172,7 @@ def test_an_attack_that_knows_nothing_of_it_is_repeated_but_not_its_finished_mod
 
     def shy(oracle: Any, images: Tensor, labels: Tensor, *, norm: str, eps: float) -> Tensor:
         called.append(oracle.gradient_mode)
-        noise = torch.stack([torch.rand(i.shape, generator=g) for i, g in zip(images, oracle.generators, strict=True)])
+        noise = oracle.choices().uniform("offset", *images.shape[1:])
         gradients, _, _ = oracle.gradient(images, oracle.noise(1), lambda logits: logits.sum(-1))
         return images + eps * (noise - 0.5) + 0 * gradients
 
@@ -210,24 +211,28 @@ def test_images_of_unequal_shape_go_on_too(tmp_path: Path) -> None:
     assert written(run(plan, tmp_path / "broken").path) == written(straight.path)
 
 
-def loops_of(journal: Journal, seed: int = 0) -> Loops:
-    counts = [torch.zeros(2, dtype=torch.int64) for _ in range(3)]
-    return Loops(journal, "call", [torch.Generator().manual_seed(seed)], counts)
+def loops_of(journal: Journal, draws: int = 0) -> Loops:
+    return Loops(journal, "call", [torch.full((2,), count) for count in (0, 0, 0, draws)])
 
 
 def walk(loops: Loops, stop_after: int = 10**9) -> list[float]:
     """Two loops one after the other, the second around another, all drawing; stops (as killed) after so many draws."""
-    (generator,), drawn, state = loops.generators, [], {"sum": torch.zeros(1)}
+    drawn: list[float] = []
+    state = {"sum": torch.zeros(1)}
+
+    def number() -> float:
+        loops.counts[3].add_(1)
+        return float(Addresses.of(0, [0], "attack", loops.counts[3][:1]).uniform("number"))
 
     def draw() -> None:
         if len(drawn) == stop_after:
             raise KeyboardInterrupt
-        drawn.append(float(torch.rand(1, generator=generator)))
+        drawn.append(number())
         state["sum"] = state["sum"] * 0.5 + drawn[-1]
         loops.counts[0] += 1
 
-    for number in loops.over(range(10), [state]):
-        if number == 3:
+    for step in loops.over(range(10), [state]):
+        if step == 3:
             break  # left early
         draw()
     for _ in loops.over("ab", [state]):
@@ -237,7 +242,7 @@ def walk(loops: Loops, stop_after: int = 10**9) -> list[float]:
             draw()
             inner["product"] = inner["product"] * drawn[-1]
         state["sum"] = state["sum"] + inner["product"].sum()
-    return [float(state["sum"]), float(loops.counts[0].sum()), float(torch.rand(1, generator=generator)), len(drawn)]
+    return [float(state["sum"]), float(loops.counts[0].sum()), number(), len(drawn)]
 
 
 @pytest.mark.parametrize("stop_after", range(11))
@@ -247,7 +252,7 @@ def test_loops_one_after_the_other_and_inside_one_another(stop_after: int, tmp_p
     path = tmp_path / "journal"
     with pytest.raises(KeyboardInterrupt):
         walk(loops_of(Journal(path, "run")), stop_after)
-    *found, again = walk(loops_of(Journal(path, "run"), seed=99))  # its generator is set to what it was
+    *found, again = walk(loops_of(Journal(path, "run"), draws=99))  # its counts are set to what they were
     assert found == expected
     assert again <= 11 - stop_after + 1  # what the outer loop drew in its step is drawn again
     assert walk(loops_of(Journal(path, "another run")))[-1] == 11

@@ -168,8 +168,8 @@ def test_an_attack_that_learns_its_noise_by_heart_gains_nothing() -> None:
     def lucky(oracle: Any, images: Tensor, labels: Tensor, *, norm: str, eps: float) -> Tensor:
         noise, best, fewest = oracle.noise(4), images.clone(), torch.full((len(images),), 2.0)
         for _ in range(30):
-            offsets = [torch.rand(i.shape, generator=g) for i, g in zip(images, oracle.generators, strict=True)]
-            candidate = (images + eps * (2 * torch.stack(offsets) - 1)).clamp(0, 1)
+            offsets = oracle.choices().uniform("offset", *images.shape[1:])
+            candidate = (images + eps * (2 * offsets - 1)).clamp(0, 1)
             right = (oracle(candidate, noise).argmax(-1) == labels).float().mean(0)
             best[right < fewest], fewest = candidate[right < fewest], torch.minimum(fewest, right)
         seen.append(fewest)

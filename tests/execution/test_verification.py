@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.numpy import load, save
 
 import robustbench_lpm
+from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.runner import run
-from robustbench_lpm.execution.verification import verify
+from robustbench_lpm.execution.verification import as_recorded, verify
 from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
 from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.records.runs import RunRecord
+from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.submissions import as_attack, check_budget, read_submission
 from robustbench_lpm.registry.tasks import (
     Attack,
@@ -32,6 +36,7 @@ from robustbench_lpm.registry.tasks import (
 )
 from robustbench_lpm.registry.zoo import LoadedModel
 from robustbench_lpm.studies import glimpses
+from tests.classifiers import Linear, NoisyLinear
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +205,33 @@ def test_the_frozen_draw_is_checked_and_no_other(tmp_path: Path) -> None:
         found = verdicts(pretending(folder, evaluation={"noise": claimed}))
         assert found["the record is whole"] == "holds"
         assert found["adversarial predictions repeat"] == "FAILS"
+
+
+PUBLISHED = cards.root() / "results" / "records"
+
+
+@pytest.mark.parametrize("kind", ["", "frozen"])
+def test_published_records_of_older_random_numbers_repeat_to_the_last_draw(kind: str) -> None:
+    """A glimpsing model graded before version 0.2, on noise that is averaged or frozen."""
+    for path in sorted(PUBLISHED.glob("ram--pgd--*/record.json")):
+        record = records.read(path.parent)
+        evaluation = record.configuration["evaluation"]
+        if "random_numbers" not in evaluation and kind in str(evaluation.get("noise", "")):
+            found = verify(path.parent)
+            assert {finding.verdict for finding in found} == {"holds"}
+            return
+    pytest.skip("all are of this version's random numbers")
+
+
+def test_older_noise_of_a_network_of_another_kind_is_not_checked(finished: RunRecord) -> None:
+    evaluation = dict(finished.configuration["evaluation"])
+    del evaluation["random_numbers"]
+    older = replace(finished, configuration=finished.configuration | {"evaluation": evaluation})
+    plain, noisy = Classifier(Linear(torch.ones(1, 2, 2))), Classifier(NoisyLinear(torch.ones(1, 2, 2), sigma=1.0))
+    assert as_recorded(older, plain) is plain
+    assert as_recorded(finished, noisy) is noisy
+    with pytest.raises(LpmbenchError, match="random numbers that this version no longer makes"):
+        as_recorded(older, noisy)
 
 
 def test_noise_that_the_model_does_not_have_fails(tmp_path: Path) -> None:

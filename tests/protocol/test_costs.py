@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,6 +19,7 @@ from robustbench_lpm.execution.runner import run
 from robustbench_lpm.norms import Norm, project
 from robustbench_lpm.protocol.audit import twice
 from robustbench_lpm.protocol.plan import Plan
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_model
 from tests.small import budget, small
@@ -55,8 +55,8 @@ class Sure(nn.Module):
 class Unsure(Sure):
     """The same with noise on its answers."""
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return {"level": torch.cat([torch.randn(1, generator=g) for g in generators])}
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"level": addresses.normal("level")}
 
     def forward(
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"

@@ -16,7 +16,7 @@ from robustbench_lpm.attacks.pgd import pgd
 from robustbench_lpm.attacks.spsa import spsa
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol.oracle import ClassifierOracle
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards
 from tests.classifiers import Linear, NoisyLinear
 from tests.small import budget
@@ -86,10 +86,22 @@ def test_noise_belongs_to_the_example_not_to_the_batch() -> None:
     assert torch.equal(whole[:, [1, 3]], rows)
 
 
+def test_fresh_noise_is_addressed_by_the_draws_that_an_image_has_had() -> None:
+    """Whatever the others of its batch did; an image that is asked about twice at once has two draws."""
+    oracle, alone = (oracle_of(NoisyLinear(WEIGHT, sigma=1.0), images_of(4)) for _ in range(2))
+    oracle.rows(torch.tensor([0, 2])).noise(5)
+    twice = oracle.rows(torch.tensor([1, 3, 1])).noise(2).values["margin"].reshape(2, 3)
+    oracle.choices()
+    last = oracle.noise().values["margin"]
+    assert oracle.ledger.draws.tolist() == [7, 6, 7, 4]
+    expected = alone.rows(torch.tensor([1])).noise(6).values["margin"]
+    assert torch.equal(torch.cat([twice[:, 0], twice[:, 2], last[1:2]]), expected[[0, 1, 2, 3, 5]])
+
+
 def test_attack_and_selection_noise_differ_from_each_other_and_from_grading_noise() -> None:
     network = NoisyLinear(WEIGHT, sigma=1.0)
     classifier = Classifier(network)
-    drawn = {p: classifier.sample_noise(1, generators(0, [0], p))["margin"] for p in ("attack", "select", "grade")}
+    drawn = {p: classifier.sample_noise(Addresses.of(0, [0], p))["margin"] for p in ("attack", "select", "grade")}
     assert len({float(value) for value in drawn.values()}) == 3
     assert torch.equal(oracle_of(network, images_of(1)).noise().values["margin"], drawn["attack"])
 

@@ -252,10 +252,7 @@ def test_every_graded_draw_is_new_to_members_and_choice() -> None:
     """An attack that learns the selection noise by heart gains nothing that the grader would see."""
 
     def greedy(oracle: Any, images: Tensor, labels: Tensor, *, norm: str, eps: float) -> Tensor:
-        offsets = [
-            torch.stack([torch.rand(i.shape, generator=g) for i, g in zip(images, oracle.generators, strict=True)])
-            for _ in range(8)
-        ]
+        offsets = [oracle.choices().uniform("offset", *images.shape[1:]) for _ in range(8)]
         return oracle.choose([(images + eps * (2 * o - 1)).clamp(0, 1) for o in offsets], labels)
 
     images = torch.rand(400, 1, 4, 4, generator=torch.Generator().manual_seed(0))

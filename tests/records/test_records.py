@@ -193,8 +193,8 @@ TAMPERINGS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no object": (lambda f: (f / RECORD).write_text("[]"), "must hold one JSON object"),
     "no configuration": (in_record(lambda c: c.pop("configuration")), "is not a valid record: KeyError"),
     "newer schema": (
-        in_record(lambda c: c.update(schema_version=5)),
-        "schema_version is 5; this version reads 1, 2, 3, 4",
+        in_record(lambda c: c.update(schema_version=6)),
+        "schema_version is 6; this version reads 1, 2, 3, 4, 5",
     ),
     "older schema": (in_record(lambda c: c.update(schema_version=0)), "schema_version is 0"),
     "no schema": (in_record(lambda c: c.pop("schema_version")), "schema_version is None"),

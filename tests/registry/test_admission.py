@@ -6,7 +6,7 @@ import copy
 import gc
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import robustbench_lpm
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.admission import AsItIs, _admitted, admit, handed_over
@@ -79,10 +80,10 @@ class Flattens(nn.Module):
 class DeclaresNoise(Around):
     """Offers noise of its own, drawn by `draw`, beside what its function does."""
 
-    draw: Callable[[int, Sequence[torch.Generator]], Tensor]
+    draw: Callable[[Addresses], Tensor]
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return {"level": self.draw(batch_size, generators)}
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"level": self.draw(addresses)}
 
     def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
         assert noise is not None
@@ -252,8 +253,11 @@ def test_randomness_is_found_and_is_ours_to_seed(name: str) -> None:
     assert found[0] == found[1]
 
 
-def drawn_each(batch_size: int, generators: Sequence[torch.Generator]) -> Tensor:
-    return torch.stack([torch.randn(1, generator=generator) for generator in generators])
+class OfOldNoise(Around):
+    """Takes one generator for each image, as networks did before version 0.2."""
+
+    def sample_noise(self, batch_size: int, generators: list[torch.Generator]) -> dict[str, Tensor]:
+        return {"level": torch.stack([torch.randn(1, generator=generator) for generator in generators])}
 
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
@@ -306,12 +310,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a class": (lambda: nn.Identity, r"hand over an instance, Identity\(\)"),
     "a number": (lambda: 3, "int is no model"),
     "noise from elsewhere": (
-        lambda: DeclaresNoise(lambda net, x: net(x), draw=lambda count, _: torch.randn(count, 1)),
-        "from the generators that it is given",
+        lambda: DeclaresNoise(lambda net, x: net(x), draw=lambda addresses: torch.randn(len(addresses), 1)),
+        "from the addresses that it is given",
     ),
     "more noise than it says": (
-        lambda: DeclaresNoise(lambda net, x: net(x + torch.rand_like(x)), draw=drawn_each),
+        lambda: DeclaresNoise(
+            lambda net, x: net(x + torch.rand_like(x)), draw=lambda addresses: addresses.normal("level", 1)
+        ),
         "draws from torch's generator as well",
+    ),
+    "noise by generators": (
+        lambda: OfOldNoise(lambda net, x: net(x)),
+        r"write `def sample_noise\(self, addresses\)` .* addresses.normal\(.*see models/README.md",
     ),
 }
 

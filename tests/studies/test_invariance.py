@@ -14,7 +14,7 @@ from robustbench_lpm import statistics
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import make_plan
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data
 from robustbench_lpm.studies import glimpses
@@ -117,7 +117,7 @@ def test_curves_are_what_the_models_say_of_the_warped_images() -> None:
     def accuracy(model: str, given: Tensor, m: int) -> float:
         classifier = zoo.load_model(model).classifier
         runs = torch.stack([
-            classifier(given, classifier.sample_noise(IMAGES, generators(0, range(IMAGES), "clean", run)))
+            classifier(given, classifier.sample_noise(Addresses.of(0, range(IMAGES), "clean", run)))
             for run in range(3)
         ])  # fmt: skip
         averaged = runs.unflatten(0, (3 // m, m)).mean(1)

@@ -18,7 +18,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import make_plan
-from robustbench_lpm.randomness import generators
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import Data, resolve_attack, resolve_data
 from robustbench_lpm.studies import glimpses
@@ -58,7 +58,7 @@ def test_a_cell_is_the_model_of_so_many_glimpses_on_the_same_noise(model: str) -
     for t in (1, 3, 6, 8):
         classifier = zoo.load_model(model, glimpses=t).classifier
         runs = torch.stack([
-            classifier(images, classifier.sample_noise(IMAGES, generators(0, range(IMAGES), "clean", run)))
+            classifier(images, classifier.sample_noise(Addresses.of(0, range(IMAGES), "clean", run)))
             for run in range(6)
         ])  # fmt: skip
         for m in (1, 2, 3):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry.cards import Validation
 from robustbench_lpm.training.examples import LabelledImages, in_memory, shuffled_batches
 from robustbench_lpm.training.objectives import cross_entropy
@@ -40,8 +39,8 @@ class Coin(nn.Module):
         super().__init__()
         self.p, self.passes = p, 0
 
-    def sample_noise(self, batch_size: int, generators: Sequence[torch.Generator]) -> dict[str, Tensor]:
-        return {"coin": torch.cat([torch.rand(1, generator=g) for g in generators])}
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"coin": addresses.uniform("coin")}
 
     def forward(self, images: Tensor, noise: dict[str, Tensor]) -> Tensor:
         self.passes += 1

@@ -16,7 +16,7 @@ from robustbench_lpm.architectures.ramlpm import RamLpm
 from robustbench_lpm.architectures.recurrent_attention import Glance, RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import distance
-from robustbench_lpm.randomness import generator
+from robustbench_lpm.randomness import Addresses, generator
 from robustbench_lpm.training.objectives import (
     TrainingBatch,
     adversarial,
@@ -48,12 +48,17 @@ class Toy(RecurrentAttention):
         return Glance(logits, self.mu * (state + 1) * ones[:, None], self.guess * (state + 1) * ones, state + 1)
 
 
+def objective_of(count: int) -> Addresses:
+    """Addresses of the objective's own choices about so many images."""
+    return Addresses.of(0, range(count), "objective")
+
+
 def toy_batch(labels: list[int], steps: int) -> TrainingBatch:
     noise = {
         "first_fixation": torch.zeros(len(labels), 2),
         "policy": torch.randn(len(labels), steps, 2, generator=generator("toy")),
     }
-    return TrainingBatch(torch.zeros(len(labels), 1, 4, 4), torch.tensor(labels), noise, [])
+    return TrainingBatch(torch.zeros(len(labels), 1, 4, 4), torch.tensor(labels), noise, objective_of(len(labels)))
 
 
 def test_reinforce_is_the_formula_by_hand() -> None:
@@ -119,8 +124,8 @@ def small_ram(glimpses: int = 3) -> Ram:
 
 def ram_batch(network: RecurrentAttention, count: int) -> TrainingBatch:
     images = torch.rand(count, 1, 16, 16, generator=generator("images"))
-    noise = network.sample_noise(count, [generator("noise", i) for i in range(count)])
-    return TrainingBatch(images, torch.arange(count) % 10, noise, [])
+    noise = network.sample_noise(Addresses.of(0, range(count), "train"))
+    return TrainingBatch(images, torch.arange(count) % 10, noise, objective_of(count))
 
 
 @pytest.mark.parametrize(("glimpses", "count"), [(1, 1), (1, 3), (4, 1)])
@@ -174,9 +179,7 @@ WEIGHTS = torch.tensor([3.0, -2.0, 1.0, 0.5, -0.5, -1.0, 2.0, -3.0, 0.25])
 def grey_batch(labels: list[int]) -> TrainingBatch:
     """Grey images: no pixel near the border of the box."""
     count = len(labels)
-    return TrainingBatch(
-        torch.full((count, 1, 3, 3), 0.5), torch.tensor(labels), {}, [generator(i) for i in range(count)]
-    )
+    return TrainingBatch(torch.full((count, 1, 3, 3), 0.5), torch.tensor(labels), {}, objective_of(count))
 
 
 def test_pgd_reaches_the_worst_case_of_a_linear_model() -> None:
@@ -189,7 +192,7 @@ def test_pgd_reaches_the_worst_case_of_a_linear_model() -> None:
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_attacks_stay_in_the_ball_and_the_box(norm: Any) -> None:
     images = torch.rand(5, 1, 3, 3, generator=generator("box")).round()  # on the corners of the box
-    batch = TrainingBatch(images, torch.tensor([0, 1, 0, 1, 0]), {}, [generator(i) for i in range(5)])
+    batch = TrainingBatch(images, torch.tensor([0, 1, 0, 1, 0]), {}, objective_of(5))
     attacked = perturb(linear_classifier(), batch, norm=norm, eps=0.3, steps=5, step_size=0.2)
     assert float(distance(attacked, images, norm).max()) <= 0.3 + 1e-6
     assert float(distance(attacked, images, norm).min()) > 0.1

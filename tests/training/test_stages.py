@@ -12,7 +12,7 @@ from torch import Tensor
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.ramlpm import RamLpm
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.randomness import generator, generators
+from robustbench_lpm.randomness import Addresses, generator
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.cards import RecipeCard, Validation
 from robustbench_lpm.training.examples import in_memory
@@ -128,7 +128,7 @@ def test_controls_are_one_draw_under_the_other_policies() -> None:
             parameter.mul_(3)
     found = validate(classifier, cross_entropy, images, 0, CPU, Validation(draws=1, controls=True))
     assert network.policy == "learned"
-    noise = network.sample_noise(30, generators(0, range(30), "validate", 0))
+    noise = network.sample_noise(Addresses.of(0, range(30), "validate", 0))
     for policy in ("random", "centre"):
         network.policy = policy  # type: ignore[assignment]
         with torch.no_grad():
