@@ -305,7 +305,7 @@ def cells(plan: Plan) -> NDArray[np.float64]:
         torch.zeros(1, 1, 8, 8, device=plan.options.device), torch.zeros(1, 2, device=plan.options.device)
     ).shape[-2]
     found = []
-    for points in retina.points():
+    for points in retina.points:
         side = points.shape[0] // rows
         found.append(F.avg_pool2d(points.movedim(-1, 0)[None], side)[0].flatten(1).T)
     return np.asarray(torch.cat(found).numpy(), np.float64)

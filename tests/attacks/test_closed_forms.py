@@ -165,7 +165,7 @@ def test_noise_stays_far_from_the_worst_margin() -> None:
     ("autoattack-rand", {"steps": 30, "eot": 5}),
     ("art-pgd", {"steps": 20, "eot": 2}),
     ("cleverhans-pgd", {"steps": 20, "eot": 2}),
-    ("spsa", {"iterations": 30, "pairs": 64, "learning_rate": 0.005}),
+    ("spsa", {"iterations": 40, "pairs": 64, "learning_rate": 0.005}),
     ("spsa-kiritani2020", {"iterations": 30, "pairs": 128, "learning_rate": 0.005}),
     ("square", {"queries": 1600, "draws": 1}),
     ("rays", {"queries": 800, "votes": 10}),

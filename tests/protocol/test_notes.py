@@ -89,9 +89,9 @@ def test_a_note_outlives_an_interruption(share: float, tmp_path: Path, monkeypat
 
 
 def test_memory_that_runs_out_in_a_stage_is_no_failure_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    def greedy(*_: object) -> list[Tensor]:
+    def greedy(*_: object, **__: object) -> list[Tensor]:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(autoattack_adapter, "_square", lambda *_: ("Square", greedy))
+    monkeypatch.setattr(autoattack_adapter, "_square", greedy)
     record = run(planned(firm((1, 6, 6)), "autoattack", n=2, parameters={"steps": 1, "queries": 5}))
     assert "out of memory" in told_failures(record)
