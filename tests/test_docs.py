@@ -43,9 +43,8 @@ def test_the_three_lines_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -
     assert "Rate(value=" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    links = re.findall(r'\]\(([^)#\s]+)|<img [^>]*src="([^"]+)"', page.read_text())
-    targets = [markdown or picture for markdown, picture in links]
-    missing = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
-    assert not missing
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        links = re.findall(r'\]\(([^)#\s]+)|<img [^>]*src="([^"]+)"', page.read_text())
+        targets = [markdown or picture for markdown, picture in links]
+        assert [t for t in targets if "://" not in t and not (page.parent / t).exists()] == [], page

@@ -9,55 +9,45 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from robustbench_lpm import audits, cards, records, reporting
+from robustbench_lpm import audits, records
 from robustbench_lpm.hashing import SEAL
+from robustbench_lpm.reporting import exports, tables
 from robustbench_lpm.reporting.cells import percent
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results"
 DECISIONS = ROOT / "docs" / "decisions" / "records"
-FOLDERS = sorted(path.parent for path in RESULTS.rglob(records.RECORD))
 
 
-def test_something_is_published() -> None:
-    models = {records.read(folder).model for folder in FOLDERS}
-    assert {"cnn", "cnn-at", "resnet18", "ram", "ramlpm", "efficientnet-lite0"} <= models
+def test_what_is_published_is_whole_and_is_what_the_leaderboard_shows() -> None:
+    """Reading checks ids, seals, hashes, budgets and pictures; `make verify-results` checks what records claim."""
+    found = tables.in_order(records.read_all(RESULTS))
+    assert {"cnn", "cnn-at", "resnet18", "ram", "ramlpm", "efficientnet-lite0"} <= {record.model for record in found}
+    for record in found:
+        assert record.path is not None
+        assert SEAL in records.read_json(record.path / records.RECORD), record.path
+        assert not record.failures, record.path
+        assert record.path.name == record.folder_name
+        assert record.command.startswith("lpmbench attack --model "), record.path
+        assert record.versions["robustbench-lpm"], record.path
+        assert record.timing["hardware"], record.path
+    for path in (RESULTS / "records" / audits.AUDITS).glob("*.json"):
+        assert audits.read(path).command.startswith("lpmbench audit "), path
+        assert SEAL in records.read_json(path), path
+    runs = tables.table(found, audits.read_for(found))
+    ranked = tables.ranking(runs)
+    for name, text in {
+        "leaderboard.csv": exports.to_csv(runs),
+        "leaderboard.md": exports.to_markdown(runs, ranked),
+        "leaderboard.tex": exports.to_latex(runs, ranked),
+    }.items():  # plots and the page carry the plotting library's version
+        assert (RESULTS / name).read_text(encoding="utf-8") == text, f"{name}: run lpmbench report --results results"
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_published_record_is_whole_and_leads_home(folder: Path) -> None:
-    record = records.read(folder)  # checks its id, seal, hashes, budget and pictures
-    assert SEAL in records.read_json(folder / records.RECORD)
-    assert not record.failures
-    assert folder.name == record.folder_name
-    assert record.command.startswith("lpmbench attack --model ")
-    assert record.versions["robustbench-lpm"]
-    assert record.timing["hardware"]
-    weights = cards.model(record.model).weights
-    assert weights is not None
-    assert record.configuration["model"]["weights_sha256"] == weights.sha256
-
-
-def test_the_leaderboard_is_what_the_records_say(tmp_path: Path) -> None:
-    for path in reporting.write_report(records.read_all(RESULTS), tmp_path):
-        if path.suffix in (".csv", ".md", ".tex"):  # plots and the page carry the plotting library's version
-            assert path.read_bytes() == (RESULTS / path.name).read_bytes()
-
-
-@pytest.mark.parametrize(
-    "folder", sorted(path.parent for path in DECISIONS.rglob(records.RECORD)), ids=lambda f: f.name
-)
-def test_the_records_behind_decisions_are_whole(folder: Path) -> None:
-    assert not records.read(folder).failures
-    assert SEAL in records.read_json(folder / records.RECORD)
-
-
-@pytest.mark.parametrize(
-    "path", sorted((RESULTS / "records" / audits.AUDITS).glob("*.json")), ids=lambda path: path.stem
-)
-def test_a_published_audit_is_whole(path: Path) -> None:
-    assert audits.read(path).command.startswith("lpmbench audit ")
-    assert SEAL in records.read_json(path)
+def test_the_records_behind_decisions_are_whole() -> None:
+    for path in DECISIONS.rglob(records.RECORD):
+        assert not records.read(path.parent).failures, path
+        assert SEAL in records.read_json(path), path
 
 
 # Tables of the documentation, by page and how their head begins: data, eps, images, and what each column shows: an
