@@ -45,7 +45,7 @@ def test_listings(kind: str, capsys: Capture) -> None:
 
 def test_attack_report_verify_publish(tmp_path: Path, capsys: Capture) -> None:
     lpmbench(
-        "attack --model ramlpm --model cnn --attack pgd --eps 2/255,0.1 --limit 20 --steps 2 --draws 5 --threads 1"
+        "attack --model ramlpm --model cnn --attack pgd --eps 2/255,0.1 --limit 8 --steps 2 --draws 5 --threads 1"
         " --gradient-mode detached"
     )
     found = records.read_all(tmp_path / "runs")
@@ -55,7 +55,7 @@ def test_attack_report_verify_publish(tmp_path: Path, capsys: Capture) -> None:
         ("cnn", 0.0078),
         ("cnn", 0.1),
     }
-    assert {r.predictions.shape for r in found} == {(20, 5), (20, 1)}
+    assert {r.predictions.shape for r in found} == {(8, 5), (8, 1)}
     assert "up to" in capsys.readouterr().out
 
     lpmbench("report")
@@ -119,11 +119,11 @@ def test_the_panda_with_its_picture(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_another_picture_and_label(tmp_path: Path) -> None:
-    Image.new("RGB", (300, 260), (120, 160, 90)).save(tmp_path / "green.png")
+    Image.new("RGB", (100, 90), (120, 160, 90)).save(tmp_path / "green.png")
     lpmbench("attack --attack noise --dataset panda --image green.png --label 7 --size original --threads 1")
     (record,) = records.read_all(tmp_path / "runs")
     assert record.labels.tolist() == [7]
-    assert record.pictures()[0].clean.shape == (3, 300, 300)  # padded to a square
+    assert record.pictures()[0].clean.shape == (3, 100, 100)  # padded to a square
 
 
 def test_a_model_that_cannot_run_does_not_stop_the_others(tmp_path: Path, capsys: Capture) -> None:
@@ -144,8 +144,8 @@ def test_eot_is_counted_for_stochastic_models_alone(tmp_path: Path) -> None:
 
 def test_models_for_32_pixels_read_other_sizes(tmp_path: Path) -> None:
     lpmbench(
-        "attack --model cnn --model resnet18 --model ram --model ramlpm --attack noise --size 28 --eps 0 --limit 40"
-        " --draws 5"
+        "attack --model cnn --model resnet18 --model ram --model ramlpm --attack noise --size 28 --eps 0 --limit 20"
+        " --draws 2"
     )
     accuracy = {record.model: record.clean_accuracy.value for record in records.read_all(tmp_path / "runs")}
     assert min(accuracy.values()) > 0.8
@@ -190,31 +190,6 @@ def test_ctrl_c_in_a_training_says_how_to_go_on(tmp_path: Path) -> None:
     assert status == 130
     assert "lpmbench train cnn --seed 3 --out mine --resume" in complaint
     assert len(complaint.strip().splitlines()) == 1
-
-
-SUITE = """
-name = "tiny"
-summary = "two models, two attacks"
-[[part]]
-dataset = "digits"
-models = ["cnn", "ramlpm"]
-attacks = ["noise", "fgsm"]
-eps = ["0.05", "0.1"]
-limit = 6
-draws = 3
-mc = [1, 2]
-gradient_modes = ["detached"]
-"""
-
-
-def test_run_a_suite(tmp_path: Path, capsys: Capture) -> None:
-    (tmp_path / "tiny.toml").write_text(SUITE)
-    lpmbench("run tiny.toml --threads 1")
-    found = records.read_all(tmp_path / "runs" / "tiny")
-    assert len(found) == 2 * 2 * (1 + 2)
-    shown = capsys.readouterr().out
-    assert str(tmp_path / "runs" / "tiny" / "leaderboard.html") in shown
-    assert (tmp_path / "runs" / "tiny" / "leaderboard.html").is_file()
 
 
 @pytest.mark.slow
@@ -267,24 +242,11 @@ def authors_imagenet_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-@pytest.mark.parametrize(
-    ("attack", "settings", "data", "size", "forwards"),
-    [
-        ("spsa", "--set pairs=2 --set iterations=2", "panda", "224", 2 * 2 * 2),
-        pytest.param(
-            "spsa",
-            "--set pairs=2 --set iterations=2",
-            "imagenet --data images",
-            "original",
-            2 * 2 * 2,
-            marks=pytest.mark.slow,
-        ),
-        pytest.param("pgd", "--steps 2 --gradient-mode detached", "panda", "original", 2, marks=pytest.mark.slow),
-        pytest.param(
-            "pgd", "--steps 2 --gradient-mode detached", "imagenet --data images", "224", 2, marks=pytest.mark.slow
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("attack", "settings", "data", "size", "forwards"), [
+    ("spsa", "--set pairs=2 --set iterations=2", "imagenet --data images", "original", 2 * 2 * 2),
+    ("pgd", "--steps 2 --gradient-mode detached", "panda", "224", 2),
+])  # fmt: skip
 def test_the_attacks_of_the_paper_on_a_checkpoint_of_its_authors(
     attack: str, settings: str, data: str, size: str, forwards: int, authors_imagenet_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -65,6 +65,7 @@ draws = 2
 @pytest.fixture(autouse=True)
 def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("robustbench_lpm.evaluation.audit.COSINE_PAIRS", 8)  # it has tests of its own
     (tmp_path / "tiny.toml").write_text(SUITE.replace("PLACE", str(tmp_path)))
     (tmp_path / "worst.toml").write_text(WORST)
     (tmp_path / "long.toml").write_text(LONG)
@@ -188,8 +189,9 @@ def test_folders_that_cannot_be_used(words: list[str], complaint: str, tmp_path:
 
 
 def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(LONG.replace('"ramlpm"', '"cnn-at"').replace('"spsa"', '"fgsm"'))
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "robustbench_lpm", "run", "tiny.toml", "--threads", "1"]
+    command = [sys.executable, "-m", "robustbench_lpm", "run", "short.toml", "--threads", "1"]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)

@@ -14,89 +14,76 @@ from torch import Tensor, nn
 import robustbench_lpm
 from robustbench_lpm import cards
 from robustbench_lpm.randomness import generator
-from tests.classifiers import Fair, FairGlimpsing
-from tests.evaluation import test_surrogates, test_worst_case
+from tests.classifiers import Fair, FairGazing, FairGlimpsing, Linear
 
+WEIGHT = torch.linspace(-1, 1, 16).reshape(1, 4, 4)
 GRADES = 40_000  # images x draws: with fewer the test would not see a bias of one point
-# Small budgets for every registered attack that can attack any model; several where restarts choose among results.
-BUDGETS: dict[str, list[dict[str, Any]]] = {
-    "apgd-ce": [{"steps": 5, "eot": 1}, {"steps": 3, "eot": 1, "restarts": 3}],
-    "apgd-margin": [{"steps": 5, "eot": 2}],
-    "art-pgd": [{"steps": 3, "restarts": 2, "eot": 1}, {"steps": 2, "eot": 2}],
-    "autoattack": [{"steps": 2, "queries": 3}],
-    "autoattack-rand": [{"steps": 3, "eot": 2}],
-    "cleverhans-pgd": [{"steps": 3, "eot": 1}, {"steps": 2, "eot": 2}],
-    "cleverhans-spsa": [{"iterations": 1, "pairs": 1}],
-    "fgsm": [{"eot": 2}],
-    "noise": [{"tries": 3}],
-    "pgd": [{"steps": 5, "eot": 1}, {"steps": 3, "restarts": 4, "eot": 1}],
-    "pgd-kiritani2020": [{"steps": 5}],
-    "rays": [{"queries": 6, "votes": 1}],
-    "spsa": [{"iterations": 3, "pairs": 4}],
-    "spsa-kiritani2020": [{"iterations": 3, "pairs": 4}],
-    "square": [{"queries": 6, "draws": 3}],
-}
-# They need a model that glimpses, surrogates, or members; these modules have them.
-ELSEWHERE = {attack for _, attack, _ in test_surrogates.FAIR_CASES} | {test_worst_case.worst_of("noise").name}
-ONE_BY_ONE = {"cleverhans-spsa"}  # attacks one image at a time, slowly
-NEEDS_THREE_CLASSES = {"apgd-dlr": [{"steps": 5, "eot": 1}]}
-CASES = [(attack, budget) for attack, budgets in BUDGETS.items() for budget in budgets]
+P = 0.8
+SMALL = {
+    "steps": 3, "restarts": 2, "eot": 1, "queries": 6, "votes": 1, "draws": 3, "iterations": 2, "pairs": 4, "tries": 3,
+}  # fmt: skip
+# Where restarts or draws choose among results: as small as they must be for that, beside the small size of each attack.
+MORE: list[tuple[str, dict[str, Any]]] = [
+    ("pgd", {"steps": 3, "restarts": 4, "eot": 1}),
+    ("apgd-margin", {"steps": 5, "eot": 2}),
+    ("art-pgd", {"steps": 2, "eot": 2}),
+    ("cleverhans-pgd", {"steps": 2, "eot": 2}),
+]
 
 
-class FairOfThree(Fair):
-    """The same with a third class that is never predicted."""
+class FairOfFour(Fair):
+    """The same with two more classes that are never predicted: some losses need them."""
 
     def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
         logits = super().forward(images, noise)
-        return torch.cat([logits, torch.full_like(logits[:, :1], -2.0)], dim=1)
+        return torch.cat([logits, torch.full((len(images), 2), -2.0)], dim=1)
 
 
-def assert_fair(model: nn.Module, p: float, attack: str, parameters: dict[str, Any], images: int = 1000) -> None:
-    data = torch.rand(images, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.zeros(images, dtype=torch.long)
-    draws = GRADES // images
-    record = robustbench_lpm.evaluate(model, attack, (data, labels), eps=0.1, parameters=parameters, draws=draws)
-    # Draws are independent given the image here, so that all of them count.
+def small(attack: str) -> dict[str, Any]:
+    return {name: SMALL[name] for name in cards.attack(attack).parameters if name in SMALL}
+
+
+def assert_fair(model: nn.Module, p: float, attack: Any, parameters: dict[str, Any] | None = None, **given: Any) -> None:
+    """The model scores p, clean and attacked; draws are independent given the image here, so that all of them count."""
+    images = torch.rand(200, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    data, draws = (images, torch.zeros(200, dtype=torch.long)), GRADES // 200
+    record = robustbench_lpm.evaluate(model, attack, data, eps=0.1, parameters=parameters, draws=draws, **given)
     standard_error = math.sqrt(p * (1 - p) / GRADES)
     assert abs(record.clean_accuracy.value - p) < 4 * standard_error
     assert abs(record.robust_accuracy.value - p) < 4 * standard_error
     assert record.outcomes["linf"].min() > 0  # the attack did something, on every example
 
 
-def test_the_fairness_of_every_registered_attack_is_tested() -> None:
-    assert set(BUDGETS) | set(NEEDS_THREE_CLASSES) | ELSEWHERE == set(cards.names("attack"))
+@pytest.mark.parametrize("attack", [name for name in cards.names("attack") if not cards.attack(name).members])
+def test_fairness(attack: str) -> None:
+    """Whatever is registered; a worst case is tested in `test_worst_case.py`."""
+    card = cards.attack(attack)
+    model = FairGazing(P) if card.applies_to == "glimpsing" else FairOfFour(P)
+    surrogates = {} if card.surrogates is None else {"surrogates": [Linear(WEIGHT), Linear(-WEIGHT)]}
+    assert_fair(model, P, attack, small(attack), **surrogates)
 
 
-@pytest.mark.parametrize("p", [0.9, 0.6])
-@pytest.mark.parametrize(("attack", "parameters"), CASES, ids=lambda value: str(value))
-def test_fairness(attack: str, parameters: dict[str, Any], p: float) -> None:
-    assert_fair(Fair(p), p, attack, parameters, images=400 if attack in ONE_BY_ONE else 1000)
+@pytest.mark.parametrize(("attack", "parameters"), MORE, ids=lambda value: str(value))
+def test_fairness_of_choices(attack: str, parameters: dict[str, Any]) -> None:
+    for p in (0.9, 0.6):
+        assert_fair(FairOfFour(p), p, attack, parameters)
 
 
-@pytest.mark.parametrize("p", [0.9, 0.6])
-@pytest.mark.parametrize("attack", NEEDS_THREE_CLASSES)
-def test_fairness_with_three_classes(attack: str, p: float) -> None:
-    for parameters in NEEDS_THREE_CLASSES[attack]:
-        assert_fair(FairOfThree(p), p, attack, parameters)
-
-
-@pytest.mark.parametrize("p", [0.9, 0.6])
 @pytest.mark.parametrize("parameters", [{"steps": 2, "eot": 1}, {"steps": 2, "eot": 1, "restarts": 2}], ids=str)
-def test_fairness_of_the_choice_among_gradient_modes(parameters: dict[str, Any], p: float) -> None:
-    assert_fair(FairGlimpsing(p), p, "pgd", parameters)
+def test_fairness_of_the_choice_among_gradient_modes(parameters: dict[str, Any]) -> None:
+    assert_fair(FairGlimpsing(P), P, "pgd", parameters)
 
 
 class DrawsAfresh(nn.Module):
-    """`Fair` as code that knows no noise sees it: new noise at every call; four classes, two never predicted."""
+    """`FairOfFour` as code that knows no noise sees it: new noise at every call."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.fair, self.generator = Fair(p), generator("afresh")
+        self.fair, self.generator = FairOfFour(p), generator("afresh")
 
     def forward(self, images: Tensor) -> Tensor:
         noise = {"key": torch.randint(2**62, (len(images),), generator=self.generator)}
-        logits = self.fair(images, noise)
-        return torch.cat([logits, torch.full((len(images), 2), -2.0)], dim=1)
+        return self.fair(images, noise)
 
 
 @pytest.mark.slow
