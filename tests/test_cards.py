@@ -27,6 +27,7 @@ FIND: dict[Kind, Callable[[str], Card]] = {
     "suite": cards.suite,
 }
 
+
 def test_every_card_is_valid() -> None:
     for kind, find in FIND.items():
         assert cards.names(kind) == sorted(cards.names(kind)) != []

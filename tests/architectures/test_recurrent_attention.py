@@ -456,8 +456,7 @@ class Drifting(Analytic):
         return dataclasses.replace(found, mean=fixations * torch.tensor([1.0, 0.0]) + found.mean)
 
 
-@pytest.mark.parametrize("runs", [1, 2])
-@pytest.mark.parametrize("draws", [1, 8])
+@pytest.mark.parametrize(("draws", "runs"), [(1, 2), (4, 1)])
 def test_the_gradient_of_the_gaze_passes_the_fixations_in_the_way_asked_for(draws: int, runs: int) -> None:
     slope, pixel, copies = 0.5, 0.4, 4000
     classifier = Classifier(Drifting(slope, sigma=0.1))
@@ -475,8 +474,7 @@ def test_the_gradient_of_the_gaze_passes_the_fixations_in_the_way_asked_for(draw
         assert oracle.ledger.backwards.tolist() == [draws * runs] * copies
 
 
-@pytest.mark.parametrize("runs", [1, 2])
-@pytest.mark.parametrize("draws", [1, 8])
+@pytest.mark.parametrize(("draws", "runs"), [(1, 2), (4, 1)])
 def test_the_score_function_gives_the_gradient_of_the_expected_loss(draws: int, runs: int) -> None:
     """Many copies of one image are as many independent estimates; "detached" misses what passes the fixation."""
     slope, pixel, copies = 1.5, 0.4, 4000

@@ -60,7 +60,7 @@ def assert_reaches(found: Tensor, possible: Tensor, clean: Tensor, tolerance: fl
 
 
 def attacked(attack: str, norm: str, parameters: dict[str, Any]) -> tuple[Linear, Tensor, Tensor, float]:
-    """A linear model that no attack makes err, so that none stops early; margins before and after, the possible drop."""
+    """A linear model that no attack makes err, so that none stops early; margins before and after, possible drop."""
     weight, images, labels = linear_data(8)
     model = Linear(weight, bias=centred(weight, 7.0))
     record = robustbench_lpm.evaluate(

@@ -70,8 +70,9 @@ def test_an_image_that_has_fallen_is_left_alone() -> None:
 def test_outcomes_hardly_differ(model: str, attack: str) -> None:
     """benchmarks/ measures more images; here one of 15 may fall on the other side, and strength must not be lost."""
     settings: dict[str, Any] = {
-        "eps": 0.1, "limit": 15, "parameters": {"steps": 5, "eot": 2} if attack == "pgd" else {"iterations": 6, "pairs": 64},
-        "draws": 4, "gradient_mode": "detached" if model == "ram" else None,
+        "eps": 0.1, "limit": 15, "draws": 4,
+        "parameters": {"steps": 5, "eot": 2} if attack == "pgd" else {"iterations": 6, "pairs": 64},
+        "gradient_mode": "detached" if model == "ram" else None,
     }  # fmt: skip
     full = robustbench_lpm.evaluate(model, attack, **settings)
     quick = robustbench_lpm.evaluate(model, attack, **settings, precision="bfloat16")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,7 @@ def reader(browser: Any, page: Path) -> Reader:
     return Reader(browser, page)
 
 
-@pytest.mark.parametrize("which", ["made here", "published"])
-@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize(("which", "dark"), [("made here", True), ("published", False)])
 def test_nothing_is_complained_of_and_nothing_asked_of_the_network(browser, page, which, dark):
     reader = Reader(browser, page if which == "made here" else PUBLISHED, dark=dark)
     assert reader.info().startswith("1 to 25 of")
@@ -157,10 +157,10 @@ def test_the_policy_would_stop_a_request(reader):
     assert sorted("img-src" in message for message in stopped) == [False, True]
 
 
-@pytest.mark.parametrize("name", ["Robust", "eps", "Forwards", "Majority"])
-def test_numbers_are_sorted_as_numbers_and_what_is_absent_stays_last(reader, name):
+def test_numbers_are_sorted_as_numbers_and_what_is_absent_stays_last(reader):
     reader.show_all()
-    for turn, state in enumerate(("ascending", "descending")):
+    columns = ("Robust", "eps", "Forwards", "Majority")
+    for name, (turn, state) in product(columns, enumerate(("ascending", "descending"))):
         reader.click(reader.heading(name).find_element(By.CSS_SELECTOR, ".dt-column-order"))
         assert reader.heading(name).get_attribute("aria-sort") == state
         values = reader.column(name)
@@ -168,7 +168,7 @@ def test_numbers_are_sorted_as_numbers_and_what_is_absent_stays_last(reader, nam
         assert present == sorted(present, reverse=turn == 1)
         assert len(set(present)) > 1
         assert "" not in values[: len(present)]
-    assert ("" in values) == (name == "Majority")  # which deterministic models have none of
+        assert ("" in values) == (name == "Majority")  # which deterministic models have none of
 
 
 def test_a_column_is_sorted_from_the_keyboard(reader):
@@ -194,15 +194,15 @@ FILTERED = [
 ]
 
 
-@pytest.mark.parametrize(("choices", "left"), FILTERED)
-def test_runs_are_filtered(reader, choices, left):
+def test_runs_are_filtered(reader):
     everything = reader.info()
-    for column, text in choices.items():
-        reader.choose(f"select[data-column='{column}']", text)
-    assert len(reader.column("Model")) == left
-    assert reader.info() == (f"1 to {left} of {left} runs" if left else "no runs")
-    reader.click(reader.one("#reset"))
-    assert reader.info() == everything == "1 to 25 of 33 runs"
+    for choices, left in FILTERED:
+        for column, text in choices.items():
+            reader.choose(f"select[data-column='{column}']", text)
+        assert len(reader.column("Model")) == left, choices
+        assert reader.info() == (f"1 to {left} of {left} runs" if left else "no runs"), choices
+        reader.click(reader.one("#reset"))
+        assert reader.info() == everything == "1 to 25 of 33 runs", choices
 
 
 def test_words_are_sought_in_the_records_too(reader):
@@ -371,9 +371,8 @@ def test_examples_tell_their_classes(browser, averaged):
     assert [entry for entry in reader.logged("browser") if entry["level"] != "DEBUG"] == []
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_the_comparison_and_the_examples_fit_a_narrow_screen_and_can_be_read(browser, averaged, dark):
-    reader = Reader(browser, averaged, 320, dark)
+def test_the_comparison_and_the_examples_fit_a_narrow_screen_and_can_be_read(browser, averaged):
+    reader = Reader(browser, averaged, 320, dark=True)
     reader.choose("#compare-attack", "apgd (settings differ)")
     reader.choose("#compare-second", "ram, M = 10")
     assert reader.run("return document.documentElement.scrollWidth") <= 320
@@ -397,8 +396,7 @@ def test_scanpaths_lie_over_the_pictures(reader):
     assert len(path.find_elements(By.TAG_NAME, "circle")) == 3
 
 
-@pytest.mark.parametrize("width", [390, 320])
-@pytest.mark.parametrize("which", ["made here", "published"])
+@pytest.mark.parametrize(("which", "width"), [("made here", 320), ("published", 390)])
 def test_a_narrow_screen_need_not_be_scrolled_sideways(browser, page, width, which):
     reader = Reader(browser, page if which == "made here" else PUBLISHED, width)
     reader.click(reader.one("#runs-table .toggle button"))

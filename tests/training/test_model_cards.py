@@ -35,12 +35,11 @@ def test_what_toml_cannot_hold_is_refused() -> None:
         to_toml({"a": object()})
 
 
-@pytest.mark.parametrize("name", cards.names("model"))
-def test_every_model_card_survives_being_written(name: str, tmp_path: Path) -> None:
-    card = cards.model(name)
+def test_every_model_card_survives_being_written(tmp_path: Path) -> None:
     path = tmp_path / "card.toml"
-    path.write_text(to_toml(card.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
-    assert cards.read(path, ModelCard).model_dump() == card.model_dump()
+    for card in map(cards.model, cards.names("model")):
+        path.write_text(to_toml(card.model_dump(mode="json", exclude_defaults=True)), encoding="utf-8")
+        assert cards.read(path, ModelCard).model_dump() == card.model_dump(), card.name
 
 
 @pytest.mark.parametrize(("name", "file"), [("cnn", "cnn.safetensors"), ("../my net", "my-net.safetensors")])
