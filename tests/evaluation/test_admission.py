@@ -342,7 +342,7 @@ NO_GRADIENT: dict[str, Callable[[], Any]] = {
 def test_without_a_gradient_black_boxes_run_and_the_others_name_them(name: str) -> None:
     model = NO_GRADIENT[name]()
     assert len(run(model, "square").outcomes) == 6
-    with pytest.raises(LpmbenchError, match=r"'pgd' needs a gradient.*: cleverhans-spsa, noise, rays, spsa"):
+    with pytest.raises(LpmbenchError, match=r"'pgd' needs a gradient.*: .*\bnoise, .*\bspsa"):
         run(model, "pgd")
 
 

@@ -27,7 +27,12 @@ def test_there_are_trained_models() -> None:
     assert {"cnn", "cnn-at", "resnet18", "ram", "ramlpm"} <= set(TRAINED)
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if comes_along(name)])  # the data of the others are not here
+HERE = [name for name in TRAINED if comes_along(name)]  # the data of the others are not
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ("cnn", "ram") else pytest.param(name, marks=pytest.mark.slow) for name in HERE]
+)
 def test_the_accuracy_is_the_one_on_the_card(name: str) -> None:
     card = cards.model(name)
     assert card.trained is not None
