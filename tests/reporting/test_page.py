@@ -10,21 +10,26 @@ import numpy as np
 import pytest
 
 from robustbench_lpm import cards, reporting
-from robustbench_lpm.reporting import provenance
+from robustbench_lpm.reporting import plots, provenance
 from robustbench_lpm.statistics import first_half
 from tests.reporting.conftest import ORDINARY, check, make_audit, probed
 
 
 @pytest.fixture
-def render(tmp_path):
-    def rendered(*records, audits=None):
+def render(tmp_path, monkeypatch):
+    """Writes a report and reads its page; without plots, which take longer than the rest, where they do not matter."""
+
+    def rendered(*records, audits=None, plotted=False):
+        for name in () if plotted else ("accuracy_plots", "query_plots"):
+            monkeypatch.setattr(plots, name, lambda *_: [])
         return reporting.write_report(records, tmp_path / "out", audits)[-1].read_text(encoding="utf-8")
 
     return rendered
 
 
 def test_nothing_is_fetched(make, render):
-    html = render(make(stored=2), make(eps=2 / 255), make("rgb", stored=1, shape=(3, 8, 8), dataset="photos"))
+    records = make(stored=2), make(eps=2 / 255), make("rgb", stored=1, shape=(3, 8, 8), dataset="photos")
+    html = render(*records, plotted=True)
     html = without_script(html)  # DataTables names addresses in its notices and messages, and asks for none
     assert not re.search(r"https?://|@import|url\((?!#)", html)
     addresses = re.findall(r'\b(?:src|href|xlink:href)="([^"]*)"', html)
@@ -56,7 +61,7 @@ def test_the_policy_admits_only_the_script_of_the_page(make, render):
 
 def test_ids_are_unique_and_links_lead_somewhere(make, render):
     records = [make(model, attack, eps=eps / 255) for model in "ab" for attack in ("p", "q") for eps in (1, 2)]
-    html = render(*records)
+    html = render(*records, plotted=True)
     ids = re.findall(r'\bid="([^"]*)"', html)
     assert len(ids) == len(set(ids))
     targets = re.findall(r'\bhref="#([^"]*)"', html) + re.findall(r"url\(#([^)]*)\)", html)
