@@ -140,39 +140,3 @@ def test_a_suite_judges_what_its_card_says(tmp_path: Path, capsys: Capture) -> N
     table = pd.read_csv(folder / "leaderboard.csv").set_index("record")
     for audit in found.values():
         assert table.loc[audit.record, "verdict"] == audit.verdict
-
-
-MISTAKES = [
-    ("audit", "Missing argument 'MODEL'"),
-    ("audit cmn", "Did you mean 'cnn'?"),
-    ("audit cnn --attack pdg", "Did you mean 'pgd'?"),
-    ("audit cnn --black-box sqare --limit 1", "Did you mean 'square'?"),
-    ("audit cnn --attack fgsm --eps 0", "needs an eps above 0"),
-    ("audit cnn --attack fgsm --eps 0.1,0", "needs an eps above 0"),
-    ("audit cnn --attack fgsm --eps many", "not a number"),
-    ("audit cnn --attack fgsm --steps 3", "takes no steps"),
-    ("audit cnn --attack fgsm --set fgsm.etc=1", "parameter 'etc'"),
-    ("audit cnn --attack fgsm --set square.quereis=1", "Did you mean 'queries'?"),
-    ("audit cnn --attack fgsm --set eot", "must look like"),
-    ("audit cnn --attack transfer --surrogate cmn --limit 1", "Did you mean 'cnn'?"),
-    ("audit cnn --attack fgsm --noise policy=frozen --limit 1", "deterministic"),
-    ("audit cnn --attack fgsm --target 10 --limit 1", "out of range"),
-    ("audit cnn --dataset digit", "Did you mean 'digits'?"),
-    ("audit cnn --attack fgsm --checkpoint nowhere.pt", "no checkpoint at nowhere.pt"),
-    ("audit ramlpm-imagenet --dataset panda", "no weights"),
-    ("audit cnn --device toaster", "not available"),
-]
-
-
-@pytest.mark.parametrize(("line", "reason"), MISTAKES, ids=[line for line, _ in MISTAKES])
-def test_mistakes_end_in_one_clear_line(line: str, reason: str, tmp_path: Path, capsys: Capture) -> None:
-    assert run(line.split()) != 0
-    complaint = capsys.readouterr().err
-    assert len(complaint.strip().splitlines()) == 1
-    assert reason in complaint
-    assert not stamps(tmp_path)
-
-
-def test_help_has_examples(capsys: Capture) -> None:
-    lpmbench("audit --help")
-    assert "lpmbench audit cnn --dataset digits --eps 0.1" in capsys.readouterr().out

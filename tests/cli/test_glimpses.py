@@ -80,37 +80,3 @@ def test_without_adaptive_attacks_and_pictures_into_a_folder_of_its_own(tmp_path
     shown = capsys.readouterr().out
     assert "anew" not in shown
     assert "Written to runs/glimpses/ram-digits-pgd-linf-8-255" in re.sub(r"\s+", " ", shown)
-
-
-MISTAKES = [
-    ("glimpses", "Missing argument 'MODEL'"),
-    ("glimpses ramlmp", "Did you mean 'ramlpm'?"),
-    ("glimpses cnn --limit 2", "Model 'cnn' sees an image whole"),
-    ("glimpses ramlpm --attack pdg", "Did you mean 'pgd'?"),
-    ("glimpses ramlpm --limit 0", "--limit"),
-    ("glimpses ramlpm --draws 0", "--draws"),
-    ("glimpses ramlpm --pictures -1", "--pictures"),
-    ("glimpses ramlpm --mc 0,1", "--mc '0,1' must be whole numbers from 1"),
-    ("glimpses ramlpm --mc two", "--mc 'two' must be whole numbers from 1"),
-    ("glimpses ramlpm --mc ,", "must be whole numbers from 1"),
-    ("glimpses ramlpm --eps 0.1,0.2", "one eps"),
-    ("glimpses ramlpm --eps many", "not a number"),
-    ("glimpses ramlpm --attack noise --steps 3", "takes no steps"),
-    ("glimpses ramlpm --gradient-mode detach --limit 1", "Did you mean 'detached'?"),
-    ("glimpses ramlpm-imagenet --dataset panda", "no weights"),
-    ("glimpses ramlpm --dataset digit", "Did you mean 'digits'?"),
-    ("glimpses ramlpm --device toaster", "not available"),
-]
-
-
-@pytest.mark.parametrize(("line", "reason"), MISTAKES)
-def test_mistakes_end_in_one_clear_line(line: str, reason: str, capsys: Capture) -> None:
-    assert run(line.split()) != 0
-    complaint = capsys.readouterr().err
-    assert len(complaint.strip().splitlines()) == 1
-    assert reason in complaint
-
-
-def test_help_has_examples(capsys: Capture) -> None:
-    lpmbench("glimpses --help")
-    assert "lpmbench glimpses ramlpm --limit 32" in capsys.readouterr().out
