@@ -11,7 +11,7 @@ import pytest
 
 from robustbench_lpm import audits, records
 from robustbench_lpm.hashing import SEAL
-from robustbench_lpm.reporting import exports, tables
+from robustbench_lpm.reporting import comparisons, exports, gazes, robustbench, tables
 from robustbench_lpm.reporting.cells import percent
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +19,7 @@ RESULTS = ROOT / "results"
 DECISIONS = ROOT / "docs" / "decisions" / "records"
 
 
+@pytest.mark.slow
 def test_what_is_published_is_whole_and_is_what_the_leaderboard_shows() -> None:
     """Reading checks ids, seals, hashes, budgets and pictures; `make verify-results` checks what records claim."""
     found = tables.in_order(records.read_all(RESULTS))
@@ -34,14 +35,23 @@ def test_what_is_published_is_whole_and_is_what_the_leaderboard_shows() -> None:
     for path in (RESULTS / "records" / audits.AUDITS).glob("*.json"):
         assert audits.read(path).command.startswith("lpmbench audit "), path
         assert SEAL in records.read_json(path), path
+    pictures = {record.id: {picture.index for picture in record.pictures()} for record in found}
+    assert [(record, index) for record, index in gazes.read(RESULTS) if index not in pictures[record]] == []
+
     runs = tables.table(found, audits.read_for(found))
     ranked = tables.ranking(runs)
-    for name, text in {
+    pairs, agreements = comparisons.compare(found, runs, ranked), comparisons.agree(found, runs, ranked)
+    written = {
         "leaderboard.csv": exports.to_csv(runs),
         "leaderboard.md": exports.to_markdown(runs, ranked),
         "leaderboard.tex": exports.to_latex(runs, ranked),
-    }.items():  # plots and the page carry the plotting library's version
-        assert (RESULTS / name).read_text(encoding="utf-8") == text, f"{name}: run lpmbench report --results results"
+        "leaderboard.json": exports.to_json(found, runs, ranked, pairs, agreements),
+        **robustbench.to_robustbench(found, ranked),
+    }  # plots and the page carry the plotting library's version
+    published = {path.relative_to(RESULTS).as_posix() for path in RESULTS.glob("robustbench/*/*/*.json")}
+    assert published == {name for name in written if name.startswith("robustbench/")}
+    different = [name for name, text in written.items() if (RESULTS / name).read_text(encoding="utf-8") != text]
+    assert different == [], "make them again: lpmbench report --results results"
 
 
 def test_the_records_behind_decisions_are_whole() -> None:
