@@ -47,18 +47,6 @@ def on_gpus(state: State) -> State:
     return {f"module.{name}": tensor for name, tensor in state.items()}
 
 
-WRAPPINGS: dict[str, Callable[[State], Any]] = {
-    "bare": lambda state: state,
-    "module.": on_gpus,
-    "model_state_dict": lambda state: {"epoch": 3, "model_state_dict": state, "best": 0.9},
-    "model_state_dict, module.": lambda state: {"model_state_dict": on_gpus(state)},
-    "model_state": lambda state: {"model_state": state, "optim_state": {"lr": 1e-3}},
-    "model_state, module.": lambda state: {"model_state": on_gpus(state)},
-    "state_dict": lambda state: {"state_dict": state},
-    "state_dict in model": lambda state: {"state_dict": {"model": on_gpus(state)}},
-}
-
-
 @pytest.fixture
 def state() -> State:
     torch.manual_seed(0)
@@ -79,21 +67,13 @@ def assert_loaded(model: zoo.LoadedModel, state: State) -> None:
     assert not any(parameter.requires_grad for parameter in model.classifier.parameters())
 
 
-@pytest.mark.parametrize("wrapping", WRAPPINGS)
-def test_a_torch_file_loads_in_every_wrapping(wrapping: str, state: State, tmp_path: Path) -> None:
-    path = tmp_path / "weights.pt"
-    torch.save(WRAPPINGS[wrapping](state), path)
-    name = card_with(tmp_path, f'file = "{path.name}"\nsha256 = "{sha256_of(path)}"')
-    model = zoo.load_model(name)
+@pytest.mark.parametrize("write", [torch.save, save_file])
+def test_files_of_both_kinds_load(write: Callable[[State, Path], None], state: State, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    write(state, path)
+    model = zoo.load_model(card_with(tmp_path, f'file = "{path.name}"\nsha256 = "{sha256_of(path)}"'))
     assert_loaded(model, state)
     assert model.weights_sha256 == model.identity["weights_sha256"] == sha256_of(path)
-
-
-@pytest.mark.parametrize("wrapping", ["bare", "module."])
-def test_safetensors_load(wrapping: str, state: State, tmp_path: Path) -> None:
-    path = tmp_path / "weights.safetensors"
-    save_file(WRAPPINGS[wrapping](state), path)
-    assert_loaded(zoo.load_model(card_with(tmp_path, f'file = "{path.name}"\nsha256 = "{sha256_of(path)}"')), state)
 
 
 def test_a_checkpoint_replaces_the_weights_of_the_card(state: State, tmp_path: Path) -> None:
@@ -431,7 +411,7 @@ def reference() -> State:
 
 
 def test_a_checkpoint_of_the_original_code_loads(reference: State, tmp_path: Path) -> None:
-    torch.save(WRAPPINGS["model_state_dict, module."](reference), tmp_path / "best_model.ckpt")
+    torch.save({"model_state_dict": on_gpus(reference)}, tmp_path / "best_model.ckpt")
     model = zoo.load_model("ramlpm-sim2mnist", checkpoint=tmp_path / "best_model.ckpt")
     network = model.classifier.network
     assert isinstance(network, RamLpm)

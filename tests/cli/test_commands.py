@@ -296,30 +296,6 @@ def test_verify_takes_the_card_of_an_unregistered_model(tmp_path: Path, capsys: 
     assert "not checked" not in capsys.readouterr().out
 
 
-def test_verify_a_study_of_glimpses(tmp_path: Path, capsys: Capture) -> None:
-    """The records of truncated models name no card of their own: that of the whole model is found."""
-    lpmbench(
-        "glimpses ram --limit 2 --draws 2 --mc 1 --pictures 0 --steps 1 --eot 1 --gradient-mode detached --threads 1"
-        " --out study"
-    )
-    found = {record.model: record for record in records.read_all(tmp_path / "study")}
-    capsys.readouterr()
-    lpmbench(f"verify {found['ram (3 glimpses)'].path}")
-    lpmbench(f"verify {found['ram (1 glimpse)'].path} --model ram")
-    shown = capsys.readouterr().out
-    assert "run with glimpses = 3" in shown
-    assert "run with glimpses = 1" in shown
-    assert "not checked" not in shown
-
-
-def test_verify_a_frozen_run(tmp_path: Path, capsys: Capture) -> None:
-    lpmbench("attack --model ram --attack fgsm --eot 1 --noise policy=frozen --limit 3 --draws 4 --eps 0.1 --threads 1")
-    (record,) = records.read_all(tmp_path / "runs")
-    capsys.readouterr()
-    lpmbench(f"verify {record.path}")
-    assert "12 of 12 on 3 stored images" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("precision", "known", "told"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
 )

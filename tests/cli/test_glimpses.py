@@ -60,9 +60,18 @@ def test_a_whole_study(tmp_path: Path, capsys: Capture) -> None:
     assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
-def test_the_command_of_a_truncated_run_makes_it_again(tmp_path: Path) -> None:
+def test_truncated_runs_are_verified_and_their_command_makes_them_again(tmp_path: Path, capsys: Capture) -> None:
+    """Their records name no card of their own: that of the whole model is found."""
     lpmbench(f"glimpses ram --limit 2 --draws 2 --mc 1 --pictures 0 --out first {FAST}")
     found = {record.model: record for record in records.read_all(tmp_path / "first")}
+    capsys.readouterr()
+    lpmbench(f"verify {found['ram (3 glimpses)'].path}")
+    lpmbench(f"verify {found['ram (1 glimpse)'].path} --model ram")
+    shown = capsys.readouterr().out
+    assert "run with glimpses = 3" in shown
+    assert "run with glimpses = 1" in shown
+    assert "not checked" not in shown
+
     command = found["ram (2 glimpses)"].command
     assert command.startswith("lpmbench glimpses ram ")
     lpmbench(f"{command.removeprefix('lpmbench ')} --out again --pictures 0 --threads 1")

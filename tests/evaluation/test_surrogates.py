@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 import robustbench_lpm
 from robustbench_lpm import cards, records, reporting, zoo
-from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.evaluation.planning import make_plan
 from robustbench_lpm.evaluation.tasks import (
@@ -139,27 +138,6 @@ def test_a_module_may_be_a_surrogate() -> None:
     clean = model.margin(images)
     torch.testing.assert_close(clean - margins(Linear(WEIGHT)), torch.full((8,), drop))
     torch.testing.assert_close(margins(Linear(-WEIGHT)) - clean, torch.full((8,), drop))
-
-
-def test_the_command_of_the_record_repeats_it(tmp_path: Path) -> None:
-    record = carried_over(tmp_path / "first", surrogates=["cnn-at", "resnet18"])
-    words = record.command.removeprefix("lpmbench ").split()
-    assert lpmbench([*words, "--threads", "1", "--out", str(tmp_path / "again")]) == 0
-    (again,) = records.read_all(tmp_path / "again")
-    assert again.id == record.id
-
-
-def test_a_surrogate_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lpmbench(["attack", "--model", "cnn", "--attack", "transfer", "--surrogate", "cmn"]) != 0
-    complaint = capsys.readouterr().err.strip()
-    assert "Did you mean 'cnn'?" in complaint
-    assert len(complaint.splitlines()) == 1
-
-
-def test_an_attack_on_the_model_itself_takes_none() -> None:
-    with pytest.raises(LpmbenchError, match="'pgd' is made on the model itself; it takes no surrogates") as error:
-        robustbench_lpm.evaluate("cnn", "pgd", "digits", eps=0.1, limit=1, surrogates=["cnn-at"])
-    assert "\n" not in str(error.value)
 
 
 def test_surrogates_of_a_worst_case_go_to_the_members_that_are_carried_over() -> None:

@@ -235,17 +235,6 @@ def test_settings_reach_the_members_and_the_command_repeats_it(
     assert capsys.readouterr().out.count("already run") == 3
 
 
-def test_its_members_have_parameters_it_has_none() -> None:
-    with pytest.raises(LpmbenchError, match="a worst case has no parameter 'steps'; its members do") as error:
-        resolve_attack("worst-case", parameters={"steps": 3})
-    assert "\n" not in str(error.value)
-
-
-def test_a_member_that_is_given_a_parameter_it_does_not_know() -> None:
-    with pytest.raises(LpmbenchError, match="Did you mean 'steps'"):
-        resolve_attack("worst-case", settings={"pgd": {"stepz": 3}})
-
-
 def test_every_graded_draw_is_new_to_members_and_choice() -> None:
     """An attack that learns the selection noise by heart gains nothing that the grader would see."""
 
