@@ -24,6 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_group_prints_a_table_and_writes_every_timing(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "found.json"
     ran = run("startup", "--rounds", "2", "--out", str(out))

@@ -26,6 +26,7 @@ def test_the_tutorial_runs() -> None:
     assert namespace["averaged"].mc == 5
 
 
+@pytest.mark.slow  # it imports transformers and timm
 def test_the_page_of_models_from_elsewhere_runs(tmp_path: Path) -> None:
     page = ROOT / "docs" / "models-from-elsewhere.md"
     namespace: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import torch
 
 from robustbench_lpm import cards
 from robustbench_lpm.cards import RecipeCard
-from robustbench_lpm.training import TrainingResult, train
+from robustbench_lpm.training import TrainingResult, curves, train
 
 CARDS = Path(__file__).parent / "cards"
 Trainer = Callable[..., TrainingResult]
@@ -23,6 +23,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take far longer to draw than a tiny network to train: only the tests of curves draw them."""
+    if request.module.__name__ != "tests.training.test_curves":
+        monkeypatch.setattr(curves, "draw", lambda *_: b"curves")
 
 
 def tiny_recipe(name: str, **changes: Any) -> RecipeCard:

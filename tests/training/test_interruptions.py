@@ -77,7 +77,9 @@ def assert_same(straight: Path, broken: Path) -> None:
     assert (straight / "best.safetensors").read_bytes() == (broken / "best.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("model", "recipe"), [("cnn", "clean"), ("ramlpm", "reinforce")])
+@pytest.mark.parametrize(
+    ("model", "recipe"), [pytest.param("cnn", "clean", marks=pytest.mark.slow), ("ramlpm", "reinforce")]
+)
 def test_a_kill_after_a_save_within_an_epoch_costs_no_bit(
     tiny_train: Trainer, tmp_path: Path, model: str, recipe: str
 ) -> None:
@@ -101,7 +103,7 @@ def test_without_save_every_nothing_is_saved_within_an_epoch(tiny_train: Trainer
 
 
 # best.safetensors, which is written first, or last.ckpt, the largest of all.
-LIMITS = [("best.safetensors", 10), ("last.ckpt", 40_000)]
+LIMITS = [pytest.param("best.safetensors", 10, marks=pytest.mark.slow), ("last.ckpt", 40_000)]
 
 
 @pytest.mark.parametrize(("file", "limit"), LIMITS)
