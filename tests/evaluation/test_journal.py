@@ -32,13 +32,11 @@ from tests.evaluation.test_runner import contents
 # Deterministic and stochastic, with what makes an attack's loop more than one: restarts, gradient modes, nested loops,
 # images that leave early, batches of unequal shape.
 CASES: list[tuple[str, str, dict[str, Any]]] = [
-    ("cnn", "spsa", {"iterations": 4, "pairs": 40}),
     ("ramlpm", "spsa", {"iterations": 2, "pairs": 6}),
     ("cnn", "pgd", {"steps": 6, "restarts": 2}),
     ("ramlpm", "pgd", {"steps": 2, "restarts": 2, "eot": 2}),
     ("cnn", "apgd-ce", {"steps": 8, "restarts": 2}),
     ("ram", "apgd-margin", {"steps": 4, "eot": 2}),
-    ("cnn", "square", {"queries": 12}),
     ("ram", "square", {"queries": 8}),
 ]
 
@@ -105,7 +103,7 @@ def test_a_run_that_is_interrupted_inside_a_block_ends_in_the_same_bytes(
     assert not (tmp_path / "broken" / PROGRESS).exists()
 
 
-@pytest.mark.parametrize("share", [0.02, 0.25, 0.5, 0.75, 0.97])
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.97])
 def test_wherever_it_is_interrupted(share: float, tmp_path: Path) -> None:
     plan = plan_of("ramlpm", "pgd", {"steps": 2, "restarts": 2, "eot": 2})
     straight = run(plan, tmp_path / "straight")
