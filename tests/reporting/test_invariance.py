@@ -55,12 +55,11 @@ def test_without_the_image_as_it_is_there_is_a_dash() -> None:
 
 
 @pytest.mark.parametrize("given", [
-    table(), table(ms=(1, 5)), table(interval=False), table(kinds=("scale",)), table(("_model", "$x", "cnn")),
-    table(tuple(f"model-{i}" for i in range(11))), table(("ramlpm",)).query("value == 1"),
-], ids=["two", "averages", "no intervals", "one panel", "odd names", "many", "one point"])  # fmt: skip
-def test_the_figure_is_drawn_and_the_same_every_time(given: pd.DataFrame) -> None:
+    table(interval=False, kinds=("scale",)), table(("_model", "$x", *(f"model-{i}" for i in range(9)))),
+    table(("ramlpm",)).query("value == 1"),
+], ids=["one panel without intervals", "many with odd names", "one point"])  # fmt: skip
+def test_the_figure_is_drawn(given: pd.DataFrame) -> None:
     found = invariance.invariance_figure(given, "digits & <300> images")
-    assert found == invariance.invariance_figure(given, "digits & <300> images")
     pixels = np.asarray(Image.open(BytesIO(found["summary.png"])).convert("L"))
     assert pixels.std() > 5
     assert pixels.shape[1] > 500 * given["transformation"].nunique()
@@ -69,9 +68,10 @@ def test_the_figure_is_drawn_and_the_same_every_time(given: pd.DataFrame) -> Non
     assert all(model in text for model in given["model"].unique())
 
 
-def test_m_is_named_where_a_model_has_several() -> None:
-    text = "".join(ElementTree.fromstring(
-        invariance.invariance_figure(table(ms=(1, 5)), "digits")["summary.svg"]).itertext())  # fmt: skip
+def test_the_figure_is_the_same_every_time_and_names_m_where_a_model_has_several() -> None:
+    found, again = (invariance.invariance_figure(table(ms=(1, 5)), "digits") for _ in range(2))
+    assert found == again
+    text = "".join(ElementTree.fromstring(found["summary.svg"]).itertext())
     assert "ramlpm, M = 5" in text
     assert "cnn, M" not in text
 

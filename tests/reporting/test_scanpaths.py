@@ -35,10 +35,8 @@ def make_scene(
 
 CASES = [
     {},
-    {"glimpses": 1},
-    {"glimpses": 9, "shape": (3, 224, 160)},
-    {"with_cells": False},
-    {"far": 3.0},
+    {"glimpses": 1, "with_cells": False},
+    {"glimpses": 9, "shape": (3, 224, 160), "far": 3.0},
     {"names": ("$a_{very} long name of a class that no column holds", "b")},
 ]
 
