@@ -66,8 +66,7 @@ def test_the_picture_of_a_record_takes_the_names_that_it_tells(make):
     assert reporting.attack_picture(named, 0, {}) == reporting.attack_picture(bare)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 10)])
-@pytest.mark.parametrize("names", [None, [f"$class_{i}" for i in range(10)]])
+@pytest.mark.parametrize(("shape", "names"), [((1, 8, 8), None), ((3, 12, 10), [f"$class_{i}" for i in range(10)])])
 def test_attack_picture_is_a_png_that_does_not_change(make, shape, names):
     record = make("a $model_ <b>", stored=2, shape=shape)
     png = reporting.attack_picture(record, 1, names)

@@ -56,7 +56,8 @@ def test_few_images_have_no_intervals() -> None:
 
 
 @pytest.mark.parametrize("given", [
-    table(tuple(range(1, 12))), table(interval=False, glimpses=(3,)), table((1,)).assign(accuracy=0.0, accuracy_low=0.0),
+    table(tuple(range(1, 12))), table(interval=False, glimpses=(3,)),
+    table((1,)).assign(accuracy=0.0, accuracy_low=0.0),
 ], ids=["many", "one t without an interval", "all wrong"])  # fmt: skip
 def test_the_figure_is_drawn(given: pd.DataFrame) -> None:
     found = sweep.sweep_figure(given, "a $model_ on <digits>", 2)
