@@ -43,6 +43,7 @@ def test_listings(kind: str, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["name"] == names[0]
 
 
+@pytest.mark.usefixtures("plotted")
 def test_attack_report_verify_publish(tmp_path: Path, capsys: Capture) -> None:
     lpmbench(
         "attack --model ramlpm --model cnn --attack pgd --eps 2/255,0.1 --limit 8 --steps 2 --draws 5 --threads 1"

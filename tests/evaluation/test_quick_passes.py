@@ -66,11 +66,11 @@ def test_an_image_that_has_fallen_is_left_alone() -> None:
     assert oracle.ledger.forwards.tolist() == [2] * 4  # the second asks the classifier itself
 
 
-@pytest.mark.parametrize(("model", "attack"), [("cnn", "pgd"), ("cnn", "spsa"), ("ram", "pgd")])
+@pytest.mark.parametrize(("model", "attack"), [("cnn", "spsa"), ("ram", "pgd")])
 def test_outcomes_hardly_differ(model: str, attack: str) -> None:
-    """benchmarks/ measures more images; here one of 15 may fall on the other side, and strength must not be lost."""
+    """benchmarks/ measures more images; here one of 10 may fall on the other side, and strength must not be lost."""
     settings: dict[str, Any] = {
-        "eps": 0.1, "limit": 15, "draws": 4,
+        "eps": 0.1, "limit": 10, "draws": 4,
         "parameters": {"steps": 5, "eot": 2} if attack == "pgd" else {"iterations": 6, "pairs": 64},
         "gradient_mode": "detached" if model == "ram" else None,
     }  # fmt: skip

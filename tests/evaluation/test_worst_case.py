@@ -50,15 +50,15 @@ def test_the_worst_case_is_fair_and_the_least_of_the_graded_results_is_not(tmp_p
     Whoever takes for each image the lowest of the accuracies that the members were graded with keeps their bad luck:
     on 40 draws each of the four is off by sqrt(p (1 - p) / 40), and the least of four by about as much below p.
     """
-    p, images = 0.8, torch.rand(1000, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    labels = torch.zeros(1000, dtype=torch.long)
+    p, images = 0.8, torch.rand(400, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(400, dtype=torch.long)
     record = robustbench_lpm.evaluate(Fair(p), worst_of(*TINY), (images, labels), eps=0.1, draws=40, out=tmp_path)
     found = by_attack(tmp_path)
-    standard_error = math.sqrt(p * (1 - p) / 40_000)
+    standard_error = math.sqrt(p * (1 - p) / 16_000)
     for honest in found.values():
         assert abs(honest.robust_accuracy.value - p) < 4 * standard_error
     assert record.outcomes["linf"].min() > 0
-    assert min(record.choices.values()) > 100  # the choice is a real one
+    assert min(record.choices.values()) > 40  # the choice is a real one
 
     naive = np.min([found[name].correct.mean(1) for name in TINY], axis=0).mean()
     print(f"p = {p}: the worst case scores {record.robust_accuracy.value:.3f}, the least of its members {naive:.3f}")
