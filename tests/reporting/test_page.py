@@ -174,10 +174,10 @@ def registered(make):
 
 
 def test_the_gallery_stays_small(make, render):
-    records = [make(f"model {i}", attack, stored=2) for i in range(40) for attack in ("p", "q")]
+    records = [make(f"model {i}", attack, stored=2) for i in range(25) for attack in ("p", "q")]
     html = render(*records, make("model 0", "noise", knowledge="none", stored=2))
     assert html.count("<img ") == 3 * 48
-    assert all(f"model {i}</a> under" in html for i in range(40))  # models take turns
+    assert all(f"model {i}</a> under" in html for i in range(25))  # models take turns
     assert "</a> under noise" not in html
 
 
