@@ -45,7 +45,7 @@ def test_no_room(command: str, tmp_path: Path) -> None:
     words += ["--threads", "1", "--out"]
     # The first block holds 16 pictures, clean and attacked (131,072 bytes); the second and third hold rows alone. A
     # record of all three holds the pictures again.
-    for most in (60_000, 3_000) if command == "attack" else (60_000,):
+    for most in (60_000, 3_000) if command == "run" else (60_000,):
         failed = limited([*words, str(tmp_path / "full")], most)
         assert failed.returncode == 1
         (line,) = failed.stderr.strip().splitlines()

@@ -188,6 +188,7 @@ def test_folders_that_cannot_be_used(words: list[str], complaint: str, tmp_path:
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
     (tmp_path / "short.toml").write_text(LONG.replace('"ramlpm"', '"cnn-at"').replace('"spsa"', '"fgsm"'))
     ours, theirs = pty.openpty()
