@@ -81,6 +81,7 @@ def test_the_lines_are_drawn_in_their_colours(rows: list[Row]) -> None:
     assert (rgb(curves.CLEAN) in drawn) == ("validation_clean_accuracy" in rows[-1])
 
 
+@pytest.mark.slow
 def test_matplotlib_waits_until_something_is_drawn() -> None:
     code = "import sys, robustbench_lpm.training; sys.exit('matplotlib' in sys.modules or 'seaborn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=300, check=False).returncode == 0

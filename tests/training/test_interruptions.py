@@ -103,9 +103,10 @@ def test_without_save_every_nothing_is_saved_within_an_epoch(tiny_train: Trainer
 
 
 # best.safetensors, which is written first, or last.ckpt, the largest of all.
-LIMITS = [pytest.param("best.safetensors", 10, marks=pytest.mark.slow), ("last.ckpt", 40_000)]
+LIMITS = [("best.safetensors", 10), ("last.ckpt", 40_000)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "limit"), LIMITS)
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_epoch(
     tiny_train: Trainer, tmp_path: Path, file: str, limit: int
