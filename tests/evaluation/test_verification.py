@@ -163,7 +163,7 @@ def pretending(folder: Path, **changes: Any) -> Path:
 
 def test_the_frozen_draw_is_checked_and_no_other(tmp_path: Path) -> None:
     """Made with one source frozen, told with none (or another) frozen: predictions are those of another noise."""
-    folder = made(SHORT_PGD, tmp_path, limit=12, eps=0.2, draws=10, noise=["policy=frozen"])
+    folder = made(SHORT_PGD, tmp_path, limit=16, eps=0.2, draws=20, noise=["policy=frozen"])
     assert set(verdicts(folder).values()) == {"holds"}
     for claimed in ([], [["first_fixation", "frozen"]]):
         found = verdicts(pretending(folder, evaluation={"noise": claimed}))
