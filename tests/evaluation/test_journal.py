@@ -133,7 +133,7 @@ DAMAGES: list[Callable[[bytes], bytes]] = [_cut, _flip, lambda _: b"", lambda _:
 
 
 def test_a_damaged_journal_is_not_used(tmp_path: Path) -> None:
-    plan = plan_of("cnn", "spsa", {"iterations": 4, "pairs": 40})
+    plan = plan_of("cnn", "spsa", {"iterations": 4, "pairs": 12})
     with counted(plan) as passed:
         straight = run(plan, tmp_path / "straight")
     whole = sum(passed)
@@ -147,7 +147,7 @@ def test_a_damaged_journal_is_not_used(tmp_path: Path) -> None:
 
 
 def test_the_journal_of_another_run_or_block_is_not_used(tmp_path: Path) -> None:
-    plan, other = (plan_of("cnn", "spsa", {"iterations": 4, "pairs": 40}, seed=seed) for seed in (0, 1))
+    plan, other = (plan_of("cnn", "spsa", {"iterations": 4, "pairs": 12}, seed=seed) for seed in (0, 1))
     foreign, kept = interrupted(other, tmp_path / "other"), interrupted(plan, tmp_path / "broken")
     second = kept.with_name(kept.name.replace("000000", "000001"))
     second.write_bytes(kept.read_bytes())  # the first block's, under the name of the second's
