@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.recurrent_attention import Trajectory
@@ -75,9 +75,7 @@ class Fair(nn.Module):
 
     def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
         assert noise is not None
-        contents = images.detach().cpu().numpy()
-        coins = [_coin(image.tobytes(), int(key)) for image, key in zip(contents, noise["key"].tolist(), strict=True)]
-        right = torch.tensor(coins) < self.p
+        right = _coins(images.detach().cpu().flatten(1).numpy(), noise["key"].numpy()) < self.p
         # A little of the image in the logits, so that a gradient exists.
         tilt = 1e-3 * images.flatten(1).mean(1)
         sign = torch.where(right, 1.0, -1.0)
@@ -114,6 +112,11 @@ class FairGazing(Fair):
         return Trajectory(logits, means, fixations=means.detach(), baselines=means[..., 0].detach())
 
 
-def _coin(content: bytes, key: int) -> float:
-    digest = hashlib.blake2b(content, digest_size=8, key=key.to_bytes(8, "little")).digest()
-    return int.from_bytes(digest, "little") / 2**64
+def _coins(pixels: NDArray[np.float32], keys: NDArray[np.int64]) -> Tensor:
+    """A number in [0, 1) for each row, of all bits of its pixels and its key (splitmix64, Steele et al. 2014)."""
+    bits = np.ascontiguousarray(pixels).view(np.uint32).astype(np.uint64)
+    odd = np.random.default_rng(0).integers(2**63, size=bits.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    mixed = (bits * odd).sum(1) + keys.astype(np.uint64)  # modulo 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return torch.from_numpy(mixed.astype(np.float64) / 2**64)

@@ -100,16 +100,16 @@ def photograph(side: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @for_both_norms
-@pytest.mark.parametrize("side", [1, 32, 224, 1024])
-@pytest.mark.parametrize("eps", [1e-30, 1e-9, 1e-6, 1e-4, 0.5, 30.0, 1e30])
-def test_no_size_and_no_radius_leaves_the_ball(norm: Norm, side: int, eps: float) -> None:
+@pytest.mark.parametrize("side", [1, 32, 500])
+def test_no_size_and_no_radius_leaves_the_ball(norm: Norm, side: int) -> None:
     """Sums over the pixels of a photograph, and radii near the rounding of a pixel, are not float32's to tell."""
     original, mask, direction = photograph(side)
-    moved = torch.where(mask, original + min(2 * eps, 1e6) * scaled(direction, norm, 1.0), original)
-    found = within_budget(moved, original, norm, eps, mask)
-    assert distance(found, original, norm) <= eps + (1e-6 if norm == "linf" else 1e-12)
-    assert torch.equal(torch.where(mask, 0, found), torch.where(mask, 0, original))
-    within_budget(uniform_in_ball(original, norm, eps, Addresses.of(0, [0], "search")), original, norm, eps, mask)
+    for eps in (1e-30, 1e-9, 1e-6, 1e-4, 0.5, 30.0, 1e30):
+        moved = torch.where(mask, original + min(2 * eps, 1e6) * scaled(direction, norm, 1.0), original)
+        found = within_budget(moved, original, norm, eps, mask)
+        assert distance(found, original, norm) <= eps + (1e-6 if norm == "linf" else 1e-12), eps
+        assert torch.equal(torch.where(mask, 0, found), torch.where(mask, 0, original)), eps
+        within_budget(uniform_in_ball(original, norm, eps, Addresses.of(0, [0], "search")), original, norm, eps, mask)
 
 
 @pytest.mark.parametrize("eps", [0.5, 3.0, 30.0])

@@ -40,6 +40,7 @@ def others(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_training_and_attacks_need_no_installation(others: Path, tmp_path: Path) -> None:
     path = {"PYTHONPATH": os.pathsep.join([str(CHECKOUT), str(others)])}
     words = [sys.executable, "-S", "-c", SCRIPT]  # -S: without the folder that holds what is installed

@@ -62,10 +62,10 @@ def test_it_is_the_wheel_that_is_imported(installed: Path, tmp_path: Path) -> No
     assert Path(root) == installed / "robustbench_lpm/_cards"
 
 
-@pytest.mark.parametrize("kind", ["model", "attack", "dataset"])
-def test_the_wheel_lists_its_cards(kind: cards.Kind, installed: Path, tmp_path: Path) -> None:
-    listed = python("-m", "robustbench_lpm", cards.FOLDERS[kind], "--json", cwd=tmp_path, path=installed)
-    assert [row["name"] for row in json.loads(listed)] == cards.names(kind)
+def test_the_wheel_lists_its_cards(installed: Path, tmp_path: Path) -> None:
+    for kind in ("model", "attack", "dataset"):
+        listed = python("-m", "robustbench_lpm", cards.FOLDERS[kind], "--json", cwd=tmp_path, path=installed)
+        assert [row["name"] for row in json.loads(listed)] == cards.names(kind)
 
 
 def test_the_wheel_attacks_a_committed_model(installed: Path, tmp_path: Path) -> None:

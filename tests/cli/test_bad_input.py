@@ -75,11 +75,67 @@ CASES: list[tuple[str, str]] = [
     ("models show ramlmp", "Did you mean 'ramlpm'?"),
     ("models list all", "lpmbench models show NAME"),
     ("attack --modle cnn", "--model"),
+    ("sweep", "Missing argument 'NAME'"),
+    ("sweep ramlmp", "Did you mean 'ramlpm'?"),
+    ("sweep cnn", "Model 'cnn' sees an image whole"),
+    ("sweep ram --glimpses 0..3", "--glimpses '0..3'"),
+    ("sweep ram --mc two", "--mc 'two'"),
+    ("sweep ram --draws 0", "--draws"),
+    ("sweep ram --limit 0", "--limit"),
+    ("sweep ram --split dev", "--split"),
+    ("sweep ram --dataset digit", "Did you mean 'digits'?"),
+    ("sweep ram --dataset panda", "predicts the labels 'digits'"),
+    ("sweep ram --checkpoint nowhere.pt", "no checkpoint at nowhere.pt"),
+    ("sweep ram --device toaster", "not available"),
+    ("sweep ramlpm-imagenet --dataset panda", "no weights"),
+    ("invariance", "Missing argument 'NAME...'"),
+    ("invariance ram cmn", "Did you mean 'cnn'?"),
+    ("invariance ram resnet50-imagenet", "cannot be compared"),
+    ("invariance ram --rotate x", "--rotate 'x'"),
+    ("invariance ram --scale 0..2", "factor above 0"),
+    ("invariance ram --translate 1..0", "--translate '1..0'"),
+    ("invariance ram cnn --checkpoint a.pt", "exactly one NAME"),
+    ("audit", "Missing argument 'MODEL'"),
+    ("audit cmn", "Did you mean 'cnn'?"),
+    ("audit cnn --attack pdg", "Did you mean 'pgd'?"),
+    ("audit cnn --black-box sqare --limit 1", "Did you mean 'square'?"),
+    ("audit cnn --attack fgsm --eps 0", "needs an eps above 0"),
+    ("audit cnn --attack fgsm --eps 0.1,0", "needs an eps above 0"),
+    ("audit cnn --attack fgsm --eps many", "not a number"),
+    ("audit cnn --attack fgsm --steps 3", "takes no steps"),
+    ("audit cnn --attack fgsm --set fgsm.etc=1", "parameter 'etc'"),
+    ("audit cnn --attack fgsm --set square.quereis=1", "Did you mean 'queries'?"),
+    ("audit cnn --attack fgsm --set eot", "must look like"),
+    ("audit cnn --attack transfer --surrogate cmn --limit 1", "Did you mean 'cnn'?"),
+    ("audit cnn --attack fgsm --noise policy=frozen --limit 1", "deterministic"),
+    ("audit cnn --attack fgsm --target 10 --limit 1", "out of range"),
+    ("audit cnn --dataset digit", "Did you mean 'digits'?"),
+    ("audit cnn --attack fgsm --checkpoint nowhere.pt", "no checkpoint at nowhere.pt"),
+    ("audit ramlpm-imagenet --dataset panda", "no weights"),
+    ("audit cnn --device toaster", "not available"),
+    ("glimpses", "Missing argument 'MODEL'"),
+    ("glimpses ramlmp", "Did you mean 'ramlpm'?"),
+    ("glimpses cnn --limit 2", "Model 'cnn' sees an image whole"),
+    ("glimpses ramlpm --attack pdg", "Did you mean 'pgd'?"),
+    ("glimpses ramlpm --limit 0", "--limit"),
+    ("glimpses ramlpm --draws 0", "--draws"),
+    ("glimpses ramlpm --pictures -1", "--pictures"),
+    ("glimpses ramlpm --mc 0,1", "--mc '0,1' must be whole numbers from 1"),
+    ("glimpses ramlpm --mc two", "--mc 'two' must be whole numbers from 1"),
+    ("glimpses ramlpm --mc ,", "must be whole numbers from 1"),
+    ("glimpses ramlpm --eps 0.1,0.2", "one eps"),
+    ("glimpses ramlpm --eps many", "not a number"),
+    ("glimpses ramlpm --attack noise --steps 3", "takes no steps"),
+    ("glimpses ramlpm --gradient-mode detach --limit 1", "Did you mean 'detached'?"),
+    ("glimpses ramlpm-imagenet --dataset panda", "no weights"),
+    ("glimpses ramlpm --dataset digit", "Did you mean 'digits'?"),
+    ("glimpses ramlpm --device toaster", "not available"),
 ]
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "text.png").write_text("no image")
     (tmp_path / "bad.toml").write_text("name = 'x'\nentri = 'y'\n")
     (tmp_path / "suite.toml").write_text(
@@ -95,24 +151,30 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("line", "message"), CASES, ids=[line for line, _ in CASES])
 def test_one_clear_line(line: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = line.format(tmp=folder).split()
-    if words[0] == "attack":
-        words += ["--out", str(folder / "runs")]
-    status = run(words)
+    status = run(line.format(tmp=folder).split())
     complaint = capsys.readouterr().err.strip()
     assert status not in (0, 130)
     assert message in complaint
     assert len(complaint.splitlines()) == 1
     assert complaint.startswith("lpmbench: ")
-    assert not list((folder / "runs").rglob("record.json"))
+    assert not list(folder.rglob("record.json"))
 
 
-@pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_every_command_answers_to_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*([command] if command else []), "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith(f"Usage: lpmbench {command}".rstrip())
-    assert "--help" in shown
+EXAMPLES = {
+    "audit": "lpmbench audit cnn --dataset digits --eps 0.1",
+    "glimpses": "lpmbench glimpses ramlpm --limit 32",
+    "invariance": "lpmbench invariance ramlpm cnn --rotate 0..360:15",
+    "sweep": "lpmbench sweep ram --glimpses 1,2,4,8 --mc 1..4",
+}
+
+
+def test_every_command_answers_to_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("", *COMMANDS):
+        assert run([*([command] if command else []), "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"Usage: lpmbench {command}".rstrip())
+        assert "--help" in shown
+        assert EXAMPLES.get(command, "") in shown
 
 
 def test_nan_logits_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

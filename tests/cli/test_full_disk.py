@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from robustbench_lpm.cli import run
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.keeping import NotKept, keep
 from robustbench_lpm.execution.recording import PROGRESS
@@ -25,10 +26,9 @@ main()
 """
 
 
-def lpmbench(words: list[str], most: int | None = None) -> subprocess.CompletedProcess[str]:
-    limited = [sys.executable, "-c", LIMITED, str(most)]
-    command = limited if most is not None else [sys.executable, "-m", "robustbench_lpm"]
-    return subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+def limited(words: list[str], most: int) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", LIMITED, str(most), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
@@ -45,8 +45,8 @@ def test_no_room(command: str, tmp_path: Path) -> None:
     words += ["--threads", "1", "--out"]
     # The first block holds 16 pictures, clean and attacked (131,072 bytes); the second and third hold rows alone. A
     # record of all three holds the pictures again.
-    for most in (60_000, 3_000):
-        failed = lpmbench([*words, str(tmp_path / "full")], most)
+    for most in (60_000, 3_000) if command == "run" else (60_000,):
+        failed = limited([*words, str(tmp_path / "full")], most)
         assert failed.returncode == 1
         (line,) = failed.stderr.strip().splitlines()
         assert line.startswith("lpmbench: There is no room left to write in ")
@@ -54,7 +54,7 @@ def test_no_room(command: str, tmp_path: Path) -> None:
         assert not list((tmp_path / "full").rglob("record.json"))
         assert not [path for path in (tmp_path / "full").rglob(".*.*") if path.is_file()]  # nothing half written
     for out in ("full", "straight"):
-        assert lpmbench([*words, str(tmp_path / out)]).returncode == 0
+        assert run([*words, str(tmp_path / out)]) == 0
     (resumed,), (straight,) = (list((tmp_path / out).rglob("record.json")) for out in ("full", "straight"))
     for path in straight.parent.iterdir():
         if path.name != records.TIMING:

@@ -60,9 +60,18 @@ def test_a_whole_study(tmp_path: Path, capsys: Capture) -> None:
     assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
 
 
-def test_the_command_of_a_truncated_run_makes_it_again(tmp_path: Path) -> None:
+def test_truncated_runs_are_verified_and_their_command_makes_them_again(tmp_path: Path, capsys: Capture) -> None:
+    """Their records name no card of their own: that of the whole model is found."""
     lpmbench(f"glimpses ram --limit 2 --draws 2 --mc 1 --pictures 0 --out first {FAST}")
     found = {record.model: record for record in records.read_all(tmp_path / "first")}
+    capsys.readouterr()
+    lpmbench(f"verify {found['ram (3 glimpses)'].path}")
+    lpmbench(f"verify {found['ram (1 glimpse)'].path} --model ram")
+    shown = capsys.readouterr().out
+    assert "run with glimpses = 3" in shown
+    assert "run with glimpses = 1" in shown
+    assert "not checked" not in shown
+
     command = found["ram (2 glimpses)"].command
     assert command.startswith("lpmbench glimpses ram ")
     lpmbench(f"{command.removeprefix('lpmbench ')} --out again --pictures 0 --threads 1")
@@ -80,37 +89,3 @@ def test_without_adaptive_attacks_and_pictures_into_a_folder_of_its_own(tmp_path
     shown = capsys.readouterr().out
     assert "anew" not in shown
     assert "Written to runs/glimpses/ram-digits-pgd-linf-8-255" in re.sub(r"\s+", " ", shown)
-
-
-MISTAKES = [
-    ("glimpses", "Missing argument 'MODEL'"),
-    ("glimpses ramlmp", "Did you mean 'ramlpm'?"),
-    ("glimpses cnn --limit 2", "Model 'cnn' sees an image whole"),
-    ("glimpses ramlpm --attack pdg", "Did you mean 'pgd'?"),
-    ("glimpses ramlpm --limit 0", "--limit"),
-    ("glimpses ramlpm --draws 0", "--draws"),
-    ("glimpses ramlpm --pictures -1", "--pictures"),
-    ("glimpses ramlpm --mc 0,1", "--mc '0,1' must be whole numbers from 1"),
-    ("glimpses ramlpm --mc two", "--mc 'two' must be whole numbers from 1"),
-    ("glimpses ramlpm --mc ,", "must be whole numbers from 1"),
-    ("glimpses ramlpm --eps 0.1,0.2", "one eps"),
-    ("glimpses ramlpm --eps many", "not a number"),
-    ("glimpses ramlpm --attack noise --steps 3", "takes no steps"),
-    ("glimpses ramlpm --gradient-mode detach --limit 1", "Did you mean 'detached'?"),
-    ("glimpses ramlpm-imagenet --dataset panda", "no weights"),
-    ("glimpses ramlpm --dataset digit", "Did you mean 'digits'?"),
-    ("glimpses ramlpm --device toaster", "not available"),
-]
-
-
-@pytest.mark.parametrize(("line", "reason"), MISTAKES)
-def test_mistakes_end_in_one_clear_line(line: str, reason: str, capsys: Capture) -> None:
-    assert run(line.split()) != 0
-    complaint = capsys.readouterr().err
-    assert len(complaint.strip().splitlines()) == 1
-    assert reason in complaint
-
-
-def test_help_has_examples(capsys: Capture) -> None:
-    lpmbench("glimpses --help")
-    assert "lpmbench glimpses ramlpm --limit 32" in capsys.readouterr().out

@@ -67,6 +67,7 @@ draws = 2
 @pytest.fixture(autouse=True)
 def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("robustbench_lpm.protocol.audit.COSINE_PAIRS", 8)  # it has tests of its own
     (tmp_path / "tiny.toml").write_text(SUITE.replace("PLACE", str(tmp_path)))
     (tmp_path / "worst.toml").write_text(WORST)
     (tmp_path / "long.toml").write_text(LONG)
@@ -189,9 +190,11 @@ def test_folders_that_cannot_be_used(words: list[str], complaint: str, tmp_path:
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_on_a_terminal_there_is_a_live_table(tmp_path: Path) -> None:
+    (tmp_path / "short.toml").write_text(LONG.replace('"ramlpm"', '"cnn-at"').replace('"spsa"', '"fgsm"'))
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "robustbench_lpm", "run", "tiny.toml", "--threads", "1"]
+    command = [sys.executable, "-m", "robustbench_lpm", "run", "short.toml", "--threads", "1"]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
@@ -252,8 +255,8 @@ def test_ctrl_c_stops_and_says_how_to_go_on(words: list[str], tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_killed_ten_times_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    tally = kills.survive(10, tmp_path, seed=1)
-    assert tally.kills == 10
+def test_killed_eight_times_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    tally = kills.survive(8, tmp_path, seed=1, suite=kills.SUITE.replace("limit = 160", "limit = 80"))
+    assert tally.kills == 8
     assert tally.differing == []
     assert tally.between_blocks + tally.inside_blocks > 0  # it was hit where it hurts

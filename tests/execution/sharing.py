@@ -1,21 +1,19 @@
-"""What a process does that takes part in a run, for test_sharing.py: its words are OUT LOG WORST SECONDS.
-
-Its attack writes into LOG which process attacked which block; it takes SECONDS for each.
-"""
+"""What processes do that work on one output folder, for test_sharing.py."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustbench_lpm.execution.runner import run
+from robustbench_lpm.execution.blocks import BlockStore
+from robustbench_lpm.execution.runner import TakenByOthers, run
 from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import Plan, make_plan
@@ -27,7 +25,8 @@ IMAGES, CHUNK = 24, 4
 
 
 def plan_of(log: Path | None, *, worst: bool = False, seconds: float = 0.0) -> Plan:
-    """A plan of six blocks; without a log it is computed at once."""
+    """A plan of six blocks, whose attack writes into the log which process attacked which block, and takes so many
+    seconds for each; without a log it is computed at once."""
     # Not closed over: the attack is the same whoever logs it, and where.
     os.environ |= {"SHARING_LOG": str(log or ""), "SHARING_SECONDS": str(seconds)}
 
@@ -50,15 +49,31 @@ def plan_of(log: Path | None, *, worst: bool = False, seconds: float = 0.0) -> P
     return dataclasses.replace(plan, chunk=CHUNK, members=members)
 
 
-class Printing(Silent):
+class Sending(Silent):
+    """Sends on what is told of a run."""
+
+    def __init__(self, tester: Connection) -> None:
+        self.tester = tester
+
     def tell(self, _: Plan, line: str) -> None:
-        print(line, flush=True)
+        self.tester.send(line)
 
 
-def take_part() -> None:
-    """Be ready, wait for a line, run."""
-    out, log, worst, seconds = sys.argv[1:]
-    plan = plan_of(Path(log), worst=worst == "worst", seconds=float(seconds))
-    print("ready", flush=True)
-    sys.stdin.readline()
-    run(plan, Path(out), Printing())
+def take_part(tester: Connection, out: Path, log: Path, worst: bool, seconds: float, wait: bool) -> None:
+    """Say that the plan is ready, wait for an answer, run; what the run tells is sent on."""
+    plan = plan_of(log, worst=worst, seconds=seconds)
+    tester.send("ready")
+    tester.recv()
+    try:
+        run(plan, out, Sending(tester), wait=wait)
+    except TakenByOthers as error:
+        tester.send(str(error))
+
+
+def hold(tester: Connection, folder: Path, manifest: dict[str, Any], block: int) -> None:
+    """Claim a block, and never let go of it."""
+    store = BlockStore(folder)
+    store.open(manifest)
+    store.claim(block)
+    tester.send("held")
+    time.sleep(600)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.execution.cluster import RayWorkers, threads_for
 from robustbench_lpm.execution.recording import PROGRESS
 from robustbench_lpm.execution.runner import run
@@ -22,20 +23,15 @@ from robustbench_lpm.registry.tasks import resolve_attack, worst_case_over
 from tests.execution.test_failing_blocks import failed_run, planned
 from tests.execution.test_journal import plan_of, written
 
-WITHOUT_RAY = """
-import sys
-sys.modules["ray"] = None
-from robustbench_lpm.cli import main
-main()
-"""
-
 
 @pytest.mark.parametrize("words", ["--workers 2", "--ray auto"])
-def test_without_ray_one_line_says_how_to_install_it(words: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", WITHOUT_RAY, "run", "demo", *words.split()]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert ended.returncode == 1
-    (line,) = ended.stderr.strip().splitlines()
+def test_without_ray_one_line_says_how_to_install_it(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert lpmbench(["run", "demo", *words.split()]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.endswith("need Ray, which is not installed: pip install 'robustbench-lpm[ray]'")
 
 
@@ -59,8 +55,6 @@ def workers() -> Iterator[RayWorkers]:
 @pytest.mark.parametrize(
     ("model", "attack", "parameters"),
     [
-        ("cnn", "spsa", {"iterations": 2, "pairs": 8}),
-        ("resnet18", "pgd", {"steps": 2}),
         ("ramlpm", "pgd", {"steps": 2, "eot": 2}),
         ("ram", "transfer", {"steps": 2}),
     ],
@@ -137,7 +131,7 @@ def test_a_suite_on_workers_writes_the_same_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999", "nowhere"])
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "nowhere"])
 def test_no_cluster_at_the_address(address: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     command = [sys.executable, "-m", "robustbench_lpm", "run", "demo", "--ray", address]

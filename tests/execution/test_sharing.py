@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,33 +18,54 @@ from robustbench_lpm.execution.claims import Claims
 from robustbench_lpm.execution.recording import PROGRESS
 from robustbench_lpm.execution.runner import run
 from robustbench_lpm.records import runs as records
-from tests.execution.sharing import CHUNK, IMAGES, plan_of
+from tests.execution.sharing import CHUNK, IMAGES, hold, plan_of, take_part
 
-ROOT = Path(__file__).parent.parent.parent
 BLOCKS = IMAGES // CHUNK
+# Each process is one of its own, forked from a server that has imported what they all need.
+FROM_SERVER = multiprocessing.get_context("forkserver")
+FROM_SERVER.set_forkserver_preload(["tests.execution.sharing"])
 
 
-def start(out: Path, log: Path, worst: bool = False, seconds: float = 0.3) -> subprocess.Popen[str]:
-    words = [str(out), str(log), "worst" if worst else "one", str(seconds)]
-    code = "from tests.execution.sharing import take_part; take_part()"
-    command = [sys.executable, "-c", code, *words]
-    return subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def started(do: Callable[..., None], *arguments: Any) -> tuple[BaseProcess, Connection]:
+    """A process that does something, and our end of the connection that it is given."""
+    ours, theirs = FROM_SERVER.Pipe()
+    process = FROM_SERVER.Process(target=do, args=(theirs, *arguments), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
 
 
-def go(*processes: subprocess.Popen[str]) -> None:
-    for process in processes:  # they start to work at the same moment, however long their imports took
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
+def start(
+    out: Path, log: Path, worst: bool = False, seconds: float = 0.3, wait: bool = True
+) -> tuple[BaseProcess, Connection]:
+    return started(take_part, out, log, worst, seconds, wait)
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def told(connection: Connection) -> str:
+    assert connection.poll(120)
+    return connection.recv()
+
+
+def go(*connections: Connection) -> None:
+    assert {told(connection) for connection in connections} == {"ready"}
+    for connection in connections:  # they start to work at the same moment
+        connection.send("go")
+
+
+def ended(process: BaseProcess) -> int | None:
+    process.join(120)
+    return process.exitcode
+
+
+def end(process: BaseProcess) -> None:
+    process.kill()
+    process.join()
+
+
+def wait_for(what: Callable[[], bool], process: BaseProcess) -> None:
     deadline = time.monotonic() + 120
     while not what():
-        assert process.poll() is None, "it ended too early"
+        assert process.is_alive(), "it ended too early"
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -63,8 +84,8 @@ def everything(out: Path) -> dict[str, bytes]:
 def test_two_processes_share_the_blocks(worst: bool, tmp_path: Path) -> None:
     out, log = tmp_path / "shared", tmp_path / "log"
     both = [start(out, log, worst) for _ in range(2)]
-    go(*both)
-    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    go(*(connection for _, connection in both))
+    assert [ended(process) for process, _ in both] == [0, 0]
     blocks = [block for _, block in logged(log)]
     assert sorted(blocks) == list(range(0, IMAGES, CHUNK))  # each once
     assert len({process for process, _ in logged(log)}) == 2  # and each process did some
@@ -75,16 +96,14 @@ def test_two_processes_share_the_blocks(worst: bool, tmp_path: Path) -> None:
 
 def test_what_a_killed_process_had_taken_is_free_again(tmp_path: Path) -> None:
     out, log = tmp_path / "shared", tmp_path / "log"
-    doomed, other = start(out, log, seconds=30), start(out, log, seconds=0.1)
-    go(doomed)
-    wait_for(lambda: len(logged(log)) == 1, doomed)  # it holds the first block, and would for half a minute
-    go(other)
+    (doomed, to_doomed), (other, to_other) = start(out, log, seconds=60), start(out, log, seconds=0.05)
+    go(to_doomed)
+    wait_for(lambda: len(logged(log)) == 1, doomed)  # it holds the first block, and would for a minute
+    go(to_other)
     wait_for(lambda: len(logged(log)) == BLOCKS, other)  # all others are done
-    assert other.stdout is not None
-    assert other.stdout.readline() == "waiting for 1 block(s) that another process is computing\n"
-    os.kill(doomed.pid, signal.SIGKILL)
-    doomed.wait()
-    assert other.wait(timeout=60) == 0
+    assert told(to_other) == "waiting for 1 block(s) that another process is computing"
+    end(doomed)
+    assert ended(other) == 0
     assert [entry for entry in logged(log) if entry[1] == 0] == [(doomed.pid, 0), (other.pid, 0)]
     assert len(logged(log)) == BLOCKS + 1
     run(plan_of(None), tmp_path / "straight")
@@ -94,76 +113,50 @@ def test_what_a_killed_process_had_taken_is_free_again(tmp_path: Path) -> None:
 
 def test_who_will_not_wait_does_what_is_free_and_is_told_of_the_rest(tmp_path: Path) -> None:
     out, log = tmp_path / "shared", tmp_path / "log"
-    holder = start(out, log, seconds=30)
-    go(holder)
+    holder, to_holder = start(out, log, seconds=60)
+    go(to_holder)
     wait_for(lambda: len(logged(log)) == 1, holder)  # it holds the first block
-    # The plan must be the holder's, with its code: so in a process like its own.
-    code = (
-        "import sys; from pathlib import Path; from tests.execution.sharing import plan_of;"
-        "from robustbench_lpm.execution.runner import TakenByOthers, run\n"
-        "try: run(plan_of(Path(sys.argv[2])), Path(sys.argv[1]), wait=False)\n"
-        "except TakenByOthers as error: print(error)"
-    )
-    other = subprocess.run(
-        [sys.executable, "-c", code, str(out), str(log)], cwd=ROOT, text=True, capture_output=True, timeout=120
-    )
-    assert other.stdout == "logged on NoisyLinear: another process is computing 1 block(s).\n", other.stderr
+    other, to_other = start(out, log, seconds=0, wait=False)
+    go(to_other)
+    assert told(to_other) == "logged on NoisyLinear: another process is computing 1 block(s)."
+    assert ended(other) == 0
     assert len(logged(log)) == BLOCKS  # all others are done and kept
-    holder.kill()
-    holder.wait()
+    end(holder)
     run(plan_of(None), tmp_path / "straight")
     run(plan_of(log), out, wait=False)  # nobody holds anything now
     assert everything(out) == everything(tmp_path / "straight")
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from robustbench_lpm.execution.blocks import BlockStore
-store = BlockStore(Path(sys.argv[1]))
-store.open({"threads": 1, "versions": {"torch": "1"}})
-store.claim(3)
-print("held", flush=True)
-time.sleep(600)
-"""
+MANIFEST = {"threads": 1, "versions": {"torch": "1"}}
 
 
 @pytest.fixture
-def holder(tmp_path: Path) -> subprocess.Popen[str]:
+def holder(tmp_path: Path) -> BaseProcess:
     """A process that uses the folder "run", holding its block 3."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=ROOT, text=True, stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
+    process, connection = started(hold, tmp_path / "run", MANIFEST, 3)
+    assert told(connection) == "held"
     return process
 
 
-def end(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.wait()
-
-
-def test_a_folder_in_use_is_neither_taken_over_nor_removed(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_folder_in_use_is_neither_taken_over_nor_removed(holder: BaseProcess, tmp_path: Path) -> None:
     store = BlockStore(tmp_path / "run")
-    same = {"threads": 1, "versions": {"torch": "1"}}
     with pytest.raises(LpmbenchError, match="at work on the same run with other threads, torch") as caught:
         store.open({"threads": 2, "versions": {"torch": "2"}})
     assert "\n" not in str(caught.value)
-    store.open(same)
+    store.open(MANIFEST)
     assert not store.claim(3)
     assert store.claim(4)
     store.close()
     assert (tmp_path / "run" / "manifest.json").is_file()
     end(holder)
     store = BlockStore(tmp_path / "run")
-    store.open(same)
+    store.open(MANIFEST)
     assert store.claim(3)
     store.close()
     assert not (tmp_path / "run").exists()
 
 
-def test_the_last_one_removes_the_folder(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_the_last_one_removes_the_folder(holder: BaseProcess, tmp_path: Path) -> None:
     BlockStore(tmp_path / "run").close()
     assert (tmp_path / "run").is_dir()
     end(holder)

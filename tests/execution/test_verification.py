@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import load, save
 
 import robustbench_lpm
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.runner import run
 from robustbench_lpm.execution.verification import as_recorded, verify
-from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
+from robustbench_lpm.hashing import sealed, sha256_of_value
 from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.records import runs as records
@@ -74,34 +73,6 @@ def test_a_record_that_claims_other_predictions_fails(finished: RunRecord, tmp_p
     found = verdicts(records.write(forged, tmp_path))
     assert found["the record is whole"] == "holds"
     assert found["adversarial predictions repeat"] == "FAILS"
-
-
-@pytest.mark.parametrize("part", ["configuration", "outcomes", "adversarials"])
-def test_tampering_is_noticed(finished: RunRecord, tmp_path: Path, part: str) -> None:
-    assert finished.path is not None
-    folder = records.write(records.read(finished.path), tmp_path)
-    if part == "configuration":
-        content = json.loads((folder / records.RECORD).read_text())
-        content["configuration"]["threat"]["eps"] = 0.2
-        (folder / records.RECORD).write_text(json.dumps(sealed(content)))
-    elif part == "outcomes":
-        (folder / records.OUTCOMES).write_bytes((folder / records.OUTCOMES).read_bytes() + b" ")
-    else:
-        arrays = load((folder / records.ADVERSARIALS).read_bytes())
-        (folder / records.ADVERSARIALS).write_bytes(save({k: v * 0 for k, v in arrays.items()}))
-    assert verdicts(folder)["the record is whole"] == "FAILS"
-
-
-def test_moved_pixels_are_noticed_even_when_the_hash_is_mended(finished: RunRecord, tmp_path: Path) -> None:
-    assert finished.path is not None
-    folder = records.write(records.read(finished.path), tmp_path)
-    arrays = dict(load((folder / records.ADVERSARIALS).read_bytes()))
-    arrays["adversarial.1x32x32"] = np.clip(arrays["adversarial.1x32x32"] + 0.01, 0, 1)
-    (folder / records.ADVERSARIALS).write_bytes(save(arrays))
-    content = json.loads((folder / records.RECORD).read_text())
-    content["artefacts"][records.ADVERSARIALS] = sha256_of(folder / records.ADVERSARIALS)
-    (folder / records.RECORD).write_text(json.dumps(sealed(content)))
-    assert verdicts(folder)["the record is whole"] == "FAILS"
 
 
 def graded(folder: Path, source: Data, eps: float) -> RunRecord:

@@ -42,18 +42,18 @@ def cnn() -> nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("model", "attack", "parameters", "caught_by"),
+    ("model", "attack", "parameters", "limit", "caught_by"),
     [
-        (lambda: Loud(cnn()), "pgd", {"steps": 20}, "white-box vs black-box"),
-        (lambda: Quantised(cnn()), "pgd", {"steps": 20}, "direction"),
-        (lambda: Detached(cnn()), "pgd", {"steps": 20}, "direction"),
-        (lambda: RandomFrontEnd(cnn()), "pgd", {"steps": 20, "eot": 1}, "twice the draws"),
-        (lambda: "cnn", "cleverhans-spsa", {"iterations": 10, "pairs": 16}, "iterated vs one step"),
+        (lambda: Loud(cnn()), "pgd", {"steps": 10}, 100, "white-box vs black-box"),
+        (lambda: Quantised(cnn()), "pgd", {"steps": 10}, 100, "direction"),
+        (lambda: Detached(cnn()), "pgd", {"steps": 10}, 100, "direction"),
+        (lambda: RandomFrontEnd(cnn()), "pgd", {"steps": 20, "eot": 1}, IMAGES, "twice the draws"),
+        (lambda: "cnn", "cleverhans-spsa", {"iterations": 5, "pairs": 8}, 32, "iterated vs one step"),
     ],
     ids=["logits x 1000", "quantising front end", "detached gradients", "no EOT", "cleverhans-spsa"],
 )
-def test_a_planted_fault_fails(model: Any, attack: str, parameters: dict[str, Any], caught_by: str) -> None:
-    audit = audited(model(), attack, parameters=parameters)
+def test_a_planted_fault_fails(model: Any, attack: str, parameters: dict[str, Any], limit: int, caught_by: str) -> None:
+    audit = audited(model(), attack, parameters=parameters, limit=limit)
     assert audit.verdict == "fail"
     assert caught_by in failed(audit)
 

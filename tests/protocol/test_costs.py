@@ -79,6 +79,8 @@ def announced(plan: Plan) -> Cost:
 def test_every_registered_attack_spends_what_it_announces(name: str, model: nn.Module) -> None:
     """No image is misclassified here, so that none leaves early."""
     plan = planned(model, small(name, [resolve_model(Sure()), resolve_model(Unsure())]))
+    if plan.cost() is None and not plan.members:
+        pytest.skip("it announces nothing")
     spent = run(plan).outcomes
     if plan.cost() is not None:
         for column, most in (("forwards", announced(plan).forwards), ("backwards", announced(plan).backwards)):

@@ -46,8 +46,8 @@ def assert_fair_and_lowest_is_not(values, lowest):
     [(200, [20] * ATTACKS), (41, [3] * ATTACKS), (101, [1] * ATTACKS), (61, [3, 4, 5, 6, 8, 12, 20, 20])],
     ids=["K = 20", "odd K", "K = 1", "unequal K"],
 )
-@pytest.mark.parametrize("seeds", [20, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_constant_classifier_is_ranked_at_its_p(images, draws, seeds):
+def test_a_constant_classifier_is_ranked_at_its_p(images, draws):
+    seeds = 12
     runs = list(seeds_of(seeds, images, draws, np.random.default_rng(seeds)))
     ranked, table = reporting.leaderboard(runs, {}), reporting.table(runs, {})
     assert len(ranked) == seeds

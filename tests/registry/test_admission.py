@@ -7,6 +7,7 @@ import gc
 import os
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.admission import AsItIs, _admitted, admit, handed_over
+from robustbench_lpm.registry.tasks import resolve_attack
 
 NET = zoo.load_model("cnn").classifier.network
 
@@ -170,7 +172,11 @@ def run(model: Any, attack: str = "pgd", **options: Any) -> RunRecord:
     return robustbench_lpm.evaluate(model, attack, "digits", **given | options)
 
 
-EXPECTED = {attack: run(NET, attack) for attack in PARAMETERS}
+@cache
+def expected() -> RunRecord:
+    return run(NET)
+
+
 # The same network in other clothes: what it answers, and what is found, must be the same.
 SAME: dict[str, Callable[[], Any]] = {
     "an object with logits": lambda: Around(lambda net, x: Answer(net(x))),
@@ -188,13 +194,12 @@ SAME: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("attack", ["pgd", "square"])
 @pytest.mark.parametrize("name", SAME)
-def test_the_same_network_in_other_clothes(name: str, attack: str) -> None:
-    record, expected = run(SAME[name](), attack), EXPECTED[attack]
+def test_the_same_network_in_other_clothes(name: str) -> None:
+    record = run(SAME[name]())
     assert not record.stochastic
-    assert record.clean_predictions.tolist() == expected.clean_predictions.tolist()
-    assert record.predictions.tolist() == expected.predictions.tolist()
+    assert record.clean_predictions.tolist() == expected().clean_predictions.tolist()
+    assert record.predictions.tolist() == expected().predictions.tolist()
 
 
 # Builders of models that run, and what the record says of them (or does not: an empty text).
@@ -219,13 +224,12 @@ ADMITTED: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.parametrize("name", ADMITTED)
 def test_what_is_admitted(name: str) -> None:
     build, told = ADMITTED[name]
-    for attack in ("pgd", "square"):
-        record = run(build(), attack)
-        assert len(record.outcomes) == 6
-        assert not record.stochastic
-        assert told in "; ".join(record.notes)
-        if not told:
-            assert not [note for note in record.notes if "chance" not in note and "training mode" not in note]
+    record = run(build())
+    assert len(record.outcomes) == 6
+    assert not record.stochastic
+    assert told in "; ".join(record.notes)
+    if not told:
+        assert not [note for note in record.notes if "chance" not in note and "training mode" not in note]
 
 
 RANDOM: dict[str, tuple[Callable[[], Any], str]] = {
@@ -348,7 +352,7 @@ NO_GRADIENT: dict[str, Callable[[], Any]] = {
 def test_without_a_gradient_black_boxes_run_and_the_others_name_them(name: str) -> None:
     model = NO_GRADIENT[name]()
     assert len(run(model, "square").outcomes) == 6
-    with pytest.raises(LpmbenchError, match=r"'pgd' needs a gradient.*: cleverhans-spsa, noise, rays, spsa"):
+    with pytest.raises(LpmbenchError, match=r"'pgd' needs a gradient.*: .*\bnoise, .*\bspsa"):
         run(model, "pgd")
 
 
@@ -379,13 +383,12 @@ def seen_of(model: nn.Module) -> list[Any]:
     return [*found, torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()]
 
 
-@pytest.mark.parametrize("caller", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("name", OWNED)
-def test_the_owners_model_is_untouched(name: str, caller: Callable[[], Any]) -> None:
+def test_the_owners_model_is_untouched(name: str) -> None:
     model = OWNED[name]()
     before = seen_of(model)
-    with caller():
-        for attack in PARAMETERS:
+    for attack, caller in zip(PARAMETERS, (torch.inference_mode, torch.enable_grad, torch.no_grad), strict=True):
+        with caller():
             try:
                 run(model, attack)
             except LpmbenchError:
@@ -451,11 +454,12 @@ def test_other_labels_are_refused_unless_the_user_says_that_they_fit(name: str) 
 
 def test_worst_case_and_audit_leave_out_what_needs_a_gradient() -> None:
     model = Around(without_gradients)
-    given: dict[str, Any] = {"eps": 0.1, "limit": 4}
-    record = robustbench_lpm.evaluate(model, "worst-case", "digits", **given)
+    given: dict[str, Any] = {"eps": 0.1, "limit": 2}
+    worst = resolve_attack("worst-case", settings={"square": {"queries": 5}, "transfer": {"steps": 1}})
+    record = robustbench_lpm.evaluate(model, worst, "digits", **given)
     left_out = [note for note in record.notes if note.startswith("Left out of worst-case")]
     assert {note.split(": ")[1].split(".")[0] for note in left_out} >= {"pgd", "apgd-margin"}
     assert set(record.configuration["attack"]["members"]) == {"square", "transfer"}
-    audit = robustbench_lpm.audit(model, "square", "digits", parameters={"queries": 10}, **given)
+    audit = robustbench_lpm.audit(model, "square", "digits", parameters={"queries": 5}, black_box=("noise",), **given)
     notes = {check.name: check.note for check in audit.checks if check.verdict == "not applicable"}
     assert "needs a gradient" in notes["iterated vs one step"]

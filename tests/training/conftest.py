@@ -27,6 +27,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take far longer to draw than a tiny network to train: only the tests of curves draw them."""
+    if request.module.__name__ != "tests.training.test_curves":
+        monkeypatch.setattr(curves, "draw", lambda *_: b"curves")
+
+
 def tiny_recipe(name: str, **changes: Any) -> RecipeCard:
     """A recipe of the folder cards/, on its tiny data set."""
     recipe = cards.recipe(str(CARDS / f"tiny-{name}.toml"))

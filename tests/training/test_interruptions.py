@@ -70,7 +70,9 @@ def assert_same(whole: TrainingResult, broken: Path) -> None:
     assert (straight / "best.safetensors").read_bytes() == (broken / "best.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("model", "recipe"), [("cnn", "clean"), ("ramlpm", "reinforce")])
+@pytest.mark.parametrize(
+    ("model", "recipe"), [pytest.param("cnn", "clean", marks=pytest.mark.slow), ("ramlpm", "reinforce")]
+)
 def test_a_kill_after_a_save_within_an_epoch_costs_no_bit(
     tiny_train: Trainer, finished: Finished, tmp_path: Path, model: str, recipe: str
 ) -> None:
@@ -98,6 +100,7 @@ def test_without_save_every_nothing_is_saved_within_an_epoch(tiny_train: Trainer
 LIMITS = [("best.safetensors", 10), ("last.ckpt", 40_000)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "limit"), LIMITS)
 def test_a_full_disk_ends_in_one_line_and_keeps_the_last_good_epoch(
     tiny_train: Trainer, finished: Finished, tmp_path: Path, file: str, limit: int
