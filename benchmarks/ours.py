@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.options import Options, Precision
-from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.registry.tasks import Data, resolve_attack
 from robustbench_lpm.registry.zoo import LoadedModel
@@ -39,16 +39,13 @@ def batches(plan: Plan) -> list[Batch]:
 
 def oracle_of(plan: Plan, batch: Batch, *, quick: bool = True) -> ClassifierOracle:
     """The oracle that a run gives its attack for one block; without `quick` in full precision."""
+    rules = Rules(plan.options.seed, plan.classes, plan.chunk, plan.options.select_draws, plan.noise_control)
     return ClassifierOracle(
         plan.classifier,
         batch.images.to(plan.options.device),
         batch.indices,
-        seed=plan.options.seed,
-        classes=plan.classes,
-        chunk=plan.chunk,
+        rules,
         quick=plan.quick if quick else None,
-        select_draws=plan.options.select_draws,
-        noise_control=plan.noise_control,
     )
 
 

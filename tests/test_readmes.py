@@ -12,6 +12,7 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -56,9 +57,8 @@ def keys(card: type[BaseModel], where: str = "") -> list[str]:
     """The keys of a card, those of its tables with dots."""
     found = []
     for name, field in card.model_fields.items():
-        table = cards._table_in(field.annotation)
-        inner = keys(table, f"{where}{name}.") if table and name in ("input", "weights") else [f"{where}{name}"]
-        found += inner
+        tables = [part for part in (field.annotation, *get_args(field.annotation)) if hasattr(part, "model_fields")]
+        found += keys(tables[0], f"{where}{name}.") if tables and name in ("input", "weights") else [f"{where}{name}"]
     return found
 
 

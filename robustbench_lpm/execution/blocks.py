@@ -8,7 +8,6 @@ they go, unless a process is still at work on them. A block that is not what was
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -19,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.claims import FILE as CLAIMS
 from robustbench_lpm.execution.claims import Claims
 from robustbench_lpm.execution.journal import Journal
-from robustbench_lpm.execution.keeping import keep, kept_below
+from robustbench_lpm.execution.keeping import keep, kept_below, packed, unpacked
 from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.protocol.attacking import Arrays
 
-LAYOUT = 2  # of a block's file: one with another number is computed again
+LAYOUT = 3  # of a block's file: one with another number is computed again
 MANIFEST = "manifest.json"
 PATIENCE = 0.05  # seconds between two looks at a manifest that someone else is about to write
 
@@ -154,11 +154,14 @@ class BlockStore:
             return None
         if self._refused.get(block) == written:
             return None
-        found = _unpacked(content, self._owner(block))
+        found = unpacked(content, layout=LAYOUT, owner=self._owner(block))
         if found is None:
             self._refused[block] = written
             self._tell(f"{path.name} is not what was written: it was altered or damaged, and is computed again")
-        return found
+            return None
+        tensors, about = found
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return Block(arrays, tuple(about["failures"]), about["halved"], about["notes"])
 
     def save(self, block: int, arrays: Arrays) -> None:
         """Keep a finished block. Raises NotKept."""
@@ -167,7 +170,10 @@ class BlockStore:
     def write(self, number: int, block: Block) -> None:
         """Keep a finished block and what must be said of it. Raises NotKept."""
         if self.folder is not None:
-            keep(self._path(number), _packed(block, self._owner(number)))
+            tensors = {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in block.arrays.items()}
+            about = {"layout": LAYOUT, "owner": self._owner(number), "failures": list(block.failures)}
+            about |= {"halved": block.halved, "notes": dict(block.notes)}
+            keep(self._path(number), packed(tensors, about))
 
     def _owner(self, block: int) -> str:
         """What names the run, its manifest included, and the block: the file of another one is not used."""
@@ -238,41 +244,3 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
         elif one != other:
             found.append(key)
     return ", ".join(found[:4])
-
-
-def _packed(block: Block, owner: str) -> bytes:
-    """A block as a safetensors file; whose it is, what failed in it, and a hash of it all stand in the header."""
-    from safetensors.numpy import save
-
-    arrays = {name: np.asarray(array, order="C") for name, array in block.arrays.items()}
-    about = {"layout": LAYOUT, "owner": owner, "failures": list(block.failures), "halved": block.halved}
-    about["notes"] = dict(block.notes)
-    text = json.dumps(about, sort_keys=True)
-    return save(arrays, metadata={"about": text, "sha256": _digest(arrays, text)})
-
-
-def _unpacked(content: bytes, owner: str) -> Block | None:
-    """The block in a file; None where it is another one's, or not what was written."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        arrays = load(content)
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(content[8 : 8 + length])["__metadata__"]
-        about = json.loads(header["about"])
-        if header["sha256"] != _digest(arrays, header["about"]):
-            return None
-        if (about["layout"], about["owner"]) != (LAYOUT, owner):
-            return None
-        return Block(arrays, tuple(about["failures"]), bool(about["halved"]), dict(about["notes"]))
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError):
-        return None
-
-
-def _digest(arrays: Arrays, about: str) -> str:
-    digest = hashlib.sha256(about.encode())
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name}{array.shape}{array.dtype}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

@@ -65,8 +65,9 @@ def _attempt(
     if not indices:
         return [], [], False
     try:
+        checkpoints = journal.loops if journal is not None and journal.path is not None else None
         arrays = run_block(
-            plan, indices, progress, first_position=first_position, made=made, journal=journal, notes=notes
+            plan, indices, progress, first_position=first_position, made=made, checkpoints=checkpoints, notes=notes
         )
     except (OSError, NotKept):
         raise

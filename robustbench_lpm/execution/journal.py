@@ -11,25 +11,25 @@ nothing. The file of a block goes when the block is finished.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from robustbench_lpm.execution.keeping import keep
+from robustbench_lpm.execution.keeping import keep, packed, unpacked
+from robustbench_lpm.protocol.oracle import Ledger
 
 Step = TypeVar("Step")
 State = dict[str, Tensor]
 
 WRITE_EVERY = 30.0  # seconds; 0 writes at every step
 SNAPSHOTS_PER_WRITE = 30
-LAYOUT = 3  # of the file: another number, and what was written is not read
+LAYOUT = 4  # of the file: another number, and what was written is not read
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ class Journal:
         """How long the block has been worked on, also before it was interrupted."""
         return self._seconds + time.monotonic() - self._started
 
+    def loops(self, call: str, ledger: Ledger) -> ResumableLoops:
+        """The loops of an attack that is called `call` and writes into a ledger."""
+        return ResumableLoops(self, call, ledger)
+
     def note(self, path: str, snapshot: Snapshot) -> None:
         """Keep a snapshot of a loop; those of the loops inside its earlier steps have no more use."""
         inside, now = f"{path}@", f"{path}@{snapshot.position}/"
@@ -71,7 +75,10 @@ class Journal:
         """Write what there is. Raises NotKept."""
         if self.path is None or not self.snapshots:
             return
-        keep(self.path, _packed(self.snapshots, self._run, self.seconds))
+        tensors = {f"{path}|{name}": t for path, found in self.snapshots.items() for name, t in found.tensors.items()}
+        positions = {path: found.position for path, found in self.snapshots.items()}
+        about = {"layout": LAYOUT, "run": self._run, "seconds": self.seconds, "positions": positions}
+        keep(self.path, packed(tensors, about))
         self._written = time.monotonic()
 
     def remove(self) -> None:
@@ -91,30 +98,21 @@ class _Running:
     snapshot_at: float = -1e9
 
 
-@dataclass
-class Loops:
-    """The resumable loops of one attack on one batch.
+class ResumableLoops:
+    """The loops of one attack on one batch, with checkpoints in a journal; see `protocol.oracle.Loops`.
 
     Args:
         call: what tells this attack from the others of the block.
-        counts: the ledger's columns, (B,) each.
-        on_counted: told how many passes of the network were counted before the interruption.
-        notes: what the attack has told so far.
+        ledger: restored with the states of a loop.
     """
 
-    journal: Journal
-    call: str
-    counts: Sequence[Tensor]
-    on_counted: Callable[[int], None] = lambda _: None
-    notes: dict[str, str] = field(default_factory=dict)
-    _running: list[_Running] = field(default_factory=list)
-    _outermost: int = 0
+    def __init__(self, journal: Journal, call: str, ledger: Ledger) -> None:
+        self.journal, self.call, self.ledger = journal, call, ledger
+        self._running: list[_Running] = []
+        self._outermost = 0
 
     def over(self, steps: Sequence[Step], states: Sequence[State]) -> Iterator[Step]:
         """The steps from where an interrupted run had come to; see `Oracle.resumable`."""
-        if self.journal.path is None:
-            yield from steps
-            return
         loop = self._enter()
         try:
             loop.position = self._restore(loop, steps, states)
@@ -150,8 +148,8 @@ class Loops:
             for number, state in enumerate(states)
             for name, tensor in state.items()
         }
-        tensors["counts"] = torch.stack(list(self.counts))
-        tensors["notes"] = torch.tensor(list(json.dumps(self.notes).encode()), dtype=torch.uint8)
+        tensors["counts"] = torch.stack(self.ledger.columns)
+        tensors["notes"] = torch.tensor(list(json.dumps(self.ledger.notes).encode()), dtype=torch.uint8)
         self.journal.note(loop.path, Snapshot(loop.position, tensors))
         loop.snapshot_at = now
 
@@ -162,11 +160,11 @@ class Loops:
             return 0
         for number, state in enumerate(states):
             state |= {name: _like(found.tensors[f"{number}.{name}"], tensor) for name, tensor in state.items()}
-        before = _passes(self.counts)
-        for column, kept in zip(self.counts, found.tensors["counts"], strict=True):
+        before = _passes(self.ledger)
+        for column, kept in zip(self.ledger.columns, found.tensors["counts"], strict=True):
             column.copy_(kept)
-        self.on_counted(_passes(self.counts) - before)
-        self.notes |= json.loads(bytes(found.tensors["notes"].tolist()))
+        self.ledger.on_spent(_passes(self.ledger) - before)
+        self.ledger.notes |= json.loads(bytes(found.tensors["notes"].tolist()))
         return found.position
 
     def _fits(self, snapshot: Snapshot, steps: int, states: Sequence[State]) -> bool:
@@ -176,7 +174,7 @@ class Loops:
         return (
             set(kept) == names | {"counts", "notes"}
             and 0 <= snapshot.position <= steps
-            and kept["counts"].shape == (len(self.counts), len(self.counts[0]))
+            and kept["counts"].shape == torch.stack(self.ledger.columns).shape
         )
 
 
@@ -185,57 +183,18 @@ def _like(kept: Tensor, present: Tensor) -> Tensor:
     return kept.clone().to(present.device)
 
 
-def _passes(counts: Sequence[Tensor]) -> int:
-    forwards, backwards = counts[:2]  # glimpses and draws are no passes
-    return int(forwards.sum() + backwards.sum())
-
-
-def _packed(snapshots: Mapping[str, Snapshot], run: str, seconds: float) -> bytes:
-    """Snapshots as a safetensors file; what they are, and the orders of memory, as JSON in its header."""
-    from safetensors.torch import save
-
-    tensors = {
-        f"{path}|{name}": tensor.cpu() for path, found in snapshots.items() for name, tensor in found.tensors.items()
-    }
-    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    about = {
-        "layout": LAYOUT,
-        "run": run,
-        "seconds": seconds,
-        "positions": {path: found.position for path, found in snapshots.items()},
-        "strides": {name: tensor.stride() for name, tensor in tensors.items() if not tensor.is_contiguous()},
-        "sha256": _digest(plain),
-    }
-    return save(plain, metadata={"journal": json.dumps(about)})
+def _passes(ledger: Ledger) -> int:
+    return int(ledger.forwards.sum() + ledger.backwards.sum())
 
 
 def _read(path: Path, run: str) -> tuple[float, dict[str, Snapshot]]:
     """The seconds and snapshots in a file; none where it is of another run, damaged, or not there."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {})["journal"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if (about["layout"], about["run"], about["sha256"]) != (LAYOUT, run, _digest(tensors)):
-            return 0.0, {}
-        for name, strides in about["strides"].items():
-            plain = tensors[name]
-            tensors[name] = torch.empty_strided(plain.shape, strides, dtype=plain.dtype).copy_(plain)
-        parts: dict[str, State] = {path: {} for path in about["positions"]}
-        for name, tensor in tensors.items():
-            owner, _, inner = name.rpartition("|")
-            parts[owner][inner] = tensor
-        found = {owner: Snapshot(int(about["positions"][owner]), parts[owner]) for owner in parts}
-        return float(about["seconds"]), found
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+    found = unpacked(path.read_bytes(), layout=LAYOUT, run=run) if path.is_file() else None
+    if found is None:
         return 0.0, {}  # the work is done again, as if nothing had been kept
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of contiguous tensors and their names: half a file, or a flipped bit, must not decide a result."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    tensors, about = found
+    parts: dict[str, State] = {loop: {} for loop in about["positions"]}
+    for name, tensor in tensors.items():
+        owner, _, inner = name.rpartition("|")
+        parts[owner][inner] = tensor
+    return float(about["seconds"]), {loop: Snapshot(at, parts[loop]) for loop, at in about["positions"].items()}

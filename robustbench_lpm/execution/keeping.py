@@ -1,15 +1,22 @@
-"""Write what shall survive, and say in one line why that was not possible: a full disk, a folder that is not ours."""
+"""Files of unfinished work: written whole or not at all, and read only where they are what was written."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.records.runs import write_atomically
 
+DIGEST = 32  # bytes of a sha256
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,3 +42,35 @@ def keep(path: Path, content: bytes) -> None:
     """Write a file as a whole or not at all. Raises NotKept."""
     with kept_below(path.parent):
         write_atomically(path, content)
+
+
+def packed(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """Tensors, their memory order included, and JSON about them, as a safetensors file with its sha256 at the end."""
+    from safetensors.torch import save
+
+    strides = {name: tensor.stride() for name, tensor in tensors.items() if not tensor.is_contiguous()}
+    plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    content = save(plain, metadata={"about": json.dumps({**about, "strides": strides}, sort_keys=True)})
+    return content + hashlib.sha256(content).digest()
+
+
+def unpacked(content: bytes, **expected: Any) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """What was packed, or None where the bytes are not what was written, or `about` is not as expected."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content, digest = content[:-DIGEST], content[-DIGEST:]
+    if hashlib.sha256(content).digest() != digest:
+        return None
+    try:
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        about: dict[str, Any] = json.loads(header["__metadata__"]["about"])
+        if any(about.get(name) != value for name, value in expected.items()):
+            return None
+        tensors = load(content)
+        for name, strides in about["strides"].items():
+            plain = tensors[name]
+            tensors[name] = torch.empty_strided(plain.shape, strides, dtype=plain.dtype).copy_(plain)
+        return tensors, about
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        return None  # another program's file

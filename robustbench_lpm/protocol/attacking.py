@@ -12,14 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.execution.journal import Journal
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.norms import distance
 from robustbench_lpm.protocol.grading import predict, within_budget
-from robustbench_lpm.protocol.oracle import ClassifierOracle, Ledger, pick
+from robustbench_lpm.protocol.oracle import Checkpoints, ClassifierOracle, Ledger, Rules, pick
 from robustbench_lpm.protocol.plan import STORED_PICTURES, Plan
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.records.runs import Picture, group_pictures
@@ -90,20 +88,22 @@ def run_block(
     *,
     first_position: int = 0,
     made: Mapping[str, Made] | None = None,
-    journal: Journal | None = None,
+    checkpoints: Checkpoints | None = None,
     notes: dict[str, str] | None = None,
 ) -> Arrays:
     """Attack and grade some examples; arrays of what happened to each, in order, and the pictures to keep.
 
-    made: of a worst case, by its members. journal: what the block had come to when it was interrupted. notes: added to
-    by the attack.
+    made: of a worst case, by its members. checkpoints: from which the attack's loops are resumed. notes: added to by
+    the attack.
     """
     examples = plan.data.read(indices)
     rows: dict[str, list[Any]] = {}
     order: list[int] = []
     pictures: list[Picture] = []
     for batch in batches_by_shape(examples):
-        result, attacked = _run_batch(plan, batch, progress, made or {}, journal, notes if notes is not None else {})
+        result, attacked = _run_batch(
+            plan, batch, progress, made or {}, checkpoints, notes if notes is not None else {}
+        )
         for name, values in result.items():
             rows.setdefault(name, []).extend(values)
         order += batch.positions
@@ -121,7 +121,7 @@ def _run_batch(
     batch: Batch,
     progress: Progress,
     made: Mapping[str, Made],
-    journal: Journal | None,
+    checkpoints: Checkpoints | None,
     notes: dict[str, str],
 ) -> tuple[dict[str, list[Any]], Tensor]:
     images, labels = batch.images.to(plan.options.device), batch.labels.to(plan.options.device)
@@ -137,7 +137,8 @@ def _run_batch(
         "noise_control": plan.noise_control,
     }
     before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
-    found, choice, ledger = _attack(plan, batch.indices, images, labels, targets, mask, progress, made, journal, notes)
+    ledger = Ledger.empty(len(images), on_spent=progress.spent, notes=notes)
+    found, choice = _attack(plan, batch.indices, images, labels, targets, mask, made, ledger, checkpoints)
     found = within_budget(found, images, plan.options.norm, plan.options.eps, mask)
     after = predict(plan.classifier, found, batch.indices, purpose="grade", **grading)
     progress.spent(len(images) * plan.grading_passes())
@@ -165,17 +166,15 @@ def _attack(
     labels: Tensor,
     targets: Tensor | None,
     mask: Tensor | None,
-    progress: Progress,
     made: Mapping[str, Made],
-    journal: Journal | None,
-    notes: dict[str, str],
-) -> tuple[Tensor, Tensor, Ledger]:
-    """Attack one batch: for each image the strongest candidate, its position in `plan.candidates`, and the cost.
+    ledger: Ledger,
+    checkpoints: Checkpoints | None,
+) -> tuple[Tensor, Tensor]:
+    """Attack one batch: for each image the strongest candidate, and its position in `plan.candidates`.
 
     Candidates are what the attack finds in each gradient mode of the plan; of a worst case, what its members made,
     whose cost counts too.
     """
-    ledger = Ledger.empty(len(images))
     candidates = []
     for member in made.values():
         pixels = np.stack([member.images[index] for index in indices])
@@ -183,46 +182,30 @@ def _attack(
         spent = torch.tensor([member.spent[index] for index in indices])
         for column, total in zip(spent.T, (ledger.forwards, ledger.backwards, ledger.glimpses), strict=True):
             total += column
-
-    def oracle_of(classifier: Classifier, **options: Any) -> ClassifierOracle:
-        return ClassifierOracle(
-            classifier,
-            images,
-            indices,
-            seed=plan.options.seed,
-            classes=plan.classes,
-            chunk=plan.chunk,
-            mask=mask,
-            select_draws=plan.options.select_draws,
-            on_spent=progress.spent,
-            notes=notes,
-            **options,
-        )
-
+    options = plan.options
+    rules = Rules(options.seed, plan.classes, plan.chunk, options.select_draws)
     arguments = plan.attack.parameters | ({"targets": targets} if targets is not None else {})
     if plan.surrogates:
         arguments["surrogates"] = [
-            oracle_of(surrogate.classifier, stream=f"on {surrogate.name}") for surrogate in plan.surrogates
-        ]
+            ClassifierOracle(
+                surrogate.classifier, images, indices, rules, mask=mask, stream=f"on {surrogate.name}",
+                ledger=Ledger.empty(len(images), on_spent=ledger.on_spent, notes=ledger.notes),
+            )
+            for surrogate in plan.surrogates
+        ]  # fmt: skip
     for mode in plan.gradient_modes:
-        oracle = oracle_of(
-            plan.classifier,
-            quick=plan.quick,
-            gradient_mode=mode,
-            noise_control=plan.noise_control,
-            stream=mode or "",
-            ledger=ledger,
-            journal=journal,
-        )
+        oracle = ClassifierOracle(
+            plan.classifier, images, indices, rules._replace(noise_control=plan.noise_control), quick=plan.quick,
+            mask=mask, gradient_mode=mode, stream=mode or "", ledger=ledger, checkpoints=checkpoints,
+        )  # fmt: skip
         if plan.attack.function is not None:
             candidate = {"found": images}
             for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept as a whole
-                candidate["found"] = attack(
-                    oracle, images.clone(), labels, norm=plan.options.norm, eps=plan.options.eps, **arguments
-                )
-            candidates.append(within_budget(candidate["found"], images, plan.options.norm, plan.options.eps, mask))
+                found = attack(oracle, images.clone(), labels, norm=options.norm, eps=options.eps, **arguments)
+                candidate["found"] = found
+            candidates.append(within_budget(candidate["found"], images, options.norm, options.eps, mask))
     choice = oracle.strongest(candidates, labels, targets)
-    return pick(candidates, choice), choice, ledger
+    return pick(candidates, choice), choice
 
 
 def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:

@@ -29,7 +29,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.options import STRONGEST
 from robustbench_lpm.protocol.grading import predict
 from robustbench_lpm.protocol.noise_control import FROZEN, can_freeze
-from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.protocol.plan import FROM_PYTHON, Plan, vary
 from robustbench_lpm.records.audits import TOLERANCE, Audit, Check, Verdict
 from robustbench_lpm.records.runs import RunRecord
@@ -317,8 +317,9 @@ def _cosines(judged: Plan, mode: str | None) -> tuple[NDArray[np.floating], floa
             images, labels = batch.images[part].to(judged.options.device), batch.labels[part].to(judged.options.device)
             still = vary(judged, noise=(FROZEN,)).noise_control if judged.stochastic else judged.noise_control
             oracle = ClassifierOracle(
-                judged.classifier, images, batch.indices[part], seed=judged.options.seed, classes=judged.classes,
-                chunk=judged.chunk, gradient_mode=mode, noise_control=still, stream="direction",
+                judged.classifier, images, batch.indices[part],
+                Rules(judged.options.seed, judged.classes, judged.chunk, noise_control=still), gradient_mode=mode,
+                stream="direction",
             )  # fmt: skip
             losses = partial(objective, "margin", labels=labels)
             analytic, _, _ = oracle.gradient(images, oracle.noise(), losses)

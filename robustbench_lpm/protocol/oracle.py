@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws, Step
 from robustbench_lpm.attacks.losses import finite, objective, succeeded
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.execution.journal import Journal, Loops
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.protocol.noise_control import NoiseControl
 from robustbench_lpm.randomness import Addresses, Purpose
@@ -24,19 +24,52 @@ PROBES_FOR_ONE = 4  # in bfloat16: measured to be a quarter faster on small netw
 
 @dataclass
 class Ledger:
-    """What an attack has spent on each image of a batch, (B,) int64 each.
+    """What an attack has spent on each image of a batch, (B,) int64 each, and what it has told.
 
-    Its number of draws is also the address of the image's next one: that and the ledger decide all noise to come.
+    The number of draws is also the address of the image's next one: that and the ledger decide all noise to come.
+    Several attacks on one batch may share a ledger.
     """
 
     forwards: Tensor  # passes of the network
     backwards: Tensor
     glimpses: Tensor
     draws: Tensor  # of noise, and of the attack's own choices
+    on_spent: Callable[[int], None] = lambda _: None  # told how many images pass the network, at every pass
+    notes: dict[str, str] = field(default_factory=dict)  # for the reader of the record, by subject
 
     @classmethod
-    def empty(cls, batch_size: int) -> Ledger:
-        return cls(*(torch.zeros(batch_size, dtype=torch.int64) for _ in range(4)))
+    def empty(cls, batch_size: int, **told: Any) -> Ledger:
+        forwards, backwards, glimpses, draws = (torch.zeros(batch_size, dtype=torch.int64) for _ in range(4))
+        return cls(forwards, backwards, glimpses, draws, **told)
+
+    @property
+    def columns(self) -> list[Tensor]:
+        """The four counts."""
+        return [self.forwards, self.backwards, self.glimpses, self.draws]
+
+
+class Loops(Protocol):
+    """The resumable loops of one attack on one batch."""
+
+    def over(self, steps: Sequence[Step], states: Sequence[dict[str, Tensor]]) -> Iterator[Step]:
+        """The steps from the last checkpoint of an interrupted run on; see `Oracle.resumable`."""
+
+
+Checkpoints = Callable[[str, Ledger], Loops]  # the loops of an attack, from what names it and its ledger
+
+
+class Rules(NamedTuple):
+    """What holds for every oracle of a run.
+
+    chunk: images that pass the network at once. select_draws: draws on which candidates are compared. noise_control:
+    which sources of noise are fresh, replayed, frozen or averaged over in a gradient.
+    """
+
+    seed: int
+    classes: int
+    chunk: int
+    select_draws: int = 10
+    noise_control: NoiseControl = NoiseControl()
 
 
 class ClassifierOracle:
@@ -44,17 +77,13 @@ class ClassifierOracle:
 
     Args:
         classifier: in eval mode, its parameters frozen.
-        quick: the same in reduced precision (`architectures.precision`), for gradients and probes.
         images: the clean batch (B, C, H, W); where `mask` (B, 1, H, W) is False, a query's pixels are set back to it.
         indices: the examples' indices in the data set: they key the noise.
-        select_draws: draws of selection noise on which candidates are compared.
+        quick: the classifier in reduced precision (`architectures.precision`), for gradients and probes.
         gradient_mode: how gradients pass a glimpsing network's fixations; None for the network's own default.
-        noise_control: which sources of noise are fresh, replayed, frozen or averaged over in a gradient.
         stream: part of the key of the attack's noise and choices, so that repeated attacks differ.
-        ledger: where the cost is written; a new one by default. Several attacks on one batch may share it.
-        on_spent: told how many images went through the network, at every pass.
-        journal: where the attack's loops are kept, so that an interrupted one goes on; None keeps nothing.
-        notes: what the attack tells the reader of the record, by subject; several attacks may share it.
+        ledger: where the cost is written; a new one by default.
+        checkpoints: from which the attack's loops are resumed; None keeps none.
     """
 
     def __init__(
@@ -62,42 +91,29 @@ class ClassifierOracle:
         classifier: Classifier,
         images: Tensor,
         indices: Sequence[int],
+        rules: Rules,
         *,
-        seed: int,
-        classes: int,
-        chunk: int,
         quick: Classifier | None = None,
         mask: Tensor | None = None,
-        select_draws: int = 10,
         gradient_mode: str | None = None,
-        noise_control: NoiseControl = NoiseControl(),  # noqa: B008 (immutable)
         stream: str = "",
         ledger: Ledger | None = None,
-        on_spent: Callable[[int], None] = lambda _: None,
-        journal: Journal | None = None,
-        notes: dict[str, str] | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self.classifier, self.originals, self.mask = classifier, images, mask
         self._probed = quick or classifier
         self._differentiated = classifier if slow_backwards(classifier, str(images.device)) else self._probed
-        self.indices, self.seed = list(indices), seed
-        self.classes, self._chunk = classes, max(1, chunk // classifier.passes)
-        # A probe keeps no maps for a way back, and those of reduced precision are small: more of them pass at once.
+        self.indices, self.seed, self.classes = list(indices), rules.seed, rules.classes
+        self._chunk = max(1, rules.chunk // classifier.passes)
+        # A probe keeps no activations for a backward pass, and those of reduced precision are small.
         self.chunk = self._chunk * (PROBES_FOR_ONE if quick is not None else 1)
-        self.noise_control = noise_control
-        self.select_draws = select_draws if self.stochastic else 1
+        self.noise_control = rules.noise_control
+        self.select_draws = rules.select_draws if self.stochastic else 1
         self.gradient_mode = gradient_mode
-        self.on_spent = on_spent
         self.ledger = ledger if ledger is not None else Ledger.empty(len(images))
-        self.notes = notes if notes is not None else {}
         self._rows, self._stream = torch.arange(len(images)), stream
-        self._loops = Loops(
-            journal or Journal(None),
-            call=sha256_of_value([seed, stream, self.indices])[:16],
-            counts=list(vars(self.ledger).values()),
-            on_counted=on_spent,
-            notes=self.notes,
-        )
+        name = sha256_of_value([self.seed, stream, self.indices])[:16]
+        self._loops = checkpoints(name, self.ledger) if checkpoints is not None else None
 
     @property
     def stochastic(self) -> bool:
@@ -295,15 +311,15 @@ class ClassifierOracle:
         # Of a row that stands here several times each time counts.
         ledger.index_add_(0, self._rows, torch.full((len(self._rows),), spent))
         if passes:
-            self.on_spent(spent * len(self._rows))
+            self.ledger.on_spent(spent * len(self._rows))
 
     def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
         """The steps of a loop that goes on where it was interrupted; see `Oracle.resumable`."""
-        return self._loops.over(steps, states)
+        return iter(steps) if self._loops is None else self._loops.over(steps, states)
 
     def note(self, subject: str, reason: str) -> None:
         """Tell the reader of the record; see `Oracle.note`."""
-        self.notes.setdefault(subject, reason)
+        self.ledger.notes.setdefault(subject, reason)
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest candidate; see `Oracle.choose`."""

@@ -18,7 +18,7 @@ from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.architectures.ram import Ram
 from robustbench_lpm.architectures.ramlpm import RamLpm
 from robustbench_lpm.architectures.recurrent_attention import GRADIENT_MODES, Glance, Policy, RecurrentAttention
-from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards, zoo
 
@@ -461,7 +461,7 @@ def test_the_gradient_of_the_gaze_passes_the_fixations_in_the_way_asked_for(draw
     for mode, true in (("score-function", 5), ("reparameterised", 5), ("detached", 3)):
         oracle = ClassifierOracle(
             classifier if runs == 1 else MonteCarlo(classifier, runs), given, range(copies),
-            seed=0, classes=2, chunk=10_000, gradient_mode=mode,
+            Rules(0, 2, 10_000), gradient_mode=mode,
         )  # fmt: skip
         found = oracle.gaze_gradient(given, oracle.noise(draws), lambda means: means.square().sum((-1, -2)) / 2)
         slopes = found.flatten(1).sum(1)
@@ -481,7 +481,7 @@ def test_the_score_function_gives_the_gradient_of_the_expected_loss(draws: int, 
     for mode in ("score-function", "reparameterised", "detached"):
         oracle = ClassifierOracle(
             classifier if runs == 1 else MonteCarlo(classifier, runs), given, range(copies),
-            seed=0, classes=2, chunk=10_000, gradient_mode=mode,
+            Rules(0, 2, 10_000), gradient_mode=mode,
         )  # fmt: skip
         gradients, losses, logits = oracle.gradient(given, oracle.noise(draws), lambda logits: logits[..., 0])
         assert losses.shape == logits.shape[:-1] == (draws, copies)

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.architectures.recurrent_attention import GRADIENT_MODES, RecurrentAttention
 from robustbench_lpm.architectures.retina import LogPolarPadding
-from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.randomness import Addresses
 from tests.architectures.test_recurrent_attention import BUILDERS, Build, images, made, noise_for, ramlpm, rectangular
 from tests.classifiers import NoisyLinear
@@ -95,7 +95,7 @@ def test_gradients_do_not_depend_on_how_many_draws_pass_at_once() -> None:
     classifier, labels = Classifier(made(ramlpm)), torch.tensor([0, 1, 2, 0, 1])
 
     def found(chunk: int, mode: str) -> tuple[Tensor, ...]:
-        oracle = ClassifierOracle(classifier, images(), range(5), seed=0, classes=3, chunk=chunk, gradient_mode=mode)
+        oracle = ClassifierOracle(classifier, images(), range(5), Rules(0, 3, chunk), gradient_mode=mode)
         answer = oracle.gradient(
             images(),
             oracle.noise(7),

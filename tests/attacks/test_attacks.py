@@ -20,7 +20,7 @@ from robustbench_lpm.attacks.square import side_at
 from robustbench_lpm.attacks.transfer import transfer
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import uniform_in_ball
-from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data
 from tests.classifiers import Linear, NoisyLinear
@@ -32,7 +32,7 @@ LABELS = torch.zeros(3, dtype=torch.long)
 
 def oracle_of(network: nn.Module | Classifier, images: Tensor = IMAGES, classes: int = 2) -> ClassifierOracle:
     classifier = network if isinstance(network, Classifier) else Classifier(network)
-    return ClassifierOracle(classifier, images, range(len(images)), seed=0, classes=classes, chunk=64)
+    return ClassifierOracle(classifier, images, range(len(images)), Rules(0, classes, 64))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -112,7 +112,7 @@ def test_the_ratio_of_logits_needs_enough_classes(classes: int, target: Tensor |
 def test_a_transfer_attack_asks_only_the_surrogates_and_chooses_on_the_target() -> None:
     """The first surrogate is the target's opposite, the second agrees with it: that one's images are kept."""
     model = Linear(WEIGHT, bias=5.0)
-    target = ClassifierOracle(Classifier(model), IMAGES, range(3), seed=0, classes=2, chunk=64)
+    target = ClassifierOracle(Classifier(model), IMAGES, range(3), Rules(0, 2, 64))
     surrogates = [oracle_of(Linear(-WEIGHT)), oracle_of(Linear(WEIGHT, bias=1.0))]
     found = transfer(target, IMAGES, LABELS, surrogates=surrogates, norm="linf", eps=0.05, steps=4)
     worst = model.margin(IMAGES) - 0.05 * WEIGHT.abs().sum()

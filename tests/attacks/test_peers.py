@@ -12,7 +12,7 @@ import robustbench_lpm
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks.cleverhans_adapter import cleverhans_spsa
 from robustbench_lpm.attacks.spsa import estimate, spsa
-from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from tests.classifiers import Linear, NoisyLinear
 
 
@@ -45,7 +45,7 @@ class Recorder(ClassifierOracle):
 def recorder() -> tuple[Recorder, Tensor, Tensor]:
     image = torch.full((1, 1, 4, 4), 0.3)
     weight = torch.linspace(-1, 1, 16).reshape(1, 4, 4)
-    oracle = Recorder(Classifier(Linear(weight, 50.0)), image, [0], seed=0, classes=2, chunk=64)
+    oracle = Recorder(Classifier(Linear(weight, 50.0)), image, [0], Rules(0, 2, 64))
     oracle.centres = []
     return oracle, image, torch.zeros(1, dtype=torch.long)
 
@@ -74,7 +74,7 @@ def test_the_estimate_does_not_depend_on_how_its_queries_are_split(chunk: int) -
     labels = torch.tensor([0, 1, 0])
 
     def found(chunk: int) -> Tensor:
-        oracle = ClassifierOracle(Classifier(network), images, range(3), seed=0, classes=2, chunk=chunk)
+        oracle = ClassifierOracle(Classifier(network), images, range(3), Rules(0, 2, chunk))
         return estimate(oracle, images, labels, None, pairs=37, delta=0.01)
 
     torch.testing.assert_close(found(chunk), found(64), atol=1e-12, rtol=0)

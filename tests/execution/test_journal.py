@@ -19,11 +19,12 @@ from torch import Tensor
 
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.execution import journal as journal_module
-from robustbench_lpm.execution.journal import Journal, Loops, Snapshot
+from robustbench_lpm.execution.journal import Journal, ResumableLoops, Snapshot
 from robustbench_lpm.execution.recording import PROGRESS
 from robustbench_lpm.execution.runner import run
 from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.attacking import Silent
+from robustbench_lpm.protocol.oracle import Ledger
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry.own_data import data_from_tensors
@@ -210,25 +211,27 @@ def test_images_of_unequal_shape_go_on_too(tmp_path: Path) -> None:
     assert written(run(plan, tmp_path / "broken").path) == written(straight.path)
 
 
-def loops_of(journal: Journal, draws: int = 0) -> Loops:
-    return Loops(journal, "call", [torch.full((2,), count) for count in (0, 0, 0, draws)])
+def loops_of(journal: Journal, draws: int = 0) -> ResumableLoops:
+    ledger = Ledger.empty(2)
+    ledger.draws += draws
+    return journal.loops("call", ledger)
 
 
-def walk(loops: Loops, stop_after: int = 10**9) -> list[float]:
+def walk(loops: ResumableLoops, stop_after: int = 10**9) -> list[float]:
     """Two loops one after the other, the second around another, all drawing; stops (as killed) after so many draws."""
     drawn: list[float] = []
     state = {"sum": torch.zeros(1)}
 
     def number() -> float:
-        loops.counts[3].add_(1)
-        return float(Addresses.of(0, [0], "attack", loops.counts[3][:1]).uniform("number"))
+        loops.ledger.draws.add_(1)
+        return float(Addresses.of(0, [0], "attack", loops.ledger.draws[:1]).uniform("number"))
 
     def draw() -> None:
         if len(drawn) == stop_after:
             raise KeyboardInterrupt
         drawn.append(number())
         state["sum"] = state["sum"] * 0.5 + drawn[-1]
-        loops.counts[0] += 1
+        loops.ledger.forwards += 1
 
     for step in loops.over(range(10), [state]):
         if step == 3:
@@ -241,7 +244,7 @@ def walk(loops: Loops, stop_after: int = 10**9) -> list[float]:
             draw()
             inner["product"] = inner["product"] * drawn[-1]
         state["sum"] = state["sum"] + inner["product"].sum()
-    return [float(state["sum"]), float(loops.counts[0].sum()), number(), len(drawn)]
+    return [float(state["sum"]), float(loops.ledger.forwards.sum()), number(), len(drawn)]
 
 
 @pytest.mark.parametrize("stop_after", range(11))

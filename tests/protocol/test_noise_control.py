@@ -19,7 +19,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.runner import run
 from robustbench_lpm.protocol.grading import predict
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control, sources_of
-from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.registry import zoo
@@ -42,8 +42,7 @@ def oracle_under(
     classifier = classifier_of(runs)
     control = parse_noise_control(noise, classifier)
     return ClassifierOracle(
-        classifier, IMAGES, range(len(IMAGES)), seed=seed, classes=2, chunk=5, noise_control=control, stream=stream,
-        **options,
+        classifier, IMAGES, range(len(IMAGES)), Rules(seed, 2, 5, noise_control=control, **options), stream=stream
     )  # fmt: skip
 
 

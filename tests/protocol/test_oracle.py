@@ -15,7 +15,7 @@ from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.attacks.pgd import pgd
 from robustbench_lpm.attacks.spsa import spsa
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards
 from tests.classifiers import Linear, NoisyLinear
@@ -31,7 +31,8 @@ def images_of(n: int) -> Tensor:
 def oracle_of(network: nn.Module, images: Tensor, runs: int = 1, **options: Any) -> ClassifierOracle:
     classifier = Classifier(network) if runs == 1 else MonteCarlo(Classifier(network), runs)
     given = {"seed": 0, "classes": 2, "chunk": 5} | options
-    return ClassifierOracle(classifier, images, range(len(images)), **given)
+    rules = Rules(**{name: given.pop(name) for name in Rules._fields if name in given})
+    return ClassifierOracle(classifier, images, range(len(images)), rules, **given)
 
 
 @pytest.mark.parametrize("runs", [1, 3])

@@ -16,7 +16,7 @@ from robustbench_lpm.attacks.pgd import pgd
 from robustbench_lpm.attacks.spsa import spsa
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.options import Options
-from robustbench_lpm.protocol.oracle import ClassifierOracle
+from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.protocol.plan import chunk_for, default_chunk, make_plan, vary
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
 from tests.classifiers import Linear
@@ -35,7 +35,7 @@ class Mistaken(Linear):
 
 def oracle_of(bias: float) -> ClassifierOracle:
     exact, quick = Classifier(Linear(WEIGHT, bias)), Classifier(Mistaken(WEIGHT, bias))
-    return ClassifierOracle(exact, IMAGES, range(4), seed=0, classes=2, chunk=8, quick=quick)
+    return ClassifierOracle(exact, IMAGES, range(4), Rules(0, 2, 8), quick=quick)
 
 
 def test_estimates_come_from_the_quick_copy_and_answers_from_the_classifier() -> None:

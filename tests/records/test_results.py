@@ -45,6 +45,7 @@ def test_what_is_published_was_made_with_the_checkpoints_that_are_here(published
     assert len(audited) == len(list((RESULTS / "records" / audits.AUDITS).glob("*.json")))
 
 
+@pytest.mark.slow
 def test_the_leaderboard_is_what_the_records_say(published: list[RunRecord], tmp_path: Path) -> None:
     for path in reporting.write_report(published, tmp_path):
         if path.suffix in (".csv", ".md", ".tex"):  # plots and the page carry the plotting library's version
