@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Iterable
+from functools import cache
 from contextlib import suppress
 
 __version__ = "0.2.0"
@@ -26,5 +27,10 @@ PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """What may change the bits of a result."""
-    return {"python": platform.python_version()} | versions_of(PACKAGES)
+    """The versions of what may change the bits of a result."""
+    return {"python": platform.python_version()} | _installed()
+
+
+@cache
+def _installed() -> dict[str, str]:
+    return versions_of(PACKAGES)
