@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Iterable
-from functools import cache
 from contextlib import suppress
+from functools import cache
 
 __version__ = "0.2.0"
 OURS = "robustbench-lpm"
