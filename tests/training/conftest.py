@@ -40,13 +40,6 @@ def tiny_recipe(name: str, **changes: Any) -> RecipeCard:
     return recipe.model_copy(update={"dataset": str(CARDS / "tiny-digits.toml")} | changes)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_drawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes longer than all the rest of a tiny training."""
-    if not request.path.stem.endswith("curves"):
-        monkeypatch.setattr(curves, "draw", lambda rows, title, best_epoch: b"")
-
-
 def _train(model: str, recipe: str, out: Path, changes: dict[str, Any] | None = None, **options: Any) -> TrainingResult:
     card = str(CARDS / f"tiny-{model}.toml")
     return train(card, recipe=tiny_recipe(recipe, **changes or {}), out=out, trust=True, **options)
