@@ -56,7 +56,8 @@ def test_the_wheel_carries_every_card_with_its_weights(wheel: Path) -> None:
 
 
 def test_it_is_the_wheel_that_is_imported(installed: Path, tmp_path: Path) -> None:
-    code = "import robustbench_lpm; from robustbench_lpm import cards; print(robustbench_lpm.__file__, cards.root())"
+    code = "import robustbench_lpm as package; from robustbench_lpm.registry import cards; "
+    code += "print(package.__file__, cards.root())"
     package, root = python("-c", code, cwd=tmp_path, path=installed).split()
     assert Path(package).is_relative_to(installed)
     assert Path(root) == installed / "robustbench_lpm/_cards"
