@@ -188,7 +188,7 @@ def _translated(network: nn.Module, state: State) -> State:
 
 
 def _check_values(network: nn.Module, state: State, source: str) -> None:
-    """Refuse NaN and infinity where the network's own values are finite, and integers in place of floats (quantised)."""
+    """Refuse NaN and infinity where the network's own values are finite, and integers instead of floats (quantised)."""
     for name, own in network.state_dict().items():
         value = state.get(name)
         if value is None or not isinstance(own, Tensor) or not own.is_floating_point():
