@@ -111,7 +111,7 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
 
 
 def to_csv(runs: pd.DataFrame) -> str:
-    """The table of runs, numbers in full precision; text that looks like a formula is led by an apostrophe."""
+    """The table of runs, numbers in full precision; text that looks like a formula gets an apostrophe in front."""
     text = runs.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in runs.dtypes]]
     return runs.assign(**{name: runs[name].map(cells.csv) for name in text}).to_csv(index=False, lineterminator="\n")
 
@@ -123,7 +123,7 @@ def to_json(
     pairs: Sequence[Comparison],
     agreements: Sequence[Agreement],
 ) -> str:
-    """Runs, rankings, comparisons of classifiers, agreement of attacks; numbers in full precision, what is absent null.
+    """Runs, rankings, comparisons of classifiers, agreement of attacks; numbers in full precision, missing values null.
 
     records: in the order of the rows of `runs`, which take the names of classes from them, by label.
     """
@@ -139,14 +139,14 @@ def to_json(
 
 
 def _json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as what JSON knows."""
+    """The rows of a table as JSON values."""
     rows = as_rows(table.astype(object).where(table.notna(), None))
     return [{name: getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in rows]
 
 
 def _ordinary(runs: pd.DataFrame) -> tuple[list[Row], list[str], list[str]]:
-    """The runs that are no probes; a sentence on the probes, where there are any; and what a reader must know of the
-    runs, such as an attack's known defects, each once."""
+    """The runs that are not probes; a sentence on the probes, if there are any; and the notes on the runs, such as an
+    attack's known defects, each once."""
     rows = as_rows(runs[~runs["probe"]])
     probes = len(runs) - len(rows)
     told = f"{probes} probe run{' of an audit is' if probes == 1 else 's of audits are'} in leaderboard.csv."
