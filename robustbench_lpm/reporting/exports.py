@@ -4,6 +4,7 @@ print the table of runs to a terminal."""
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -76,10 +77,10 @@ STYLES = {"passed": "green", "failed": "bold red", "undecided": "yellow"}  # of 
 JSON_SCHEMA_VERSION = 3
 EXPLANATION = (
     "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
-    "A model's rank follows its robust accuracy under the strongest of all attacks but controls, chosen on one half of "
-    "the graded draws and read on the other, both ways round; where the halves choose two runs, both are named. Where "
-    "models met different images, each image set has a ranking of its own. A result that fails its audit has no rank, "
-    "and neither has one without an audit beside audited ones; where none was audited, ranks are an order only."
+    "Models are ranked by robust accuracy under their strongest attack, without controls. The strongest attack is "
+    "chosen on one half of the graded draws and read on the other, both ways round; if the halves choose two runs, "
+    "both are named. Models with different images are ranked separately, by image set. A result that fails its audit "
+    "has no rank, nor has one without an audit beside audited ones. If none is audited, the order is provisional."
 )
 
 
@@ -157,7 +158,7 @@ def _ordinary(runs: pd.DataFrame) -> tuple[list[Row], list[str], list[str]]:
 def to_markdown(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as GitHub-flavoured Markdown."""
     ordinary, left_out, notes = _ordinary(runs)
-    blocks = ["# Leaderboard", EXPLANATION]
+    blocks = ["# Leaderboard", textwrap.fill(EXPLANATION, 120)]
     for part in split(ranked):
         blocks += [f"## {cells.markdown(cells.heading(part[0]))}", _markdown_table(RANKING, part)]
     blocks += ["## All runs", _markdown_table(RUNS, ordinary), *map(cells.markdown, left_out)]
