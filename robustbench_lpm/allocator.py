@@ -1,7 +1,7 @@
-"""Memory: keep what a pass frees for the next pass, and tell when memory ran out.
+"""Memory: keep freed memory for the next pass, and recognise when memory ran out.
 
 glibc returns free blocks of 32 MiB and more to the system at once. A network's feature maps are such blocks, so every
-pass takes its memory anew, page by page, which costs up to half of the time of a large batch.
+pass allocates its memory again, page by page, which costs up to half of the time of a large batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Read perturbation budgets as people give them: 8/255, 0.03, 1/255,2/255, numbers. Knows nothing about torch."""
+"""Read perturbation budgets as people write them: 8/255, 0.03, 1/255,2/255, numbers. Knows nothing about torch."""
 
 from __future__ import annotations
 

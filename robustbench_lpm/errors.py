@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-# A context, by name, in which one of several things is tried; one that catches its failure lets the others go on.
+# A context, by name, for one of several tasks; one that catches the task's failure lets the others run.
 Attempt = Callable[[str], AbstractContextManager[object]]
 
 
@@ -21,11 +21,11 @@ class LpmbenchError(Exception):
 
 
 class Stopped(LpmbenchError):
-    """The work was cancelled from outside; nothing has failed."""
+    """The work was cancelled from outside, without an error."""
 
 
 class Interrupted(LpmbenchError):
-    """Ctrl-C, with what to type to go on."""
+    """Ctrl-C, with the command that resumes."""
 
     status = 130
 

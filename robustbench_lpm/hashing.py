@@ -35,7 +35,7 @@ def sealed(content: dict[str, Any]) -> dict[str, Any]:
 def seal_holds(content: dict[str, Any], *, required: bool) -> bool:
     """Whether a JSON object is unchanged since it was sealed; one without a seal passes if none is required.
 
-    A seal shows accidental changes. It is no signature: whoever means to deceive can seal again.
+    A seal shows accidental changes. It is not a signature: anyone can seal a changed object again.
     """
     if SEAL not in content:
         return not required

@@ -25,10 +25,10 @@ def distance(images: Tensor, originals: Tensor, norm: Norm) -> Tensor:
 
 
 def project(images: Tensor, originals: Tensor, norm: Norm, eps: float) -> Tensor:
-    """The images pulled back into the ball of radius eps around originals and into the box [0, 1].
+    """The images projected onto the ball of radius eps around originals and onto the box [0, 1].
 
     For "linf" this is the exact Euclidean projection onto the intersection. For "l2" the ball comes first and the
-    box second; as originals lie in the box, clipping to it never leaves the ball.
+    box second; as originals are in the box, clipping to it never leaves the ball.
     """
     if norm == "linf":
         return torch.clamp(images, originals - eps, originals + eps).clamp(0, 1)

@@ -1,7 +1,7 @@
 """From graded outcomes to numbers with intervals. Plain numpy and scipy; knows nothing about torch.
 
-The unit of sampling is the image: draws of a stochastic classifier are nested in images, so intervals take n = number
-of images however many draws there are (conservative for the mean over draws).
+The unit of sampling is the image: draws of a stochastic classifier are nested in images. So intervals take n = number
+of images, however many draws there are (conservative for the mean over draws).
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def first_half(places: NDArray[np.integer], draws: int) -> NDArray[np.bool_]:
     i + k is even.
 
     As on a chessboard, so that both halves hold every image as often as the number of draws allows, runs of unequal K
-    are cut along the same noise (draw k of an image is the same noise in all runs of one seed), and a single draw is
-    cut by images.
+    are divided along the same noise (draw k of an image is the same noise in all runs of one seed), and a single draw
+    is divided by images.
     """
     return np.add.outer(places, np.arange(draws)) % 2 == 0
 
@@ -102,7 +102,7 @@ def worst_of_k(correct: NDArray[np.bool_]) -> Rate:
 
 
 def flip_rate(predictions: NDArray[np.integer]) -> float:
-    """The chance that two different draws disagree on an image, from predictions (images, draws); 0 for one draw."""
+    """The probability that two draws disagree on an image, from predictions (images, draws); 0 for one draw."""
     draws = predictions.shape[1]
     if draws < 2:
         return 0.0

@@ -1,1 +1,1 @@
-"""Networks, and the one shape in which the rest of lpmbench sees them (`classifier.Classifier`)."""
+"""Networks, and their common interface (`classifier.Classifier`)."""

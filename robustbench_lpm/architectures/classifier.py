@@ -1,7 +1,7 @@
-"""The one shape in which lpmbench sees a classifier: images in [0, 1] and noise in, logits out.
+"""The common interface of all classifiers: images in [0, 1] and noise in, logits out.
 
-A `Classifier` wraps any network. It holds what belongs between the pixels that are attacked and the network
-(normalisation, a resize to the network's own working size), and it makes the network's randomness an argument:
+A `Classifier` wraps any network. It holds the steps between the attacked pixels and the network (normalisation, a
+resize to the network's own working size), and it makes the network's randomness an argument:
 
     noise = classifier.sample_noise(addresses)   # every random number one forward pass uses, one address an image
     logits = classifier(images, noise)           # deterministic given noise
@@ -10,7 +10,7 @@ Noise is a dictionary from the name of a source of randomness to a tensor whose 
 empty for a deterministic network. Noise for R · B runs over B images gives R · B answers, row i of them for image i mod
 B: a network that looks at images in glimpses need not copy them.
 
-What else a network may offer, and what is assumed where it does not, is listed in `Offers`.
+`Offers` lists what else a network may provide, with the defaults.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ Noise = dict[str, Tensor]
 
 
 class Offers(Protocol):
-    """What a network may offer beside logits, each under its name; `offered` reads it, or the default given here.
+    """The optional attributes of a network, with their defaults; `offered` reads one.
 
     A network with `sample_noise(addresses) -> Noise` takes that noise as the second argument of a call. One with
-    `look(images, noise, *, gradient_mode) -> Trajectory` looks in glimpses.
+    `look(images, noise, *, gradient_mode) -> Trajectory` sees images in glimpses.
     """
 
     sample_noise: Callable[[Addresses], Noise] | None = None
-    stochastic: bool = True  # of one with sample_noise: whether two passes over one image may differ now
+    stochastic: bool = True  # with sample_noise: whether two passes over one image may differ
     look: Callable[..., Trajectory] | None = None
-    glimpses: int = 0  # that one pass takes; 0 where the image is seen whole
-    policy: str = "learned"  # where it looks: "learned", or at places in which the image has no say
+    glimpses: int = 0  # in one pass; 0 if the image is seen whole
+    policy: str = "learned"  # how fixations are chosen: "learned", or not from the image
     sigma: float = 0.0  # of a policy with a normal density, in normalised coordinates
     gradient_modes: tuple[str, ...] = ()  # the ways in which a gradient may pass its decisions
     shares_images: bool = False  # whether images (B, ...) may come with noise for R · B runs
@@ -53,7 +53,7 @@ class Offers(Protocol):
 
 
 def offered(network: nn.Module, name: str) -> Any:
-    """What a network offers under one of the names of `Offers`, or the default."""
+    """An attribute of a network that is named in `Offers`, or its default."""
     return getattr(network, name, getattr(Offers, name))
 
 
@@ -61,9 +61,9 @@ class Classifier(nn.Module):
     """A network with its preprocessing, as a function of images (B, C, H, W) in [0, 1] and noise.
 
     Args:
-        network: images, normalised, to logits (B, K), and what it has of `Offers`.
+        network: images, normalised, to logits (B, K), with any attributes of `Offers`.
         mean, std: per channel; empty for none.
-        working_size: side of the square the network wants; None for whatever comes. The resize is bilinear with
+        working_size: side of the square that the network needs; None for any size. The resize is bilinear with
             antialiasing, and differentiable: epsilon counts pixels before it.
     """
 
@@ -84,8 +84,8 @@ class Classifier(nn.Module):
         super().__init__()
         self.network = network
         self.working_size = working_size
-        # Found out at admission: whether it writes over the images it is given, the precision that it reads alone, and
-        # whether it takes gradients of its own on the way.
+        # Set at admission: whether it overwrites its input images, the only precision that it reads, and whether it
+        # takes gradients itself in a pass.
         self.in_place, self.dtype, self.differentiates = False, None, False
         self.register_buffer("mean", torch.tensor(list(mean)).reshape(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).reshape(-1, 1, 1), persistent=False)
@@ -108,7 +108,7 @@ class Classifier(nn.Module):
 
     @property
     def glimpsing(self) -> bool:
-        """Whether the network looks in glimpses, at places of its own choice."""
+        """Whether the network sees images in glimpses, at places of its own choice."""
         return offered(self.network, "look") is not None
 
     @property
@@ -152,12 +152,12 @@ class Classifier(nn.Module):
         return logits_of(self.network(prepared, noise, **modes)).to(images.dtype)
 
     def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
-        """Everything that a glimpsing network does on the way to its logits, for each of the B · `passes` runs."""
+        """The trajectory of a glimpsing network, for each of the B · `passes` runs."""
         prepared = self._for_runs(self.prepare(images), noise)
         return self.network.look(prepared, noise, gradient_mode=gradient_mode)  # type: ignore[operator]
 
     def scored(self, images: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (B, K), and the log-density (B,) of the decisions taken on the way, for score-function gradients."""
+        """Logits (B, K), and the log-density (B,) of the decisions of the pass, for score-function gradients."""
         trajectory = self.look(images, noise, gradient_mode="score-function")
         return trajectory.logits[-1], trajectory.log_density(self.sigma)
 
@@ -169,7 +169,7 @@ class Classifier(nn.Module):
         return images.repeat(runs, 1, 1, 1) if runs > 1 else images
 
     def prepare(self, images: Tensor) -> Tensor:
-        """What the network sees of images in [0, 1]."""
+        """The network's input for images in [0, 1]: resized and normalised."""
         size = self.working_size
         if size is not None and tuple(images.shape[-2:]) != (size, size):
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -179,7 +179,7 @@ class Classifier(nn.Module):
 
 
 def logits_of(answer: Any) -> Tensor:
-    """The logits in what a network answers with: a tensor, an object with `.logits`, a dictionary with "logits", or the
+    """The logits in the output of a network: a tensor, an object with `.logits`, a dictionary with "logits", or the
     first tensor of a tuple. Raises LpmbenchError for anything else."""
     if isinstance(answer, Mapping) and "logits" in answer:
         answer = answer["logits"]
@@ -230,7 +230,7 @@ class MonteCarlo(Classifier):
         return logits.unflatten(0, (self.runs, -1)).mean(dim=0)
 
     def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
-        """What happened in all runs, (T, M · B, ...): row i belongs to image i mod B."""
+        """The trajectory of all runs, (T, M · B, ...): row i belongs to image i mod B."""
         return self.classifier.look(*self._as_runs(images, noise), gradient_mode=gradient_mode)
 
     def scored(self, images: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
@@ -246,10 +246,10 @@ class MonteCarlo(Classifier):
 
 
 class GloballyRandom(nn.Module):
-    """A network that draws from the global generators, with that randomness made an argument after all.
+    """A network that draws from the global generators, with that randomness made an argument.
 
     The noise is one seed for each image; a call seeds the global generators with all of them. Results are repeatable,
-    but depend on which images share a batch: give a network a `sample_noise` of its own to be free of that.
+    but depend on which images share a batch: a network with its own `sample_noise` avoids that.
     """
 
     def __init__(self, network: nn.Module) -> None:

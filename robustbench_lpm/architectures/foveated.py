@@ -1,4 +1,4 @@
-"""A network that sees the whole image at once, but as blurred as a log-polar retina at its centre would sample it."""
+"""A network that sees the whole image, blurred as a log-polar retina at its centre would sample it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from robustbench_lpm.architectures.cnn import Cnn
 
-TRUNCATION = 4.0  # sigmas after which a Gaussian is cut off
+TRUNCATION = 4.0  # sigmas after which a Gaussian is truncated
 # A blurred copy of an image (B, C, h, w), down @ image @ across: down (h, h), across (w, w), share of a pixel (h, w).
 Copy = tuple[Tensor, ...]
 
 
 class FovealBlur(nn.Module):
-    """Blurs an image the more, the farther from its centre, as the sample spacing of a log-polar retina grows there.
+    """Blurs an image increasingly with the distance from its centre, as the sample spacing of a log-polar retina grows.
 
     At radius r (normalised units) a `log_polar_retina` of height H and width W has its samples 2π r / W apart around
     the pole and r ln(r_max / r_min) / (H - 1) apart along a ray. The Gaussian at r has half the larger of the two as
@@ -47,7 +47,7 @@ class FovealBlur(nn.Module):
         """The copies for images (B, C, h, w), in their precision, made in float64 and kept."""
         key = (like.shape[-2], like.shape[-1], like.dtype, like.device)
         if key not in self._prepared:
-            with torch.inference_mode(False):  # else a later backward pass could not use them
+            with torch.inference_mode(False):  # otherwise a later backward pass could not use them
                 self._prepared[key] = [
                     tuple(part.to(like.device, like.dtype) for part in copy) for copy in self._make(*like.shape[-2:])
                 ]
@@ -74,7 +74,7 @@ class FovealBlur(nn.Module):
 def gaussian(size: int, sigma: float) -> Tensor:
     """The matrix (size, size), float64, that blurs a line of pixels with a Gaussian of sigma > 0 pixels.
 
-    Pixels outside the line are copies of the nearest one inside: what falls on them is added to its column.
+    Pixels outside the line are copies of the nearest one inside: their weights are added to its column.
     """
     reach = max(1, math.ceil(TRUNCATION * sigma))
     offsets = torch.arange(-reach, reach + 1)
@@ -96,7 +96,7 @@ def _hats(values: Tensor, knots: Tensor) -> Tensor:
 
 
 class FoveatedCnn(nn.Module):
-    """`Cnn` behind `FovealBlur`: it sees the whole image as sharply as a log-polar retina that looks at its centre.
+    """`Cnn` behind `FovealBlur`: it sees the whole image as sharply as a log-polar retina at its centre.
 
     Images (B, channels, size, size) to logits (B, classes).
 

@@ -1,8 +1,8 @@
 """Cheaper passes: the layout of weights, and networks in bfloat16 for gradients and probes.
 
 bfloat16 steps near 1 are 1/256, half of a budget of 2/255. So the layers that read the pixels stay in float32, and so
-do the layer that gives the logits and what a network names its `exact_parts`. Grading, and whatever decides that an
-image is misclassified, uses the network itself.
+do the layer that gives the logits and the network's `exact_parts`. Grading, and the decision whether an image is
+misclassified, use the network itself.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ LAYERS = (nn.Conv2d, nn.Linear)
 
 
 def reduced(classifier: Classifier, example: Tensor, noise: Noise) -> Classifier:
-    """The classifier in bfloat16, but for its first layers, its last and its exact parts, which it shares.
+    """The classifier in bfloat16, except for its first layers, its last and its exact parts, which it shares.
 
     Args:
         classifier: in eval mode.
-        example, noise: a batch that it can read, to find out in which order its layers work.
+        example, noise: a batch that it can read, to find the order of its layers.
     """
     if isinstance(classifier, MonteCarlo):
         raise ValueError("reduce the classifier that is averaged, not the average")
@@ -36,7 +36,7 @@ def reduced(classifier: Classifier, example: Tensor, noise: Noise) -> Classifier
 
 
 def lay_out(classifier: Classifier, device: str) -> Classifier:
-    """The same classifier, its weights in the memory layout that the device's kernels prefer."""
+    """The same classifier, with its weights in the memory layout that is fastest on the device."""
     if torch.device(device).type == "cpu":
         channels_last(classifier)
     return classifier
@@ -61,7 +61,7 @@ def plain_layout(before: dict[Tensor, Tensor]) -> None:
 
 
 def keep_exact_parts(network: nn.Module) -> None:
-    """Let a network's `exact_parts` work in float32 where the rest is of mixed precision."""
+    """Keep a network's `exact_parts` in float32 where the rest is in mixed precision."""
     for name in offered(network, "exact_parts"):
         _keep_full(network.get_submodule(name))
 
@@ -103,14 +103,14 @@ def _lower(images: Tensor) -> Any:
 
 
 def _keep_full(part: nn.Module) -> None:
-    """Let a part of a network work in float32."""
+    """Keep a part of a network in float32."""
     forward = part.forward
 
     def in_full(inputs: Tensor, *rest: Any) -> Any:
         with torch.autocast(inputs.device.type, enabled=False):
             return forward(inputs.float(), *rest)
 
-    part.forward = in_full  # its other attributes stay in reach, as they would not behind a wrapper
+    part.forward = in_full  # a wrapper would hide its other attributes
 
 
 def _lowered(classifier: Classifier, example: Tensor, noise: Noise) -> nn.Module:
@@ -118,7 +118,7 @@ def _lowered(classifier: Classifier, example: Tensor, noise: Noise) -> nn.Module
     order = _layers_at_work(classifier, example, noise)
     network = classifier.network
     names = {module: name for name, module in network.named_modules()}
-    # A glimpsing network may meet the pixels several times, once on each of its paths.
+    # A glimpsing network may read the pixels several times, once on each of its paths.
     channels = example.shape[1]
     first = [layer for layer in order if isinstance(layer, nn.Conv2d) and layer.in_channels == channels]
     exact = set(offered(network, "exact_parts"))
@@ -139,7 +139,7 @@ def _lowered(classifier: Classifier, example: Tensor, noise: Noise) -> nn.Module
 
 @torch.no_grad()
 def _layers_at_work(classifier: Classifier, example: Tensor, noise: Noise) -> list[nn.Module]:
-    """The network's convolutions and linear layers in the order in which they first work."""
+    """The network's convolutions and linear layers in the order of their first call."""
     order: dict[nn.Module, None] = {}
 
     def note(module: nn.Module, *_: Any) -> None:

@@ -13,7 +13,7 @@ class Ram(RecurrentAttention):
     """RAM, in the sizes of the paper's section 4: a glimpse network, a core of rectified units, three linear heads.
 
     Args:
-        channels, classes: of the images and of the answer.
+        channels of the images, classes of the logits.
         patch, scales, extent: the retina (`rectangular_retina`); extent is the half-width of the smallest patch.
         features, hidden: units of the glimpse network's two branches and of the core.
         glimpses, sigma (normalised units), first_fixation_spread, policy, random_spread: see `RecurrentAttention`.
@@ -55,7 +55,7 @@ class Ram(RecurrentAttention):
         return images.new_zeros(runs, self.core_from_core.in_features)
 
     def glance(self, images: Tensor, fixations: Tensor, state: Tensor) -> Glance:
-        """One glimpse; as in the paper, what is seen and where it is seen join by addition."""
+        """One glimpse; as in the paper, the features of content and of place are added."""
         seen = F.relu(self.see(self.retina(images, fixations).flatten(1)))
         placed = F.relu(self.place(fixations))
         glimpse = F.relu(self.see_on(seen) + self.place_on(placed))

@@ -23,7 +23,7 @@ from robustbench_lpm.architectures.retina import LogPolarPadding, cartesian_reti
 Pooling = Literal["max", "average"]
 Padding = Literal["polar", "reference", "zeros"]
 RetinaKind = Literal["log-polar", "rectangular"]
-CELLS_AT_ONCE = 2**16  # of glimpses that pass the what path together: larger batches do not fit into caches
+CELLS_AT_ONCE = 2**16  # cells of glimpses in one batch of the what path: larger batches do not fit into caches
 Cell = tuple[Tensor, Tensor]  # the state of an LSTM cell: output and memory, (runs, hidden) each
 Layer = Sequence[int]  # [channels], or [channels, pool rows, pool columns]
 
@@ -34,7 +34,7 @@ def glimpse_block(
     """Padding, convolution, pooling, ReLU, batch norm, in the order of the original.
 
     Maps (B, inputs, H, W) -> (B, outputs, H // pool rows, W // pool columns). padding: "polar" and "reference" as in
-    `LogPolarPadding`; "zeros" for a glimpse that is no log-polar map.
+    `LogPolarPadding`; "zeros" for a glimpse that is not a log-polar map.
     """
     outputs, *pool = layer
     before, after = kernel // 2, (kernel - 1) // 2
@@ -77,7 +77,7 @@ class RamLpm(RecurrentAttention):
     """RAM-LPM. A what path classifies the glimpses, a where path on the same glimpses chooses the next fixation.
 
     Args:
-        channels, classes: of the images and of the answer.
+        channels of the images, classes of the logits.
         retina: "log-polar"; or, as a control, "rectangular": height x width samples spread evenly over
             [-r_max, r_max]² (`cartesian_retina`), which has neither r_min nor inner_rows and needs padding "zeros".
         height, width, r_min, r_max, oversampling, inner_rows, align_corners: of the retina (`log_polar_retina`).
@@ -86,12 +86,12 @@ class RamLpm(RecurrentAttention):
         head: "mlp" (Linear to 1024, ReLU, batch norm, Linear; SIM2MNIST) or "linear" (batch norm, Linear; ImageNet).
         glimpses T, sigma (normalised units), first_fixation_spread, policy, random_spread: see `RecurrentAttention`.
         padding: "polar" is exactly equivariant to rotation, "reference" repeats the original's pole padding, "zeros"
-            puts darkness around the glimpse.
-        where_pooling: the original asks for average pooling in the where path and gets "max".
+            pads with black.
+        where_pooling: the original code specifies average pooling in the where path, but uses "max".
     """
 
     shares_images = True
-    # Where it looks decides all that it sees: the cheap path that says so keeps its precision in every copy.
+    # The fixations decide everything that it sees, so the cheap where path keeps its precision in every copy.
     exact_parts: ClassVar = ("where_cnn", "where_rnn", "where_norm", "locator")
 
     def __init__(
@@ -153,7 +153,7 @@ class RamLpm(RecurrentAttention):
         return Glance(logits, mean, baseline, (what, where))
 
     def _aim(self, glimpse: Tensor, fixations: Tensor, state: Cell) -> tuple[Tensor, Cell]:
-        """Where the where path looks next, (runs, 2), and its state."""
+        """The next fixation mean of the where path, (runs, 2), and its state."""
         state = self.where_rnn(torch.cat([self.where_cnn(glimpse), fixations], dim=1), state)
         return self.locator(self.where_norm(state[0])), state
 
@@ -165,7 +165,7 @@ class RamLpm(RecurrentAttention):
     def look(
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
     ) -> Trajectory:
-        """As many glimpses as the noise provides for, the what path's together (see `forward`)."""
+        """As many glimpses as the noise has numbers for; the what path reads all together (see `forward`)."""
         if self.training:  # batch statistics belong to one glimpse
             return super().look(images, noise, gradient_mode=gradient_mode)
         noise = self.noise_for(images, noise)
@@ -179,8 +179,8 @@ class RamLpm(RecurrentAttention):
     ) -> Tensor:
         """Logits (R · B, K) after the last glimpse at images (B, C, H, W).
 
-        The where path alone decides where to look, so it goes first; the what path, which costs most, then reads the
-        glimpses of all steps and runs together. Where no gradient passes the fixations, none is kept on the way.
+        The where path alone decides the fixations, so it runs first; the what path, which costs most, then reads the
+        glimpses of all steps and runs together. If no gradient passes the fixations, none is kept for the where path.
         """
         if self.training:
             return super().forward(images, noise, gradient_mode=gradient_mode)
@@ -197,7 +197,7 @@ class RamLpm(RecurrentAttention):
     def _scan(
         self, images: Tensor, noise: dict[str, Tensor], gradient_mode: str, *, last: bool = True
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The where path alone: means and fixations as in `follow`, and the glimpses on the way."""
+        """The where path alone: means and fixations as in `follow`, and the glimpses."""
         state, glimpses = _blank(images, len(noise["first_fixation"]), self.where_rnn), []
 
         def aim(fixations: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ class RamLpm(RecurrentAttention):
             known.append(state[0])
         return known
 
-    # What the original authors' checkpoints were trained with, where our default is another.
+    # Settings of the original authors' checkpoints that differ from our defaults.
     reference_parameters: ClassVar = {"padding": "reference", "where_pooling": "max"}
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The loop that all glimpsing classifiers share: look, update, classify, decide where to look next.
+"""The loop of all glimpsing classifiers: look, update, classify, choose the next fixation.
 
 One pass uses two sources of randomness, both in the noise dictionary:
     "first_fixation"  (B, 2), uniform on [-spread, spread]², in normalised coordinates
@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from robustbench_lpm.randomness import Addresses
 
 GRADIENT_MODES = ("detached", "reparameterised", "straight-through", "score-function")
-THROUGH = ("reparameterised", "straight-through")  # those in which a gradient passes the sampling grid
+THROUGH = ("reparameterised", "straight-through")  # modes in which a gradient passes the sampling grid
 Policy = Literal["learned", "centre", "random"]
 
-_calls = count()  # without noise, of all models of this process: a model and its copy never draw the same
+_calls = count()  # calls without noise, of all models of this process: a model and its copy never draw the same
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What happened at every glimpse t = 0..T-1; the first dimension is t."""
+    """The results of every glimpse t = 0..T-1; the first dimension is t."""
 
     logits: Tensor  # (T, B, K) if the model classified there
-    means: Tensor  # (T, B, 2), mu[t], in [-1, 1]: where the policy wants to look after glimpse t
+    means: Tensor  # (T, B, 2), mu[t], in [-1, 1]: the policy's mean after glimpse t
     fixations: Tensor  # (T, B, 2), l[t]: where glimpse t looked
     baselines: Tensor  # (T, B), the expected reward after glimpse t
 
@@ -43,7 +43,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Glance:
-    """What a network computes at one glimpse."""
+    """The results of one glimpse."""
 
     logits: Tensor  # (B, K)
     mean: Tensor  # (B, 2), before the clamp to [-1, 1]
@@ -86,18 +86,18 @@ class RecurrentAttention(nn.Module):
 
     @property
     def gradient_modes(self) -> tuple[str, ...]:
-        """The ways in which a gradient may pass the fixations, those that would make no difference left out.
+        """The ways in which a gradient may pass the fixations, without those that make no difference.
 
         "detached" (not at all, as trained), "reparameterised" (through l = mu + sigma · noise, the sampling grid and
         the clamp), "straight-through" (the same without the clamp), "score-function" (the likelihood-ratio estimate of
         Williams 1992, through the density of the fixations).
         """
         if self.policy != "learned" or self.glimpses == 1:
-            return ("detached",)  # the image has no say in where the next glimpse looks
+            return ("detached",)  # the next fixation does not depend on the image
         return GRADIENT_MODES if self.sigma > 0 else GRADIENT_MODES[:-1]
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The groups that may train at rates of their own: where path and locator, baseline, the rest."""
+        """The parameter groups with separate learning rates: where path and locator, baseline, the rest."""
         groups: dict[str, list[nn.Parameter]] = {"where": [], "baseline": [], "rest": []}
         for name, parameter in self.named_parameters():
             group = "where" if name.startswith(("where_", "locator")) else "rest"
@@ -105,7 +105,7 @@ class RecurrentAttention(nn.Module):
         return {name: parameters for name, parameters in groups.items() if parameters}
 
     def start(self, images: Tensor, runs: int) -> Any:
-        """The state of so many runs before the first glimpse."""
+        """The state of the runs before the first glimpse."""
         raise NotImplementedError
 
     def glance(self, images: Tensor, fixations: Tensor, state: Any) -> Glance:
@@ -132,7 +132,7 @@ class RecurrentAttention(nn.Module):
     def look(
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
     ) -> Trajectory:
-        """Take as many glimpses as the noise provides for; everything that happened on the way."""
+        """The trajectory of as many glimpses as the noise has numbers for."""
         noise = self.noise_for(images, noise)
         state, glances = self.start(images, len(noise["first_fixation"])), []
 
@@ -153,7 +153,7 @@ class RecurrentAttention(nn.Module):
 
     def noise_for(self, images: Tensor, noise: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Noise in the precision and on the device of the images; the model's own where none is given."""
-        noise = noise or self._own_noise(len(images))  # of a policy without noise none is given, and none matters
+        noise = noise or self._own_noise(len(images))  # a policy without noise needs none
         return {source: values.to(images) for source, values in noise.items()}
 
     def follow(

@@ -1,4 +1,4 @@
-"""Retinas: where a glimpse looks, and what it brings back; and the padding of log-polar maps.
+"""Retinas, which sample an image around a fixation; and the padding of log-polar maps.
 
 Coordinates are normalised: x to the right and y down, both in [-1, 1] over the image, whatever its size in pixels.
 """
@@ -38,7 +38,7 @@ class Retina(nn.Module):
     def patterns(self, like: Tensor) -> list[Tensor]:
         """The patterns in the precision and on the device of a tensor.
 
-        They are no buffers: a module moved to float64 must get them afresh, not widened from float32.
+        They are not buffers: a module moved to float64 needs them at full precision, not widened from float32.
         """
         key = (like.dtype, like.device)
         if key not in self._patterns:
@@ -48,8 +48,8 @@ class Retina(nn.Module):
     def sample(self, images: Tensor, fixations: Tensor, pattern: Tensor) -> Tensor:
         """Bilinear samples (R · B, C, rows, columns) of images (B, C, *, *) on pattern + fixations (R · B, 2).
 
-        Row i of the fixations looks at image i mod B. Images that are looked at several times are not copied: their
-        grids are stacked, and one pass over them collects what all looks send back.
+        Row i of the fixations belongs to image i mod B. Images with several fixations are not copied: their grids are
+        stacked, and one pass collects the gradients of all.
         """
         batch, looks, height = len(images), len(fixations) // len(images), len(pattern)
         grid = pattern + fixations.unflatten(0, (looks, batch)).transpose(0, 1)[:, :, None, None, :]
@@ -134,7 +134,7 @@ PolarPadding = Literal["polar", "reference"]
 class LogPolarPadding(nn.Module):
     """Pads log-polar maps (B, C, radius, angle) so that a convolution of that kernel keeps their size.
 
-    Angles wrap, the outermost radius repeats, and rows beyond the pole are the first rows seen from the other side.
+    Angles wrap, the outermost radius repeats, and rows beyond the pole are the first rows at the opposite angles.
     "polar" does this exactly: rolling the input along the angle rolls the output. "reference" repeats the original
     code, which wraps first and swaps the halves of the wrapped row, so that its half-turn is off by half the wrap.
     """
@@ -156,7 +156,7 @@ class LogPolarPadding(nn.Module):
 
 
 class _Pad(torch.autograd.Function):
-    """The padding of `LogPolarPadding` with one copy of the maps each way: chained concatenations take one a side.
+    """The padding of `LogPolarPadding` with one copy of the maps each way: concatenations take one for each side.
 
     The frame around the maps (rows over the pole, the outermost row again, wrapped columns) is written in place.
     """

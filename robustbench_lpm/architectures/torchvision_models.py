@@ -1,4 +1,4 @@
-"""torchvision's classifiers by name, whole or (ResNets) narrowed and with a stem for small images."""
+"""torchvision's classifiers by name, unchanged or (ResNets) narrowed and with a stem for small images."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def torchvision_weights_cached(name: str) -> bool:
     """Whether those weights are on this computer already."""
     try:
         return _cached(_url(name)).is_file()
-    except LpmbenchError:  # an older torchvision does not know them: whoever asks for them is told
+    except LpmbenchError:  # an older torchvision does not know them; loading them gives the error
         return False
 
 

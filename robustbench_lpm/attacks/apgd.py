@@ -14,7 +14,7 @@ from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
 
-# Section 3.1: the share of a step that is new (the rest is momentum), and where the step size is looked at.
+# Section 3.1: the share of a step that is new (the rest is momentum), and when the step size is checked.
 ALPHA = 0.75
 FIRST_PERIOD, SHORTER_BY, SHORTEST_PERIOD = 0.22, 0.03, 0.06
 
@@ -28,17 +28,18 @@ def apgd(
 ) -> Tensor:  # fmt: skip
     """Auto-PGD (algorithm 1) from random points of the ball.
 
-    Of every run two results are compared on selection noise: the iterate of lowest loss, which with a stochastic
-    classifier owes something to luck, and the last one. With a deterministic classifier an image keeps its
-    first misclassified iterate.
+    Two results of every run are compared on selection noise: the iterate of lowest loss, which with a stochastic
+    classifier is partly chance, and the last one. With a deterministic classifier an image keeps its first
+    misclassified iterate.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
         steps: gradients of one run.
         restarts: independent starts.
         eot: draws of noise over which a stochastic classifier's loss and gradient are averaged.
-        rho: the step size is halved when fewer than this share of the steps since the last look were improvements.
-        early_stop: a misclassified image is left alone, with a deterministic classifier only: there that is final.
+        rho: the step size is halved when fewer than this share of the steps since the last checkpoint were
+        improvements. early_stop: a misclassified image is left alone, with a deterministic classifier only: there that
+        is final.
     """
     stop, periods = early_stop and not oracle.stochastic, checkpoints(steps)
 
@@ -80,7 +81,7 @@ def apgd(
 
 
 def checkpoints(steps: int) -> list[int]:
-    """The iterations at which the step size is looked at: periods of 0.22 steps and then ever shorter ones."""
+    """The iterations at which the step size is checked: periods of 0.22 of the steps, then shorter ones."""
     shares = [0.0, FIRST_PERIOD]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - SHORTER_BY, SHORTEST_PERIOD))
@@ -90,7 +91,7 @@ def checkpoints(steps: int) -> list[int]:
 
 @dataclass
 class _Memory:
-    """What a run remembers of each of the b images under attack; `keep` drops the others."""
+    """The state of a run for each of the b images under attack; `keep` drops the others."""
 
     current: Tensor  # x_k, (b, C, H, W)
     previous: Tensor  # x_{k-1}
@@ -126,7 +127,7 @@ class _Memory:
         self.best_loss = torch.where(better, losses, self.best_loss)
 
     def look(self, period: int, rho: float) -> Tensor:
-        """Halve the step size of images that make no progress (conditions 1 and 2); which they are, (b,)."""
+        """Halve the step size of images that make no progress (conditions 1 and 2); returns which, (b,)."""
         halve = (self.improvements < rho * period) | (~self.halved & (self.best_then <= self.best_loss))
         self.step_size = torch.where(halve, self.step_size / 2, self.step_size)
         self.halved, self.best_then = halve, self.best_loss.clone()

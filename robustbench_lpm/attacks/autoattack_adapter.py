@@ -1,10 +1,10 @@
 """AutoAttack (Croce and Hein 2020, arXiv 2003.01690), as the package pyautoattack has it, behind our contract.
 
 Its own driver is biased against stochastic classifiers: every stage skips what a single pass got wrong, keeps the first
-lucky flip, and returns the clean image where one more pass was right. Here its stages attack every image, each yields a
-candidate for each, and the strongest is chosen on selection noise. The one shortcut left is exact: an image that a
+wrong answer, and returns the clean image where one more pass was right. Here every stage attacks every image and gives
+a candidate for it, and the strongest is chosen on selection noise. One exact shortcut remains: an image that a
 deterministic classifier misclassifies does not go to the next stage. A stage that fails (Square, on images that are not
-square) is left out with a note, and the others count.
+square) is left out with a note.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from robustbench_lpm.errors import LpmbenchError, in_one_line
 from robustbench_lpm.norms import Norm, project
 from robustbench_lpm.randomness import isolated_globals
 
-TARGETS = 9  # classes that the targeted stages aim at, one after the other; all others if there are fewer
+TARGETS = 9  # target classes of the targeted stages, one after the other; all others if there are fewer
 SILENT = logging.Logger("pyautoattack", logging.CRITICAL + 1)
 # Its name, and from a module, images and labels to candidates; the next stage starts from the last one.
 Stage = tuple[str, Callable[[nn.Module, Tensor, Tensor], list[Tensor]]]
 
 
 def _standard_cost(steps: int, queries: int) -> Cost:
-    """With nine targets; APGD looks at its start too, a target costs a look, and so does what each stage found."""
+    """With nine targets; APGD's start, each target and each stage's result cost a forward pass more."""
     apgd = Cost(steps + 1, steps + 1)
     forwards = apgd.forwards + TARGETS * (1 + apgd.forwards) + TARGETS * (1 + 2 * steps) + (queries + 1)
     looks = 2 + 2 * TARGETS
@@ -50,7 +50,7 @@ def autoattack_standard(
 ) -> Tensor:  # fmt: skip
     """The standard version: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square.
 
-    The targeted stages aim at the 9 likeliest other classes, or at all K - 1. With three classes or fewer the targeted
+    The targets are the 9 likeliest other classes, or all K - 1. With three classes or fewer the targeted
     DLR does not exist and its stage is left out; so is Square in l2 on images of less than 5 pixels.
 
     Args:
@@ -69,7 +69,7 @@ def autoattack_standard(
 
 
 def _rand_cost(steps: int, eot: int, stochastic: bool) -> Cost:
-    """Two runs, each of which looks at its start too; a look at what a stage found, if the classifier has no noise."""
+    """Two runs, with a forward pass for each start; without noise, one more for each stage's result."""
     passes = 2 * (steps + 1) * eot
     return Cost(passes + (0 if stochastic else 2), passes, choices=4)
 
@@ -116,7 +116,8 @@ def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stag
                 oracle.note(f"{name} of AutoAttack failed and is left out", in_one_line(error))
                 continue
             for candidate in candidates:
-                # Where a stage failed (FAB finds no boundary, or divides by a gradient of zero) what there was stays.
+                # Where a stage failed (FAB finds no boundary, or divides by a gradient of zero) the earlier images
+                # stay.
                 finite, moved = candidate.isfinite().flatten(1).all(1), (candidate != originals).flatten(1).any(1)
                 usable = finite & moved
                 latest[active[usable]] = project(candidate[usable], originals[usable], norm, eps)
@@ -132,7 +133,7 @@ def _strongest(oracle: Oracle, images: Tensor, labels: Tensor, stages: list[Stag
 
 
 def _apgd(model: nn.Module, images: Tensor, labels: Tensor, *, rank: int | None = None, **options: Any) -> list[Tensor]:
-    """The iterates that flipped, those of highest loss in place of the others; and all of highest loss."""
+    """The misclassified iterates, those of highest loss in place of the others; and all those of highest loss."""
     if rank is None:
         attack = APGDAttack(model, logger=SILENT, **options)
     else:
@@ -145,7 +146,7 @@ def _apgd(model: nn.Module, images: Tensor, labels: Tensor, *, rank: int | None 
 
 
 def _rivals(logits: Tensor, labels: Tensor) -> Tensor:
-    """The classes of each image by falling logits (B, K), the label first."""
+    """The classes of each image by decreasing logits (B, K), the label first."""
     return logits.scatter(1, labels[:, None], torch.inf).argsort(1, descending=True)
 
 
@@ -164,7 +165,7 @@ def _square(model: nn.Module, images: Tensor, labels: Tensor, **options: Any) ->
 class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no types
     """FAB, but it attacks every image, and no other class than the label comes first when it ranks targets.
 
-    It asks about every iterate twice, for its label and then for its gradient: here one forward pass serves both.
+    FAB evaluates every iterate twice, for its label and for its gradient: here one forward pass gives both.
     """
 
     def __init__(self, model: nn.Module, labels: Tensor, **options: Any) -> None:
@@ -195,7 +196,7 @@ class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no typ
         self, imgs: Tensor, la: Tensor, la_target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The lead of the target over the label, (B, 1), and its gradient (B, 1, C, H, W)."""
-        if not torch.equal(imgs, self._iterate):  # a misclassified iterate was drawn back towards its image
+        if not torch.equal(imgs, self._iterate):  # a misclassified iterate was moved back towards its image
             self._labels_of(imgs)
         rows = torch.arange(len(imgs), device=imgs.device)
         with torch.enable_grad():

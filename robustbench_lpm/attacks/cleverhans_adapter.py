@@ -35,14 +35,14 @@ def cleverhans_pgd(
         ).detach()
 
 
-# Two queries for each of its samples, and one look at the iterate.
+# Two queries for each of its samples, and one of the iterate.
 @Declaration(cost=lambda iterations, pairs: Cost(iterations * (2 * pairs + 1)))
 def cleverhans_spsa(
     oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
     iterations: PositiveInt = 40, pairs: PositiveInt = 64, delta: PositiveFloat = 0.01,
     learning_rate: PositiveFloat = 0.01,
 ) -> Tensor:  # fmt: skip
-    """cleverhans' SPSA as it stands, for comparison only: it evaluates 2x ± delta and forgets what it has found.
+    """cleverhans' SPSA unchanged, for comparison only: it evaluates 2x ± delta and ignores the perturbation so far.
 
     `pairs` is its `spsa_samples`: twice as many queries a step. It works on one image at a time.
     """
@@ -60,7 +60,7 @@ def cleverhans_spsa(
 
 
 def _options(norm: Norm, labels: Tensor, targets: Tensor | None) -> dict[str, Any]:
-    """What its attacks call their common arguments."""
+    """The common arguments under cleverhans' names."""
     return {
         "norm": np.inf if norm == "linf" else 2, "clip_min": 0.0, "clip_max": 1.0, "sanity_checks": False,
         "y": labels if targets is None else targets, "targeted": targets is not None,

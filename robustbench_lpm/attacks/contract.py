@@ -1,4 +1,4 @@
-"""What an attack may ask of the classifier that it attacks, and what it declares beside its function."""
+"""The interface between an attack and the benchmark: the oracle that it queries, and the cost that it declares."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Declaration:
-    """What a run must know of an attack beside its function, which it decorates and leaves as it is.
+    """A decorator that declares the cost of an attack and the names of its budget parameters.
 
     cost: the most passes for one image, from any of the attack's parameters and `stochastic`, by their names; None:
-        not known. For a deterministic classifier, which is asked once, every parameter named in `draws` is 1 there.
-    steps, draws, restarts: what the attack calls its parameters that say how long it works, over how many draws of
-        noise it averages or votes, and from how many starts; names of other parameters do no harm.
+        not known. For a deterministic classifier, which needs one draw, every parameter named in `draws` is 1 there.
+    steps, draws, restarts: names of the parameters for its length, for the draws of noise that it averages over or
+        that vote, and for its starts; names that the attack does not have are ignored.
 
     Raises LpmbenchError where the cost asks for a parameter that the function does not have.
     """
@@ -63,7 +63,7 @@ class Declaration:
 
 
 def declared(function: Callable[..., Tensor]) -> Declaration:
-    """The declaration of an attack function; of one without, that its cost is not known."""
+    """The declaration of an attack function; the default, with an unknown cost, if it has none."""
     found = getattr(function, "declaration", None)
     return found if isinstance(found, Declaration) else Declaration()
 
@@ -106,7 +106,7 @@ class Oracle(Protocol):
         """Logits (draws, B, K) of images (B, C, H, W), or of other images in each draw, (draws, B, C, H, W)."""
 
     def probe(self, images: Tensor, noise: Draws) -> Tensor:
-        """The same without gradients, for estimates that average over many queries: maybe in reduced precision."""
+        """The same without gradients, possibly in reduced precision: for estimates that average over many queries."""
 
     def gradient(
         self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]
@@ -120,40 +120,40 @@ class Oracle(Protocol):
     def misclassified(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """Which images (B, C, H, W) a deterministic classifier misclassifies, (B,), by logits (1, B, K) of `gradient`.
 
-        Where those are of reduced precision, the classifier itself is asked again about images that seem to be.
+        If those are in reduced precision, images that seem misclassified are evaluated again in full precision.
         """
 
     def gaze(self, images: Tensor, noise: Draws) -> Tensor:
-        """Where a glimpsing classifier wants to look after each glimpse, (draws, B, T, 2) as (x, y) in [-1, 1].
+        """The fixation means of a glimpsing classifier after each glimpse, (draws, B, T, 2) as (x, y) in [-1, 1].
 
         Differentiable in the images; of a Monte-Carlo average the mean. Raises LpmbenchError for other classifiers.
         """
 
     def gaze_gradient(self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]) -> Tensor:
-        """The same as `gradient` for losses (draws, B) of what `gaze` gives; the gradient alone, (B, C, H, W)."""
+        """The gradient (B, C, H, W), as in `gradient`, of losses (draws, B) of the result of `gaze`."""
 
     def rows(self, keep: Tensor) -> Oracle:
         """The oracle of some of the images: keep is a tensor of positions, or a mask (B,)."""
 
     def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
-        """The steps of a long loop; a run that was interrupted goes on at its last checkpoint. Optional for an attack.
+        """The steps of a long loop; an interrupted run resumes at its last checkpoint. Optional for an attack.
 
-        The states hold, by name, every tensor that one step hands to the next, also those of a loop around it; `vars`
-        of a dataclass of tensors is such a state. A run that goes on finds them as they were at the beginning of a
-        step, and is given the steps from there on. All else must follow from the states, the step and the attack's
-        arguments, and the loop may ask this oracle and its `rows` alone. Loops may be nested, or follow one another.
+        The states hold, by name, every tensor that one step passes to the next, also those of a loop around it; `vars`
+        of a dataclass of tensors is such a state. A resumed run finds them as they were at the beginning of a step,
+        and gets the steps from there on. Everything else must follow from the states, the step and the attack's
+        arguments, and the loop may query only this oracle and its `rows`. Loops may be nested, or follow one another.
         """
 
     def note(self, subject: str, reason: str) -> None:
         """Put a note into the record, such as ("AutoAttack's Square is left out", "it failed"): once for a subject."""
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """For each image the strongest of the candidates (each (B, C, H, W)), judged on noise kept for selection."""
+        """For each image the strongest of the candidates (each (B, C, H, W)), compared on noise reserved for this."""
 
     def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
         """A module from images to logits for other libraries: it draws fresh attack noise at every call.
 
         It takes the whole batch in its order, or any number of versions of some of its images, each of which is
-        recognised by the nearest original. The answer to several draws is the logarithm of their mean probabilities.
-        Not exact, it answers like `probe`.
+        matched to the nearest original. With several draws it returns the logarithm of their mean probabilities.
+        With exact=False it answers like `probe`.
         """

@@ -1,4 +1,4 @@
-"""An attack on where a glimpsing classifier looks: it pushes the fixations off the object and never sees a logit."""
+"""An attack on the fixations of a glimpsing classifier: it moves them off the object and never reads a logit."""
 
 from __future__ import annotations
 

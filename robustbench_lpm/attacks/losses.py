@@ -1,4 +1,4 @@
-"""What attacks minimise, per draw and image. Targets, when given, are classes to reach instead of labels to leave."""
+"""The losses that attacks minimise, per draw and image. Targets, if given, are the classes to be predicted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def objective(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None 
 def finite(logits: Tensor) -> Tensor:
     """Logits (..., K) in which classes that the model rules out, at -inf, are far below all others instead.
 
-    Differences and means of infinite numbers are no numbers, and no loss could be compared or differentiated.
+    Differences and means of infinite numbers are NaN; such losses cannot be compared or differentiated.
     """
     ruled_out = logits.isneginf()
     if not ruled_out.any():
@@ -44,7 +44,7 @@ def finite(logits: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """z_y - max_{j != y} z_j, (N, B): negative exactly where the label is beaten (Carlini and Wagner 2017)."""
+    """z_y - max_{j != y} z_j, (N, B): negative exactly where another class wins (Carlini and Wagner 2017)."""
     index = labels.expand(logits.shape[:-1])[..., None]
     others = logits.scatter(-1, index, -torch.inf).amax(-1)
     return _logits_of(logits, labels) - others
@@ -75,7 +75,7 @@ def targeted_logits_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Te
 
 
 def _ranked(logits: Tensor, needed: int) -> Tensor:
-    """The largest logits (N, B, needed), falling."""
+    """The largest logits (N, B, needed), in decreasing order."""
     if logits.shape[-1] < needed:
         aimed = " with a target" if needed == 4 else ""
         raise LpmbenchError(f"The loss 'dlr'{aimed} needs {needed} classes or more; the model has {logits.shape[-1]}.")
@@ -87,6 +87,6 @@ def _logits_of(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def succeeded(logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-    """Whether each draw says something else than the label, or says the target: (N, B)."""
+    """Whether each draw predicts another class than the label, or the target: (N, B)."""
     predictions = logits.argmax(-1)
     return predictions != labels if targets is None else predictions == targets

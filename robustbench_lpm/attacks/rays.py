@@ -21,14 +21,14 @@ def rays(
 ) -> Tensor:  # fmt: skip
     """Find the direction of signs along which an adversarial example is nearest (algorithms 1 to 3).
 
-    Halves, quarters, ... of the direction are flipped in turn. A flip is tried at the best radius so far, one decision,
-    and only if that is misclassified its own radius is bisected. Until any direction succeeds, random ones
-    are tried after the first, at the radius that spans the box.
+    Halves, quarters, ... of the direction are flipped in turn. A flip is tried at the best radius so far (one
+    decision), and its own radius is bisected only if that point is misclassified. Until any direction succeeds, random
+    ones are tried after the first, at the radius that spans the box.
 
     A stochastic classifier's decision is a vote: a point is adversarial when every one of some draws misclassifies it.
-    With a majority an image that most draws misclassify as it is would have a radius of zero, and nothing to search
-    by. The same draws vote on all points (common random numbers): with fresh ones a single lucky vote would make a
-    radius smaller than it is, for good. A deterministic classifier is asked once, and an image is left alone once its
+    With a majority, an image that most draws misclassify without a perturbation would have a radius of zero, and the
+    search no direction. The same draws vote on all points (common random numbers): with fresh ones a single chance vote
+    would make a radius too small for good. A deterministic classifier needs one draw, and an image is done once its
     radius is within eps.
 
     Args:

@@ -14,7 +14,7 @@ from robustbench_lpm.norms import Norm, per_image, project
 BETA_1, BETA_2, ADAM_EPS = 0.9, 0.999, 1e-8
 
 
-# Both ends of every pair, and in each iteration a look at the iterate where that may end the attack.
+# Both points of every pair, and one query of the iterate in each iteration where that may end the attack.
 @Declaration(cost=lambda iterations, pairs, early_stop, stochastic: Cost(
     iterations * (2 * pairs + (early_stop and not stochastic))
 ))  # fmt: skip
@@ -26,9 +26,9 @@ def spsa(
     """Minimise the margin by Adam on gradients estimated from antithetic pairs of queries.
 
     One iteration draws `pairs` Rademacher directions v for each image and queries at x + delta v and x - delta v; both
-    ends of a pair share their noise, and every pair has noise of its own, so that the estimate averages over both.
+    points of a pair share their noise, and every pair has its own, so that the estimate averages over both.
     Probes may leave the ball and the box; the iterate does not. In l2 Adam's second moment is shared by all pixels of
-    an image: scaled pixel by pixel, steps turn towards the sign of the gradient, which is steepest in linf only.
+    an image: scaled pixel by pixel, steps would approach the sign of the gradient, which is steepest in linf only.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
@@ -81,7 +81,7 @@ def estimate(
     for start in oracle.resumable(range(0, pairs, at_once), state):
         part = slice(start, min(start + at_once, pairs))
         rows = directions.rows(slice(part.start * batch, part.stop * batch))
-        bits = rows.bytes("direction", -(-numbers // 8)).to(images.device)  # packed, to reach the device sooner
+        bits = rows.bytes("direction", -(-numbers // 8)).to(images.device)  # packed, for a faster copy to the device
         signs = table[bits.int()].flatten(-2)[..., :numbers].unflatten(0, (-1, batch))
         steps = (delta * signs).unflatten(-1, images.shape[1:])
         probes = images.new_empty(2 * len(steps), *images.shape)
@@ -98,7 +98,7 @@ _SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2.0 - 1
 
 
 def _pairs(noise: Draws, part: slice, pairs: int, batch: int) -> Draws:
-    """Some of the pairs of paired noise, again with all plus ends before all minus ends."""
+    """Some of the pairs of paired noise, again with all plus points before all minus points."""
     count = part.stop - part.start
     values = {}
     for source, tensor in noise.values.items():

@@ -22,11 +22,11 @@ def square(
     oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
     queries: PositiveInt = 1000, draws: PositiveInt = 1, p_init: PositiveFloat = 0.8,
 ) -> Tensor:  # fmt: skip
-    """Change a square at a random place, and keep the change if the margin falls (algorithm 1).
+    """Change a square at a random place, and keep the change if the margin decreases (algorithm 1).
 
     With a deterministic classifier a change costs one query, and a misclassified image is left alone. With a
-    stochastic one the changed and the present image meet the same fresh noise (common random numbers), so that no lucky
-    draw is kept; a change then costs two queries.
+    stochastic one the changed and the present image have the same fresh noise (common random numbers), so that no
+    change is kept by chance; a change then costs two queries.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
@@ -114,7 +114,7 @@ def _change(present: Tensor, originals: Tensor, choices: Tensor, side: int, norm
 
 
 def _change_l2(present: Tensor, originals: Tensor, window: Tensor, other: Tensor, shape: Tensor, eps: float) -> Tensor:
-    """Algorithm 3: what one window gives up, and what is left of the budget, goes into the other, channel by channel.
+    """Algorithm 3: the norm of one window, and the rest of the budget, move into the other, channel by channel.
 
     window, other: masks (b, 1, H, W). shape: what is added in the first, (b, C, h, h), of norm 1 in each channel.
     """

@@ -1,4 +1,4 @@
-"""A transfer attack: made on other models and carried over (Dong et al. 2018, arXiv 1710.06081)."""
+"""A transfer attack: adversarial examples of other models (Dong et al. 2018, arXiv 1710.06081)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def transfer(
 ) -> Tensor:  # fmt: skip
     """The momentum iterative method on every surrogate; the strongest result is chosen for each image.
 
-    Nothing but that choice, on selection noise, is asked of the classifier under attack.
+    Only that choice, on selection noise, queries the classifier under attack.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).

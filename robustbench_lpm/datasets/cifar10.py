@@ -35,7 +35,7 @@ def _read(root: Path, *, train: bool) -> Arrays:
         files = [place / f"{name}.bin" for name in names]
         if all(file.is_file() for file in files):
             return _read_binary(files)
-    above = root.absolute().parent if root.absolute().name == PYTHON_FOLDER else root  # torchvision starts from there
+    above = root.absolute().parent if root.absolute().name == PYTHON_FOLDER else root  # torchvision's own root
     if all((above / PYTHON_FOLDER / name).is_file() for name in names):
         return _read_python(above, train=train)
     raise missing(
@@ -58,7 +58,7 @@ def _read_binary(files: list[Path]) -> Arrays:
 
 
 def _read_python(root: Path, *, train: bool) -> Arrays:
-    """The batches of the Python version: pickles, which would run code of whoever made them.
+    """The batches of the Python version: pickles, which can run code.
 
     Only files whose md5 is that of the authors' are opened; no known attack makes another file with a given md5.
     """

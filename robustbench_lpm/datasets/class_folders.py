@@ -17,7 +17,7 @@ from robustbench_lpm.errors import LpmbenchError
 SPLIT_OF_FOLDER = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 INDEX_FILE = "class_index.json"
 INDEX_FORMS = '{"n01440764": 0, ...} or {"0": ["n01440764", "tench"], ...}'
-MOST_CLASSES = 1_000_000  # a label beyond it is a typing error, and would ask for as many names
+MOST_CLASSES = 1_000_000  # a larger label is a typing error, and would need as many names
 
 
 def subfolders(root: Path) -> list[Path]:
@@ -101,9 +101,9 @@ def _object(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def text_order_note(names: Sequence[str]) -> str:
-    """A note on classes that are labelled in the text order of their names; "" where no label can surprise.
+    """A note on classes that are labelled in the text order of their names; "" if the order is the expected one.
 
-    A label can surprise where names are numbers but not their own labels, and where text order is not that of the
+    The order is unexpected where names are numbers but not their own labels, and where text order is not that of the
     numbers in the names: "class10" comes before "class2".
     """
     numbers = all(re.fullmatch("[0-9]+", name) for name in names)

@@ -1,4 +1,4 @@
-"""The default data set: 1797 real handwritten digits that come with scikit-learn, 8 x 8, enlarged to 32 x 32."""
+"""The default data set: 1797 real handwritten digits included in scikit-learn, 8 x 8, enlarged to 32 x 32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from robustbench_lpm.datasets.images import ImageSet, from_arrays
 from robustbench_lpm.datasets.splits import check_split
 
 COUNT, BRIGHTEST, SIZE = 1797, 16, 32
-# Parts of the pinned order. Changing these, or the order, makes every published number on digits wrong.
+# Parts of the fixed order. Changing these, or the order, makes every published number on digits wrong.
 PARTS = {"test": slice(0, 500), "validation": slice(500, 750), "train": slice(750, COUNT)}
 
 
@@ -28,7 +28,7 @@ def digits(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (the test part), 1998.
     """
     check_split("digits", split)
-    from sklearn.datasets import load_digits  # imported late: it takes seconds, which other data sets need not wait
+    from sklearn.datasets import load_digits  # imported late: it takes seconds, and other data sets do not need it
 
     found = load_digits()
     pixels = np.round(found.images * 255 / BRIGHTEST).astype(np.uint8)

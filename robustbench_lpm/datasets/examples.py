@@ -1,4 +1,4 @@
-"""Examples ready for an attack: read at given positions, prepared, and grouped by shape."""
+"""Examples for an attack: read at given positions, prepared, and grouped by shape."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anyone's images, in one folder per class."""
+"""A user's own images, in one directory per class."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def imagefolder(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     """The images in DIR/<class>/, which are the test split, or in DIR/train, DIR/val and DIR/test/<class>/.
 
     class_index.json in DIR, or in a part of it, says which folder has which label. Without it, labels count the class
-    names in text order, as torchvision's ImageFolder does; when DIR is parted, the names of all its parts together, so
+    names in text order, as torchvision's ImageFolder does; if DIR has parts, the names of all its parts together, so
     that a class that is missing from one part does not shift the labels of the others.
     """
     if data is None:
@@ -30,7 +30,7 @@ def imagefolder(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     parts = split_folders(data) or {"test": data}
     check_split("imagefolder", split, list(parts))
     part = parts[split]
-    # Parts of one data set share their labels: an index in one part serves a part that has none.
+    # Parts of one data set share their labels: an index in one part is used for a part that has none.
     if path := find_class_index(part, data, *parts.values()):
         label_of, classes = read_class_index(path, [folder.name for folder in class_folders(part)])
         unnamed = [label for label, name in enumerate(classes) if name == f"class {label}"]

@@ -25,7 +25,7 @@ WORDNET_ID = re.compile(r"n\d{8}")
 def imagenet(*, data: Path | None, split: str, folder: Path, validation: int = 10000) -> ImageSet:
     """test: the images in DIR/val/<wnid>/, or in DIR/<wnid>/. train, validation: those in DIR/train/<wnid>/.
 
-    The labels of ImageNet's own test images are secret, so its validation folder is everyone's test set. Choices
+    The labels of ImageNet's own test images are secret, so its validation directory is the usual test set. Choices
     made during training are made on `validation` images held out from train/, never on those.
     Source: O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, IJCV 2015.
     """
@@ -44,9 +44,9 @@ def imagenet(*, data: Path | None, split: str, folder: Path, validation: int = 1
 def imagenet_a(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     """The 7500 images of ImageNet-A, or any part of them, in DIR/<wnid>/; all are test.
 
-    Labels are those of ImageNet's 1000 classes, as class_index.json in DIR says: 200 folders do not tell them. A model
-    chooses among all 1000 classes, so that accuracies are lower than by the authors' measure, which lets it choose
-    among their 200 alone.
+    Labels are those of ImageNet's 1000 classes, as class_index.json in DIR says: 200 directories do not determine
+    them. A model chooses among all 1000 classes, so accuracies are lower than by the authors' measure, which lets it
+    choose among their 200 alone.
     Source: D. Hendrycks et al., Natural Adversarial Examples, CVPR 2021, arXiv 1907.07174.
     """
     check_split("imagenet-a", split, ["test"])
@@ -84,7 +84,7 @@ def class_index(root: Path, part: Path) -> dict[str, int]:
 
 
 def imagenet_classes() -> tuple[str, ...]:
-    """The English names of the 1000 classes by label, or their numbers where torchvision no longer tells them."""
+    """The English names of the 1000 classes by label, or their numbers if torchvision no longer has them."""
     try:
         from torchvision.models._meta import _IMAGENET_CATEGORIES as NAMES  # a private name: it may go at any time
     except ImportError:

@@ -1,4 +1,4 @@
-"""Labelled images in a pinned order, in memory or in files. Knows nothing about torch."""
+"""Labelled images in a fixed order, in memory or in files. Knows nothing about torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ImageSet:
     labels: (N,) int64, from 0. classes: their names by label, () when unknown.
     read: position -> 8-bit image in mode "L" or "RGB".
     fingerprint: position -> sha256 of the raw content (the bytes of the file, or of the array).
-    notes: what a reader of results must know about the images or their labels, a line each.
+    notes: what a reader of results must know about the images or their labels, one line each.
     all_classes: whether `classes` is complete; labels with gaps may be some of a larger set's.
     size_of: position -> (width, height) in pixels, where it is known without decoding the image.
     Raises LpmbenchError for no images at all, or labels that do not fit.
@@ -62,7 +62,7 @@ class ImageSet:
 
     @cached_property
     def sizes(self) -> tuple[tuple[int, int], ...]:
-        """(width, height): the one that all images share, or two that differ; () where only decoding would tell.
+        """(width, height): the one that all images share, or two that differ; () if only decoding would show it.
 
         Raises LpmbenchError naming a file whose header cannot be read.
         """

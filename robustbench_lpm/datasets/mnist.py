@@ -104,7 +104,7 @@ def _find(collection: _Collection, data: Path | None, names: tuple[str, str]) ->
     commands = [torchvision_command(collection.torchvision, root)]
     if collection.package and collection.package_folder:
         commands.append(f"apt install {collection.package}")
-        if data is None:  # a directory that was asked for is never passed over for another
+        if data is None:  # a directory given by the user is never replaced by another
             places.insert(1, collection.package_folder)
     for place in places:
         found = [path for name in names if (path := _plain_or_packed(place / name))]
@@ -118,7 +118,7 @@ def _plain_or_packed(path: Path) -> Path | None:
 
 
 def _checked(collection: _Collection, path: Path, header: int) -> NDArray[np.uint8]:
-    """The array in an IDX file, flat. Its pin says that it is whole, so the header is skipped unread."""
+    """The array in an IDX file, flat. Its sha256 shows that it is complete, so the header is skipped unread."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""One picture, by default a giant panda: the smallest data set that an ImageNet model can be shown."""
+"""One picture, by default a giant panda: the smallest data set for an ImageNet model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def panda(
 ) -> ImageSet:
     """The picture at `image`, or panda.png in the card's folder, with its ImageNet label. `data` is not needed.
 
-    It is read at once, so that a mistake in the path shows early, and turned upright by its EXIF orientation.
+    It is read at once, so that a wrong path is reported early, and rotated by its EXIF orientation.
     """
     check_split("panda", split, ["test"])
     path = folder / PICTURE if image is None else Path(image).expanduser()

@@ -16,7 +16,7 @@ from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.errors import LpmbenchError
 
 Size = int | Literal["original"]
-Fit = Literal["crop", "pad"]  # what makes a square of an image: its middle, or zeros around it
+Fit = Literal["crop", "pad"]  # how an image becomes a square: its middle, or zeros around it
 LARGEST = 8192  # pixels; beyond it a typing error would ask for gigabytes
 MODES = {1: "L", 3: "RGB"}
 
@@ -31,7 +31,7 @@ def parse_size(text: str) -> Size:
 
 
 def choose_size(images: ImageSet, asked: str | None, default: str, *, keep_shared: bool) -> Size:
-    """The size asked for; else, with keep_shared, "original" where all images share one size; else the default.
+    """The given size; else, with keep_shared, "original" if all images share one size; else the default.
 
     Raises LpmbenchError as `parse_size` does, and for a file whose size must be known and cannot be read.
     """
@@ -40,7 +40,7 @@ def choose_size(images: ImageSet, asked: str | None, default: str, *, keep_share
 
 
 def told_changes(images: ImageSet, size: Size, crop: float) -> str:
-    """What `prepare` does to images, such as "images of 32x32 -> 256 -> crop 224"; "" where it changes none."""
+    """The changes by `prepare`, such as "images of 32x32 -> 256 -> crop 224"; "" if there are none."""
     shared = images.sizes[0] if len(images.sizes) == 1 else None
     many = f"images of {shared[0]}x{shared[1]}" if shared else f"images{' of several sizes' * bool(images.sizes)}"
     if size == "original":
@@ -86,7 +86,7 @@ def as_bytes(image: Image.Image, size: Size, crop: float, channels: int, fit: Fi
     else:
         resized = transforms.resize(image, [round(size / crop)], InterpolationMode.BICUBIC)
         image = transforms.center_crop(resized, [size, size])
-    return transforms.pil_to_tensor(image).contiguous()  # else strided as Pillow keeps it, which convolutions notice
+    return transforms.pil_to_tensor(image).contiguous()  # Pillow's own memory layout slows convolutions down
 
 
 def as_shares(pixels: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def as_shares(pixels: Tensor) -> Tensor:
 
 
 def pad_to_square(pixels: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(C, H, W) in the middle of (C, S, S), S = max(H, W), and the mask of its place, None when H = W."""
+    """(C, H, W) padded to (C, S, S), S = max(H, W), in its middle, and the mask of its place, None if H = W."""
     height, width = pixels.shape[-2:]
     if height == width:
         return pixels, None

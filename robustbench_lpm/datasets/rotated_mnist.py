@@ -1,7 +1,7 @@
-"""Rotated MNIST, regenerated: every digit turned by an angle of its own (after Larochelle et al., ICML 2007).
+"""Rotated MNIST, regenerated: every digit rotated by a random angle (after Larochelle et al., ICML 2007).
 
-The original, mnist-rot-12k, has 12,000 images for training and validation and 50,000 for the test, each turned by a
-random angle; its file is no longer served by its authors. This one draws the angles anew, keyed by a seed.
+The original, mnist-rot-12k, has 12,000 images for training and validation and 50,000 for the test, each rotated
+by a random angle; its authors no longer serve its file. This one draws new angles from a seed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def rotated_mnist(
     *, data: Path | None, split: str, folder: Path, train: int = 10_000, validation: int = 2_000, test: int = 50_000,
     seed: int = 0,
 ) -> ImageSet:  # fmt: skip
-    """28 x 28 digits, each turned by an angle uniform on [0, 360) degrees, bilinearly.
+    """28 x 28 digits, each rotated by an angle uniform on [0, 360) degrees, bilinearly.
 
     All 70,000 images of MNIST, shuffled by the seed, go to the splits in turn: no digit is in two of them.
 

@@ -1,8 +1,8 @@
-"""SIM2MNIST: MNIST digits turned, scaled, moved and cluttered (Esteves et al., Polar Transformer Networks, ICLR 2018).
+"""SIM2MNIST: MNIST digits rotated, scaled, moved and cluttered (Esteves et al., Polar Transformer Networks, ICLR 2018).
 
-In the paper a digit on 96 x 96 pixels is turned by any angle, magnified 1 to 2.4 times, put anywhere and cluttered; its
-generator and its clutter were never published. `draw_split` is a recipe of our own, "SIM2MNIST (regenerated)". The same
-loader reads the original file, sim2mnist.npz.
+In the paper a digit on 96 x 96 pixels is rotated by any angle, magnified 1 to 2.4 times, placed anywhere and cluttered;
+its generator and its clutter were never published. `draw_split` is a recipe of our own, "SIM2MNIST (regenerated)". The
+same loader reads the original file, sim2mnist.npz.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from robustbench_lpm.randomness import generator
 
 FILE = "sim2mnist.npz"
 CLASSES = tuple("0123456789")
-Report = Callable[[int], object]  # called now and then with the number of images done
+Report = Callable[[int], object]  # called from time to time with the number of images done
 COMMAND = "lpmbench data sim2mnist --data DIR-OF-MNIST"
 
 
@@ -39,11 +39,11 @@ class Recipe:
     """How the regenerated SIM2MNIST is drawn.
 
     All 70,000 digits of MNIST, shuffled by the seed, go to the splits in turn: no digit is in two of them. Each is
-    turned by an angle uniform on [0, 360) degrees, magnified by a factor uniform on [smallest, largest] and resampled
-    bilinearly; its centre is uniform over the places that keep the turned ink on the canvas. Clutter: `patches` squares
-    of `patch` pixels cut at random from other digits of the split, turned by quarter turns, at random places; digit and
-    clutter join by the maximum. Eight squares of 8 x 8 are the clutter of Mnih et al. 2014 (arXiv 1406.6247) on their
-    canvas of 100 x 100.
+    rotated by an angle uniform on [0, 360) degrees, magnified by a factor uniform on [smallest, largest] and resampled
+    bilinearly; its centre is uniform over the places that keep the rotated digit on the canvas. Clutter: `patches`
+    squares of `patch` pixels cut at random from other digits of the split, rotated by quarter turns, at random places;
+    digit and clutter join by the maximum. Eight squares of 8 x 8 are the clutter of Mnih et al. 2014 (arXiv 1406.6247)
+    on their canvas of 100 x 100.
     """
 
     seed: int = 0
@@ -95,7 +95,7 @@ def _placed(recipe: Recipe, digit: Tensor, keyed: torch.Generator) -> Tensor:
     forward = scale * torch.tensor(
         [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]], dtype=torch.float64
     )
-    # The place of the ink around the digit's centre once turned and magnified; pixels, half a pixel of margin.
+    # The extent of the digit around its centre after rotation and magnification; pixels, half a pixel of margin.
     rows, columns = digit.nonzero(as_tuple=True)
     middle = (len(digit) - 1) / 2
     ink = torch.stack([columns - middle, rows - middle]).double()
@@ -126,7 +126,7 @@ def _clutter(recipe: Recipe, sources: Tensor, own: int, keyed: torch.Generator) 
 
 
 def sim2mnist(*, data: Path | None, split: str, folder: Path) -> ImageSet:
-    """96 x 96 digits, turned, scaled, moved and cluttered, in the order of the file: 10k / 5k / 50k.
+    """96 x 96 digits, rotated, scaled, moved and cluttered, in the order of the file: 10k / 5k / 50k.
 
     data: the folder of sim2mnist.npz, the original or what `lpmbench data sim2mnist` makes; or the file itself.
     Source: Esteves, Allen-Blanchette, Zhou and Daniilidis, Polar Transformer Networks, ICLR 2018.
@@ -137,7 +137,7 @@ def sim2mnist(*, data: Path | None, split: str, folder: Path) -> ImageSet:
 
 
 def _find_file(data: Path | None) -> Path:
-    """The path of sim2mnist.npz. Raises LpmbenchError when it is nowhere."""
+    """The path of sim2mnist.npz. Raises LpmbenchError if there is none."""
     if data is not None and data.suffix == ".npz":
         if not data.is_file():
             raise LpmbenchError(f"There is no file {data}.")

@@ -1,4 +1,4 @@
-"""The splits train, validation and test, and where data are searched."""
+"""The splits train, validation and test, and the directories that are searched for data."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What happened: run records and audits as files. Knows nothing about torch."""
+"""Run records and audits as files. Knows nothing about torch."""

@@ -37,23 +37,23 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 5
 # Version 1 did not say which candidate was chosen for each example; version 2 named no classes and needed no seal;
-# version 3 kept no hashes of code; version 4 was of random numbers that are no longer made.
+# version 3 kept no hashes of code; version 4 used the random numbers of before.
 READABLE = (1, 2, 3, 4, 5)
 SEALED_SINCE = 3
 # The keys of record.json that are fields of RunRecord.
 STATED = ("command", "configuration", "execution", "versions", "code", "failures", "notes")
 RECORD, OUTCOMES, ADVERSARIALS, TIMING = "record.json", "outcomes.parquet", "adversarials.safetensors", "timing.json"
 PUBLISHED_PICTURES = 16  # of a run that stored more: results are kept small
-# Images are float32: adding a perturbation to a pixel and taking it off again may be off by an ulp or two.
+# Images are float32: adding a perturbation to a pixel and subtracting it again may be off by an ulp or two.
 DISTANCE_TOLERANCE = 1e-6
-# The same distance worked out again, in float64 from the same float32 pixels, differs by the order of a sum at most.
+# The same distance computed again, in float64 from the same float32 pixels, differs by the order of a sum at most.
 REPEATED_TOLERANCE = 1e-9
 DRAWS = "int32 of each draw"
 TYPES = {
     "index": "int64", "input_sha256": "string", "label": "int32", "target": "int32",
     "clean_predictions": DRAWS, "predictions": DRAWS, "linf": "float64", "l2": "float64",
     "forwards": "int64", "backwards": "int64", "glimpses": "int64",
-    "choice": "string",  # the candidate chosen: a gradient mode, a member of a worst case; "" where there was but one
+    "choice": "string",  # the chosen gradient mode or member of a worst case; "" if there was only one
 }  # fmt: skip
 COLUMNS = tuple(TYPES)
 
@@ -165,7 +165,7 @@ class RunRecord:
     def robust_halves(self) -> tuple[float, float]:
         """Robust accuracy on the first and on the second half of the graded draws.
 
-        Both are that on all draws where nothing was drawn (a deterministic model, or all noise frozen: one draw was
+        Both are that on all draws if there is no noise (a deterministic model, or all noise frozen: one draw was
         graded, one compared), and for one draw of one image.
         """
         evaluation, correct, first = self.configuration["evaluation"], self.correct, self.first_half
@@ -186,7 +186,7 @@ class RunRecord:
 
     @property
     def clean_flip_rate(self) -> float:
-        """The chance that two draws disagree on a clean image."""
+        """The probability that two draws disagree on a clean image."""
         return statistics.flip_rate(self.clean_predictions)
 
     @property
@@ -199,7 +199,7 @@ class RunRecord:
 
     @property
     def choices(self) -> dict[str, int]:
-        """How many examples each candidate was chosen for, the most frequent first; empty where nothing was chosen."""
+        """The number of examples for each chosen candidate, the most frequent first; empty without a choice."""
         counts = Counter(str(name) for name in self.outcomes.get("choice", ()) if name)
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
@@ -255,7 +255,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write(record: RunRecord, out: Path) -> Path:
     """Write a record's directory below `out`; record.json comes last, so that a directory with one is complete."""
     folder = out / record.folder_name
-    (folder / RECORD).unlink(missing_ok=True)  # of an earlier run: it does not describe the files that follow
+    (folder / RECORD).unlink(missing_ok=True)  # of an earlier run: it does not describe the new files
     write_atomically(folder / OUTCOMES, _outcomes_to_parquet(record.outcomes))
     artefacts = {OUTCOMES: sha256_of(folder / OUTCOMES)}
     if record.adversarials:
@@ -313,7 +313,7 @@ def read(folder: Path) -> RunRecord:
         return _parse(content, folder)
     except LpmbenchError:
         raise
-    except Exception as error:  # whatever is malformed inside, the file's name in one line helps
+    except Exception as error:  # whatever is malformed, the error names the file
         raise LpmbenchError(f"{folder / RECORD} is not a valid record: {type(error).__name__}: {error}.") from None
 
 
@@ -351,7 +351,7 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
 
 
 def check(record: RunRecord) -> None:
-    """Check what must hold within any record. Raises LpmbenchError for the first claim that does not."""
+    """Check that a record is consistent. Raises LpmbenchError for the first claim that is wrong."""
     where = record.path or record.folder_name
     outcomes, evaluation = record.outcomes, record.configuration["evaluation"]
     if missing := set(COLUMNS) - set(outcomes.columns):
@@ -396,7 +396,7 @@ def read_all(folder: Path) -> list[RunRecord]:
 
 
 def publish(record: RunRecord, results: Path, pictures: int = PUBLISHED_PICTURES) -> Path:
-    """Copy a checked record into the published results, the only way in.
+    """Copy a checked record into the published results; there is no other way.
 
     pictures: how many of its stored examples are kept, the first ones; all else is copied byte for byte. Raises
     LpmbenchError for a failed run.

@@ -35,7 +35,7 @@ from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options
 Kind = Literal["model", "attack", "dataset", "recipe", "suite"]
 FOLDERS: dict[Kind, str] = {kind: f"{kind}s" for kind in get_args(Kind)}
 OWN_PACKAGE = "robustbench_lpm"
-# Where entries are. Elsewhere in the package are functions that read cards or trust code: no card may call those.
+# Where entries are. No card may call other functions of the package: some read cards or trust code.
 ENTRY_PACKAGES = tuple(
     f"{OWN_PACKAGE}.{name}." for name in ("architectures", "attacks", "datasets", "training.objectives")
 )
@@ -57,7 +57,7 @@ Budget = Annotated[float, BeforeValidator(_budget)]  # a number, or text like "2
 class _Table(BaseModel):
     """A TOML table that refuses unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)  # "10" is no number, and 1 is not true
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)  # "10" is not a number, and 1 is not true
 
     @model_validator(mode="before")
     @classmethod
@@ -69,7 +69,7 @@ class _Table(BaseModel):
 
 
 class Card(_Table):
-    """What all cards have in common."""
+    """The fields that all cards have."""
 
     name: Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=100)]
     summary: str
@@ -100,7 +100,7 @@ class _InputSpec(_Table):
 
 
 class _Weights(_Table):
-    """Where weights come from: exactly one of four sources. Their sha256 is checked before anything is read."""
+    """The source of weights, exactly one of four. Their sha256 is checked before anything is read."""
 
     file: str | None = None  # beside the card, or inside `package`
     package: str | None = None  # an installed package that carries `file`
@@ -150,28 +150,26 @@ class ModelCard(Card):
     weights: _Weights | None = None
     recipe: str | None = None  # what `lpmbench train NAME` runs
     hint: str = ""  # how to get weights, when there are none
-    control_of: str | None = (
-        None  # the model that this one is a control of: it shows what that one's numbers are due to
-    )
+    control_of: str | None = None  # the model that this one is a control of
     trained: _Trained | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What decides the outputs of this model, without the card's descriptions."""
+        """The fields that decide the outputs of this model, without the card's descriptions."""
         return self.model_dump(include={"name", "entry", "labels", "classes", "parameters", "input"}) | {
             "weights": self.weights.sha256 or self.weights.torchvision if self.weights else None
         }
 
 
 class AttackCard(Card):
-    """A named configuration of an attack: its code, or the attacks over which it takes the worst case."""
+    """A named configuration of an attack: its code, or the members of a worst case."""
 
     entry: str = ""
     members: list[str] = []  # for each image the strongest of these attacks, chosen on noise of its own
     knowledge: Literal["white-box", "black-box", "none"]
     norms: list[Literal["linf", "l2"]]
-    targeted: bool = False  # whether it can aim at a given class
+    targeted: bool = False  # whether it can be targeted at a given class
     applies_to: Literal["any", "glimpsing"] = "any"  # the models that it can attack
-    # For an attack that is made on other models and carried over: their names, by data set or the same for all.
+    # For a transfer attack: the names of the other models, by data set or the same for all.
     surrogates: dict[str, list[str]] | list[str] | None = None
     parameters: Parameters = {}
     known_defects: str = ""
@@ -192,7 +190,7 @@ class AttackCard(Card):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What decides the images that this attack makes."""
+        """The fields that decide the images that this attack makes."""
         identity = self.model_dump(include={"name", "entry", "knowledge", "parameters"})
         return identity if self.applies_to == "any" else identity | {"applies_to": self.applies_to}
 
@@ -208,7 +206,7 @@ class DatasetCard(Card):
     keep_shared_size: bool = False  # whether that default is "original" where all images share one size
     crop: float = Field(default=1.0, gt=0, le=1)  # share of the resized image that the centre crop keeps
     eps: dict[Literal["linf", "l2"], str] = {"linf": "2/255", "l2": "0.5"}  # the default of --eps, by norm
-    needs: str = ""  # what a user must bring; empty when the data come along
+    needs: str = ""  # the files that a user must provide; empty when the data are included
     parameters: Parameters = {}
 
     def default_eps(self, norm: Literal["linf", "l2"]) -> str:
@@ -218,12 +216,12 @@ class DatasetCard(Card):
         return self.eps[norm]
 
     def identity(self) -> dict[str, Any]:
-        """What decides the images and labels."""
+        """The fields that decide the images and labels."""
         return self.model_dump(include={"name", "entry", "labels", "channels", "crop", "parameters"})
 
 
 class Augmentation(_Table):
-    """Random maps of the training images, affine ones and mirroring; the default changes nothing."""
+    """Random changes of the training images, affine maps and mirroring; the default changes nothing."""
 
     rotate: float = Field(default=0.0, ge=0, le=180)  # degrees, either way
     translate: float = Field(default=0.0, ge=0, le=1)  # share of the image's side, either way
@@ -244,7 +242,7 @@ class Validation(_Table):
     """What is measured after an epoch, on the validation split and without augmentation."""
 
     every: int = Field(default=1, ge=1)  # epochs; the last one is always validated
-    limit: int | None = Field(default=None, ge=1)  # the first so many images; the end of a training takes them all
+    limit: int | None = Field(default=None, ge=1)  # only the first N images; the end of a training takes all
     draws: int = Field(default=4, ge=1)  # of a stochastic model: M = 1 is their mean, M = draws their averaged logits
     controls: bool = False  # also a glimpsing model's accuracy with random and with centre fixations
 
@@ -262,14 +260,14 @@ class RecipeCard(Card):
     schedule: Literal["constant", "one-cycle", "cosine"] = "constant"
     optimiser: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(gt=0)
-    groups: dict[str, Annotated[float, Field(gt=0)]] = {}  # learning rates by the names the model gives its groups
+    groups: dict[str, Annotated[float, Field(gt=0)]] = {}  # learning rates by the model's names of its groups
     weight_decay: float = Field(default=0.0, ge=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)  # of sgd
     gradient_clip: float | None = Field(default=None, gt=0)  # largest l2 norm of all gradients together
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # named as in lightning-fabric
     augmentation: Augmentation = Augmentation()
     model_parameters: Parameters = {}  # in place of those of the model card
-    # Of a glimpsing model, while it trains: [share of the training from which on, glimpses], ...; else the model's own.
+    # Of a glimpsing model in training: [share of the training from which on, glimpses], ...; None: the model's own.
     glimpses: list[Annotated[tuple[Share, Annotated[int, Field(ge=1)]], Field(strict=False)]] = []
     sigma_start: float | None = Field(default=None, gt=0)  # its policy's sigma decreases from here to the model's own
     validation: Validation = Validation()
@@ -291,22 +289,22 @@ class SuiteCard(Card):
     """A matrix: every model under every attack at every budget."""
 
     class Part(_Asked, _Table):  # type: ignore[misc, valid-type]
-        """One block of the matrix, with any setting of `robustbench_lpm.options.Options`, of some a list."""
+        """One part of the matrix, with any setting of `robustbench_lpm.options.Options`; some may be lists."""
 
         dataset: str
-        optional: bool = False  # left out, and said so, where the data are not at hand; else that is an error
+        optional: bool = False  # left out with a message if the data are missing; else that is an error
         models: list[str]
         attacks: list[str]
         eps: list[Budget]
         mc: list[int] = [1]
         noise: list[str] = []
-        gradient_modes: list[str] = ["strongest"]  # of glimpsing models, each in a run of its own
-        audit: list[str] = []  # the attacks whose results are judged
-        black_box: list[str] = ["square", "transfer"]  # what an audit compares a white-box result with
+        gradient_modes: list[str] = ["strongest"]  # of glimpsing models, each in a separate run
+        audit: list[str] = []  # the attacks whose results are audited
+        black_box: list[str] = ["square", "transfer"]  # attacks that an audit compares a white-box result with
         parameters: dict[str, Parameters] = {}  # by attack name, in place of its card's
 
         def options(self, *, mc: int = 1, gradient_mode: str | None = None) -> list[Options]:
-            """What is asked at each budget."""
+            """The options of the runs at each budget."""
             shared = {name: getattr(self, name) for name in _SHARED} | {"noise": tuple(self.noise)}
             return [
                 Options(eps=eps, mc=mc, gradient_mode=gradient_mode, **shared)
@@ -330,7 +328,7 @@ class SuiteCard(Card):
 
 
 def _members(name: str) -> list[str]:
-    """The attacks over which a registered attack takes the worst case; none for what is not registered."""
+    """The members of a registered worst case; none for other attacks."""
     return attack(name).members if name in names("attack") else []
 
 
@@ -403,7 +401,7 @@ def resolve_entry(card: ModelCard | AttackCard | DatasetCard, *, trust: bool = F
 def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any]:
     """The object at the address "module:function", which the card at `path` names.
 
-    Code outside this package runs only with trust=True; its module is looked up beside the card first.
+    Code outside this package runs only with trust=True; its module is searched beside the card first.
     """
     module_name, colon, attribute = entry.partition(":")
     if not (module_name and colon and attribute):
@@ -424,7 +422,7 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
     except ImportError as error:
         raise LpmbenchError(f"{path}: entry '{entry}' cannot be imported: {error}.") from None
     found = getattr(module, attribute, None)
-    # What one of our modules imports is no entry of it.
+    # Names that one of our modules only imports are not entries.
     if not callable(found) or (own and getattr(found, "__module__", "") != module_name):
         offered = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
         public = [name for name, value in offered.items() if not own or value.__module__ == module_name]

@@ -1,7 +1,7 @@
-"""What decides an object's answers: its tensors, settings and code, and whatever else it holds or closes over.
+"""The identity of an object: a hash of its tensors, settings and code, and of everything else that decides its answers.
 
-A state dict is only a part of that: plain tensors and arrays, modules in lists, numbers in attributes, variables that a
-function closes over and globals that it names decide answers as much.
+A state dict is not enough: plain tensors and arrays, modules in lists, numbers in attributes, variables that a function
+closes over and globals that it names decide answers as much.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 Children = list[tuple[str, Any]]
-# Attributes of every module that do not decide what it answers.
+# Attributes of every module that do not decide its answers.
 _BOOKKEEPING = frozenset(vars(nn.Module())) - {"training", "_parameters", "_buffers", "_modules"}
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
 _VALUES = (
     type(None), bool, int, float, complex, str, bytes, Path, np.generic, range, slice, types.EllipsisType,
     torch.dtype, torch.device, torch.layout, torch.memory_format,
 )  # fmt: skip
-_MOST = 100_000  # objects that are looked into: more, such as a whole trainer's, are told by the first ones
+_MOST = 100_000  # most objects that are examined; of more, such as a whole trainer's, the first ones count
 GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 def parts(thing: object, *, numbers: bool = True) -> Iterator[tuple[str, Any, bytes]]:
     """An object and everything that it holds, each once, in an order that depends on nothing but the object.
 
-    Each comes as its path in Python, such as `.layers[0].weight` (() closes over), the part, and a token of all of it
-    that is not in its own parts. numbers: whether tokens of tensors hold their numbers, which takes time.
+    Each is given by its path in Python, such as `.layers[0].weight` (() for closures), the part itself, and a token of
+    everything that is not in its own parts. numbers: whether tokens of tensors hold their numbers, which takes time.
     """
     seen: dict[int, tuple[int, object]] = {}  # the objects are kept, so that no address is used twice
     waiting: list[tuple[str, object]] = [("", thing)]
@@ -55,7 +55,7 @@ def parts(thing: object, *, numbers: bool = True) -> Iterator[tuple[str, Any, by
             seen[id(value)] = len(seen), value
         try:
             token, children = (b"tensor", []) if isinstance(value, Tensor) and not numbers else _opened(value)
-        except Exception:  # an object may raise anything when it is looked at; then its class must do
+        except Exception:  # an object may raise any exception when examined; then only its class counts
             token, children = _name(type(value)), []
         yield path, value, token
         waiting += [(path + name, child) for name, child in reversed(children)]
@@ -70,7 +70,7 @@ def sha256_of_object(thing: object) -> str:
 
 
 def _opened(value: Any) -> tuple[bytes, Children]:
-    """An object's own content, and what is to be looked into next."""
+    """An object's own content, and the objects to examine next."""
     if isinstance(value, _VALUES):
         return f"{type(value).__name__} {value!r}".encode(), []
     if isinstance(value, Tensor):
@@ -78,7 +78,7 @@ def _opened(value: Any) -> tuple[bytes, Children]:
     if isinstance(value, np.ndarray):
         return _array(value)
     if isinstance(value, GENERATORS):
-        return _name(type(value)), []  # its state changes as it is used
+        return _name(type(value)), []  # its state changes with use
     if isinstance(value, Mapping):
         keys = [(f"[key {number}]", key) for number, key in enumerate(value)]
         named = [repr(key) if isinstance(key, str | int) else f"key {number}" for number, key in enumerate(value)]
@@ -106,7 +106,7 @@ def _tensor(tensor: Tensor) -> bytes:
         plain = plain.dequantize() if plain.is_quantized else plain
         plain = plain.to_dense() if plain.layout is not torch.strided else plain
         return head + plain.resolve_conj().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    except (RuntimeError, NotImplementedError, TypeError):  # a kind of tensor that does not show its numbers
+    except (RuntimeError, NotImplementedError, TypeError):  # a kind of tensor whose numbers cannot be read
         return head
 
 
@@ -123,14 +123,14 @@ def _module(module: nn.Module) -> tuple[bytes, Children]:
     children: Children = [("", type(module))]
     children += [(f".{name}", part) for table in tables for name, part in table.items()]
     children += [(f".{name}", part) for name, part in sorted(held.items())]
-    for kind in _HOOKS:  # they are kept under numbers that count up all through a process
+    for kind in _HOOKS:  # their keys are numbers that increase during a process
         hooks = vars(module).get(kind) or {}
         children += [(f".{kind}[{number}]", hook) for number, hook in enumerate(hooks.values())]
     return b"module", children
 
 
 def _scripted(thing: Any) -> tuple[bytes, Children]:
-    """What torch.jit has compiled: its graph, and of a module its tensors."""
+    """An object compiled by torch.jit: its graph and, of a module, its tensors."""
     graph = getattr(thing, "inlined_graph", None)
     tensors = thing.state_dict() if isinstance(thing, nn.Module) else {}
     return f"scripted {graph}".encode(), [(f".{name}", value) for name, value in tensors.items()]
@@ -183,7 +183,7 @@ def _function(function: types.FunctionType) -> tuple[bytes, Children]:
 
 
 def _words(code: types.CodeType) -> bytes:
-    """What a function does, whatever its lines and comments are."""
+    """The bytecode, names and constants of a function, without its lines and comments."""
     constants = [
         _words(constant) if isinstance(constant, types.CodeType) else
         sorted(map(repr, constant)) if isinstance(constant, frozenset) else repr(constant)
@@ -223,7 +223,7 @@ def _name(thing: Any) -> bytes:
 
 @cache
 def _of_library(file: str | None, module: str | None) -> bool:
-    """Whether code comes with Python or an installed package, whose version says what it does."""
+    """Whether code comes with Python or an installed package, and is identified by its version."""
     if file is None or file.startswith("<frozen"):
         return (module or "").split(".")[0] in {*sys.builtin_module_names, *sys.stdlib_module_names}
     return Path(file).is_absolute() and any(Path(file).is_relative_to(folder) for folder in _library_folders())

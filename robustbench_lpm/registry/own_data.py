@@ -1,7 +1,7 @@
 """A user's own images and labels (tensors, numpy arrays, lists, a torch Dataset or DataLoader) as `Data`.
 
-Images are floats (N, C, H, W) in [0, 1]. Two conversions come with a note: 8-bit pixels are divided by 255, channels
-that come last are moved. Everything else is refused in one line that says what to do.
+Images are floats (N, C, H, W) in [0, 1]. Two conversions are made with a note: 8-bit pixels are divided by 255, and
+channels that come last are moved. Everything else is refused in one line that says what to do.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OwnData = tuple[Any, Any] | Mapping[str, Any] | Dataset[Any] | DataLoader[Any]
 IMAGE_KEYS = ("pixel_values", "image", "images", "img", "x")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 COLOURS = (1, 3)  # channels of an image where they may come last
-ROUNDING = 0.01  # by which a resize may leave [0, 1]
+ROUNDING = 0.01  # a resize may leave [0, 1] by this much
 
 
 def data_of_ones_own(given: object, limit: int | None = None) -> Data:
@@ -37,9 +37,9 @@ def data_of_ones_own(given: object, limit: int | None = None) -> Data:
 
     given: a pair (images, labels) as `data_from_tensors` takes them, a dict of both, a Dataset whose examples are such
     pairs or dicts, or a DataLoader. The last two are read once, under a fixed seed, so that a loader that shuffles
-    gives one order. limit: only the first so many are read.
+    gives one order. limit: only the first N are read.
 
-    Raises LpmbenchError for what is no labelled images in [0, 1].
+    Raises LpmbenchError for anything but labelled images in [0, 1].
     """
     if limit is not None and limit < 1:
         raise LpmbenchError(f"limit must be at least 1, not {limit}.")
@@ -142,7 +142,7 @@ def _examples(given: Any) -> Iterator[tuple[Any, Any]]:
 
 @contextmanager
 def _under_one_seed(given: object) -> Iterator[None]:
-    """What a data set draws, to shuffle or augment, is the same every time and leaves the caller's generators alone."""
+    """Make the random numbers of a data set the same every time, and restore the caller's generators."""
     generator = (given.generator if isinstance(given, DataLoader) else None) or torch.Generator()
     state = generator.get_state()
     try:

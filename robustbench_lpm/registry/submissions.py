@@ -1,4 +1,4 @@
-"""Adversarial images that someone else made, read to be graded like our own."""
+"""Read adversarial images made by others, to be graded like our own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Pixels = dict[int, NDArray[np.float32]]  # by index: (C, H, W) in [0, 1]
 
 
 def as_attack(images: Pixels, name: str = "submitted") -> Attack:
-    """The attack that returns these images; it asks nothing of the classifier."""
+    """An attack that returns these images and does not query the classifier."""
     digest = sha256_of_value([[index, sha256_of_image(pixels)] for index, pixels in sorted(images.items())])
     parameters = {"sha256": digest}
     identity = {"name": name, "entry": "submission", "knowledge": "white-box", "parameters": parameters}

@@ -1,6 +1,6 @@
-"""Weight files of any origin: what a file is, what it holds, and which tensors in it fit a network.
+"""Read weight files of any origin: recognise the kind of file, and find the tensors in it that fit a network.
 
-No code of a file is ever run: safetensors, or `torch.load` with weights_only. Content decides, not a file's name.
+No code in a file is ever run: safetensors, or `torch.load` with weights_only. Content decides, not a file's name.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from robustbench_lpm.architectures.classifier import offered
 from robustbench_lpm.errors import LpmbenchError
 
 State = dict[str, Tensor]
-# Keys under which training code usually keeps a state dict. Others count only where none of these fits.
+# Keys under which training code usually keeps a state dict. Others are tried only if none of these fits.
 CONTAINERS = {"state_dict", "model_state_dict", "model_state", "model", "net", "network", "params", "weights"}
-AVERAGES = re.compile(r"(^|_)ema($|_)")  # exponential moving averages of weights; only where nothing else fits
-# What wrappers put into the middle of names: torch.compile, DataParallel, activation checkpointing, FSDP.
+AVERAGES = re.compile(r"(^|_)ema($|_)")  # exponential moving averages of weights; only if nothing else fits
+# Parts that wrappers insert into names: torch.compile, DataParallel, activation checkpointing, FSDP.
 SEGMENTS = {"_orig_mod", "module", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"}
-# Counts that no answer depends on, of torch's AveragedModel and of profilers; and the one that old files lack.
+# Counters that do not affect answers: of torch's AveragedModel and of profilers; and the one that old files lack.
 COUNTS, COUNTED_SINCE_TORCH_0_4 = {"n_averaged", "total_ops", "total_params"}, "num_batches_tracked"
 OTHER_FORMATS = {
     (0, b"\x1f\x8b"): "a gzip archive; unpack it and give the file in it",
@@ -79,7 +79,7 @@ def read(path: Path, source: str | None = None) -> Any:
 
 
 def defect(path: Path) -> str | None:
-    """What a file is that is no complete weight file, in a clause; None where it may be one.
+    """Why a file is not a complete weight file, in a clause; None if it may be one.
 
     Reads the file's size, first bytes and index, and nothing that a pickle holds.
     """
@@ -87,7 +87,7 @@ def defect(path: Path) -> str | None:
     if not size:
         return "an empty file"
     if head.startswith((b"version https://git-lfs", b"version https://hawser")):
-        return "a Git LFS pointer, not the file that it stands for; `git lfs pull` fetches that"
+        return "a Git LFS pointer, not the file itself; `git lfs pull` fetches that"
     if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
         return "a web page (HTML or XML); download the file itself"
     if size < 9:
@@ -105,7 +105,7 @@ def defect(path: Path) -> str | None:
 
 
 def told(error: Exception) -> str:
-    """Why torch or safetensors refused a file, in one line, without advice to trust it."""
+    """The reason why torch or safetensors refused a file, in one line, without advice to trust it."""
     text = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2]
     text = re.split(r" (?:Please use `|In PyTorch \d|Check the documentation)", text)[0]
     return _shortened(text, 400).rstrip(".") or type(error).__name__
@@ -169,7 +169,7 @@ def load_state(network: nn.Module, state: State, source: str) -> None:
 
 
 def _misfit(network: nn.Module, state: State) -> dict[str, list[str]]:
-    """The names that keep a state dict from fitting a network, by what is wrong with them; empty where it fits."""
+    """The names for which a state dict does not fit a network, by the kind of mismatch; empty if it fits."""
     found, expected = _translated(network, state), network.state_dict()
     misfit = {
         "missing": [n for n in expected if n not in found and not n.endswith(COUNTED_SINCE_TORCH_0_4)],
@@ -188,7 +188,7 @@ def _translated(network: nn.Module, state: State) -> State:
 
 
 def _check_values(network: nn.Module, state: State, source: str) -> None:
-    """Refuse values that are no numbers where the network's own are, and integers in place of floats (quantised)."""
+    """Refuse NaN and infinity where the network's own values are finite, and integers instead of floats (quantised)."""
     for name, own in network.state_dict().items():
         value = state.get(name)
         if value is None or not isinstance(own, Tensor) or not own.is_floating_point():
@@ -227,7 +227,7 @@ def _rank(where: tuple[str, ...]) -> tuple[bool, bool]:
 
 
 def _spellings(network: nn.Module, state: State) -> Iterator[tuple[State, tuple[str, ...]]]:
-    """A state dict as it is, then with the names that a wrapper may have changed restored; each with notes of that."""
+    """A state dict as it is, then with the names restored that a wrapper may have changed; each with its notes."""
     expected, buffers = network.state_dict(), dict(network.named_buffers())
     last = {name.rpartition(".")[2] for name in expected}
     kept = {name: x for name, x in state.items() if name.rpartition(".")[2] not in COUNTS - last}
@@ -271,7 +271,7 @@ def _listed(names: list[str], most: int = 4) -> str:
 
 
 def _shortened(text: str, most: int) -> str:
-    """Text in one line; a long one loses its middle, for what matters in an error often comes last."""
+    """Text in one line; a long one is cut in the middle, because errors often end with what matters."""
     text = " ".join(text.split())
     return text if len(text) <= most else f"{text[: most // 3]} ... {text[-2 * most // 3 :]}"
 

@@ -1,7 +1,7 @@
-"""From records to what people read: tables, rankings, plots, one HTML page. No torch, and nothing is ever run again.
+"""Reports of records: tables, rankings, plots, one HTML page. Knows nothing about torch, and never runs a model.
 
-The functions here are the façade; what they need (pandas, matplotlib, jinja2) is imported when they are called. Audits,
-where a function takes them, go by the id of the record that they judge; None reads those stored beside the records.
+The functions here are the interface; pandas, matplotlib and jinja2 are imported when they are called. Audits are passed
+by the id of the record that they judge; None reads those stored beside the records.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Audits = None)
     """Write leaderboard.csv, .md, .tex, .json, robustbench/*/*/*.json, plots/*.svg and leaderboard.html below `out`;
     their paths, HTML last. Scanpaths that are stored there (`scanpaths.write`) are drawn in the page.
 
-    The same records and audits give the same bytes, in whatever order they come. Raises OSError, and LpmbenchError for
+    The same records and audits give the same bytes, in any order. Raises OSError, and LpmbenchError for
     a broken audit.
     """
     from robustbench_lpm.reporting import exports
@@ -43,7 +43,7 @@ def table(records: Sequence[RunRecord], audits: Audits = None) -> pd.DataFrame:
 
 
 def leaderboard(records: Sequence[RunRecord], audits: Audits = None) -> pd.DataFrame:
-    """One row per model and budget, ranked under its strongest attack. Columns: `ranking.COLUMNS`."""
+    """One row per model and budget, ranked by accuracy under the strongest attack. Columns: `ranking.COLUMNS`."""
     from robustbench_lpm.protocol.ranking import ranking
 
     return ranking(table(records, audits))
@@ -65,7 +65,7 @@ def _found(records: Sequence[RunRecord], audits: Audits) -> Mapping[str, Audit]:
 def attack_picture(
     record: RunRecord, position: int = 0, class_names: Mapping[int, str] | Sequence[str] | None = None
 ) -> bytes:
-    """A PNG of one stored example: original, amplified perturbation, adversarial, with what was predicted.
+    """A PNG of one stored example: original, amplified perturbation, adversarial, with the predictions.
 
     `position` counts the stored examples from 0; `class_names`, by label, replace those of the record. Raises
     LpmbenchError when the record stores no such example.

@@ -1,4 +1,4 @@
-"""How numbers, names and evidence are written for people, and how text is escaped for Markdown, LaTeX and CSV.
+"""Format numbers, names and evidence, and escape text for Markdown, LaTeX and CSV.
 
 HTML is left to jinja2's autoescape.
 """
@@ -16,7 +16,7 @@ from robustbench_lpm.protocol.ranking import Row
 from robustbench_lpm.records.audits import Check
 
 MISSING = "–"
-VERDICTS = {"pass": "passed", "fail": "failed", "": "not audited"}  # others are written as they are called
+VERDICTS = {"pass": "passed", "fail": "failed", "": "not audited"}  # others are written by their names
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 JOINERS = "\u200c\u200d"  # part of words in some scripts, and of emoji
 MARKDOWN = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"} | {mark: f"\\{mark}" for mark in "\\`*_[]|~#!$"})
@@ -35,17 +35,17 @@ def plain(text: object) -> str:
 
 
 def markdown(text: object) -> str:
-    """Text that stays text, and in its cell, in a GitHub-flavoured Markdown table."""
+    """Text escaped for a cell of a GitHub-flavoured Markdown table."""
     return plain(text).translate(MARKDOWN)
 
 
 def latex(text: object) -> str:
-    """Text that LaTeX prints as it is; a run of hyphens does not become a dash."""
+    """Text escaped for LaTeX; a run of hyphens does not become a dash."""
     return re.sub("-(?=-)", "-\0", plain(text)).translate(LATEX)
 
 
 def csv(text: object) -> str:
-    """Text that no spreadsheet takes for a formula (OWASP, CSV injection)."""
+    """Text that no spreadsheet reads as a formula (OWASP, CSV injection)."""
     line = plain(text)
     return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
@@ -99,7 +99,7 @@ def norm(name: str) -> str:
 
 
 def size(name: str) -> str:
-    """The size of the attacked images; it is part of the threat, so it is told with the data set."""
+    """The size of the attacked images; it is part of the threat, so it is written with the data set."""
     return f"{name} px" if name.isdigit() else f"{name} size"
 
 
@@ -109,12 +109,12 @@ def verdict(name: str) -> str:
 
 
 def threat(row: Row) -> str:
-    """What the models of a ranking were attacked with, whatever their M, from any of its rows: data, size, budget."""
+    """The threat of a ranking, without M, from any of its rows: data, size, budget."""
     return f"{row['dataset']}, {size(row['size'])}, {norm(row['norm'])} eps {row['eps_text']}"
 
 
 def heading(row: Row) -> str:
-    """What a ranking ranks, from any of its rows; the images where others at this budget met others."""
+    """The heading of a ranking, from any of its rows; with the image set if there are several at this budget."""
     images = f", image set {row['image_set']}" if row["image_sets"] > 1 else ""
     return f"{threat(row)}, M = {row['mc']}{images}"
 
@@ -143,7 +143,7 @@ def evidence_line(check: Check) -> str:
 
 
 def grid(columns: Mapping[str, Literal["left", "right"]]) -> Table:
-    """An empty table for the terminal, without lines, from the names of its columns and the side of their text."""
+    """An empty table for the terminal, without lines, from the names and the alignment of its columns."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name, side in columns.items():
         table.add_column(name, justify=side)

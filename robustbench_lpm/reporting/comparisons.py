@@ -1,4 +1,4 @@
-"""Pairs of classifiers on the same images, and pairs of attacks on the same model: what the means alone cannot say.
+"""Comparisons image by image: of two classifiers on the same images, and of two attacks on the same model.
 
 A classifier is a model at an M. The average of M runs is another classifier than a single run, and was attacked as
 such; so the same model at two M is a pair like any other.
@@ -26,7 +26,7 @@ from robustbench_lpm.statistics import MIN_IMAGES_FOR_INTERVAL, crossed, paired_
 LOWEST = "lowest over all attacks"
 UNEQUAL = "settings differ"
 UNEQUAL_NOTE = "The attack ran at unequal settings, which may be part of the difference."
-ABOUT = [*BUDGET, "image_set", *MODEL]  # what the runs of one row of a ranking have in common
+ABOUT = [*BUDGET, "image_set", *MODEL]  # columns in which the runs of one row of a ranking agree
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Pair:
     attack: str
     first: str
     second: str
-    first_attack: str  # what each of them met: its strongest attack, or the one attack at settings of its own
+    first_attack: str  # the attack on each: its strongest, or the one attack with its settings
     second_attack: str
-    note: str  # what makes the pair unequal; empty where nothing does
+    note: str  # differences between the two attacks; empty if there are none
     images: int
     first_accuracy: float  # mean-draw
     second_accuracy: float
@@ -62,17 +62,17 @@ class Comparison:
 
     @property
     def attacks(self) -> list[str]:
-        """The attacks under which a pair met, the lowest over all of them first."""
+        """The attacks under which pairs are compared, the lowest over all of them first."""
         return sorted({pair.attack for pair in self.pairs}, key=lambda attack: (attack != LOWEST, attack))
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the attacks on one model at one budget agree on which images they make misclassified.
+    """How far the attacks on one model at one budget agree on the images that are misclassified.
 
-    An image counts as misclassified ("fallen") when at most half of the draws get it right. shares[i][j] is the share
-    of images of which attacks i and j say the same; fallen[i] counts those misclassified under attack i, alone[i] those
-    misclassified under no other.
+    An image counts as misclassified if at most half of the draws are right. shares[i][j] is the share of images on
+    which attacks i and j agree; fallen[i] counts the images misclassified under attack i, alone[i] those misclassified
+    under no other.
     """
 
     budget: str
@@ -85,12 +85,12 @@ class Agreement:
 
 
 Read = tuple[str, ...]  # the record that an accuracy is read from, or one for each half of the draws
-# What a pair is compared under: an attack, what is read of each, what each of them met, and a note.
+# A comparison of a pair: the attack, the records read of each, the attack on each with its settings, and a note.
 Meeting = tuple[str, Read, Read, str, str, str]
 
 
 class _Outcomes:
-    """The outcome of every image in each run, worked out once."""
+    """The outcome of every image in each run, computed once."""
 
     def __init__(self, records: Sequence[RunRecord], runs: Iterable[Row]) -> None:
         self._records = {record.id: record for record in records}
@@ -105,7 +105,7 @@ class _Outcomes:
         return self._records[read[0]]
 
     def attacks(self, row: Row) -> dict[str, Read]:
-        """What is read of each attack that the model of a row of the ranking met, by its name; of several runs the
+        """The runs read for each attack on the model of a row of the ranking, by its name; of several runs the
         strongest. No probes."""
         by_name: dict[str, list[Row]] = defaultdict(list)
         for run in self._by_row.get(tuple(row[column] for column in ABOUT), []):
@@ -140,14 +140,13 @@ class _Entry(NamedTuple):
 
 
 def compare(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Comparison]:
-    """Every pair of classifiers with a number, at every budget: under each attack that both met, and each under its
-    lowest.
+    """Every pair of classifiers, at every budget: under each attack on both, and each under its strongest.
 
-    Where two of unequal M met an attack of one name, but at no common settings (gradients are averaged over fewer draws
-    of what is an average already), they are compared under the settings that each met, and the pair says so.
+    Two classifiers of unequal M may have an attack of one name at different settings only (for an average, gradients
+    take fewer draws). They are compared at their own settings, and the pair says so.
 
     runs and ranked are the table of runs and the ranking, records those that they were made from. Runs with failed
-    examples are left out, for the failed ones could be right or wrong.
+    examples are left out, because the failed ones could be right or wrong.
     """
     outcomes = _Outcomes(records, _named_at_any_mc(records, as_rows(runs)))
     glimpsing = ranking.glimpsing(as_rows(runs))
@@ -166,7 +165,7 @@ def compare(records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFra
 
 
 def _named_at_any_mc(records: Sequence[RunRecord], runs: Sequence[Row]) -> list[Row]:
-    """The runs, their attacks told apart whatever the M that they met; a probe keeps its own name."""
+    """The runs, with the names that distinguish their attacks, without M; a probe keeps its own name."""
     probes = {run["record"] for run in runs if run["probe"]}
     ordinary = [record for record in records if record.id not in probes]
     variants = ranking.attack_variants(ordinary, any_mc=True)
@@ -200,21 +199,21 @@ def _entry(row: Row, outcomes: _Outcomes, glimpsing: Set[tuple[str, str]]) -> _E
 
 
 def _meetings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[Meeting]:
-    """What two classifiers are compared under."""
+    """The comparisons of two classifiers."""
     for attack in sorted(a.attacks.keys() & b.attacks.keys()):
         yield attack, a.attacks[attack], b.attacks[attack], attack, attack, ""
     across = a.classifier["mc"] != b.classifier["mc"]
     if across:
         yield from _at_unequal_settings(a, b, outcomes)
     if a.lowest and b.lowest:
-        # Of one M the notes on the ranks say already who met less.
+        # At one M the notes on the ranks already say which model has fewer attacks.
         unmet = [_unmet(a, b, outcomes), _unmet(b, a, outcomes)] if across else []
         told = [_joined(attack_name(outcomes.runs[record]) for record in read) for read in (a.lowest, b.lowest)]
         yield LOWEST, a.lowest, b.lowest, told[0], told[1], " ".join(filter(None, unmet))
 
 
 def _at_unequal_settings(a: _Entry, b: _Entry, outcomes: _Outcomes) -> Iterator[Meeting]:
-    """The lowest accuracies under an attack of one name, where it met both at no common settings."""
+    """The lowest accuracies under an attack of one name, if the two have no settings of it in common."""
     common = (outcomes.record(a.attacks[name]) for name in a.attacks.keys() & b.attacks)
     shared = set(map(ranking.attack_but_for_settings, common))
     mine, other = (outcomes.by_attack(entry.attacks.values()) for entry in (a, b))
@@ -234,7 +233,7 @@ def _joined(texts: Iterable[str]) -> str:
 
 
 def _unmet(mine: _Entry, other: _Entry, outcomes: _Outcomes) -> str:
-    """A sentence on the attacks, by name, that only the other met, where there are any."""
+    """A sentence on the attacks, by name, that were run on the other model only, if there are any."""
     met: set[str] = set()  # attacks and, of a worst case, those that it chose among
     for read in mine.attacks.values():
         attack = outcomes.record(read).configuration["attack"]

@@ -4,6 +4,7 @@ print the table of runs to a terminal."""
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -76,10 +77,10 @@ STYLES = {"passed": "green", "failed": "bold red", "undecided": "yellow"}  # of 
 JSON_SCHEMA_VERSION = 3
 EXPLANATION = (
     "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
-    "A model's rank follows its robust accuracy under the strongest of all attacks but controls, chosen on one half of "
-    "the graded draws and read on the other, both ways round; where the halves choose two runs, both are named. Where "
-    "models met different images, each image set has a ranking of its own. A result that fails its audit has no rank, "
-    "and neither has one without an audit beside audited ones; where none was audited, ranks are an order only."
+    "Models are ranked by robust accuracy under their strongest attack, without controls. The strongest attack is "
+    "chosen on one half of the graded draws and read on the other, both ways round; if the halves choose two runs, "
+    "both are named. Models with different images are ranked separately, by image set. A result that fails its audit "
+    "has no rank, nor has one without an audit beside audited ones. If none is audited, the order is provisional."
 )
 
 
@@ -111,7 +112,7 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
 
 
 def to_csv(runs: pd.DataFrame) -> str:
-    """The table of runs, numbers in full precision; text that looks like a formula is led by an apostrophe."""
+    """The table of runs, numbers in full precision; text that looks like a formula gets an apostrophe in front."""
     text = runs.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in runs.dtypes]]
     return runs.assign(**{name: runs[name].map(cells.csv) for name in text}).to_csv(index=False, lineterminator="\n")
 
@@ -123,7 +124,7 @@ def to_json(
     pairs: Sequence[Comparison],
     agreements: Sequence[Agreement],
 ) -> str:
-    """Runs, rankings, comparisons of classifiers, agreement of attacks; numbers in full precision, what is absent null.
+    """Runs, rankings, comparisons of classifiers, agreement of attacks; numbers in full precision, missing values null.
 
     records: in the order of the rows of `runs`, which take the names of classes from them, by label.
     """
@@ -139,14 +140,14 @@ def to_json(
 
 
 def _json_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as what JSON knows."""
+    """The rows of a table as JSON values."""
     rows = as_rows(table.astype(object).where(table.notna(), None))
     return [{name: getattr(value, "item", lambda value=value: value)() for name, value in row.items()} for row in rows]
 
 
 def _ordinary(runs: pd.DataFrame) -> tuple[list[Row], list[str], list[str]]:
-    """The runs that are no probes; a sentence on the probes, where there are any; and what a reader must know of the
-    runs, such as an attack's known defects, each once."""
+    """The runs that are not probes; a sentence on the probes, if there are any; and the notes on the runs, such as an
+    attack's known defects, each once."""
     rows = as_rows(runs[~runs["probe"]])
     probes = len(runs) - len(rows)
     told = f"{probes} probe run{' of an audit is' if probes == 1 else 's of audits are'} in leaderboard.csv."
@@ -157,7 +158,7 @@ def _ordinary(runs: pd.DataFrame) -> tuple[list[Row], list[str], list[str]]:
 def to_markdown(runs: pd.DataFrame, ranked: pd.DataFrame) -> str:
     """The rankings and the runs as GitHub-flavoured Markdown."""
     ordinary, left_out, notes = _ordinary(runs)
-    blocks = ["# Leaderboard", EXPLANATION]
+    blocks = ["# Leaderboard", textwrap.fill(EXPLANATION, 120)]
     for part in split(ranked):
         blocks += [f"## {cells.markdown(cells.heading(part[0]))}", _markdown_table(RANKING, part)]
     blocks += ["## All runs", _markdown_table(RUNS, ordinary), *map(cells.markdown, left_out)]

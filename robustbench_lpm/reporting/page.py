@@ -1,8 +1,8 @@
-"""The leaderboard as one HTML file that needs nothing else and asks nothing of the network.
+"""The leaderboard as one self-contained HTML file without network requests.
 
-Whatever comes from a card or record passes through jinja2's autoescape; the page's Content-Security-Policy lets no
-script run and no style sheet apply but those that are hashed here, and nothing be fetched. Without scripts everything
-but the comparison of classifiers is there to be read.
+Whatever comes from a card or record passes through jinja2's autoescape; the page's Content-Security-Policy
+allows only the script and the style sheet that are hashed here, and no requests. Without scripts everything except the
+comparison of classifiers can be read.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 COSTS = ("forwards", "backwards", "glimpses")
-GALLERY_EXAMPLES = 48  # of three pictures each; models take turns: room for each in results/
-# What the table of runs can be filtered by: the column of `tables.table`, its name, and how its values are written.
+GALLERY_EXAMPLES = 48  # of three pictures each; models take turns: enough for each in results/
+# The filters of the table of runs: the column of `tables.table`, its name, and how its values are written.
 FILTERS: tuple[tuple[str, str, Any], ...] = (
     ("dataset", "Data set", str),
     ("size", "Size", cells.size),
@@ -51,10 +51,10 @@ FILTERS: tuple[tuple[str, str, Any], ...] = (
     ("knowledge", "Knowledge", lambda name: "none (control)" if name == ranking.CONTROL else name),
     ("verdict", "Audit", cells.verdict),
 )
-# Of a verdict its mark, the class of its badge, and what it is sorted by: failures first, what is not audited last.
+# For each verdict its mark, the class of its badge, and its sort key: failures first, not audited last.
 BADGES = {"fail": ("✕ ", "bad", "0"), "undecided": ("? ", "open", "1"), "pass": ("✓ ", "good", "2")}
 EXPORT = re.compile(r"export\s*\{([^{}]*)\}\s*;?")
-# What would end, or nest, the script element that holds the bundle; all of it is in strings and patterns there.
+# Text that would end, or nest, the script element of the bundle; it occurs in strings and patterns only.
 UNSAFE = re.compile(r"<(?=!--|/?script)", re.IGNORECASE)
 
 
@@ -108,7 +108,7 @@ def data_tables() -> str:
     """JavaScript that defines `DataTable`, licence notices included; about 620 kB.
 
     The package itables carries jQuery and DataTables (both MIT) as one JavaScript module, from which a page of one file
-    cannot import. Raises LpmbenchError where the installed itables is laid out otherwise.
+    cannot import. Raises LpmbenchError if the installed itables has another layout.
     """
     bundle = files("itables").joinpath("html", "dt_bundle.js")
     return as_script(bundle.read_text(encoding="utf-8") if bundle.is_file() else "")
@@ -150,7 +150,7 @@ def _pair_data(pair: Pair) -> dict[str, Any]:
 
 
 def _comparison_data(comparisons: Sequence[Comparison]) -> Markup:
-    """What the script compares classifiers with, as JSON that may stand inside a script element."""
+    """The data for the script's comparisons, as JSON that is safe inside a script element."""
     content = [
         {
             "budget": comparison.budget,
@@ -165,7 +165,7 @@ def _comparison_data(comparisons: Sequence[Comparison]) -> Markup:
 
 
 def _rate(row: Row, name: str) -> dict[str, Any]:
-    """A share with its interval, ready to be written and drawn; raw, in full precision, to be sorted by."""
+    """A share with its interval, as text and for drawing; raw, in full precision, for sorting."""
     numbers = (row[name + end] for end in ("", "_low", "_high"))
     value, low, high = (None if cells.missing(number) else float(number) for number in numbers)
     raw = "" if value is None else repr(value)
@@ -174,7 +174,7 @@ def _rate(row: Row, name: str) -> dict[str, Any]:
 
 
 def _verdict(name: str) -> dict[str, str]:
-    """The verdict of an audit or a check, ready to be written as a badge and to be sorted by."""
+    """The verdict of an audit or a check, as a badge and for sorting."""
     mark, style, raw = BADGES.get(name, ("", "muted", ""))
     return {"name": name, "text": f"{mark}{cells.verdict(name)}", "style": style, "raw": raw}
 
@@ -216,15 +216,16 @@ def _rows(records: Sequence[RunRecord], runs: pd.DataFrame, audits: Mapping[str,
         audit = audits.get(row["record"])
         row["findings"] = [_finding(check, row["record"], first) for check in audit.checks] if audit else []
         row["audit_command"] = plain(audit.command) if audit else ""
-        # Of a probe, the rows of the runs whose audit compared them with it.
+        # For a probe, the rows of the runs whose audit used it.
         judged = sorted(name for name, by in audits.items() if any(row["record"] in c.records for c in by.checks))
         row["serves"] = [first[name] for name in judged if name in first] if row["probe"] else []
     return rows
 
 
 def _finding(check: Check, judged: str, known: Mapping[str, Row]) -> dict[str, Any]:
-    """One check of an audit, ready to be written; runs: (anchor, short id) of the others compared, without an anchor
-    where they are not in the page."""
+    """One check of an audit for the page; runs: (anchor, short id) of the other runs, without an anchor if they are not
+    in
+    the page."""
     numbers = dict(zip(("judged", "reference", "difference"), cells.evidence(check), strict=False))
     return numbers | {
         "name": plain(check.name),
@@ -278,7 +279,7 @@ def _settings(values: dict[str, Any]) -> str:
 
 
 def _failure(failure: Mapping[str, Any]) -> str:
-    """One failed block in one line: which examples, and whatever else was recorded of it."""
+    """One failed block in one line: its examples, and everything else recorded about it."""
     indices = failure.get("indices", [])
     shown = ", ".join(map(str, indices[:8])) + (", …" if len(indices) > 8 else "")
     reason = _settings({key: value for key, value in failure.items() if key != "indices"})

@@ -1,5 +1,6 @@
-"""Show stored examples: the image, its amplified perturbation, the attacked image, and what was predicted; and the
-contact sheet of a data set."""
+"""Pictures of stored examples (image, amplified perturbation, attacked image, predictions), and the contact sheet of a
+data
+set."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ STEPS = (1, 2, 5)
 STYLE: Any = {"text.parse_math": False, "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "lpmbench"}
 GAP, CAPTION = 4, 12  # pixels of a contact sheet
 ClassNames = Mapping[int, str] | Sequence[str] | None  # by label
-Prediction = tuple[int, int, int]  # what most draws said of an image; how many said so, of how many
+Prediction = tuple[int, int, int]  # the class that most draws predict; by how many draws, of how many
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Example:
 
     @property
     def amplified(self) -> tuple[int, NDArray[np.float32]]:
-        """A factor, and what the attack added times that factor: (C, H, W) around mid-grey, in [0, 1]."""
+        """A factor, and the perturbation times that factor: (C, H, W) around mid-grey, in [0, 1]."""
         perturbation = self.picture.adversarial - self.picture.clean
         factor = amplification(float(np.abs(perturbation).max()))
         return factor, np.clip(0.5 + factor * perturbation, 0, 1).astype(np.float32)
@@ -63,14 +64,14 @@ def class_name(label: int, class_names: ClassNames) -> str:
 
 
 def named(prediction: Prediction, class_names: ClassNames) -> str:
-    """A predicted label, by name if there is one, and the share of draws unless there was but one."""
+    """A predicted label, by name if there is one, and the share of draws if there is more than one."""
     label, votes, draws = prediction
     name = class_name(label, class_names)
     return f"{name} ({votes} of {draws} draws)" if draws > 1 else name
 
 
 def telling(class_names: ClassNames) -> dict[int, str]:
-    """The names, by label, that say more than the number does."""
+    """The names, by label, that differ from the number."""
     named = class_names.items() if isinstance(class_names, Mapping) else enumerate(class_names or ())
     names = {label: plain(name) for label, name in named}
     labels = Counter(names.values())
@@ -105,7 +106,7 @@ def _prediction(draws: NDArray[np.int64]) -> Prediction:
 def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames = None) -> bytes:
     """A PNG of the stored example at `position` (from 0): original | amplified perturbation | adversarial.
 
-    class_names: instead of those that the record tells.
+    class_names: instead of those in the record.
     """
     stored = examples(record)
     if not 0 <= position < len(stored):

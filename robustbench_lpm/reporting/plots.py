@@ -1,8 +1,8 @@
-"""Draw accuracy against eps, and against queries, as SVG: same table, same bytes; text stays text, ink takes the
-colour of the page, and each drawing holds its numbers in words.
+"""Plots of accuracy against eps, and against queries, as SVG. The same table gives the same bytes; text stays text,
+lines take the text colour of the page, and each plot holds its numbers in words.
 
 A plot is drawn only where there are at least two points, the clean accuracy (eps = 0, one pass) being one of them; runs
-with failed examples are left out, for the failed ones could be right or wrong, and so are the probes of audits.
+with failed examples are left out, because the failed ones could be right or wrong, and so are the probes of audits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 COLOURS = ("#2f7fc1", "#d9722e", "#2a9a78", "#cf4a5b", "#8a6ac4", "#9c7a2c", "#cc5f9b", "#6b7f92")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 DASHES: Any = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (5, 1.2, 1, 1.2)))
-INK = "#010203"  # drawn by matplotlib, then replaced by currentColor, so that dark pages get light ink
+INK = "#010203"  # drawn by matplotlib, then replaced by currentColor, so that dark pages get light lines
 SCENE = ["dataset", "size", "norm", "mc", "image_set"]
 LINE, COLUMN = 46, 24  # characters that fit across a plot, and into half of it
 WORST = "lowest over all attacks"
@@ -58,7 +58,7 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One plot: where it belongs, what it shows, and its drawing."""
+    """One plot: its place in the report, its title, and its drawing."""
 
     name: str  # of the file, and the prefix of every id inside the drawing
     scene: str  # data, size, norm, M
@@ -68,7 +68,7 @@ class Figure:
 
 
 class _Axis(NamedTuple):
-    """What accuracy is drawn against."""
+    """The x axis of a plot of accuracy."""
 
     kind: str
     label: str
@@ -82,7 +82,7 @@ def accuracy_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
     names, found = sorted(set(map(model_name, rows))), []  # the order of the names gives each model its look
     for scene, images, attack, points in _facets(rows, as_rows(ranked)):
         curves = _curves(points)
-        # A share of one image is no accuracy: its picture says more than a line from 100 to 0 %.
+        # A single image gives no accuracy: its picture shows more than a line from 100 to 0 %.
         if curves["x"].nunique() >= 2 and max(point["images"] for point in points) > 1:
             norm = f"eps ({cells.norm(scene[2])})"
             axis = _Axis("eps", f"{norm}, in 1/255", 255.0) if scene[2] == "linf" else _Axis("eps", norm)
@@ -92,7 +92,7 @@ def accuracy_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
 
 
 def _facets(rows: list[Row], ranked: list[Row]) -> Iterator[tuple[tuple[Any, ...], str, str, list[Row]]]:
-    """What each plot shows: data, size, norm and M; the image set, where there are several; the attack; the points."""
+    """The content of each plot: data, size, norm and M; the image set, if there are several; the attack; the points."""
     # A point of a ranking is drawn if no run of its model at its budget has failed examples.
     by_model = grouped(rows, [*SCENE, "eps", *MODEL]).values()
     failed = {run["record"] for mine in by_model for run in mine if any(other["failed_examples"] for other in mine)}
@@ -122,7 +122,7 @@ def _curves(points: Sequence[Row]) -> pd.DataFrame:
     """Points to draw, from rows of one run per model and eps; the clean accuracy at eps = 0 where no run is."""
     found: dict[tuple[str, float], Row] = {}
     at_zero = {model_name(row) for row in points if row["eps"] == 0}
-    # What a model's runs say of clean images is the same, or told by another seed: none is chosen for being low.
+    # A model's runs agree on clean images, unless their seeds differ: none is chosen because it is low.
     for kind in ("robust_accuracy", "clean_accuracy"):
         for row in points:
             x = row["eps"] if kind == "robust_accuracy" else 0.0
@@ -157,14 +157,14 @@ def query_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
 
 
 def _best_so_far(points: Sequence[Row]) -> pd.DataFrame:
-    """Per model the accuracy under the strongest attack so far, by growing cost; a user's one pass gives the clean one.
+    """Per model the accuracy under the strongest attack so far, by increasing cost; at one pass the clean accuracy.
 
-    x counts forward passes; runs that cost more and find nothing more make no point.
+    x counts forward passes; runs that cost more without a lower accuracy make no point.
     """
     rows: dict[tuple[str, float], Row] = {}
     for name, mine in grouped([point | {"series": model_name(point)} for point in points], ["series"]).items():
         ordered = sorted(mine, key=lambda run: (run["forwards"], run["record"]))
-        # An attack that asks nothing of the model, such as transfer, is drawn at one pass, too.
+        # An attack without passes of the model, such as transfer, is drawn at one pass, too.
         costs = [max(1.0, float(run["forwards"])) for run in ordered]
         last = {"series": name[0], "x": 1.0, "accuracy": float(ordered[0]["clean_accuracy"]), "low": None, "high": None}
         rows[name[0], 1.0] = last
@@ -184,7 +184,7 @@ def _scene_words(scene: Sequence[Any], images: str) -> list[str]:
 
 
 def left_over(folder: Path, written: Sequence[Path]) -> list[Path]:
-    """The plots in a folder that `_figure` made and that are not among those just written; other files are not ours."""
+    """The plots in a directory that `_figure` made earlier and not now; other files are not ours."""
     others = sorted(set(folder.glob("*.svg")).difference(written))
     return [path for path in others if f'aria-labelledby="plot-{path.stem}-title"'.encode() in path.read_bytes()]
 
@@ -204,7 +204,7 @@ def _figure(
 
 
 def _told(curves: pd.DataFrame, axis: _Axis) -> str:
-    """The numbers of a plot in words, for those who do not see it."""
+    """The numbers of a plot in words, for readers who cannot see it."""
     lines = []
     for (name,), rows in grouped(as_rows(curves), ["series"]).items():
         places = [cells.count(row["x"]) if axis.steps else f"{row['x'] * axis.unit:.4g}" for row in rows]
@@ -249,7 +249,7 @@ def look(position: int, shift: int = 0) -> dict[str, Any]:
 
 
 def shortened(name: str) -> str:
-    """A name that fits across a plot, without control characters, its middle left out if need be."""
+    """A name that fits across a plot, without control characters, shortened in the middle if necessary."""
     text, half = plain(name), LINE // 2
     return text if len(text) <= LINE else f"{text[: half - 1]}…{text[-half:]}"
 
@@ -292,7 +292,7 @@ def per_cent(axes: Axes, bottom: float, top: float) -> None:
 
 
 def _tidy(drawing: bytes, prefix: str, title: str, told: str) -> ElementTree.Element:
-    """Matplotlib's SVG made fit for a page: ids of its own, no style sheet, no metadata, ink as currentColor.
+    """Matplotlib's SVG, prepared for a page: unique ids, no style sheet, no metadata, lines in currentColor.
 
     <title> says what it shows, <desc> its numbers.
     """

@@ -1,8 +1,8 @@
-"""Our results as RobustBench keeps its own: one JSON file per data set, norm and model, for tools that read those.
+"""Our results in RobustBench's format: one JSON file per data set, norm and model, for tools that read those.
 
-The keys are theirs, the protocol is not: `autoattack_acc`, by which their tools sort, holds the mean-draw accuracy
-under the strongest of the attacks that our records show, and `footnote` says so. What their format has no key for
-is under `lpmbench`.
+The keys are RobustBench's, the protocol is ours: `autoattack_acc`, by which their tools sort, holds the mean-draw
+accuracy under the strongest attack in our records, and `footnote` says so. Values without a key in their format are
+under `lpmbench`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ AUTHORS = re.compile(rf"({NAME}(?: {NAME})*(?: et al\.| and {NAME}(?: {NAME})*)?
 def to_robustbench(records: Sequence[RunRecord], ranked: pd.DataFrame) -> dict[str, str]:
     """The files by their paths, such as "robustbench/digits/Linf/cnn.json".
 
-    RobustBench shows one eps for each data set and norm; so do these files: that at which most images met most models,
-    without averaging. Of fewer than 20 images there is no file.
+    RobustBench shows one eps for each data set and norm. So do these files: the eps with most images and models,
+    without averaging. With fewer than 20 images there is no file.
     """
     known = {record.id: record for record in records}
     best: dict[tuple[str, str], list[Row]] = {}
@@ -103,6 +103,6 @@ def _entry(record: RunRecord, row: Row) -> dict[str, Any]:
 
 
 def _file_name(name: str) -> str:
-    """A name that is safe in a path; what had to change is told apart by a hash."""
+    """A name that is safe in a path; if it had to be changed, a hash keeps it unique."""
     safe = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")[:80]
     return safe if safe == name else f"{safe or 'unnamed'}-{sha256_of_value(name)[:6]}"

@@ -1,5 +1,5 @@
-"""Show where a glimpsing model looks, on an image before and after an attack: a picture, an animation, and a file of
-fixations beside the page, which are drawn over its pictures.
+"""Scanpaths: the fixations of a glimpsing model on an image before and after an attack, as a picture, an animation, and
+a file of fixations that the page draws over its pictures.
 
 `lpmbench report --scanpaths` runs the models once and writes the file; making the page again needs no model.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FILE = Path("json") / "scanpaths.json"
 SCHEMA_VERSION = 1
 RIGHT, WRONG = "#1b7f4b", "#c0392b"
-UNSEEN = 0.93  # the grey of what is beyond the retina
+UNSEEN = 0.93  # the grey of places outside the retina
 REACH, PATH, DARK = "#2f9bff", "#ffffff", "#101418"
 SIDE = 240  # pixels of the drawing of what a glimpse sees
 FRAME_MS, LAST_FRAME_MS = 900, 2600
@@ -38,7 +38,7 @@ FRAME_MS, LAST_FRAME_MS = 900, 2600
 
 @dataclass(frozen=True)
 class Scanpath:
-    """One look at one image: T fixations and what the model said after each."""
+    """One run on one image: T fixations, and the prediction after each."""
 
     image: NDArray[np.float32]  # (C, H, W) in [0, 1]
     fixations: NDArray[np.float32]  # (T, 2) as (x, y); the image is [-1, 1]², y down
@@ -49,7 +49,7 @@ class Scanpath:
 
 @dataclass(frozen=True)
 class Scene:
-    """Two looks on the same noise: at an image and at what an attack made of it."""
+    """Two runs on the same noise: on an image and on its adversarial example."""
 
     index: int
     label: int
@@ -57,12 +57,12 @@ class Scene:
     attacked: Scanpath
     cells: NDArray[np.float64]  # (n, 2), the cells of the retina around a fixation; n may be 0
     headline: str  # the model, the attack and its budget
-    footnote: str = ""  # which draw is shown, and what the others say
+    footnote: str = ""  # which draw is shown, and the predictions of the others
     class_names: tuple[str, ...] = ()
 
     @property
     def panels(self) -> tuple[tuple[str, Scanpath], tuple[str, Scanpath]]:
-        """Both looks with their titles."""
+        """Both runs with their titles."""
         return ("clean", self.clean), ("adversarial", self.attacked)
 
     @cached_property
@@ -76,7 +76,7 @@ class Scene:
         return self.cells[[*vertices, vertices[0]]]
 
     def said(self, path: Scanpath, t: int) -> str:
-        """What the model said after glimpse t (from 0), and how surely."""
+        """The prediction after glimpse t (from 0), and its probability."""
         return f"{class_name(int(path.labels[t]), self.class_names)} ({100 * path.confidences[t]:.0f} %)"
 
     def colour(self, path: Scanpath, t: int) -> str:
@@ -85,7 +85,7 @@ class Scene:
 
 
 def scanpath_picture(scene: Scene) -> bytes:
-    """A PNG: both images with their numbered fixations, beneath them what each glimpse saw and what was said then."""
+    """A PNG: both images with their numbered fixations, and below them each glimpse with the prediction after it."""
     with drawing((10.4, 1.1 + 4.75 + _strip_height(scene)), dpi=120) as figure:
         parts: Any = figure.subfigures(2, 1, height_ratios=(4.75, _strip_height(scene)))
         limit = _limit(scene)
@@ -101,7 +101,7 @@ def scanpath_picture(scene: Scene) -> bytes:
 
 
 def scanpath_animation(scene: Scene) -> bytes:
-    """A GIF that loops: a frame for each glimpse, with the path so far, the retina's reach and what the retina saw."""
+    """A looping GIF: a frame for each glimpse, with the path so far, the outline of the retina and the glimpse."""
     frames = [_frame(scene, t) for t in range(len(scene.clean.labels))]
     palette = _palette(frames)
     reduced = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
@@ -113,9 +113,9 @@ def scanpath_animation(scene: Scene) -> bytes:
 
 
 def _palette(frames: Sequence[Image.Image]) -> Image.Image:
-    """One palette for all frames, for palettes that change from frame to frame flicker.
+    """One palette for all frames, because changing palettes flicker.
 
-    Most of its colours are those of the images; the few pixels of markers and words would get none, so theirs are set.
+    Most colours come from the images; markers and text have too few pixels to get any, so theirs are set.
     """
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
@@ -167,8 +167,7 @@ def _limit(scene: Scene) -> float:
 
 
 def _show(axes: Axes, image: NDArray[np.float32], limit: float, picture: NDArray[Any] | None = None) -> None:
-    """An image in normalised coordinates, or a picture of what was seen of it; every pixel of a small image stays a
-    square."""
+    """Draw an image, or a picture of a glimpse, in normalised coordinates; pixels of small images stay squares."""
     rows, columns = image.shape[-2:]
     smooth = "nearest" if picture is None and max(rows, columns) <= 128 else "antialiased"
     shown = np.clip(displayable(image), 0, 1) if picture is None else picture
@@ -181,7 +180,7 @@ def _show(axes: Axes, image: NDArray[np.float32], limit: float, picture: NDArray
 def _draw_path(axes: Axes, fixations: NDArray[np.float32], shown: int) -> None:
     """The first `shown` fixations as numbered markers, light to dark in time, joined by a line.
 
-    A square is the first, a halo the one looked at now.
+    A square is the first, a halo the current one.
     """
     from matplotlib import colormaps
     from matplotlib.patheffects import Normal, Stroke
@@ -207,7 +206,7 @@ def _title(axes: Axes, scene: Scene, title: str, path: Scanpath, t: int) -> None
 
 
 def _columns(scene: Scene) -> int:
-    """How many small pictures fit side by side, with what was said beneath them."""
+    """How many small pictures fit side by side, with the predictions below them."""
     longest = max(len(scene.said(path, t)) for _, path in scene.panels for t in range(len(path.labels)))
     glimpses, most = len(scene.clean.labels), 6 if longest <= 12 else 5
     return -(-glimpses // -(-glimpses // most))  # rows of equal length
@@ -219,7 +218,7 @@ def _strip_height(scene: Scene) -> float:
 
 
 def _draw_strip(figure: Any, scene: Scene, path: Scanpath) -> None:
-    """Below an image, for each glimpse what it saw and what was said then."""
+    """Below an image, each glimpse with the prediction after it."""
     columns = _columns(scene)
     rows = -(-len(path.labels) // columns)
     grid: Sequence[Axes] = figure.subplots(rows, columns, squeeze=False).flat
@@ -267,7 +266,7 @@ def what_is_seen(
 
 @dataclass(frozen=True)
 class Gaze:
-    """One draw's look at an example before and after the attack, on the same noise."""
+    """The fixations of one draw on an example before and after the attack, on the same noise."""
 
     record: str
     index: int  # of the example

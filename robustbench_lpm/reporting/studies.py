@@ -1,7 +1,7 @@
 """The studies sweep, invariance and glimpses, as tables for the terminal and as figures.
 
-Each shows the table that it is given and runs nothing. A table has columns accuracy, accuracy_low and accuracy_high in
-[0, 1] (for glimpses: clean_accuracy, ...), and a row for each M ("mc") and whatever else was varied.
+Each shows a table and runs nothing. A table has columns accuracy, accuracy_low and accuracy_high in
+[0, 1] (for glimpses: clean_accuracy, ...), and a row for each M ("mc") and value of what else was varied.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def sweep_table(table: pd.DataFrame, console: Console) -> None:
 
 
 def sweep_figure(table: pd.DataFrame, title: str, usual: int) -> dict[str, bytes]:
-    """The figure as {"summary.png": ..., "summary.svg": ...}: accuracy against glimpses, and against what they cost.
+    """The figure as {"summary.png": ..., "summary.svg": ...}: accuracy against glimpses, and against their cost.
 
     usual: the number of glimpses on the model's card, which is marked.
     """
@@ -90,7 +90,7 @@ def sweep_figure(table: pd.DataFrame, title: str, usual: int) -> dict[str, bytes
     return _rendered("summary", (9.4, 4.3), title, draw)
 
 
-# Invariance: accuracy on turned, scaled and moved images
+# Invariance: accuracy on rotated, scaled and translated images
 
 
 def invariance_table(table: pd.DataFrame, console: Console) -> None:
@@ -115,8 +115,8 @@ def invariance_table(table: pd.DataFrame, console: Console) -> None:
 
 
 def _lowest(rows: pd.DataFrame, unit: str) -> tuple[str, str]:
-    """The lowest accuracy of a curve, and where: chosen on one half of the images and read on the other, both ways
-    round, for the lowest of many values would owe a part to luck."""
+    """The lowest accuracy of a curve, and its place: chosen on one half of the images and read on the other, both ways
+    round, because the lowest of many values is partly chance."""
     first, second = (rows.get(f"accuracy_{half}_half", rows["accuracy"]).to_numpy() for half in ("first", "second"))
     images, places = int(rows["images"].iloc[0]), (int(second.argmin()), int(first.argmin()))
     weight = (images + 1) // 2 / images
@@ -168,7 +168,7 @@ def _ticks_of(axes: Axes, kind: str, low: float, high: float) -> None:
 
 
 def glimpse_tables(accuracies: pd.DataFrame, fixations: pd.DataFrame, console: Console) -> None:
-    """Print what each glimpse adds, what accuracy costs at equal compute, and how far the fixations move.
+    """Print the accuracy after each glimpse, the accuracy at equal compute, and how far the fixations move.
 
     accuracies: a row for each M and t. fixations: a row for each glimpse from the second on, or none.
     """
@@ -201,7 +201,7 @@ def glimpse_tables(accuracies: pd.DataFrame, fixations: pd.DataFrame, console: C
 
 
 def _kinds(accuracies: pd.DataFrame) -> dict[str, tuple[str, str, str]]:
-    """Clean, attacked, and attacked anew where that was run."""
+    """Clean, attacked, and attacked for each number of glimpses if that was run."""
     return {kind: words for kind, words in KINDS.items() if accuracies[f"{kind}_accuracy"].notna().any()}
 
 
@@ -274,7 +274,7 @@ def _rendered(name: str, size: tuple[float, float], title: str, draw: Callable[[
 
 
 def _styles_of_mc(table: pd.DataFrame) -> dict[int, dict[str, Any]]:
-    """The look of each M: shades in the order of their size."""
+    """The style of each M: shades in the order of their size."""
     from matplotlib import colormaps
 
     ms = sorted(int(m) for m in table["mc"].unique())
@@ -306,7 +306,7 @@ def _mark(axes: Axes, x: float) -> None:
 
 
 def _shares(axes: Axes, table: pd.DataFrame) -> None:
-    """The axis of accuracies in per cent, from 0, or, where all are above a half, from below what is drawn."""
+    """The axis of accuracies in per cent, from 0 or, if all are above a half, from below the lowest."""
     lowest = float(table[["accuracy", "accuracy_low"]].min().min())
     bottom = min(0.98, int(100 * lowest) / 100) if lowest >= 0.5 else 0.0
     per_cent(axes, bottom - 0.02 * (1 - bottom), 1 + 0.02 * (1 - bottom))

@@ -1,4 +1,4 @@
-"""From records to the table of runs: one row for each, plain numbers, text in one harmless line."""
+"""The table of runs: one row per record, plain numbers, text in one line without control characters."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ CardT = TypeVar("CardT", bound=Card)
 COLUMNS = (
     "rank",  # of the model at this budget, on the run that decides it
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set",
-    "model", "model_variant",  # variants tell apart what shares a name; empty otherwise
+    "model", "model_variant",  # variants distinguish runs of the same name; empty otherwise
     "attack", "attack_variant", "knowledge", "target", "gradient_mode",
-    "applies_to", "members",  # the models an attack is for; of a worst case what it chooses among, as JSON
+    "applies_to", "members",  # the models an attack is for; the members of a worst case, as JSON
     "stochastic", "draws", "images",
     *RATES,
-    "robust_first_half", "robust_second_half",  # on either half of the graded draws; both the whole where none is drawn
+    "robust_first_half", "robust_second_half",  # of the graded draws; both on all draws if the model has no noise
     "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses",  # means per example
-    "chosen",  # what was chosen for how many examples: gradient modes, members of a worst case
-    "probe",  # whether the run exists only for the sake of an audit
-    "verdict", "failed_checks", "audit",  # of the audit of the run, "" where there is none; and what it found wrong
+    "chosen",  # gradient modes or members of a worst case, with the number of examples
+    "probe",  # whether the run exists only for an audit
+    "verdict", "failed_checks", "audit",  # of the audit of the run; "" if there is none
     "seconds", "failed_examples", "notes", "record", "command",
 )  # fmt: skip
 NUMBERS = (
@@ -45,12 +45,12 @@ NUMBERS = (
 
 
 def in_order(records: Sequence[RunRecord]) -> list[RunRecord]:
-    """Records sorted by what they are, so that the order in which files were found shows nowhere; repeats dropped."""
+    """Records sorted by their content, so that the order of files does not matter; repeats dropped."""
     unique: dict[tuple[str, str], tuple[tuple[Any, ...], RunRecord]] = {}
     for record in records:
         identity = record.id, sha256_of_value(record.outcomes.to_json())
         what = record.dataset, record.size, record.norm, record.eps, record.mc, record.model, record.attack
-        # All that two runs with one id and equal outcomes may still differ in.
+        # The only fields in which two runs with one id and equal outcomes may differ.
         varying = record.command, record.execution, record.versions, record.failures, record.notes, record.timing
         key = (*what, *identity, json.dumps(varying, sort_keys=True, default=str))
         if identity not in unique or key < unique[identity][0]:
@@ -61,7 +61,7 @@ def in_order(records: Sequence[RunRecord]) -> list[RunRecord]:
 def table(records: Sequence[RunRecord], audits: Mapping[str, Audit] | None = None) -> pd.DataFrame:
     """One row per record, with the columns of COLUMNS; shares in [0, 1], absent numbers NaN.
 
-    audits: those there are, by the id of the record that they judge.
+    audits: by the id of the record that they judge.
     """
     records, audits = in_order(records), audits or {}
     found = probes(records, audits)
@@ -146,7 +146,7 @@ def model_card(record: RunRecord) -> ModelCard | None:
     model, card = record.configuration["model"], _card(cards.model, "model", record.model)
     if card is None or (card.entry, card.parameters) != (model["entry"], model.get("parameters", {})):
         return None
-    expected = card.weights.sha256 if card.weights else None  # None: whoever runs it brings the weights
+    expected = card.weights.sha256 if card.weights else None  # None: the user provides the weights
     return card if expected in (None, model.get("weights_sha256")) else None
 
 

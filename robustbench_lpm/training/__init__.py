@@ -1,7 +1,7 @@
-"""From a recipe to a checkpoint: train a model card's network, and write it down as a model card of its own.
+"""Train a model card's network by a recipe, and write the result as a model card.
 
-All randomness is keyed by (seed, epoch, batch or example), so that a training that was killed and resumed ends in the
-same bits as one that was left alone, on one device with the same number of threads.
+All random numbers depend on (seed, epoch, batch or example) alone. So on one device with the same number of threads, a
+training that was killed and resumed is bit-identical to an uninterrupted one.
 """
 
 from robustbench_lpm.training.loop import TrainingResult, train

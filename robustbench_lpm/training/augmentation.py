@@ -15,17 +15,17 @@ TRIES = 8
 
 
 def augment(images: Tensor, settings: Augmentation, addresses: Addresses) -> Tensor:
-    """Each image (B, C, H, W) mirrored, turned, sheared, scaled and moved at random, with zeros outside.
+    """Each image (B, C, H, W) mirrored, rotated, sheared, scaled and moved at random, with zeros outside.
 
-    Mirroring alone resamples nothing. An affine map that keeps less than settings.keep of an image's brightness in the
-    frame is drawn again, at most TRIES times; then the image is not mapped.
+    Mirroring alone interpolates nothing. An affine map that keeps less than settings.keep of an image's brightness in
+    the frame is drawn again, at most TRIES times; then the image is not mapped.
     """
     if settings.flip:
         chosen = (addresses.uniform("flip") < settings.flip).to(images.device)
         images = torch.where(chosen[:, None, None, None], images.flip(3), images)
         settings = settings.model_copy(update={"flip": 0.0})
     if settings == Augmentation():
-        return images  # resampling on the identity grid would still round
+        return images  # interpolation on the identity grid would still round
     shares = addresses.uniform("map", TRIES if settings.keep else 1, 5)
     if not settings.keep:
         return _resample(images, affine_maps(shares[:, 0], settings))

@@ -1,9 +1,9 @@
 """The files that a training leaves in its directory, each written whole or not at all.
 
-last.ckpt         everything needed to go on, after every epoch and as often as asked; tensors and plain values only
+last.ckpt         everything needed to resume, after every epoch and --save-every; tensors and plain values only
 best.safetensors  the network of the best epoch so far
 log.csv           one row for each epoch; curves.png shows it
-tensorboard/      the same rows for TensorBoard, where asked for: pip install 'robustbench-lpm[tensorboard]'
+tensorboard/      the same rows for TensorBoard, with --tensorboard: pip install 'robustbench-lpm[tensorboard]'
 card.toml, NAME.safetensors   at the end: a model card and its weights
 """
 
@@ -38,7 +38,7 @@ Unfinished = tuple[int, dict[str, float], float]  # of an epoch: batches that ar
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all. Raises LpmbenchError where the disk is full or does not take it."""
+    """Write a file whole or not at all. Raises LpmbenchError if the disk is full or the write fails."""
     with _write_errors(path):
         write_atomically(path, content)
 
@@ -133,7 +133,7 @@ def open_board(out: Path, rows: list[Row]) -> Any:
     with _write_errors(out / BOARD):
         for old in (out / BOARD).glob("events.out.tfevents.*"):
             old.unlink()
-        # purge_step: a TensorBoard that is watching forgets the steps that it has seen.
+        # purge_step: a running TensorBoard drops the steps that it has read.
         writer = summary_writer()(str(out / BOARD), purge_step=1)
     for row in rows:
         add_to_board(writer, row)

@@ -20,14 +20,14 @@ TRAINING, VALIDATION, AVERAGED, CLEAN, CONTROL = "#d9722e", "#2f7fc1", "#2a9a78"
 GROUPS = ("#2f7fc1", "#d9722e", "#2a9a78", "#cf4a5b")
 DASHES = ("-", "--", ":", "-.")
 Line = tuple[str, str, str, str]  # a column of the log, its name in the legend, its colour, its dashes
-FEW = 25  # points of a line up to which each is marked
+FEW = 25  # lines of at most so many points have markers
 STYLE: Any = ["seaborn-v0_8-whitegrid", {"font.size": 9, "legend.fontsize": 8.5, "text.parse_math": False}]
 
 
 def thinned(rows: list[Row], most: int = ON_A_CARD) -> dict[str, list[float]]:
     """Losses and accuracies of at most `most` epochs, evenly spread up to the last, by column; for a model's card.
 
-    Of a training that validates only some epochs, some of those.
+    If only some epochs are validated, they are chosen among those.
     """
     told = [row for row in rows if "validation_accuracy" in row] or rows
     step = max(1, math.ceil(len(told) / most))
@@ -40,7 +40,7 @@ def thinned(rows: list[Row], most: int = ON_A_CARD) -> dict[str, list[float]]:
 def draw(rows: list[Row], title: str, best_epoch: int = 0) -> bytes:
     """A PNG of the log's rows, at least one. best_epoch: the one that is kept, marked; 0 for none yet."""
     from matplotlib import style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, whatever the user's backend
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # no window, with any backend of the user
     from matplotlib.figure import Figure
 
     with style.context(STYLE):
@@ -95,7 +95,7 @@ def accuracy_lines(rows: list[Row]) -> list[Line]:
 def rate_lines(rows: list[Row]) -> list[Line]:
     """The learning rate, of each group where there are several."""
     names = [name for name in _columns(rows) if name.startswith("learning_rate")]
-    looks = cycle(zip(GROUPS, DASHES, strict=True))  # groups of one rate cover each other: dashes show both
+    looks = cycle(zip(GROUPS, DASHES, strict=True))  # groups with the same rate overlap: dashes show both
     return [(name, re.sub("^learning_rate_?", "", name), *look) for name, look in zip(names, looks, strict=False)]
 
 

@@ -1,4 +1,4 @@
-"""One training on several devices: each process takes its share of every batch, and what they count is added up.
+"""One training on several devices: each process takes its share of every batch, and their results are summed.
 
 The gradient is that of the whole batch, whatever the shares. Batch norms normalise each device's share alone, and the
 running statistics are those of the first device; so other numbers of devices train other networks.
@@ -31,7 +31,7 @@ def start(device: str, devices: int = 1) -> Fabric:
         raise LpmbenchError(f"--device {device} is one device; for several of them give the kind, --device {kind}.")
     # RAM-LPM has parts that some losses leave out, such as a baseline or the where path of a single glimpse.
     strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it tells how it starts processes
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # lightning-fabric prints how it starts processes
     try:
         fabric = Fabric(accelerator=kind, devices=[int(number)] if number else devices, strategy=strategy)
         if devices > 1:
@@ -42,7 +42,7 @@ def start(device: str, devices: int = 1) -> Fabric:
 
 
 def share(fabric: Fabric | None, parts: Sequence[Found]) -> list[Found]:
-    """The part of a list that is this process's work: parts are as equal as can be. All of it without a fabric."""
+    """This process's part of a list; parts are as equal as possible. The whole list without a fabric."""
     rank, size, count = (fabric.global_rank, fabric.world_size, len(parts)) if fabric else (0, 1, len(parts))
     return list(parts[rank * count // size : (rank + 1) * count // size])
 
@@ -57,7 +57,7 @@ def sums(fabric: Fabric | None, found: dict[str, float]) -> dict[str, float]:
 
 
 def together(fabric: Fabric, action: Callable[[], Found]) -> Found:
-    """Do what may fail in one process alone. Raises its LpmbenchError in all of them, so that none waits."""
+    """Do something that may fail in one process only. Raises its LpmbenchError in all of them, so that none waits."""
     problem, result = "", None
     try:
         result = action()
@@ -69,7 +69,7 @@ def together(fabric: Fabric, action: Callable[[], Found]) -> Found:
 
 
 def _gathered(fabric: Fabric | None, mine: Found) -> list[Found]:
-    """What each process has found, in the order of their ranks."""
+    """The objects of all processes, in the order of their ranks."""
     everyone = [mine] * (fabric.world_size if fabric else 1)
     if len(everyone) > 1:
         torch.distributed.all_gather_object(everyone, mine)

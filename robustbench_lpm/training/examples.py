@@ -29,8 +29,8 @@ class LabelledImages:
     """A split of a data set. The same positions give the same bits, in memory and on the disk.
 
     read: the images (B, C, H, W) at some positions, uint8, or float in [0, 1]. labels: (N,). shape: (C, H, W).
-    workers: processes that read the coming batches while the current one is worked on; 0 reads in this one.
-    notes: what a reader of results must be told about the images, a line each.
+    workers: processes that read the next batches ahead; with 0 this process reads them.
+    notes: what a reader of results must know about the images, one line each.
     """
 
     read: Callable[[Sequence[int]], Tensor]
@@ -60,7 +60,7 @@ class LabelledImages:
         if not self.workers or len(batches) < 2:
             yield from map(self.read, batches)
             return
-        # Loaders of data sets are closures more often than not: processes that are forked need not pickle them.
+        # Loaders of data sets are often closures: forked processes need not pickle them.
         forked = "fork" in multiprocessing.get_all_start_methods()
         loader: DataLoader[Any] = DataLoader(
             batches,  # type: ignore[arg-type]

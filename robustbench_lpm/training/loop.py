@@ -1,4 +1,4 @@
-"""The training itself: epochs of steps, a validation after each, and everything on disk before the next begins."""
+"""The training loop: epochs of steps, each followed by a validation and a checkpoint."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ from robustbench_lpm.versions import OURS, versions_of
 
 # Given the epochs that are done, such as 1.5 after a batch; and at the end of each its row of the log.
 Watch = Callable[[float, Row | None], None]
-Tell = Callable[[str], None]  # given a line for the reader
+Tell = Callable[[str], None]  # called with a line for the reader
 Load = Callable[[str], LabelledImages]  # given "train", "validation" or "test"
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What a training ended with. `card` is the model card at `card_path`; it works as `--model CARD_PATH`."""
+    """The result of a training. `card` is the model card at `card_path`; it works as `--model CARD_PATH`."""
 
     card: ModelCard
     card_path: Path
@@ -59,9 +59,9 @@ class TrainingResult:
 
 
 class _Step(nn.Module):
-    """Classifier and objective as one module, so that what wraps it (many devices) sees whole steps.
+    """Classifier and objective as one module, so that a wrapper (for several devices) sees whole steps.
 
-    mixed: in bfloat16 where torch deems that safe. Fabric's own mixed precision would round the images first.
+    mixed: in bfloat16 where torch's autocast uses it. Fabric's own mixed precision would round the images first.
     """
 
     def __init__(self, classifier: Classifier, objective: Objective, *, seed: int, mixed: bool) -> None:
@@ -100,29 +100,29 @@ def train(
 
     Args:
         model: a registered name, or the path of a card.
-        recipe: instead of the one that the model card names; dataset and epochs are laid over it.
+        recipe: instead of the one that the model card names; dataset and epochs override its values.
         data: the directory of the data set, for those that need one.
-        resume: go on from the last save in `out`, to the same bits as without the break.
+        resume: continue from the last checkpoint in `out`; the result is the same as without the interruption.
         save_every: minutes; save within epochs too, that often. None saves after every epoch.
         workers: processes that read images ahead where the data stay on the disk (see training.examples); None for as
             many as there are processors to spare, at most 8.
         tensorboard: write the rows of the log for TensorBoard too.
         device: "cpu", "cuda", "cuda:1", "mps". threads: of torch on the CPU; None leaves them as they are.
-        devices: of that kind, that share every batch; with several, the calling script is started again in as many
-            processes, all of which come here. Bits repeat with the same number of them.
-        progress: told how far it is (see Watch). tell: given the notes of the data, a line each.
-        command: what the card shall say that made it; by default the equivalent call of `lpmbench train`.
+        devices: number of devices of that kind that share every batch; with several, the calling script is started
+            again in as many processes, all of which call this function. Bits repeat with the same number of them.
+        progress: called with the progress (see Watch). tell: called with each note of the data.
+        command: the command that the card names; by default the equivalent call of `lpmbench train`.
         trust: allow code from outside this package.
 
-    The best epoch on the validation split becomes the model; the test split is looked at once, at the end. A
-    KeyboardInterrupt, or a kill, leaves last.ckpt of the last save (at first, of no epoch at all) whole.
+    The best epoch on the validation split becomes the model; the test split is used once, at the end. After a
+    KeyboardInterrupt, or a kill, last.ckpt of the last save is complete.
 
     Raises LpmbenchError when `out` holds a training and resume is not set, or another than the one to be resumed; when
     cards do not fit together, an image cannot be read, `out` cannot be written, or the loss stops being finite.
     """
     plan = make_plan(model, recipe=recipe, dataset=dataset, epochs=epochs, seed=seed, command=command, trust=trust)
     if tensorboard:
-        checkpoints.summary_writer()  # where it is missing, say so before the data are read
+        checkpoints.summary_writer()  # if it is missing, the error comes before the data are read
     if not resume:
         checkpoints.refuse_to_overwrite(out)
     told: set[str] = set()
@@ -148,11 +148,11 @@ def train(
 
 
 class _Training:
-    """One training under way: the network with its optimiser and schedule, and the rows of finished epochs."""
+    """A running training: the network with its optimiser and schedule, and the rows of finished epochs."""
 
     def __init__(self, plan: TrainingPlan, out: Path, fabric: Fabric, load: Load, save_every: float | None) -> None:
         self.plan, self.out, self.fabric, self.load, self.leads = plan, out, fabric, load, fabric.is_global_zero
-        # What tells the random numbers of several processes apart; nothing where there is one.
+        # Part of the address of random numbers, so that several processes draw different ones; empty for one.
         self._rank = (fabric.global_rank,) if fabric.world_size > 1 else ()
         self.save_every = math.inf if save_every is None else 60 * save_every  # seconds
         self.rows: list[Row] = []
@@ -178,7 +178,7 @@ class _Training:
         self.step, self.stepper = fabric.setup(step, self.optimiser)
 
     def _check_recipe(self) -> None:
-        """Raises LpmbenchError where recipe and network do not fit; torch would say so in the middle of an epoch."""
+        """Raises LpmbenchError if recipe and network do not fit; torch would fail in the middle of an epoch."""
         recipe, model = self.plan.recipe, self.plan.card.name
         smallest = len(self.images) // self.batches // self.fabric.world_size
         if smallest < 2 and any(isinstance(module, nn.BatchNorm1d) for module in self.network.modules()):
@@ -197,7 +197,7 @@ class _Training:
             checkpoints.save_last(self.out, self.plan.identity(), self.rows, self.unfinished, states)
 
     def restore(self) -> None:
-        """Go back to what last.ckpt says. Raises LpmbenchError when it is not of this plan."""
+        """Restore the state in last.ckpt. Raises LpmbenchError if it is of another plan."""
         content = checkpoints.load_last(self.out, self.plan.identity())
         self.rows, self.unfinished = content["rows"], content["unfinished"]
         for name, part in self._states().items():
@@ -207,7 +207,7 @@ class _Training:
         return {"model": self.network, "optimiser": self.optimiser, "schedule": self.schedule}
 
     def run(self, progress: Watch) -> None:
-        """Every epoch that is left."""
+        """Train all remaining epochs."""
         recipe = self.plan.recipe
         for epoch in range(len(self.rows) + 1, recipe.epochs + 1):
             trained, seconds = self._train_epoch(epoch, progress)
@@ -224,14 +224,14 @@ class _Training:
 
     def _validate(self) -> dict[str, float]:
         if isinstance(self.network, RecurrentAttention):
-            self.network.sigma = self.sigma  # the model's own, whatever it trained with
+            self.network.sigma = self.sigma  # the model's own settings, not those of the training
         plan, device = self.plan, self.fabric.device
         asked = (plan.seed, device, plan.recipe.validation, self.fabric)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.mixed):  # as it trains; the end is in full
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.mixed):  # as in training
             return validate(self.classifier, self.objective, self.validation, *asked)
 
     def _enter(self, row: Row) -> None:
-        """Put a finished epoch on disk; last.ckpt comes last, so that it never speaks of what is not there."""
+        """Write the files of a finished epoch; last.ckpt is last, so that it never names a file that does not exist."""
         rows = [*self.rows, row]
         if self.leads and best_epoch(rows) == row["epoch"]:
             checkpoints.save_network(self.out / BEST, self.network)
@@ -243,21 +243,21 @@ class _Training:
             checkpoints.add_to_board(self.board, row)
 
     def draw(self) -> None:
-        """Write curves.png, once there is an epoch to show."""
+        """Write curves.png, if an epoch is finished."""
         if self.rows and self.leads:
             title = f"{self.plan.card.name} · {self.plan.recipe.name} · seed {self.plan.seed}"
             checkpoints.write(self.out / CURVES, curves.draw(self.rows, title, best_epoch(self.rows)))
         self._drawn = time.perf_counter()
 
     def close(self) -> None:
-        """Leave the pictures of all that is finished, whatever ended the training."""
-        with suppress(LpmbenchError, OSError):  # what ended it says more than a picture that could not be written
+        """Write the curves of all finished epochs, whatever ended the training."""
+        with suppress(LpmbenchError, OSError):  # the first error matters more than this one
             self.draw()
             if self.board:
                 self.board.close()
 
     def _train_epoch(self, epoch: int, progress: Watch) -> tuple[dict[str, float], float]:
-        """One pass over the training split, or what is left of it.
+        """One pass over the training split, or over the rest of it.
 
         Returns the terms of the objective, averaged over images, and the seconds that the whole epoch took.
         """
@@ -269,7 +269,7 @@ class _Training:
         for number in range(first, len(batches)):
             positions = batches[number]
             found = together(self.fabric, lambda: next(stream))
-            # Dropout and its like draw from the global generators: each step brings its own seed for them.
+            # Dropout and similar layers draw from the global generators: each step seeds them.
             with isolated_globals(key(self.plan.seed, "step", epoch, number, *self._rank)):
                 terms = self._train_batch(epoch, number, positions, found)
             mine = {name: float(value) * len(found[1]) for name, value in terms.items()}
@@ -287,7 +287,7 @@ class _Training:
     def _train_batch(self, epoch: int, number: int, positions: list[int], found: Labelled) -> Terms:
         """One step of the optimiser."""
         recipe, seed = self.plan.recipe, self.plan.seed
-        # What this process's mean loss counts, so that the mean over processes is that of the batch.
+        # The weight of this process's mean loss, so that the mean over processes is that of the batch.
         weight = len(found[1]) * self.fabric.world_size / len(positions)
         positions = share(self.fabric, positions)
         images, labels = (self.fabric.to_device(tensor) for tensor in found)
@@ -303,7 +303,7 @@ class _Training:
         return {name: value.detach() for name, value in terms.items() if name != "logits"}
 
     def _noise(self, epoch: int, number: int, positions: list[int]) -> Noise:
-        """The network's noise for one batch, of as many glimpses and as much policy noise as the recipe says now."""
+        """The network's noise for one batch, with the recipe's current number of glimpses and policy noise."""
         recipe, network = self.plan.recipe, self.network
         addresses = Addresses.of(self.plan.seed, positions, "train", epoch)
         if not isinstance(network, RecurrentAttention):
@@ -317,7 +317,7 @@ class _Training:
     def finish(self) -> TrainingResult:
         """Measure the best epoch and write its model card."""
         started, plan, path = time.perf_counter(), self.plan, self.out / CARD
-        self.fabric.barrier()  # for what the first process has written
+        self.fabric.barrier()  # until the first process has written
         best = self.out / BEST
         weight_files.load_state(self.network, weight_files.read(best), source=str(best))
         accuracy: dict[str, float] = {}
@@ -345,8 +345,8 @@ class _Training:
 def best_epoch(rows: list[Row]) -> int:
     """The validated epoch of the highest accuracy at M = 1; of equals, the lowest loss, then the first; 0 for none.
 
-    The averaged classifier would hide a bad policy, and is right about nearly every validation image long before the
-    single run is.
+    The averaged classifier would hide a bad policy: it is right about nearly every validation image long before the
+        single run is.
     """
     validated = [row for row in rows if "validation_accuracy" in row]
     scores = [(row["validation_accuracy"], -row["validation_classification"]) for row in validated]

@@ -1,4 +1,4 @@
-"""What a recipe can minimise, named in its card by address; and its optimiser and schedule.
+"""The objectives that a recipe can minimise, named in its card by address; optimisers and schedules.
 
 An objective is a function `(classifier, batch, **parameters) -> Terms`, called in training mode to train and in eval
 mode, without gradients, to validate. Of its terms, scalars all, "loss" is minimised; "accuracy" (under the conditions
@@ -63,7 +63,7 @@ def bind(entry: Callable[..., Any], parameters: Mapping[str, Any], path: Path) -
 
 
 def cross_entropy(classifier: Classifier, batch: TrainingBatch, *, label_smoothing: float = 0.0) -> Terms:
-    """The mean cross-entropy of the answers; smoothed labels as in Szegedy et al. 2016, section 7."""
+    """The mean cross-entropy; smoothed labels as in Szegedy et al. 2016, section 7."""
     logits = classifier(batch.images, batch.noise)
     return {
         "loss": F.cross_entropy(logits, batch.labels, label_smoothing=label_smoothing),
@@ -78,8 +78,8 @@ def adversarial(
 ) -> Terms:
     """The mean cross-entropy on the adversarial examples that PGD finds (Madry et al. 2018, eq. 2.1).
 
-    "accuracy" is that on those, "clean_accuracy" that on the clean images. The attack sees the network in eval mode: it
-    must not move the statistics of batch norms, nor meet dropout.
+    "accuracy" is that on those, "clean_accuracy" that on the clean images. The attack uses the network in eval mode,
+    without dropout and without changing the statistics of batch norms.
     """
     training = classifier.training
     classifier.eval()
@@ -184,7 +184,7 @@ def returns(logits: Tensor, labels: Tensor, reward: Reward) -> Tensor:
 
 
 def gaze_entropy(means: Tensor, sigma: float) -> Tensor:
-    """The entropy of where a batch is looked at, means (T-1, B, 2): the mean over t, in nats.
+    """The entropy of a batch's fixations, of means (T-1, B, 2): the mean over t, in nats.
 
     That of the normal distribution with the covariance of the fixations: of the means, over the batch, plus sigma^2.
     """
@@ -221,7 +221,7 @@ def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:
         {"name": name, "params": parameters, "lr": recipe.groups.get(name, recipe.learning_rate)}
         for name, parameters in found.items()
     ]
-    if missing := set(network.parameters()).difference(*found.values()):  # they would silently never train
+    if missing := set(network.parameters()).difference(*found.values()):  # they would never be trained
         raise LpmbenchError(f"parameter_groups() of {type(network).__name__} leaves out {len(missing)} parameter(s).")
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)

@@ -1,4 +1,4 @@
-"""What a training is going to do, decided before it starts. Two trainings with equal plans make equal networks."""
+"""The plan of a training, made before it starts. Two trainings with equal plans make equal networks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TrainingPlan:
     trust: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """What decides the trained network; the words on the cards, and weights that a card has already, do not."""
+        """Everything that decides the trained network, without the cards' descriptions and existing weights."""
         model = self.card.identity()
         del model["weights"]
         recipe = self.recipe.model_dump(mode="json", exclude=WORDS)
@@ -42,10 +42,10 @@ class TrainingPlan:
 
 
 def completed(identity: dict[str, Any]) -> dict[str, Any]:
-    """An identity as it would be written today: keys that recipes did not have yet come with their defaults."""
+    """An identity in today's form: keys that recipes did not have then get their defaults."""
     try:
         recipe = RecipeCard.model_validate(identity["recipe"] | {"summary": ""})
-    except ValidationError:  # of another time altogether: the comparison will say where
+    except ValidationError:  # of an incompatible version: the comparison will say where
         return identity
     return identity | {"recipe": recipe.model_dump(mode="json", exclude=WORDS)}
 
@@ -81,14 +81,14 @@ def make_plan(
 
 
 def _with(card: Any, **changes: Any) -> Any:
-    """A copy of a card that remembers its file, which addresses of code are looked up beside."""
+    """A copy of a card that keeps its path: addresses of code are searched beside that file."""
     copy = card.model_copy(update=changes)
     copy._path = card.path
     return copy
 
 
 def command_of(model: str, options: dict[str, Any]) -> str:
-    """The `lpmbench train` that repeats a training with these options, wherever its data and its output are."""
+    """The `lpmbench train` command that repeats a training with these options, without the paths of data and output."""
     shown = {key: value for key, value in options.items() if value != DEFAULTS.get(key) and key not in INCIDENTAL}
     shown |= {"data": "DIR"} if "data" in shown else {}
     words = [f"--{key} {shlex.quote(str(value))}" for key, value in shown.items()]

@@ -1,4 +1,4 @@
-"""How good a network is, on noise that training never sees."""
+"""Validation and final accuracy of a network, on noise that training never uses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from robustbench_lpm.training.examples import LabelledImages
 from robustbench_lpm.training.objectives import Objective, TrainingBatch
 
 FINAL_DRAWS = 10  # at the end; also the M of the averaged classifier
-CHUNK = 250  # images at once, fewer where their pixels would take more than
+CHUNK = 250  # images at once, fewer if their pixels would take more than
 CHUNK_BYTES = 2**28
 CONTROLS: tuple[Policy, ...] = ("random", "centre")
 
@@ -36,7 +36,7 @@ def validate(
 
     For several draws also "accuracy_mM", that of their mean logits; with settings.controls, for a glimpsing network,
     "accuracy_random" and "accuracy_centre", that of one draw under those policies. The noise is the same at every
-    epoch, so that epochs compare. Several processes share the images.
+    epoch, so that epochs are comparable. Several processes share the images.
     """
     classifier.eval()
     count = min(settings.limit or len(images), len(images))
@@ -73,7 +73,7 @@ def _keyed(
 
 
 def _right_under(classifier: Classifier, policy: Policy, batch: TrainingBatch) -> int:
-    """How many answers are right under another policy, from the same weights."""
+    """The number of right answers under another policy, with the same weights."""
     network = classifier.network
     assert isinstance(network, RecurrentAttention)
     learned, network.policy = network.policy, policy
