@@ -1,4 +1,4 @@
-"""Words to calls. Imports no torch and no pandas until a command needs them: --help and listings answer at once."""
+"""The command line: turns words into calls. No torch and no pandas until a command needs them, so --help is fast."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class _LazyGroup(click.Group):
     """A group that imports a command's module only when that command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lpmbench")
 def cli() -> None:
     """How accurate image classifiers stay under attack, above all those that look in glimpses.

@@ -1,4 +1,4 @@
-"""What a person sees while waiting: what is about to happen, bars with the time left, where the results lie."""
+"""What a person sees while waiting: what is about to run, bars with the time left, where the results are stored."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from robustbench_lpm.budgets import format_eps
 
 if TYPE_CHECKING:
     from robustbench_lpm.protocol.plan import Plan
@@ -33,67 +36,69 @@ def counting_bar(task: str, total: int, things: str) -> AbstractContextManager[M
     return bar(task, total, MofNCompleteColumn(), TextColumn(things))
 
 
-class AttackBar:
-    """Progress of one run, counted in passes of the network, the attack's and the grader's."""
+class ImageBar:
+    """Progress over images, in passes of the network. passes: for each image; 0 where they are not known."""
 
-    def __init__(self, move: Move, plan: Plan, on_spent: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, move: Move, images: int, passes: int, on_spent: Callable[[int], None] = lambda _: None) -> None:
         self._move, self._on_spent = move, on_spent
-        cost = plan.cost()
-        self._per_example = cost.forwards + cost.backwards + plan.grading_passes() if cost else 0
-        self._examples, self._done, self._spent = len(plan.indices), 0, 0
+        self.images, self._passes = images, passes
+        self.done, self._spent = 0, 0
 
     def spent(self, passes: int) -> None:
-        """Move by passes, but never past the examples of the block that is being worked on."""
+        """Move by passes, but never past the last image."""
         self._spent += passes
         self._on_spent(passes)
-        if self._per_example:
-            self._show(min(self._done + self._spent / self._per_example, self._examples - 1e-3))
+        if self._passes:
+            self._show(min(self.done + self._spent / self._passes, self.images - 1e-3))
 
     def finished(self, examples: int) -> None:
-        """Early stopping makes blocks end before their passes are spent."""
-        self._done, self._spent = examples, 0
+        """So many images are done; their passes may be fewer than expected."""
+        self.done, self._spent = examples, 0
         self._show(examples)
 
-    def _show(self, examples: float) -> None:
-        self._move(completed=examples, shown=int(examples))
+    def _show(self, images: float) -> None:
+        self._move(completed=images, shown=int(images))
+
+
+def bar_of(plan: Plan, move: Move, on_spent: Callable[[int], None] = lambda _: None) -> ImageBar:
+    """Progress of one run, counted in the passes of the attack and of the grader."""
+    cost = plan.cost()
+    passes = cost.forwards + cost.backwards + plan.grading_passes() if cost else 0
+    return ImageBar(move, len(plan.indices), passes, on_spent)
 
 
 class ConsoleWatcher:
-    """Tells of runs as they are computed one after the other: what each costs, a bar, what came of it."""
+    """Prints what runs cost, a bar while they are computed one after the other, and their results."""
 
     def __init__(self) -> None:
         self._bar = ExitStack()
         self._news: list[str] = []
 
-    def begin(self, plan: Plan) -> AttackBar:
+    def begin(self, plan: Plan) -> ImageBar:
         """Announce a run, and show a bar."""
         from robustbench_lpm.execution.estimates import estimate_seconds
 
-        self._announce(plan, estimate_seconds(plan))
+        announce(plan, estimate_seconds(plan))
+        self._tell_news()
         column = TextColumn("{task.fields[shown]}/{task.total:.0f} images")
-        move = self._bar.enter_context(bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0))
-        return AttackBar(move, plan)
+        return bar_of(plan, self._bar.enter_context(bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0)))
 
     def tell(self, plan: Plan, line: str) -> None:
-        """Say it below the announcement of the run."""
+        """Print a line below the announcement of the run."""
         self._news.append(f"  {line}")
 
     def leave(self, plan: Plan) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.close()
 
     def end(self, plan: Plan, record: RunRecord, *, read: bool) -> None:
-        """Say what came of a run."""
+        """Print the result of a run."""
         self._bar.close()
         if read:
-            self._announce(plan, None)
-            say("  already run (--force runs it again)")
+            announce(plan, None)
+            self._news.append("  already run (--force runs it again)")
         self._tell_news()
         result_line(record, plan.notes)
-
-    def _announce(self, plan: Plan, seconds: float | None) -> None:
-        announce(plan, seconds)
-        self._tell_news()
 
     def _tell_news(self) -> None:
         for line in self._news:
@@ -103,38 +108,29 @@ class ConsoleWatcher:
 
 def shown_eps(plan: Plan) -> str:
     """The budget of a run, such as "linf 8/255"."""
-    from robustbench_lpm.budgets import format_eps
-
     return f"{plan.options.norm} {format_eps(plan.options.eps)}"
 
 
 def announce(plan: Plan, seconds: float | None) -> None:
-    """What is about to run, what it costs at most, and how long that takes."""
-    images = len(plan.indices)
-    head = f"{plan.model.name} · {plan.attack.name} · {shown_eps(plan)} · {images} image(s)"
-    cost = plan.cost()
-    if cost is None:
-        say(head)
-        _tell_notes(plan)
-        return
-    passes = f"up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
-    if images > 1 and cost.forwards:
-        passes += f" ({cost.forwards:,} and {cost.backwards:,} for each image)"
-    grading = f"{plan.grading_passes() * images:,} forwards to grade"
-    about = f", about {duration(seconds)}" if seconds is not None and seconds >= LONG else ""
-    say(f"{head} · {passes}, {grading}{about}")
-    _tell_notes(plan)
-
-
-def _tell_notes(plan: Plan) -> None:
-    """What a reader of the result must know, and where the noise of a stochastic model comes from."""
+    """Print what is about to run, its highest cost and time, its notes, and its sources of noise."""
     from robustbench_lpm.protocol.noise_control import sources_of
     from robustbench_lpm.protocol.plan import told_noise
 
-    noise = told_noise(plan.options.draws, sorted(sources_of(plan.classifier))) if plan.stochastic else ""
-    found_out = any(note.startswith("stochastic: ") for note in plan.notes)
-    for note in (*plan.notes, *([noise] if noise and not found_out else [])):
+    images = len(plan.indices)
+    head = f"{plan.model.name} · {plan.attack.name} · {shown_eps(plan)} · {images} image(s)"
+    if (cost := plan.cost()) is not None:
+        head += f" · up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
+        if images > 1 and cost.forwards:
+            head += f" ({cost.forwards:,} and {cost.backwards:,} for each image)"
+        head += f", {plan.grading_passes() * images:,} forwards to grade"
+        head += f", about {duration(seconds)}" if seconds is not None and seconds >= LONG else ""
+    say(head)
+    for note in plan.notes:
         say(f"  {note}")
+    found_out = any(note.startswith("stochastic: ") for note in plan.notes)
+    noise = told_noise(plan.options.draws, sorted(sources_of(plan.classifier))) if plan.stochastic else ""
+    if noise and not found_out:
+        say(f"  {noise}")
 
 
 def duration(seconds: float) -> str:
@@ -163,14 +159,25 @@ def result_line(record: RunRecord, told: Sequence[str] = ()) -> None:
             say(f"  {note}")
 
 
+def grid(*headings: str, right: Sequence[str] = (), **column: Any) -> Table:
+    """An empty table without lines; `right` are the headings of the columns that are aligned there."""
+    found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in headings:
+        found.add_column(heading, justify="right" if heading in right else "left", **column)
+    return found
+
+
+def show_wide(table: Table) -> None:
+    """Print a table; a file or a pipe has room for wide ones."""
+    wide = console if console.is_terminal else Console(highlight=False, markup=False, width=200)
+    wide.print(table)
+
+
 def say(text: str) -> None:
-    """A line for the reader."""
+    """Print a line."""
     console.print(text, soft_wrap=not console.is_terminal)  # a pipe or a file wraps nothing
 
 
 def shown_path(path: Path) -> str:
-    """A path as short as it can be from here."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    """A path, relative to the working directory where it is below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

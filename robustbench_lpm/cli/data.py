@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from robustbench_lpm.cli import options
+from robustbench_lpm.cli.console import counting_bar, say, shown_path
 from robustbench_lpm.errors import LpmbenchError
 
 SHOWN = 60  # images of a contact sheet
@@ -25,20 +27,18 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--data", "source", type=click.Path(path_type=Path), help="The folder that holds MNIST's four files.")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Where sim2mnist.npz goes; by default sim2mnist/ in $LPMBENCH_DATA or ~/.cache/lpmbench/data, "
-                   "where --dataset sim2mnist finds it.")  # fmt: skip
+@options.path("--data", "The directory that holds MNIST's four files.")
+@options.path("--out", "Where sim2mnist.npz goes; by default sim2mnist/ in $LPMBENCH_DATA or ~/.cache/lpmbench/data, "
+              "where --dataset sim2mnist finds it.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Write over a sim2mnist.npz that was made otherwise.")
-def sim2mnist(source: Path | None, out: Path | None, seed: int, force: bool) -> None:
+def sim2mnist(data: Path | None, out: Path | None, seed: int, force: bool) -> None:
     """SIM2MNIST, regenerated: MNIST's digits turned, scaled 1 to 2.4, moved and cluttered, on 96 x 96 pixels.
 
     Writes sim2mnist.npz (10,000 / 5,000 / 50,000 images for training, validation and test, under the names of the
     original file; 60 MB), sim2mnist.png (a contact sheet) and sim2mnist.json (the recipe and the hashes of all
     arrays). It takes about a minute. The original generator and its clutter were never published: this recipe is ours.
     """
-    from robustbench_lpm.cli.console import counting_bar, say, shown_path
     from robustbench_lpm.datasets.mnist import read_all_digits
     from robustbench_lpm.datasets.sim2mnist import FILE, Recipe, hashes, packed, regenerate
     from robustbench_lpm.datasets.splits import data_root
@@ -54,7 +54,7 @@ def sim2mnist(source: Path | None, out: Path | None, seed: int, force: bool) -> 
         raise LpmbenchError(
             f"{path} exists and was made otherwise; add --force to write over it, or choose another --out."
         )
-    digits, labels = read_all_digits(source)
+    digits, labels = read_all_digits(data)
     folder.mkdir(parents=True, exist_ok=True)
     with counting_bar("drawing", sum(recipe.sizes.values()), "images") as move:
         arrays = regenerate(recipe, digits, labels, lambda done: move(completed=done))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,9 @@ STEPS = {"rotate": "15", "scale": "0.125", "translate": "0.1"}
 @click.option("--scale", metavar="FACTORS", help=f"Magnifications, like 0.5..2 or 0.5,1,2; step {STEPS['scale']}.")
 @click.option("--translate", metavar="SHARES",
               help="Shares of the image's side, like -0.5..0.5; each is tried to the right and, by itself, down; their "
-                   f"mean is told; step {STEPS['translate']}.")  # fmt: skip
+                   f"mean is shown; step {STEPS['translate']}.")  # fmt: skip
 @study_options(draws=4, mc="1")
-def invariance(
-    names: tuple[str, ...],
-    rotate: str | None,
-    scale: str | None,
-    translate: str | None,
-    out: Path | None,
-    force: bool,
-    **shared: Any,
-) -> None:
+def invariance(names: Sequence[str], out: Path | None, force: bool, **shared: Any) -> None:
     """How accurate the models NAME... are on turned, scaled and moved images: a panel for each, a line per model.
 
     Without --rotate, --scale and --translate all three run, over 0..360, 0.5..2 and -0.5..0.5; naming some runs just
@@ -43,9 +36,8 @@ def invariance(
     lpmbench invariance ramlpm cnn --rotate 0..360:15 --limit 100
     lpmbench invariance ramlpm --scale 0.5..2:0.25 --translate -0.2,0,0.2 --mc 1,5
     """
-    given = {"rotate": rotate, "scale": scale, "translate": translate}
-    given = {name: text for name, text in given.items() if text is not None} or dict(DEFAULTS)
-    values = {name: magnitudes(f"--{name}", str(text), STEPS[name]) for name, text in given.items()}
+    given = {name: shared[name] for name in DEFAULTS if shared[name] is not None} or DEFAULTS
+    values = {name: magnitudes(f"--{name}", text, STEPS[name]) for name, text in given.items()}
     models = list(dict.fromkeys(names))
     if shared["checkpoint"] is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one NAME.")

@@ -1,25 +1,18 @@
-"""What the commands that study clean accuracy share: their options, lists of numbers, the bar, and what comes of it."""
+"""What the commands that study clean accuracy share: their options, lists of numbers, the run and its files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.progress import TaskProgressColumn
 
-from robustbench_lpm.cli.options import (
-    checkpoint_option,
-    machine_options,
-    of_settings,
-    prepare_machine,
-    read_source,
-    together,
-    trust_option,
-)
+from robustbench_lpm.cli import options
+from robustbench_lpm.cli.console import LONG, ImageBar, bar, console, duration, say, shown_path
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 from robustbench_lpm.registry import cards
 
@@ -29,7 +22,7 @@ if TYPE_CHECKING:
 
     from robustbench_lpm.registry.cards import ModelCard
     from robustbench_lpm.registry.tasks import Data
-    from robustbench_lpm.studies.study import Result, Row, Study
+    from robustbench_lpm.studies.study import Result, Study
 
 MOST_NUMBERS = 1000  # in a list; beyond it a typing error would ask for days
 MOST_RUNS = 1000
@@ -37,21 +30,21 @@ MOST_RUNS = 1000
 
 def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The options of a study, with its defaults."""
-    return together(
+    return options.together(
         click.option("--mc", default=mc, show_default=True,
                      help="Values of M, the runs whose mean logits decide, like 1,5 or 1..4; 1 is always among them."),
         click.option("--draws", type=click.IntRange(1), default=draws, show_default=True,
                      help="Draws K of the average of the most runs; smaller M get more, for all runs serve each M."),
-        of_settings("seed"),
-        checkpoint_option,
+        options.of_settings("seed"),
+        options.checkpoint,
         click.option("--dataset", help="A data set, or the path of its card; default: the one that the model learned."),
-        click.option("--data", type=click.Path(path_type=Path), help="The directory of the data, if they need one."),
+        options.path("--data", "The directory of the data, if they need one."),
         click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True),
-        of_settings("size", "limit", "labels_fit"),
-        machine_options,
-        click.option("--out", type=click.Path(path_type=Path), help="Where everything goes; default: below runs/."),
+        options.of_settings("size", "limit", "labels_fit"),
+        options.machine,
+        options.path("--out", "Where everything goes; default: below runs/."),
         click.option("--force", is_flag=True, help="Run again what has been run, and write over another study."),
-        trust_option,
+        options.trust,
     )  # fmt: skip
 
 
@@ -63,13 +56,9 @@ def whole_numbers(option: str, text: str, most: int) -> list[int]:
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:\.\.\s*([0-9]{1,9})\s*)?", part)
-        if match is None:
-            raise LpmbenchError(f"{option} '{text}' must be whole numbers, like 6, 1,2,4 or 1..14.")
-        first, last = int(match[1]), int(match[2] or match[1])
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
         if not 1 <= first <= last <= most:
-            raise LpmbenchError(
-                f"{option} '{text}': {part.strip()} must be from 1 to {most}, the smaller number first."
-            )
+            raise LpmbenchError(f"{option} '{text}' must be whole numbers from 1 to {most}, like 6, 1,2,4 or 1..14.")
         found |= set(range(first, last + 1))
     return sorted(found)
 
@@ -129,82 +118,51 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
     """
     averages = whole_numbers("--mc", given["mc"], MOST_RUNS)
     named = dataset_for([cards.model(name) for name in names], given["dataset"])
-    cards.dataset(named)  # a wrong name is told at once, without waiting for torch
-    prepare_machine(given["device"], given["threads"])
+    cards.dataset(named)  # a wrong name is an error at once, without waiting for torch
+    options.prepare_machine(given["device"], given["threads"])
+    source = options.read_source(dict(given) | {"dataset": named})
     shared = ("draws", "seed", "checkpoint", "limit", "labels_fit", "device", "trust")
-    return read_source(named, given), {"mc": averages} | {name: given[name] for name in shared}
+    return source, {"mc": averages} | {name: given[name] for name in shared}
 
 
 def default_folder(study: Study) -> Path:
-    """A folder of its own for each configuration."""
+    """A directory of its own for each configuration."""
     words = "-".join([*(model.name for model in study.models[:4]), study.data.name])
     return Path("runs") / study.name / f"{re.sub(r'[^A-Za-z0-9.]+', '-', words).strip('-.')[:80]}-{study.id[:8]}"
-
-
-class StudyBar:
-    """Progress of a study, in passes of the network; and the images that are done."""
-
-    def __init__(self, advance: Callable[[int], None], passes_per_image: int, images: int) -> None:
-        self._show, self._per_image = advance, passes_per_image
-        self._passes, self.done, self.images = 0, 0, images
-
-    def spent(self, passes: int) -> None:
-        """Passes that images of the current block have made."""
-        self._passes += passes
-        self._show(self._passes)
-
-    def finished(self, images: int) -> None:
-        """So many images are done, now or in an earlier attempt."""
-        self.done, self._passes = images, images * self._per_image
-        self._show(self._passes)
-
-
-@contextmanager
-def study_bar(study: Study) -> Iterator[StudyBar]:
-    """A bar for a study."""
-    from rich.progress import TaskProgressColumn
-
-    from robustbench_lpm.cli.console import bar
-    from robustbench_lpm.studies.study import total_passes
-
-    total = total_passes(study)
-    with bar(f"  {study.name}", total, TaskProgressColumn()) as move:
-        yield StudyBar(lambda passes: move(completed=passes), total // study.images, study.images)
 
 
 def carry_out(
     study: Study, out: Path | None, force: bool, show: Callable[[pd.DataFrame, Console], None],
     draw: Callable[[pd.DataFrame], dict[str, bytes]],
 ) -> None:  # fmt: skip
-    """Run a study, or read what lies finished in its folder; show its table and write its files.
+    """Run a study, or read the finished one in its directory; show its table and write its files.
 
     show: prints the table. draw: the figure, as {name of a file: content}.
-    Raises LpmbenchError where another study lies, and Interrupted, with what to do next, for Ctrl-C.
+    Raises LpmbenchError where another study is stored there, and Interrupted for Ctrl-C.
     """
-    from robustbench_lpm.cli.console import console, duration, say, shown_path
+    import pandas as pd
+
     from robustbench_lpm.reporting.exports import to_csv
     from robustbench_lpm.studies import study as studies
 
     folder = out if out is not None else default_folder(study)
-    result = None if force else studies.finished(study, folder)
-    renewed = result is None
-    if result is None:
+    finished = None if force else studies.finished(study, folder)
+    if finished is None:
         announce(study)
-        result = run(study, folder)
     else:
-        say(f"Already run, in {duration(result.seconds)} (--force runs it again).")
-    table = as_table(result.rows)
-    if renewed or not studies.whole(study, folder):
-        files = {f"{study.name}.csv": to_csv(table).encode()} | draw(table)
-        studies.write(study, result, files, folder)
+        say(f"Already run, in {duration(finished.seconds)} (--force runs it again).")
+    result = finished or run(study, folder)
+    table = pd.DataFrame(list(result.rows))
+    table = table.astype(dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float))  # a missing end is NaN
+    if finished is None or not studies.whole(study, folder):
+        studies.write(study, result, {f"{study.name}.csv": to_csv(table).encode()} | draw(table), folder)
     say("")
     show(table, console)
     say(f"\nWritten to {shown_path(folder)}: {study.name}.csv, {study.name}.json, summary.png, summary.svg")
 
 
 def announce(study: Study) -> None:
-    """What is about to run, and how long it takes if that is long."""
-    from robustbench_lpm.cli.console import LONG, duration, say
+    """Print what is about to run, and how long it takes if that is long."""
     from robustbench_lpm.studies.study import estimate_seconds, total_passes
 
     seconds = estimate_seconds(study)
@@ -215,20 +173,13 @@ def announce(study: Study) -> None:
 
 
 def run(study: Study, folder: Path) -> Result:
-    """Run a study under a bar."""
+    """Run a study under a bar. Raises Interrupted, with what to do next, for Ctrl-C."""
     from robustbench_lpm.studies import study as studies
 
-    with study_bar(study) as bar:
+    with bar(f"  {study.name}", study.images, TaskProgressColumn()) as move:
+        progress = ImageBar(move, study.images, studies.total_passes(study) // study.images)
         try:
-            return studies.run(study, folder, bar)
+            return studies.run(study, folder, progress)
         except KeyboardInterrupt:
-            kept = f"{bar.done:,} of {bar.images:,} images are finished and kept: the same command goes on from there."
-            raise Interrupted(f"Interrupted; {kept}") from None
-
-
-def as_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a table; a missing end of an interval is NaN."""
-    import pandas as pd
-
-    table = pd.DataFrame(list(rows))
-    return table.astype(dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float))
+            kept = f"{progress.done:,} of {study.images:,} images are finished and kept"
+            raise Interrupted(f"Interrupted; {kept}: the same command goes on from there.") from None

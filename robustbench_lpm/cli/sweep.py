@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from robustbench_lpm.cli.console import say
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.studies import carry_out, prepare, study_options, whole_numbers
 
@@ -31,7 +32,6 @@ def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any
     """
     numbers = whole_numbers("--glimpses", glimpses, MOST_GLIMPSES)
     source, asked = prepare([name], shared)
-    from robustbench_lpm.cli.console import say
     from robustbench_lpm.reporting.studies import sweep_figure, sweep_table
     from robustbench_lpm.studies.sweep import make_sweep
 

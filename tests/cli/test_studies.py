@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from robustbench_lpm.cli import run, studies
+from robustbench_lpm.cli.console import ImageBar
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry import cards
@@ -82,14 +83,14 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(
 ) -> None:
     line = "sweep ram --glimpses 1,2 --mc 1 --limit 12 --out study"
     monkeypatch.setattr(evaluation, "default_chunk", lambda height, width: 2)  # blocks of 8 images
-    finished = studies.StudyBar.finished
+    finished = ImageBar.finished
 
-    def press(self: studies.StudyBar, images: int) -> None:
+    def press(self: ImageBar, images: int) -> None:
         finished(self, images)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(studies.StudyBar, "finished", press)
+        patched.setattr(ImageBar, "finished", press)
         assert run(line.split()) == 130
     assert capsys.readouterr().err == (
         "lpmbench: Interrupted; 8 of 12 images are finished and kept: the same command goes on from there.\n"

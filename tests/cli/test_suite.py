@@ -175,10 +175,10 @@ def test_optional_parts_without_data_are_left_out_and_named(
     [
         (["cifar10=x"], "has no data set 'cifar10'; it has digits, mnist, sim2mnist"),
         (["sim2mnist=nowhere"], "nowhere"),
-        (["sim2mnist=x", "sim2mnist=y"], "two folders for 'sim2mnist'"),
+        (["sim2mnist=x", "sim2mnist=y"], "two directories for 'sim2mnist'"),
         (["sim2mnist=x", "y"], "--data y must be NAME=DIR"),
         (["sim2mnist="], "must be NAME=DIR"),
-        (["x", "y"], "of several folders each needs its data set"),
+        (["x", "y"], "of several directories each needs its data set"),
     ],
 )
 def test_folders_that_cannot_be_used(words: list[str], complaint: str, tmp_path: Path, capsys: Capture) -> None:
