@@ -119,11 +119,11 @@ def with_steps(attacks: Sequence[Attack], given: Mapping[str, Any], *, strict: b
             raise LpmbenchError(f"Attack {named} takes no {option}.")
         changes |= dict.fromkeys(names, given[option])
 
-    def known(attack: Attack) -> dict[str, int]:
-        names = [name for part in attack.members or (attack,) for name in part.parameters]
-        return {name: value for name, value in changes.items() if name in names}
-
-    return [with_parameters(attack, known(attack)) for attack in attacks]
+    known = [
+        {name: value for name, value in changes.items() if attack.members or name in attack.parameters}
+        for attack in attacks
+    ]
+    return list(map(with_parameters, attacks, known))
 
 
 def fitting_models(dataset: str) -> list[str]:

@@ -18,22 +18,27 @@ if TYPE_CHECKING:
     from robustbench_lpm.protocol.plan import Plan
     from robustbench_lpm.records.runs import RunRecord
 
-console = Console(highlight=False, markup=False)
+console = Console(highlight=False, markup=False, emoji=False)
 LONG = 10.0  # seconds; a run that takes longer says so beforehand
 Move = Callable[..., None]  # given completed= or advance=, and the fields that a bar's columns show
 
 
+def bars_of(*columns: str | ProgressColumn) -> Progress:
+    """Bars with these columns, text or others; none where the output is no terminal."""
+    shown = [TextColumn(column, markup=False) if isinstance(column, str) else column for column in columns]
+    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
+
+
 @contextmanager
-def bar(task: str, total: float, *columns: ProgressColumn, **fields: Any) -> Iterator[Move]:
-    """A bar with the time left, none where the output is no terminal; columns beside it say how far it is."""
-    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
-    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bars:
+def bar(task: str, total: float, *columns: str | ProgressColumn, **fields: Any) -> Iterator[Move]:
+    """A bar with the time left; columns beside it say how far it is."""
+    with bars_of("{task.description}", BarColumn(), *columns, TimeRemainingColumn()) as bars:
         yield partial(bars.update, bars.add_task(task, total=total, **fields))
 
 
 def counting_bar(task: str, total: int, things: str) -> AbstractContextManager[Move]:
     """A bar that counts things: 3/10 epochs."""
-    return bar(task, total, MofNCompleteColumn(), TextColumn(things))
+    return bar(task, total, MofNCompleteColumn(), things)
 
 
 class ImageBar:
@@ -80,8 +85,9 @@ class ConsoleWatcher:
 
         announce(plan, estimate_seconds(plan))
         self._tell_news()
-        column = TextColumn("{task.fields[shown]}/{task.total:.0f} images")
-        return bar_of(plan, self._bar.enter_context(bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0)))
+        column = "{task.fields[shown]}/{task.total:.0f} images"
+        move = self._bar.enter_context(bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0))
+        return bar_of(plan, move)
 
     def tell(self, plan: Plan, line: str) -> None:
         """Print a line below the announcement of the run."""
@@ -98,7 +104,7 @@ class ConsoleWatcher:
             announce(plan, None)
             self._news.append("  already run (--force runs it again)")
         self._tell_news()
-        result_line(record, plan.notes)
+        print_result(record, plan.notes)
 
     def _tell_news(self) -> None:
         for line in self._news:
@@ -143,20 +149,22 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:.1f} h" if minutes < 72 * 60 else f"{minutes / 60 / 24:.1f} days"
 
 
-def result_line(record: RunRecord, told: Sequence[str] = ()) -> None:
-    """One line at the end of a run, and one for each of its notes that was not told before."""
+def told_result(record: RunRecord) -> str:
+    """What came of a run, in one line."""
     seconds = record.timing.get("seconds")
     took = f" in {duration(float(seconds))}" if seconds is not None else ""
     failed = sum(len(failure["indices"]) for failure in record.failures)
     lost = f"; {failed} example(s) FAILED: {record.failures[0]['error']}" if failed else ""
     if len(record.outcomes) == 0:
-        say(f"  nothing could be computed{lost}")
-        return
+        return f"nothing could be computed{lost}"
     clean, robust = record.clean_accuracy, record.robust_accuracy
-    say(f"  clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}{lost}")
-    for note in record.notes:
-        if note not in told:
-            say(f"  {note}")
+    return f"clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}{lost}"
+
+
+def print_result(record: RunRecord, told: Sequence[str]) -> None:
+    """One line at the end of a run, and one for each of its notes that was not told before."""
+    for line in (told_result(record), *(note for note in record.notes if note not in told)):
+        say(f"  {line}")
 
 
 def grid(*headings: str, right: Sequence[str] = (), **column: Any) -> Table:
@@ -169,7 +177,7 @@ def grid(*headings: str, right: Sequence[str] = (), **column: Any) -> Table:
 
 def show_wide(table: Table) -> None:
     """Print a table; a file or a pipe has room for wide ones."""
-    wide = console if console.is_terminal else Console(highlight=False, markup=False, width=200)
+    wide = console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
     wide.print(table)
 
 

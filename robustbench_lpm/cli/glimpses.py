@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +14,10 @@ from robustbench_lpm.cli import options
 from robustbench_lpm.cli.attack import complain_of_failures, resolve
 from robustbench_lpm.cli.console import LONG, ConsoleWatcher, bar, console, duration, say, shown_eps, shown_path
 from robustbench_lpm.cli.failures import Failures
-from robustbench_lpm.cli.studies import MOST_RUNS, whole_numbers
+from robustbench_lpm.cli.studies import MOST_RUNS, default_directory, whole_numbers
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from robustbench_lpm.options import Options
     from robustbench_lpm.protocol.plan import Plan
     from robustbench_lpm.records.runs import RunRecord
     from robustbench_lpm.registry.tasks import Attack, Data
@@ -58,24 +56,24 @@ def glimpses(model: str, attack_name: str, averages: str, out: Path | None, forc
     lpmbench glimpses ramlpm-imagenet --checkpoint best.safetensors --dataset panda --size 224
     """
     runs = sorted({1, *whole_numbers("--mc", averages, MOST_RUNS)})
-    given["save_adversarials"] = True
-    options.read_one_setting(given)  # a mistake in them is told at once
+    asked = options.read_one_setting(given | {"save_adversarials": True})
     (attack,) = resolve([attack_name], given)
     options.prepare_machine(given["device"], given["threads"], given["precision"])
     source = options.read_source(given)
     with Failures(alone=True).of(model):
-        plans = make_plans(model, attack, source, given)
+        plans = make_plans(model, attack, source, asked, given)
     plan = plans[max(plans)]
-    folder = out if out is not None else default_folder(plan)
-    records = attack_all(plans, folder, force)
+    words = [plan.model.name, plan.data.name, plan.attack.name, shown_eps(plan)]
+    directory = out if out is not None else default_directory("glimpses", words)
+    records = attack_all(plans, directory, force)
     record = records[max(plans)]
     clean, still, moved = look(plan, record, runs)
-    names = tabulate(plan, clean, still, moved, {} if given["no_adaptive"] else records, folder)
-    names += draw_scanpaths(plan, still, moved, record, given["pictures"], folder)
-    say(f"Written to {shown_path(folder)}: {', '.join(names)}, and the records of the attacks")
+    names = tabulate(plan, clean, still, moved, {} if given["no_adaptive"] else records, directory)
+    names += draw_scanpaths(plan, still, moved, record, given["pictures"], directory)
+    say(f"Written to {shown_path(directory)}: {', '.join(names)}, and the records of the attacks")
 
 
-def make_plans(name: str, attack: Attack, source: Data, given: Mapping[str, Any]) -> dict[int, Plan]:
+def make_plans(name: str, attack: Attack, source: Data, asked: Options, given: Mapping[str, Any]) -> dict[int, Plan]:
     """By number of glimpses, the attack on the whole model and, if it is to be adaptive, on it with fewer glimpses.
 
     Raises LpmbenchError for a model that sees images whole.
@@ -83,20 +81,14 @@ def make_plans(name: str, attack: Attack, source: Data, given: Mapping[str, Any]
     from robustbench_lpm.protocol.plan import make_plan
     from robustbench_lpm.studies.glimpses import check_glimpsing, truncated
 
-    whole, settings = options.read_model(name, given), options.read_one_setting(given)
+    whole = options.read_model(name, given)
     check_glimpsing(whole)
     total = whole.classifier.glimpses
-    plans = {total: make_plan(whole, attack, source, settings)}
+    plans = {total: make_plan(whole, attack, source, asked)}
     attack = replace(attack, command="glimpses")  # which repeats the runs on fewer glimpses
     for t in range(1, 1 if given["no_adaptive"] else total):
-        plans[t] = make_plan(truncated(whole, name, t, **options.loading(given)), attack, source, settings)
+        plans[t] = make_plan(truncated(whole, name, t, **options.loading(given)), attack, source, asked)
     return dict(sorted(plans.items()))
-
-
-def default_folder(plan: Plan) -> Path:
-    """A directory of its own for each model, data set, attack and budget."""
-    words = "-".join([plan.model.name, plan.data.name, plan.attack.name, shown_eps(plan)])
-    return Path("runs") / "glimpses" / re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")
 
 
 def attack_all(plans: Mapping[int, Plan], out: Path, force: bool) -> dict[int, RunRecord]:
@@ -137,14 +129,20 @@ def tabulate(
     plan: Plan, clean: Looks, still: Looks, moved: Looks, adaptive: Mapping[int, RunRecord], out: Path
 ) -> list[str]:
     """Print the tables of accuracies and of fixations; write them as CSV, and the figure of both; the files' names."""
+    import pandas as pd
+
     from robustbench_lpm.records.runs import write_atomically
     from robustbench_lpm.reporting.exports import to_csv
     from robustbench_lpm.reporting.studies import glimpse_figure, glimpse_tables
     from robustbench_lpm.studies.glimpses import accuracy_table, fixation_table
 
-    accuracies, fixations = accuracy_table(clean, moved, adaptive), fixation_table(still, moved)
-    for table in (accuracies, fixations):
-        _name_run(table, plan)
+    asked = plan.options
+    run = {"model": plan.model.name, "dataset": plan.data.name, "size": plan.data.identity["size"]}
+    run |= {"attack": plan.attack.name, "norm": asked.norm, "eps": asked.eps, "seed": asked.seed}
+    accuracies, fixations = (
+        pd.DataFrame(run, index=table.index).join(table)
+        for table in (accuracy_table(clean, moved, adaptive), fixation_table(still, moved))
+    )
     say("")
     glimpse_tables(accuracies, fixations, console)
     images, draws = len(moved.indices), moved.fixations.shape[1]
@@ -154,15 +152,6 @@ def tabulate(
     for name, content in contents.items():
         write_atomically(out / name, content)
     return list(contents)
-
-
-def _name_run(table: pd.DataFrame, plan: Plan) -> None:
-    """Put the run in front of every row."""
-    asked = plan.options
-    run = {"model": plan.model.name, "dataset": plan.data.name, "size": plan.data.identity["size"]}
-    run |= {"attack": plan.attack.name, "norm": asked.norm, "eps": asked.eps, "seed": asked.seed}
-    for position, (name, value) in enumerate(run.items()):
-        table.insert(position, name, value)
 
 
 def headline(plan: Plan) -> str:

@@ -57,12 +57,10 @@ def look_at_gallery(found: Sequence[RunRecord], trust: bool) -> list[Gaze]:
     records = tables.in_order(found)
     for record, example in pictures.gallery(records, table(records), page.GALLERY_EXAMPLES):
         try:
-            gaze = look_at(record, example, trust)
+            gazes.append(look_at(record, example, trust))
         except LpmbenchError as error:
             say(f"No scanpath of {record.folder_name}: {error}")
-            continue
-        gazes += [gaze] if gaze is not None else []
-    return gazes
+    return [gaze for gaze in gazes if gaze is not None]
 
 
 def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
@@ -97,7 +95,7 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
         with torch.no_grad():
             trajectory = model.classifier.look(torch.from_numpy(image)[None], noise or None)
         if said is not None and int(trajectory.logits[-1, 0].argmax()) != said:
-            raise LpmbenchError(f"its model says something else of image {picture.index} than the record")
+            raise LpmbenchError(f"its model predicts another class of image {picture.index} than the record")
         paths.append([(float(x), float(y)) for x, y in trajectory.fixations[:, 0]])
     return Gaze(record.id, picture.index, draw, *paths)
 

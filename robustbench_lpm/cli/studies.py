@@ -125,10 +125,9 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
     return source, {"mc": averages} | {name: given[name] for name in shared}
 
 
-def default_folder(study: Study) -> Path:
-    """A directory of its own for each configuration."""
-    words = "-".join([*(model.name for model in study.models[:4]), study.data.name])
-    return Path("runs") / study.name / f"{re.sub(r'[^A-Za-z0-9.]+', '-', words).strip('-.')[:80]}-{study.id[:8]}"
+def default_directory(command: str, words: Sequence[str]) -> Path:
+    """A directory for each result of a command, named by these words."""
+    return Path("runs") / command / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
 
 
 def carry_out(
@@ -145,20 +144,23 @@ def carry_out(
     from robustbench_lpm.reporting.exports import to_csv
     from robustbench_lpm.studies import study as studies
 
-    folder = out if out is not None else default_folder(study)
-    finished = None if force else studies.finished(study, folder)
+    if out is None:
+        models = [model.name for model in study.models[:4]]
+        default = default_directory(study.name, [*models, study.data.name])
+        out = default.with_name(f"{default.name[:80]}-{study.id[:8]}")
+    finished = None if force else studies.finished(study, out)
     if finished is None:
         announce(study)
     else:
         say(f"Already run, in {duration(finished.seconds)} (--force runs it again).")
-    result = finished or run(study, folder)
+    result = finished or run(study, out)
     table = pd.DataFrame(list(result.rows))
     table = table.astype(dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float))  # a missing end is NaN
-    if finished is None or not studies.whole(study, folder):
-        studies.write(study, result, {f"{study.name}.csv": to_csv(table).encode()} | draw(table), folder)
+    if finished is None or not studies.whole(study, out):
+        studies.write(study, result, {f"{study.name}.csv": to_csv(table).encode()} | draw(table), out)
     say("")
     show(table, console)
-    say(f"\nWritten to {shown_path(folder)}: {study.name}.csv, {study.name}.json, summary.png, summary.svg")
+    say(f"\nWritten to {shown_path(out)}: {study.name}.csv, {study.name}.json, summary.png, summary.svg")
 
 
 def announce(study: Study) -> None:
@@ -172,14 +174,14 @@ def announce(study: Study) -> None:
     say(f"{names} · {data} · {total_passes(study):,} forwards{about}; Ctrl-C keeps what is finished")
 
 
-def run(study: Study, folder: Path) -> Result:
+def run(study: Study, out: Path) -> Result:
     """Run a study under a bar. Raises Interrupted, with what to do next, for Ctrl-C."""
     from robustbench_lpm.studies import study as studies
 
     with bar(f"  {study.name}", study.images, TaskProgressColumn()) as move:
         progress = ImageBar(move, study.images, studies.total_passes(study) // study.images)
         try:
-            return studies.run(study, folder, progress)
+            return studies.run(study, out, progress)
         except KeyboardInterrupt:
             kept = f"{progress.done:,} of {study.images:,} images are finished and kept"
             raise Interrupted(f"Interrupted; {kept}: the same command goes on from there.") from None

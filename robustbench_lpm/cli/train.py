@@ -98,6 +98,6 @@ def _again(command: str, out: Path, given: Mapping[str, Any]) -> str:
     """The command that continues a training, here."""
     if given["data"] is not None:
         command = command.replace("--data DIR", f"--data {shlex.quote(str(given['data']))}")
-    names = ("save_every", "workers", "tensorboard")
-    words = words_of({"out": out, "resume": True} | {n: given[n] for n in names if given[n] not in (None, False)})
+    more = {name: given[name] for name in ("save_every", "workers", "tensorboard") if given[name] is not None}
+    words = words_of({"out": out, "resume": True} | {n: value for n, value in more.items() if value is not False})
     return " ".join([command, *words])

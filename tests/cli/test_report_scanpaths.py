@@ -46,5 +46,5 @@ def test_a_model_that_says_something_else_than_the_record_is_left_out(tmp_path: 
     records.write(record, tmp_path / "runs")
     capsys.readouterr()
     lpmbench("report --scanpaths")
-    assert "says something else of image" in capsys.readouterr().out.replace("\n", " ")
+    assert "predicts another class of image" in capsys.readouterr().out.replace("\n", " ")
     assert json.loads((tmp_path / "runs" / scanpaths.FILE).read_text())["scanpaths"] == []
