@@ -58,7 +58,7 @@ def attack(models: Sequence[str], attacks: Sequence[str], out: Path, force: bool
     if given["checkpoint"] is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one --model.")
     for name in models:
-        cards.model(name)  # a misspelt name is told before hours are spent on the others
+        cards.model(name)  # a misspelt name is an error before hours are spent on the others
     names = list(dict.fromkeys(models)) or fitting_models(given["dataset"])
     records: list[RunRecord] = []
     watcher, failures = ConsoleWatcher(), Failures(alone=len(names) * len(chosen) == 1)

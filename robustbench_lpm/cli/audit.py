@@ -42,9 +42,9 @@ def audit(model: str, attacks: Sequence[str], black_box: Sequence[str], out: Pat
 
     Each result, an attack or the worst case over several, is compared, example by example, with what must not be
     stronger: one step, random noise, attacks without gradients, twice the steps, draws and restarts, a larger eps,
-    frozen noise. A check fails when the 95 % interval of the paired difference lies above one point, passes when it
-    lies below, and is undecided otherwise: more images decide it. The verdicts are written beside the records;
-    `report` shows them, and a result that fails gets no rank. Runs that lie finished in --out are not repeated. Without
+    frozen noise. A check fails when the 95 % interval of the paired difference is above one point, passes when it
+    is below, and is undecided otherwise: more images decide it. The verdicts are written beside the records;
+    `report` shows them, and a result that fails gets no rank. Runs that are finished in --out are not repeated. Without
     --limit the first 200 examples are judged.
 
     \b
@@ -58,7 +58,7 @@ def audit(model: str, attacks: Sequence[str], black_box: Sequence[str], out: Pat
         raise LpmbenchError("An audit needs an eps above 0: without a budget there is nothing to judge.")
     names = options.read_names("--attack", attacks) or ["worst-case", *cards.attack("worst-case").members]
     against = options.read_names("--black-box", black_box)
-    options.read_parameters(given)  # a mistake in them is told at once
+    options.read_parameters(given)  # a mistake in them is an error at once
     options.prepare_machine(given["device"], given["threads"], given["precision"])
     from robustbench_lpm.execution.recording import keeps_enough
     from robustbench_lpm.execution.runner import run
@@ -142,8 +142,8 @@ def _print(result: Audit, plan: Plan) -> None:
     )
     for check in result.checks:
         judged, reference, difference, _ = evidence(check)
-        told = difference if check.judged is not None else check.note
-        table.add_row(check.name, check.against, check.verdict, judged, reference, told)
+        shown = difference if check.judged is not None else check.note
+        table.add_row(check.name, check.against, check.verdict, judged, reference, shown)
     show_wide(table)
     where = f"{result.model} under {result.attack}, {shown_eps(plan)}, {len(plan.indices)} images"
     say(f"Verdict on {where}: {result.verdict.upper()}")

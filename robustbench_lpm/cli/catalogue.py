@@ -31,45 +31,39 @@ def _weights(card: ModelCard) -> str:
 
 
 # The columns beside name and summary, by kind: what each says of a card.
-MODELS = {"labels": lambda card: card.labels, "weights": _weights, "test accuracy": _accuracy}
-ATTACKS = {"knowledge": lambda card: card.knowledge, "norms": lambda card: ", ".join(card.norms)}
-DATASETS = {
+Columns = Mapping[str, Callable[[Any], str]]
+MODELS: Columns = {"labels": lambda card: card.labels, "weights": _weights, "test accuracy": _accuracy}
+ATTACKS: Columns = {"knowledge": lambda card: card.knowledge, "norms": lambda card: ", ".join(card.norms)}
+DATASETS: Columns = {
     "labels": lambda card: card.labels,
     "size": lambda card: card.size,
     "needs": lambda card: card.needs or "nothing",
 }
 
 
-def _listing(
-    kind: cards.Kind, find: Callable[[str], Any], columns: Mapping[str, Callable[[Any], str]]
-) -> click.Command:
+def _listing(kind: cards.Kind, find: Callable[[str], Any], columns: Columns) -> click.Command:
     """The command that lists the cards of one kind, shows one of them (`show NAME`), or prints JSON."""
     kinds = cards.FOLDERS[kind]
+    shown: Columns = {"name": lambda card: card.name, **columns, "summary": lambda card: card.summary}
 
     @click.command(name=kinds, help=f"The registered {kinds}; `show NAME` prints one card in full.")
     @click.argument("words", nargs=-1, metavar="[show NAME]")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
     def listing(words: tuple[str, ...], as_json: bool) -> None:
         if not words:
-            _print([_row(find(name), columns) for name in cards.names(kind)], as_json)
+            rows = [{name: text(card) for name, text in shown.items()} for card in map(find, cards.names(kind))]
+            click.echo(json.dumps(rows, indent=1)) if as_json else _print(rows)
         elif len(words) == 2 and words[0] == "show":
             card = find(words[1])
-            shown = json.dumps(card.model_dump(mode="json"), indent=1) if as_json else card.path.read_text().rstrip()
-            click.echo(shown)
+            text = card.path.read_text().rstrip()
+            click.echo(json.dumps(card.model_dump(mode="json"), indent=1) if as_json else text)
         else:
             raise LpmbenchError(f"Write `lpmbench {kinds}` or `lpmbench {kinds} show NAME`.")
 
     return listing
 
 
-def _row(card: Any, columns: Mapping[str, Callable[[Any], str]]) -> dict[str, str]:
-    return {"name": card.name} | {name: told(card) for name, told in columns.items()} | {"summary": card.summary}
-
-
-def _print(rows: list[dict[str, str]], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
+def _print(rows: list[dict[str, str]]) -> None:
     *names, summary = rows[0]
     table = grid(*names, no_wrap=True)
     table.add_column(summary)

@@ -1,7 +1,10 @@
-"""What a person sees while waiting: what is about to run, bars with the time left, where the results are stored."""
+"""What a person sees: what is about to run, bars with the time left, results."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -9,17 +12,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from robustbench_lpm.budgets import format_eps
 
 if TYPE_CHECKING:
+    from robustbench_lpm.execution.matrix import Cell
+    from robustbench_lpm.execution.runner import Watcher
     from robustbench_lpm.protocol.plan import Plan
     from robustbench_lpm.records.runs import RunRecord
 
 console = Console(highlight=False, markup=False, emoji=False)
 LONG = 10.0  # seconds; a run that takes longer says so beforehand
+WINDOW = 30.0  # seconds over which queries are counted
+DONE_SHOWN = 4  # finished runs of a matrix that a terminal still shows
 Move = Callable[..., None]  # given completed= or advance=, and the fields that a bar's columns show
 
 
@@ -112,6 +127,88 @@ class ConsoleWatcher:
         self._news.clear()
 
 
+@contextmanager
+def shown(cells: Sequence[Cell]) -> Iterator[Watcher]:
+    """Show the progress of a matrix, with queries per second and the time left: a live table on a terminal, plain lines
+    elsewhere. Several threads may call the watcher."""
+    with bars_of("{task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[state]}") as bars:
+        yield _Board(cells, bars)
+
+
+class _Board:
+    """The progress of every cell."""
+
+    def __init__(self, cells: Sequence[Cell], bars: Progress) -> None:
+        self._seconds = {cell.plan.id: cell.seconds or 0.0 for cell in cells}  # what each is estimated to take at most
+        self._shares = {cell.plan.id: 0.0 for cell in cells if not cell.finished}  # of each, how much is computed
+        self._bars, self._all = bars, bars.add_task("runs done", total=len(cells), state="")
+        self._finished: set[str] = set()
+        self._running: dict[str, TaskID] = {}
+        self._done: deque[TaskID] = deque()
+        self._passes: deque[tuple[float, int]] = deque()
+        self._started = time.monotonic()
+        self._lock = threading.RLock()
+
+    def begin(self, plan: Plan) -> ImageBar:
+        images = len(plan.indices)
+        with self._lock:
+            name = " · ".join(_names(plan))
+            self._running[plan.id] = task = self._bars.add_task(name, total=images, state="running")
+            if not console.is_terminal:
+                announce(plan, self._seconds[plan.id])
+
+        def move(*, completed: float, **_: object) -> None:
+            self._shares[plan.id] = completed / images
+            self._bars.update(task, completed=completed)
+
+        return bar_of(plan, move, self._spent)
+
+    def end(self, plan: Plan, record: RunRecord, *, read: bool) -> None:
+        with self._lock:
+            if plan.id in self._finished:  # a member of a worst case is read again
+                return
+            self._finished.add(plan.id)
+            self._bars.advance(self._all)
+            if read:
+                self._shares.pop(plan.id, None)
+                return
+            self._shares[plan.id] = 1.0
+            task = self._running.pop(plan.id)
+            self._bars.update(task, state=result_in_words(record))
+            self._done.append(task)
+            if len(self._done) > DONE_SHOWN:
+                self._bars.remove_task(self._done.popleft())
+            if not console.is_terminal:
+                print_result(record, plan.notes)
+                say(f"  {len(self._finished)} of {len(self._seconds)} runs done · {self._speed()}")
+
+    def leave(self, plan: Plan) -> None:
+        with self._lock:
+            if plan.id in self._running:
+                self._bars.remove_task(self._running.pop(plan.id))
+
+    def tell(self, plan: Plan, line: str) -> None:
+        with self._lock:
+            say(f"{' · '.join(_names(plan))}: {line}")
+
+    def _spent(self, passes: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._passes.append((now, passes))
+            while self._passes[0][0] < now - WINDOW:
+                self._passes.popleft()
+            self._bars.update(self._all, state=f"{self._speed()} · Ctrl-C stops and keeps what is done")
+
+    def _speed(self) -> str:
+        """Queries per second of late, and the time left: the estimates, corrected by what is done."""
+        now = time.monotonic()
+        rate = sum(count for _, count in self._passes) / max(now - max(self._started, now - WINDOW), 1e-3)
+        done = sum(self._seconds[run] * share for run, share in self._shares.items())
+        left = sum(self._seconds[run] * (1 - share) for run, share in self._shares.items())
+        left *= (now - self._started) / done if done else 1.0
+        return f"{rate:,.0f} queries per second · about {duration(left)} left"
+
+
 def shown_eps(plan: Plan) -> str:
     """The budget of a run, such as "linf 8/255"."""
     return f"{plan.options.norm} {format_eps(plan.options.eps)}"
@@ -129,7 +226,7 @@ def announce(plan: Plan, seconds: float | None) -> None:
         if images > 1 and cost.forwards:
             head += f" ({cost.forwards:,} and {cost.backwards:,} for each image)"
         head += f", {plan.grading_passes() * images:,} forwards to grade"
-        head += f", about {duration(seconds)}" if seconds is not None and seconds >= LONG else ""
+        head += about(seconds or 0.0)
     say(head)
     for note in plan.notes:
         say(f"  {note}")
@@ -137,6 +234,46 @@ def announce(plan: Plan, seconds: float | None) -> None:
     noise = told_noise(plan.options.draws, sorted(sources_of(plan.classifier))) if plan.stochastic else ""
     if noise and not found_out:
         say(f"  {noise}")
+
+
+def show_plan(cells: Sequence[Cell]) -> None:
+    """Print the runs of a matrix as a table: what each costs at most, and the total."""
+    right = ("Images", "Forwards", "Backwards", "To grade", "Time")
+    table = grid("Model", "Attack", "eps", *right, "", right=right, overflow="fold")
+    counts = {cell.plan.id: (cell.images, *cell.passes, cell.plan.grading_passes() * cell.images) for cell in cells}
+    for cell in cells:
+        numbers = ["?" if count is None else f"{count:,}" for count in counts[cell.plan.id]]
+        table.add_row(
+            *_names(cell.plan), *numbers, "?" if cell.seconds is None else duration(cell.seconds), _state(cell)
+        )
+    left = [cell for cell in cells if not cell.finished]
+    totals = [f"{sum(counts[cell.plan.id][column] or 0 for cell in left):,}" for column in range(4)]
+    table.add_section()
+    seconds = sum(cell.seconds or 0.0 for cell in left)
+    table.add_row("Total to run", f"{len(left)} runs", "", *totals, duration(seconds), "")
+    show_wide(table)
+    say("Forwards and backwards of the attacks, and so the time, are the most that they may take; nothing was run.")
+    if unknown := sorted({cell.plan.attack.name for cell in left if cell.seconds is None}):
+        say(f"Not counted, for they do not say what they cost: {', '.join(unknown)}.")
+
+
+def _names(plan: Plan) -> list[str]:
+    mode = f" ({plan.options.gradient_mode})" if plan.options.gradient_mode else ""
+    runs = f", M = {plan.options.mc}" if plan.options.mc > 1 else ""
+    return [f"{plan.model.name}{runs}", f"{plan.attack.name}{mode}", shown_eps(plan)]
+
+
+def _state(cell: Cell) -> str:
+    if cell.finished:
+        return "finished"
+    if cell.blocks:
+        return f"{cell.blocks} of {len(cell.plan.blocks)} blocks are done"
+    return "" if cell.listed else "for the audit"
+
+
+def about(seconds: float) -> str:
+    """ ", about 5 min" for what takes long, else nothing."""
+    return f", about {duration(seconds)}" if seconds >= LONG else ""
 
 
 def duration(seconds: float) -> str:
@@ -149,7 +286,7 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:.1f} h" if minutes < 72 * 60 else f"{minutes / 60 / 24:.1f} days"
 
 
-def told_result(record: RunRecord) -> str:
+def result_in_words(record: RunRecord) -> str:
     """What came of a run, in one line."""
     seconds = record.timing.get("seconds")
     took = f" in {duration(float(seconds))}" if seconds is not None else ""
@@ -161,9 +298,9 @@ def told_result(record: RunRecord) -> str:
     return f"clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}{lost}"
 
 
-def print_result(record: RunRecord, told: Sequence[str]) -> None:
-    """One line at the end of a run, and one for each of its notes that was not told before."""
-    for line in (told_result(record), *(note for note in record.notes if note not in told)):
+def print_result(record: RunRecord, announced: Sequence[str]) -> None:
+    """One line at the end of a run, and one for each of its notes that was not announced."""
+    for line in (result_in_words(record), *(note for note in record.notes if note not in announced)):
         say(f"  {line}")
 
 

@@ -45,32 +45,32 @@ def sim2mnist(data: Path | None, out: Path | None, seed: int, force: bool) -> No
     from robustbench_lpm.records.runs import write_atomically
     from robustbench_lpm.reporting.pictures import contact_sheet
 
-    recipe, folder = Recipe(seed=seed), out if out is not None else data_root(None) / "sim2mnist"
-    path, told = folder / FILE, folder / "sim2mnist.json"
+    recipe, directory = Recipe(seed=seed), out if out is not None else data_root(None) / "sim2mnist"
+    path, provenance = directory / FILE, directory / "sim2mnist.json"
     if path.exists() and not force:
-        if _recipe_of(told) == asdict(recipe):
+        if _recipe_of(provenance) == asdict(recipe):
             say(f"{shown_path(path)} is there already, of the same recipe.")
             return
         raise LpmbenchError(
             f"{path} exists and was made otherwise; add --force to write over it, or choose another --out."
         )
     digits, labels = read_all_digits(data)
-    folder.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     with counting_bar("drawing", sum(recipe.sizes.values()), "images") as move:
         arrays = regenerate(recipe, digits, labels, lambda done: move(completed=done))
-    told.unlink(missing_ok=True)  # it must never speak of a file that is not there
+    provenance.unlink(missing_ok=True)  # it must never describe a file that is not there
     write_atomically(path, packed(arrays))
     sheet = contact_sheet(arrays["x_train"][:SHOWN], arrays["y_train"][:SHOWN].argmax(1))
-    write_atomically(folder / "sim2mnist.png", sheet)
+    write_atomically(directory / "sim2mnist.png", sheet)
     words = ["lpmbench", "data", "sim2mnist", "--seed", str(seed)]
     content = {"recipe": asdict(recipe), "command": shlex.join(words), "sha256": hashes(arrays)}
-    write_atomically(told, (json.dumps(content, indent=1) + "\n").encode())
-    say(f"Written to {shown_path(folder)}: {FILE}, sim2mnist.png, sim2mnist.json")
-    say(f"Use it: lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data {shlex.quote(shown_path(folder))}")
+    write_atomically(provenance, (json.dumps(content, indent=1) + "\n").encode())
+    say(f"Written to {shown_path(directory)}: {FILE}, sim2mnist.png, sim2mnist.json")
+    say(f"Use it: lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data {shlex.quote(shown_path(directory))}")
 
 
 def _recipe_of(path: Path) -> object:
-    """The recipe that a sim2mnist.json tells of; None where there is none."""
+    """The recipe in a sim2mnist.json; None where there is none."""
     try:
         return json.loads(path.read_text())["recipe"]
     except (OSError, ValueError, KeyError, TypeError):

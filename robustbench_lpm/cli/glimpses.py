@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from robustbench_lpm.cli import options
 from robustbench_lpm.cli.attack import complain_of_failures, resolve
 from robustbench_lpm.cli.console import LONG, ConsoleWatcher, bar, console, duration, say, shown_eps, shown_path
 from robustbench_lpm.cli.failures import Failures
-from robustbench_lpm.cli.studies import MOST_RUNS, default_directory, whole_numbers
+from robustbench_lpm.cli.studies import default_directory, whole_numbers
 
 if TYPE_CHECKING:
     from robustbench_lpm.options import Options
@@ -55,7 +56,7 @@ def glimpses(model: str, attack_name: str, averages: str, out: Path | None, forc
     lpmbench glimpses ram --attack pgd --eps 0.1 --limit 100 --mc 1,2,3,6 --no-adaptive
     lpmbench glimpses ramlpm-imagenet --checkpoint best.safetensors --dataset panda --size 224
     """
-    runs = sorted({1, *whole_numbers("--mc", averages, MOST_RUNS)})
+    runs = sorted({1, *whole_numbers("--mc", averages)})
     asked = options.read_one_setting(given | {"save_adversarials": True})
     (attack,) = resolve([attack_name], given)
     options.prepare_machine(given["device"], given["threads"], given["precision"])
@@ -74,7 +75,7 @@ def glimpses(model: str, attack_name: str, averages: str, out: Path | None, forc
 
 
 def make_plans(name: str, attack: Attack, source: Data, asked: Options, given: Mapping[str, Any]) -> dict[int, Plan]:
-    """By number of glimpses, the attack on the whole model and, if it is to be adaptive, on it with fewer glimpses.
+    """By number of glimpses, falling: the attack on the whole model and, if it is adaptive, on it with fewer glimpses.
 
     Raises LpmbenchError for a model that sees images whole.
     """
@@ -86,23 +87,22 @@ def make_plans(name: str, attack: Attack, source: Data, asked: Options, given: M
     total = whole.classifier.glimpses
     plans = {total: make_plan(whole, attack, source, asked)}
     attack = replace(attack, command="glimpses")  # which repeats the runs on fewer glimpses
-    for t in range(1, 1 if given["no_adaptive"] else total):
+    for t in range(0 if given["no_adaptive"] else total - 1, 0, -1):
         plans[t] = make_plan(truncated(whole, name, t, **options.loading(given)), attack, source, asked)
-    return dict(sorted(plans.items()))
+    return plans
 
 
 def attack_all(plans: Mapping[int, Plan], out: Path, force: bool) -> dict[int, RunRecord]:
-    """The record of every plan, the whole model's first."""
+    """The record of every plan."""
     from robustbench_lpm.execution.estimates import estimate_seconds
     from robustbench_lpm.execution.recording import finished_run
     from robustbench_lpm.execution.runner import run
 
-    order = sorted(plans, reverse=True)
-    seconds = [estimate_seconds(plans[t]) or 0.0 for t in order if force or finished_run(plans[t], out) is None]
+    seconds = [estimate_seconds(plan) or 0.0 for plan in plans.values() if force or finished_run(plan, out) is None]
     if len(seconds) > 1 and sum(seconds) >= LONG:
         say(f"{len(seconds)} attacks to run, about {duration(sum(seconds))} at most in all")
     watcher = ConsoleWatcher()
-    records = {t: run(plans[t], out, watcher, again=force) for t in order}
+    records = {t: run(plan, out, watcher, again=force) for t, plan in plans.items()}
     complain_of_failures(records.values())
     return records
 
@@ -115,14 +115,8 @@ def look(plan: Plan, record: RunRecord, runs: Sequence[int]) -> tuple[Looks, Loo
     passes = len(found) * (2 * looks_cost(plan, runs) + looks_cost(plan, [1]))
     say(f"Looking at the images, clean and attacked: {passes:,} forwards")
     with bar("  looking", passes) as move:
-
-        def spent(number: int) -> None:
-            move(advance=number)
-
-        clean = looks(plan, purpose="clean", runs=runs, spent=spent)
-        still = looks(plan, purpose="grade", spent=spent)
-        moved = looks(plan, found, purpose="grade", runs=runs, spent=spent)
-    return clean, still, moved
+        seen = partial(looks, plan, spent=lambda number: move(advance=number))
+        return seen(purpose="clean", runs=runs), seen(purpose="grade"), seen(found, purpose="grade", runs=runs)
 
 
 def tabulate(

@@ -1,4 +1,4 @@
-"""What the commands that study clean accuracy share: their options, lists of numbers, the run and its files."""
+"""lpmbench sweep and invariance: clean accuracy as the number of glimpses, or the images, vary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import click
 from rich.progress import TaskProgressColumn
 
 from robustbench_lpm.cli import options
-from robustbench_lpm.cli.console import LONG, ImageBar, bar, console, duration, say, shown_path
+from robustbench_lpm.cli.console import ImageBar, about, bar, console, duration, say, shown_path
+from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 from robustbench_lpm.registry import cards
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from robustbench_lpm.studies.study import Result, Study
 
 MOST_NUMBERS = 1000  # in a list; beyond it a typing error would ask for days
-MOST_RUNS = 1000
+DEFAULTS = {"rotate": "0..360", "scale": "0.5..2", "translate": "-0.5..0.5"}
+STEPS = {"rotate": "15", "scale": "0.125", "translate": "0.1"}
 
 
 def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -48,17 +50,92 @@ def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callab
     )  # fmt: skip
 
 
-def whole_numbers(option: str, text: str, most: int) -> list[int]:
+@click.command()
+@click.argument("name")
+@click.option("--glimpses", default="1..14", show_default=True,
+              help="Numbers of glimpses, like 1..14 or 1,2,4; also more than the model's card says.")  # fmt: skip
+@study_options(draws=1, mc="1,5,10,20")
+def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any) -> None:
+    """How accurate the glimpsing model NAME is after each number of glimpses, averaged over M runs.
+
+    Kiritani and Ono's inference sweep: one table and one figure. A run of T glimpses answers after each of them, and
+    the same runs, taken M at a time, serve every M. Intervals (95 %) are over images.
+
+    \b
+    lpmbench sweep ramlpm
+    lpmbench sweep ram --glimpses 1,2,4,8 --mc 1..4 --limit 100
+    lpmbench sweep ramlpm-sim2mnist --checkpoint best.safetensors --data DIR --glimpses 1..20
+    """
+    numbers = whole_numbers("--glimpses", glimpses)
+    source, asked = prepare([name], shared)
+    from robustbench_lpm.reporting.studies import sweep_figure, sweep_table
+    from robustbench_lpm.studies.sweep import make_sweep
+
+    with Failures(alone=True).of(name):
+        study, usual = make_sweep(name, source, glimpses=numbers, **asked)
+    model = study.models[0]
+    if not model.classifier.stochastic and asked["mc"] != [1]:
+        say(f"{model.name} answers the same in every run: M > 1 changes nothing.")
+    title = f"Inference sweep of {model.name} on {study.data.name}, {study.images:,} images"
+    with Failures(alone=True).of(name):
+        carry_out(study, out, force, sweep_table, lambda table: sweep_figure(table, title, usual))
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--rotate", metavar="DEGREES", help=f"Turns against the clock, like 0..360:15; step {STEPS['rotate']}.")
+@click.option("--scale", metavar="FACTORS", help=f"Magnifications, like 0.5..2 or 0.5,1,2; step {STEPS['scale']}.")
+@click.option("--translate", metavar="SHARES",
+              help="Shares of the image's side, like -0.5..0.5; each is tried to the right and, by itself, down; their "
+                   f"mean is shown; step {STEPS['translate']}.")  # fmt: skip
+@study_options(draws=4, mc="1")
+def invariance(names: Sequence[str], out: Path | None, force: bool, **shared: Any) -> None:
+    """How accurate the models NAME... are on turned, scaled and moved images: a panel for each, a line per model.
+
+    Without --rotate, --scale and --translate all three run, over 0..360, 0.5..2 and -0.5..0.5; naming some runs just
+    these. Images are warped about their centre, bilinearly, with zeros coming in from outside. Intervals (95 %) are
+    over images.
+
+    \b
+    lpmbench invariance ramlpm ram cnn
+    lpmbench invariance ramlpm cnn --rotate 0..360:15 --limit 100
+    lpmbench invariance ramlpm --scale 0.5..2:0.25 --translate -0.2,0,0.2 --mc 1,5
+    """
+    given = {name: shared[name] for name in DEFAULTS if shared[name] is not None} or DEFAULTS
+    values = {name: magnitudes(f"--{name}", text, STEPS[name]) for name, text in given.items()}
+    models = list(dict.fromkeys(names))
+    if shared["checkpoint"] is not None and len(models) != 1:
+        raise LpmbenchError("--checkpoint goes with exactly one NAME.")
+    source, asked = prepare(models, shared)
+    from robustbench_lpm.reporting.studies import invariance_figure, invariance_table
+    from robustbench_lpm.studies.invariance import make_invariance
+    from robustbench_lpm.studies.study import ModelFailed, without
+
+    failures = Failures(alone=len(models) == 1)
+    study = make_invariance(models, source, values, attempt=failures.of, **asked)
+    title = f"{study.data.name}, {study.images:,} images"
+    while True:
+        try:
+            carry_out(study, out, force, invariance_table, lambda table: invariance_figure(table, title))
+            break
+        except ModelFailed as error:
+            failures.note(error.model.name, error)
+            study = without(study, error.model, shared["limit"])
+    failures.complain("studied")
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
     """The numbers in '1..14', '1,2,4' or '1..3,6', growing, each once.
 
-    Raises LpmbenchError unless all are whole, from 1 to `most`.
+    Raises LpmbenchError unless all are whole, from 1 to 1000.
     """
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:\.\.\s*([0-9]{1,9})\s*)?", part)
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= first <= last <= most:
-            raise LpmbenchError(f"{option} '{text}' must be whole numbers from 1 to {most}, like 6, 1,2,4 or 1..14.")
+        if not 1 <= first <= last <= MOST_NUMBERS:
+            shape = f"must be whole numbers from 1 to {MOST_NUMBERS}, like 6, 1,2,4 or 1..14."
+            raise LpmbenchError(f"{option} '{text}' {shape}")
         found |= set(range(first, last + 1))
     return sorted(found)
 
@@ -116,7 +193,7 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
 
     The machine is made ready on the way. given: a command's options. Raises LpmbenchError where they cannot be met.
     """
-    averages = whole_numbers("--mc", given["mc"], MOST_RUNS)
+    averages = whole_numbers("--mc", given["mc"])
     named = dataset_for([cards.model(name) for name in names], given["dataset"])
     cards.dataset(named)  # a wrong name is an error at once, without waiting for torch
     options.prepare_machine(given["device"], given["threads"])
@@ -167,11 +244,10 @@ def announce(study: Study) -> None:
     """Print what is about to run, and how long it takes if that is long."""
     from robustbench_lpm.studies.study import estimate_seconds, total_passes
 
-    seconds = estimate_seconds(study)
-    about = f", about {duration(seconds)}" if seconds >= LONG else ""
     names = ", ".join(model.name for model in study.models)
     data = f"{study.data.name} ({study.data.identity['split']}), {study.images:,} image(s)"
-    say(f"{names} · {data} · {total_passes(study):,} forwards{about}; Ctrl-C keeps what is finished")
+    cost = f"{total_passes(study):,} forwards{about(estimate_seconds(study))}"
+    say(f"{names} · {data} · {cost}; Ctrl-C keeps what is finished")
 
 
 def run(study: Study, out: Path) -> Result:

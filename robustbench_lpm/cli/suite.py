@@ -14,8 +14,7 @@ import click
 from robustbench_lpm.cli import options
 from robustbench_lpm.cli.attack import complain_of_failures, draw_single_images
 from robustbench_lpm.cli.audit import judge_result
-from robustbench_lpm.cli.board import show_plan, shown
-from robustbench_lpm.cli.console import LONG, console, duration, say, shown_path
+from robustbench_lpm.cli.console import about, console, say, show_plan, shown, shown_path
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 from robustbench_lpm.options import words_of
@@ -129,8 +128,7 @@ def _run(
         show_plan(matrix.cells)
         return
     left = [cell.seconds or 0.0 for cell in matrix.cells if not cell.finished]
-    about = f", about {duration(sum(left))} at most" if sum(left) >= LONG else ""
-    say(f"{suite.name}: {len(matrix.cells)} runs, {len(left)} of them to be made{about}")
+    say(f"{suite.name}: {len(matrix.cells)} runs, {len(left)} of them to be made{about(sum(left))}")
     found: dict[str, RunRecord] = {}
     try:
         with shown(matrix.cells) as watcher:

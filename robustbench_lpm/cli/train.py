@@ -60,10 +60,10 @@ def train(name: str, recipe_name: str | None, out: Path | None, **given: Any) ->
     from robustbench_lpm.training.plans import command_of
 
     console.quiet = _follows()
-    folder = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{given['seed']}"
+    directory = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{given['seed']}"
     epochs = given["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
     command = command_of(name, {"recipe": recipe_name} | given)
-    say(f"Training {card.name} for {epochs} epochs into {shown_path(folder)}; Ctrl-C keeps all finished epochs.")
+    say(f"Training {card.name} for {epochs} epochs into {shown_path(directory)}; Ctrl-C keeps all finished epochs.")
     try:
         with counting_bar("training", epochs, "epochs") as move:
 
@@ -74,11 +74,11 @@ def train(name: str, recipe_name: str | None, out: Path | None, **given: Any) ->
                     say(f"epoch {done:.0f}/{epochs}  {shown}")
 
             result = training.train(
-                name, recipe=recipe, out=folder, command=command, progress=show,
+                name, recipe=recipe, out=directory, command=command, progress=show,
                 tell=lambda note: say(f"  {note}"), **given,
             )  # fmt: skip
     except KeyboardInterrupt:
-        again = _again(command, folder, given)
+        again = _again(command, directory, given)
         raise Interrupted(f"Interrupted; finished epochs are kept. Go on with: {again}") from None
     except LpmbenchError:
         if _follows():  # the first process says it too

@@ -132,10 +132,10 @@ NUMBERS = [("6", [6]), ("1..4", [1, 2, 3, 4]), ("1,2,4", [1, 2, 4]), ("8, 1..3,2
 
 def test_whole_numbers() -> None:
     for text, expected in NUMBERS:
-        assert studies.whole_numbers("--glimpses", text, 100) == expected
-    for text in ["", ",", "0", "1..", "..3", "4..2", "1.5", "-1", "101", "1..99999999999", "٣", "1 2"]:
+        assert studies.whole_numbers("--glimpses", text) == expected
+    for text in ["", ",", "0", "1..", "..3", "4..2", "1.5", "-1", "1001", "1..99999999999", "٣", "1 2"]:
         with pytest.raises(LpmbenchError, match="--glimpses"):
-            studies.whole_numbers("--glimpses", text, 100)
+            studies.whole_numbers("--glimpses", text)
 
 
 MAGNITUDES = [
