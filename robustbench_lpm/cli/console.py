@@ -92,21 +92,19 @@ class ConsoleWatcher:
 
     def __init__(self) -> None:
         self._bar = ExitStack()
-        self._news: list[str] = []
 
     def begin(self, plan: Plan) -> ImageBar:
         """Announce a run, and show a bar."""
         from robustbench_lpm.execution.estimates import estimate_seconds
 
         announce(plan, estimate_seconds(plan))
-        self._tell_news()
         column = "{task.fields[shown]}/{task.total:.0f} images"
         move = self._bar.enter_context(bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0))
         return bar_of(plan, move)
 
     def tell(self, plan: Plan, line: str) -> None:
-        """Print a line below the announcement of the run."""
-        self._news.append(f"  {line}")
+        """Print a line about a run."""
+        say(f"{titled(plan)}: {line}")
 
     def leave(self, plan: Plan) -> None:
         """Remove the bar."""
@@ -117,14 +115,8 @@ class ConsoleWatcher:
         self._bar.close()
         if read:
             announce(plan, None)
-            self._news.append("  already run (--force runs it again)")
-        self._tell_news()
+            say("  already run (--force runs it again)")
         print_result(record, plan.notes)
-
-    def _tell_news(self) -> None:
-        for line in self._news:
-            say(line)
-        self._news.clear()
 
 
 @contextmanager
@@ -189,7 +181,7 @@ class _Board:
 
     def tell(self, plan: Plan, line: str) -> None:
         with self._lock:
-            say(f"{' · '.join(_names(plan))}: {line}")
+            say(f"{titled(plan)}: {line}")
 
     def _spent(self, passes: int) -> None:
         with self._lock:
@@ -214,13 +206,18 @@ def shown_eps(plan: Plan) -> str:
     return f"{plan.options.norm} {format_eps(plan.options.eps)}"
 
 
+def titled(plan: Plan) -> str:
+    """The model, attack and budget of a run."""
+    return f"{plan.model.name} · {plan.attack.name} · {shown_eps(plan)}"
+
+
 def announce(plan: Plan, seconds: float | None) -> None:
     """Print what is about to run, its highest cost and time, its notes, and its sources of noise."""
     from robustbench_lpm.protocol.noise_control import sources_of
     from robustbench_lpm.protocol.plan import told_noise
 
     images = len(plan.indices)
-    head = f"{plan.model.name} · {plan.attack.name} · {shown_eps(plan)} · {images} image(s)"
+    head = f"{titled(plan)} · {images} image(s)"
     if (cost := plan.cost()) is not None:
         head += f" · up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
         if images > 1 and cost.forwards:
@@ -243,9 +240,8 @@ def show_plan(cells: Sequence[Cell]) -> None:
     counts = {cell.plan.id: (cell.images, *cell.passes, cell.plan.grading_passes() * cell.images) for cell in cells}
     for cell in cells:
         numbers = ["?" if count is None else f"{count:,}" for count in counts[cell.plan.id]]
-        table.add_row(
-            *_names(cell.plan), *numbers, "?" if cell.seconds is None else duration(cell.seconds), _state(cell)
-        )
+        numbers.append("?" if cell.seconds is None else duration(cell.seconds))
+        table.add_row(*_names(cell.plan), *numbers, _state(cell))
     left = [cell for cell in cells if not cell.finished]
     totals = [f"{sum(counts[cell.plan.id][column] or 0 for cell in left):,}" for column in range(4)]
     table.add_section()

@@ -51,9 +51,7 @@ def sim2mnist(data: Path | None, out: Path | None, seed: int, force: bool) -> No
         if _recipe_of(provenance) == asdict(recipe):
             say(f"{shown_path(path)} is there already, of the same recipe.")
             return
-        raise LpmbenchError(
-            f"{path} exists and was made otherwise; add --force to write over it, or choose another --out."
-        )
+        raise LpmbenchError(f"{path} exists and was made otherwise; --force overwrites it, --out chooses another.")
     digits, labels = read_all_digits(data)
     directory.mkdir(parents=True, exist_ok=True)
     with counting_bar("drawing", sum(recipe.sizes.values()), "images") as move:
@@ -62,8 +60,8 @@ def sim2mnist(data: Path | None, out: Path | None, seed: int, force: bool) -> No
     write_atomically(path, packed(arrays))
     sheet = contact_sheet(arrays["x_train"][:SHOWN], arrays["y_train"][:SHOWN].argmax(1))
     write_atomically(directory / "sim2mnist.png", sheet)
-    words = ["lpmbench", "data", "sim2mnist", "--seed", str(seed)]
-    content = {"recipe": asdict(recipe), "command": shlex.join(words), "sha256": hashes(arrays)}
+    command = f"lpmbench data sim2mnist --seed {seed}"
+    content = {"recipe": asdict(recipe), "command": command, "sha256": hashes(arrays)}
     write_atomically(provenance, (json.dumps(content, indent=1) + "\n").encode())
     say(f"Written to {shown_path(directory)}: {FILE}, sim2mnist.png, sim2mnist.json")
     say(f"Use it: lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data {shlex.quote(shown_path(directory))}")

@@ -39,7 +39,7 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
 @click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too, to OUT/tensorboard.")
 @options.machine
 @options.trust
-def train(name: str, recipe_name: str | None, out: Path | None, **given: Any) -> None:
+def train(name: str, recipe_name: str | None, out: Path | None, threads: int | None, **given: Any) -> None:
     """Train the model NAME from a recipe; the best epoch on the validation split becomes the model.
 
     OUT gets last.ckpt (all that --resume needs), best.safetensors, log.csv, curves.png and at the end card.toml, which
@@ -55,14 +55,14 @@ def train(name: str, recipe_name: str | None, out: Path | None, **given: Any) ->
     recipe = cards.recipe(recipe_name) if recipe_name is not None else None
     if recipe is None and card.recipe is None:
         raise LpmbenchError(f"Model '{card.name}' names no recipe; give one with --recipe.")
-    options.prepare_machine(given["device"], given["threads"])
+    options.prepare_machine(given["device"], threads)
     from robustbench_lpm import training
     from robustbench_lpm.training.plans import command_of
 
     console.quiet = _follows()
     directory = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{given['seed']}"
     epochs = given["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
-    command = command_of(name, {"recipe": recipe_name} | given)
+    command = command_of(name, {"recipe": recipe_name, "seed": given["seed"], "device": given["device"]} | given)
     say(f"Training {card.name} for {epochs} epochs into {shown_path(directory)}; Ctrl-C keeps all finished epochs.")
     try:
         with counting_bar("training", epochs, "epochs") as move:
@@ -74,7 +74,7 @@ def train(name: str, recipe_name: str | None, out: Path | None, **given: Any) ->
                     say(f"epoch {done:.0f}/{epochs}  {shown}")
 
             result = training.train(
-                name, recipe=recipe, out=directory, command=command, progress=show,
+                name, recipe=recipe, out=directory, threads=threads, command=command, progress=show,
                 tell=lambda note: say(f"  {note}"), **given,
             )  # fmt: skip
     except KeyboardInterrupt:
