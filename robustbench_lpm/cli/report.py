@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 @options.path("--results", "Directory of the records.", default=Path("runs"), show_default=True)
 @options.path("--out", "Directory of the report; by default --results.")
 @click.option("--scanpaths", "look", is_flag=True,
-              help="Run the models again on the examples of the page; this and later reports draw where they looked.",
-              )  # fmt: skip
+              help="Draw where models look at the examples of the page, here and in later reports.")  # fmt: skip
 @options.trust
 def report(results: Path, out: Path | None, look: bool, trust: bool) -> None:
     """Make leaderboard.csv, .json, .md, .tex and .html (one file without a network) from all records below a directory.
@@ -104,8 +103,7 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
 @click.argument("runs", nargs=-1, required=True, type=options.PATH, metavar="RUN...")
 @options.path("--results", default=Path("results"), show_default=True)
 @click.option("--pictures", type=click.IntRange(min=0), default=16, show_default=True,
-              help="Stored examples of each run that are published, at most; of runs made only for an audit, 1.",
-              )  # fmt: skip
+              help="Stored examples of each run that are published, at most; of an audit's runs, 1.")  # fmt: skip
 def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:
     """Copy finished runs (directories of records) into the published results and renew the leaderboard.
 

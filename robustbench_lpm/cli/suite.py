@@ -35,8 +35,7 @@ Directories = dict[str, Path] | Path | None  # of the data: by data set, or one 
 @click.command()
 @click.argument("name")
 @click.option("--data", "directories", metavar="[NAME=]DIR", multiple=True,
-              help="The directory of the data, if some part needs one; NAME=DIR, repeated, for each data set its own.",
-              )  # fmt: skip
+              help="The directory of the data, if a part needs one; NAME=DIR, repeated, for several.")  # fmt: skip
 @options.machine
 @options.path("--out", "Where records go; by default runs/NAME.")
 @options.force

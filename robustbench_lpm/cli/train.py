@@ -34,8 +34,7 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
               help="Processes that read images ahead where the data do not fit into memory; by default as many as "
                    "there are processors to spare, at most 8.")  # fmt: skip
 @click.option("--devices", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-              help="Devices of that kind that share every batch; with another number of them the bits differ.",
-              )  # fmt: skip
+              help="Devices of that kind that share every batch; another number gives other bits.")  # fmt: skip
 @click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too, to OUT/tensorboard.")
 @options.machine
 @options.trust

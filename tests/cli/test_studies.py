@@ -15,19 +15,11 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry import cards
 from robustbench_lpm.studies import study as evaluation
+from tests.cli import lpmbench
 
 Capture = pytest.CaptureFixture[str]
 SWEEP = "sweep ram --glimpses 1,3,7 --mc 1,2 --limit 21 --threads 1"
 INVARIANCE = "invariance ram cnn --rotate 0..90:45 --scale 0.5,1 --limit 21 --draws 2 --threads 1"
-
-
-@pytest.fixture(autouse=True)
-def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def lpmbench(line: str) -> None:
-    assert run(line.split()) == 0
 
 
 @pytest.mark.parametrize(("name", "line", "cells"), [("sweep", SWEEP, 6), ("invariance", INVARIANCE, 10)])
