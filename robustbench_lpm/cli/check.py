@@ -99,7 +99,7 @@ def grade(adversarials: Path, model: str, name: str, out: Path, **given: Any) ->
     the data set's pinned order, at the --size of the images. --eps is the budget that they claim to keep, by default
     that of the data set's card. An image beyond it is an error: nothing is projected.
     """
-    asked = options.read_one_setting(given)
+    (asked,) = options.read_settings(given, one=True)
     options.prepare_machine(given["device"], given["threads"])
     from robustbench_lpm import reporting
     from robustbench_lpm.execution.runner import run

@@ -57,7 +57,7 @@ def glimpses(model: str, attack_name: str, averages: str, out: Path | None, forc
     lpmbench glimpses ramlpm-imagenet --checkpoint best.safetensors --dataset panda --size 224
     """
     runs = sorted({1, *whole_numbers("--mc", averages)})
-    asked = options.read_one_setting(given | {"save_adversarials": True})
+    (asked,) = options.read_settings(given | {"save_adversarials": True}, one=True)
     (attack,) = resolve([attack_name], given)
     options.prepare_machine(given["device"], given["threads"], given["precision"])
     source = options.read_source(given)

@@ -121,20 +121,17 @@ def prepare_machine(device: str, threads: int | None, precision: str = "float32"
             click.echo("lpmbench: this device has no instructions for bfloat16: float32 would be faster.", err=True)
 
 
-def read_settings(given: Mapping[str, Any]) -> list[Options]:
-    """The settings among a command's options, for each value of --eps; by default that of the data set's card."""
+def read_settings(given: Mapping[str, Any], *, one: bool = False) -> list[Options]:
+    """The settings among a command's options, for each value of --eps; by default that of the data set's card.
+
+    Raises LpmbenchError for several values where the command takes only one.
+    """
     norm = given["norm"]
     budgets = parse_eps_list(given["eps"] or cards.dataset(given["dataset"]).default_eps(norm), norm)
+    if one and len(budgets) > 1:
+        raise LpmbenchError(f"This command takes one eps, not {len(budgets)}; run it once for each.")
     shared = {name: given[name] for name in NAMES if name in given}
     return [asked(shared | {"eps": eps}) for eps in budgets]
-
-
-def read_one_setting(given: Mapping[str, Any]) -> Options:
-    """The same for a command that takes one value of --eps. Raises LpmbenchError for several."""
-    found = read_settings(given)
-    if len(found) > 1:
-        raise LpmbenchError(f"This command takes one eps, not {len(found)}; run it once for each.")
-    return found[0]
 
 
 def read_source(given: Mapping[str, Any]) -> Data:

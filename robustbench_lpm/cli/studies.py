@@ -173,10 +173,8 @@ def dataset_for(models: Sequence[ModelCard], named: str | None) -> str:
     first = models[0]
     for model in models[1:]:
         if model.labels != first.labels:
-            raise LpmbenchError(
-                f"Models '{first.name}' and '{model.name}' cannot be compared: they predict the labels "
-                f"'{first.labels}' and '{model.labels}'."
-            )
+            both = f"'{first.name}' ({first.labels}) and '{model.name}' ({model.labels})"
+            raise LpmbenchError(f"Models {both} cannot be compared: they predict other labels.")
     if named is not None:
         return named
     registered = cards.names("dataset")

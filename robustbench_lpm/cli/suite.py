@@ -67,13 +67,16 @@ def run(context: click.Context, /, name: str, directories: Sequence[str], **give
     workers, address = given["workers"], given["ray"]
     if workers is not None and address is not None:
         raise LpmbenchError("--workers is for this machine and --ray for a cluster: give one of them.")
+    import torch
+
     from robustbench_lpm.execution.cluster import RayWorkers, threads_for
 
     with nullcontext() if workers is None and address is None else RayWorkers(workers, address) as pool:
         if pool is not None:
             given["threads"] = given["threads"] or (threads_for(workers) if workers else 1)
             if context.get_parameter_source("device") is click.core.ParameterSource.DEFAULT:
-                given["device"] = _device_of(pool)
+                # Plans are made in this process: it must have a GPU, too.
+                given["device"] = "cuda" if pool.gpus and torch.cuda.is_available() else "cpu"
         options.prepare_machine(given["device"], given["threads"])
         if pool is not None:
             pool.use_threads(given["threads"])
@@ -108,13 +111,6 @@ def directories_of(words: Sequence[str]) -> Directories:
             raise LpmbenchError(f"--data gives two directories for '{name}'.")
         found[name] = Path(directory)
     return found
-
-
-def _device_of(pool: RayWorkers) -> str:
-    """A GPU where Ray has some, and this process too: plans are made here."""
-    import torch
-
-    return "cuda" if pool.gpus and torch.cuda.is_available() else "cpu"
 
 
 def _run(
