@@ -145,7 +145,7 @@ def _run_all(
 
 
 def _whole(record: RunRecord) -> RunRecord:
-    """The record, its notes told to whoever listens to our log (by default on stderr). Raises FailedBlocks."""
+    """The record; its notes are logged as warnings (by default on stderr). Raises FailedBlocks."""
     if record.failures:
         raise FailedBlocks(record)
     for note in record.notes:
@@ -227,7 +227,7 @@ def resolve_named(model: Model, name: str | None, *, trust: bool, device: str) -
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """Gradients are at hand whatever the caller has switched off; his global generators are as they were afterwards."""
+    """Gradients are on whatever the caller has switched off; the caller's global generators are restored afterwards."""
     with torch.inference_mode(False), torch.enable_grad(), isolated_globals(0):
         yield
 

@@ -32,9 +32,7 @@ class Options:
 
     eps: float = setting(MISSING, "The budget, in pixel values of [0, 1]: 8/255, 0.1.")
     norm: Norm = setting("linf", "The norm that bounds a perturbation.", choices=("linf", "l2"))
-    size: str | None = setting(
-        None, "224, original, or another side in pixels; the default stands on the data set's card."
-    )
+    size: str | None = setting(None, "224, original, or another side in pixels; the default is on the data set's card.")
     limit: int | None = setting(None, "Only the first so many examples.", least=1)
     mc: int = setting(1, "Attack and grade the average of so many Monte-Carlo runs of a stochastic model.", least=1)
     draws: int = setting(20, "Held-out draws on which a stochastic model is graded.", least=1)

@@ -1,4 +1,4 @@
-"""Words to calls. Imports no torch and no pandas until a command needs them: --help and listings answer at once."""
+"""The command line: turns words into calls. No torch and no pandas until a command needs them, so --help is fast."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ COMMANDS = {
     "train": ("train", "Train a model from its recipe: lpmbench train ramlpm."),
     "attack": ("attack", "Attack one model, or all that fit a data set, and record what happens."),
     "glimpses": ("glimpses", "What each glimpse of a model contributes, clean and under attack."),
-    "sweep": ("sweep", "Accuracy for every number of glimpses and of averaged runs, in one pass."),
-    "invariance": ("invariance", "Accuracy against rotation, scale and translation of the images."),
+    "sweep": ("studies", "Accuracy for every number of glimpses and of averaged runs, in one pass."),
+    "invariance": ("studies", "Accuracy against rotation, scale and translation of the images."),
     "audit": ("audit", "Judge a model's results: is it robust, or were the attacks blind?"),
     "run": ("suite", "Run a matrix of models and attacks from a suite card."),
     "report": ("report", "Make the leaderboard from records: CSV, Markdown, LaTeX, HTML."),
@@ -34,31 +34,25 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class _LazyGroup(click.Group):
     """A group that imports a command's module only when that command is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name in COMMANDS:
+            return getattr(import_module(f"robustbench_lpm.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        if ctx.resilient_parsing:  # a shell completes words
             return None
-        module = import_module(f"robustbench_lpm.cli.{COMMANDS[cmd_name][0]}")
-        return getattr(module, cmd_name)
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
-            raise unknown("command", args[0], COMMANDS)
-        return super().resolve_command(ctx, args)
+        raise unknown("command", cmd_name, COMMANDS)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="lpmbench")
 def cli() -> None:
     """How accurate image classifiers stay under attack, above all those that look in glimpses.
@@ -72,7 +66,7 @@ def cli() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line; what a person can mend comes back as one line on stderr and a non-zero status."""
+    """Run one command line; its status. A mistake that the user can correct is one line on stderr and not zero."""
     if os.environ.get(DEBUG):
         logging.basicConfig(format="%(name)s: %(message)s")
         logging.getLogger("robustbench_lpm").setLevel(logging.DEBUG)

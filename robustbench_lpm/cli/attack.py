@@ -1,30 +1,16 @@
-"""lpmbench attack: one model, or all that fit, under one attack at some budgets."""
+"""lpmbench attack: one model, or all that fit, under some attacks at some budgets."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from robustbench_lpm.cli import options
+from robustbench_lpm.cli.console import ConsoleWatcher, console, say, shown_path
 from robustbench_lpm.cli.failures import Failures
-from robustbench_lpm.cli.options import (
-    attack_options,
-    attacking_options,
-    budget_options,
-    checkpoint_option,
-    data_options,
-    force_option,
-    of_settings,
-    prepare_machine,
-    read_budgets,
-    read_names,
-    read_options,
-    read_settings,
-    read_source,
-    trust_option,
-)
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.registry import cards
 
@@ -34,40 +20,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    help="A model, or the path of its card; may be given again. Default: all that fit.",
-)
-@checkpoint_option
-@click.option(
-    "--attack",
-    "attacks",
-    multiple=True,
-    default=("pgd",),
-    show_default=True,
-    help="An attack, or the path of its card; several with commas between, or given again.",
-)
-@data_options
-@budget_options
-@attack_options
-@attacking_options
-@of_settings("save_adversarials")
-@force_option
-@trust_option
-def attack(
-    models: tuple[str, ...],
-    checkpoint: Path | None,
-    attacks: tuple[str, ...],
-    dataset: str,
-    eps: tuple[str, ...],
-    settings: tuple[str, ...],
-    surrogates: tuple[str, ...],
-    out: Path,
-    force: bool,
-    **rest: Any,
-) -> None:
+@click.option("--model", "models", multiple=True,
+              help="A model, or the path of its card; may be given again. Default: all that fit.")  # fmt: skip
+@options.checkpoint
+@click.option("--attack", "attacks", multiple=True, default=("pgd",), show_default=True,
+              help="An attack, or the path of its card; several with commas between, or given again.")  # fmt: skip
+@options.data
+@options.budget
+@options.attack
+@options.attacking
+@options.of_settings("save_adversarials")
+@options.force
+@options.trust
+def attack(models: Sequence[str], attacks: Sequence[str], out: Path, force: bool, **given: Any) -> None:
     """Attack one model, or every registered model that fits the data set, and record what happens.
 
     Of several attacks each takes the --steps, --eot and --set that it knows; what none of them knows is an error. A
@@ -81,93 +46,88 @@ def attack(
     lpmbench attack --model ramlpm --attack apgd-margin --eot 20 --noise first_fixation=frozen
     lpmbench attack --model ramlpm --attack worst-case --set apgd-margin.steps=100
     """
-    budgets = read_budgets(eps, dataset, rest["norm"])
-    wanted = read_names("--attack", attacks)
-    from robustbench_lpm.cli.console import ConsoleWatcher
+    settings = options.read_settings(given)
+    wanted = options.read_names("--attack", attacks)
+    from robustbench_lpm import reporting
     from robustbench_lpm.execution.runner import run
     from robustbench_lpm.protocol.plan import make_plan
-    from robustbench_lpm.registry.tasks import resolve_attacks, resolve_model
 
-    options = [read_options(rest, eps=budget) for budget in budgets]
-    trust, device = rest["trust"], rest["device"]
-    parameters, of_attacks = split_settings(read_settings(settings))
-    chosen = resolve_attacks(
-        wanted, parameters=parameters, settings=of_attacks, surrogates=surrogates or None, trust=trust
-    )
-    check_names(of_attacks, wanted, [member.name for each in chosen for member in each.members])
-    chosen = with_budgets(chosen, {"steps": rest["steps"], "eot": rest["eot"]})
-    prepare_machine(rest["device"], rest["threads"], rest["precision"])
-    source = read_source(dataset, rest)
-    if checkpoint is not None and len(models) != 1:
+    chosen = resolve(wanted, given)
+    options.prepare_machine(given["device"], given["threads"], given["precision"])
+    source = options.read_source(given)
+    if given["checkpoint"] is not None and len(models) != 1:
         raise LpmbenchError("--checkpoint goes with exactly one --model.")
     for name in models:
-        cards.model(name)  # a misspelt name is told before hours are spent on the others
-    names = list(dict.fromkeys(models)) or fitting_models(dataset)
+        cards.model(name)  # a misspelt name is an error before hours are spent on the others
+    names = list(dict.fromkeys(models)) or fitting_models(given["dataset"])
     records: list[RunRecord] = []
-    watcher = ConsoleWatcher()
-    failures = Failures(alone=len(names) * len(chosen) == 1)
+    watcher, failures = ConsoleWatcher(), Failures(alone=len(names) * len(chosen) == 1)
     for name in names:
         with failures.of(name):
-            model = resolve_model(name, checkpoint=checkpoint, trust=trust, device=device)
+            model = options.read_model(name, given)
             for each in chosen:
                 with failures.of(name if len(chosen) == 1 else f"{name} under {each.name}"):
-                    for plan in [make_plan(model, each, source, one) for one in options]:
-                        for part in (*plan.members, plan):
-                            records.append(run(part, out, watcher, again=force))
+                    for plan in [make_plan(model, each, source, one) for one in settings]:
+                        records += [run(part, out, watcher, again=force) for part in (*plan.members, plan)]
     if records:
-        finish(records, source, out)
+        say("")
+        reporting.terminal_table(records, console)
+        draw_single_images(records, source)
+        say(f"Records: {shown_path(out)}    Leaderboard: lpmbench report --results {shown_path(out)}")
     failures.complain("attacked", f" of {len(names)} models" if len(chosen) == 1 else "")
     complain_of_failures(records)
 
 
-def with_budgets(attacks: Sequence[Attack], options: dict[str, int | None], *, strict: bool = True) -> list[Attack]:
+def resolve(names: Sequence[str], given: Mapping[str, Any]) -> list[Attack]:
+    """The attacks of these names with what a command's options say of their parameters.
+
+    Raises LpmbenchError where none of them knows a parameter.
+    """
+    from robustbench_lpm.registry.tasks import resolve_attacks
+
+    parameters, of_attacks = options.read_parameters(given)
+    chosen = resolve_attacks(
+        names, parameters=parameters, settings=of_attacks, surrogates=given.get("surrogates") or None,
+        trust=given["trust"],
+    )  # fmt: skip
+    check_names(of_attacks, [*names, *(member.name for each in chosen for member in each.members)])
+    return with_steps(chosen, given)
+
+
+def check_names(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise LpmbenchError for the first attack that is given parameters ("pdg.steps") and does not take part."""
+    for name in given:
+        if name not in known:
+            raise unknown("attack", name, known)
+
+
+def with_steps(attacks: Sequence[Attack], given: Mapping[str, Any], *, strict: bool = True) -> list[Attack]:
     """Attacks with --steps and --eot laid over their parameters; of a worst case, over those of its members.
 
-    Raises LpmbenchError where nothing knows such a parameter.
+    Raises LpmbenchError where nothing knows such a parameter, unless it is not `strict`.
     """
     from robustbench_lpm.registry.tasks import with_parameters
 
     changes: dict[str, int] = {}
     parts = [part for attack in attacks for part in attack.members or (attack,)]
-    for option, value in options.items():
-        if value is None:
+    for option in ("steps", "eot"):
+        if given[option] is None:
             continue
         names = {name for part in parts for name in part.declaration.steps} if option == "steps" else {option}
         if strict and not any(name in part.parameters for part in parts for name in names):
             named = ", ".join(f"'{attack.name}'" for attack in attacks)
             raise LpmbenchError(f"Attack {named} takes no {option}.")
-        changes |= dict.fromkeys(names, value)
+        changes |= dict.fromkeys(names, given[option])
 
-    def known(attack: Attack) -> dict[str, int]:
-        names = [name for part in attack.members or (attack,) for name in part.parameters]
-        return {name: value for name, value in changes.items() if name in names}
-
-    return [with_parameters(attack, known(attack)) for attack in attacks]
-
-
-def split_settings(settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Parameters of an attack, and those of a worst case's members, by member ("apgd-ce.steps")."""
-    own: dict[str, Any] = {}
-    of_members: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
-        member, dot, parameter = name.partition(".")
-        if dot:
-            of_members.setdefault(member, {})[parameter] = value
-        else:
-            own[name] = value
-    return own, of_members
-
-
-def check_names(given: Iterable[str], attacks: Sequence[str], members: Sequence[str]) -> None:
-    """Raise LpmbenchError for the first attack that is given parameters ("pdg.steps") and does not take part."""
-    for name in given:
-        if name not in (*attacks, *members):
-            raise unknown("attack", name, [*attacks, *members])
+    known = [
+        {name: value for name, value in changes.items() if attack.members or name in attack.parameters}
+        for attack in attacks
+    ]
+    return list(map(with_parameters, attacks, known))
 
 
 def fitting_models(dataset: str) -> list[str]:
-    """The registered models that fit a data set and have weights, without controls; others are told, with why."""
-    from robustbench_lpm.cli.console import say
+    """The registered models that fit a data set and have weights, without controls; says which are skipped, and why."""
     from robustbench_lpm.registry import zoo
 
     card = cards.dataset(dataset)
@@ -195,21 +155,9 @@ def complain_of_failures(records: Iterable[RunRecord]) -> None:
         raise LpmbenchError(f"{len(failed)} run(s) are not whole: {said}{more}. The same command tries them again.")
 
 
-def finish(records: list[RunRecord], source: Data, out: Path) -> None:
-    """The table of what was run, a picture of a single image, and what to do next."""
-    from robustbench_lpm import reporting
-    from robustbench_lpm.cli.console import console, say, shown_path
-
-    say("")
-    reporting.terminal_table(records, console)
-    draw_single_images(records, source)
-    say(f"Records: {shown_path(out)}    Leaderboard: lpmbench report --results {shown_path(out)}")
-
-
-def draw_single_images(records: list[RunRecord], source: Data) -> None:
+def draw_single_images(records: Iterable[RunRecord], source: Data) -> None:
     """For runs on one image a picture: original, amplified perturbation, adversarial image, and what was predicted."""
     from robustbench_lpm import reporting
-    from robustbench_lpm.cli.console import say, shown_path
     from robustbench_lpm.records.runs import write_atomically
 
     for record in records:

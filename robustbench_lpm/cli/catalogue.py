@@ -3,72 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
+from robustbench_lpm.cli.console import grid, show_wide
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.registry import cards
-from robustbench_lpm.registry.cards import AttackCard, Card, DatasetCard, ModelCard
-
-
-def _listing(kind: cards.Kind, rows: Callable[[], list[dict[str, str]]], find: Callable[[str], Card]) -> click.Command:
-    """The command that lists the cards of one kind, shows one of them (`show NAME`), or prints JSON."""
-
-    @click.command(name=cards.FOLDERS[kind])
-    @click.argument("words", nargs=-1, metavar="[show NAME]")
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-    def listing(words: tuple[str, ...], as_json: bool) -> None:
-        if not words:
-            _print(rows(), as_json)
-        elif len(words) == 2 and words[0] == "show":
-            _show(find(words[1]), as_json)
-        else:
-            raise LpmbenchError(
-                f"Write `lpmbench {cards.FOLDERS[kind]}` or `lpmbench {cards.FOLDERS[kind]} show NAME`."
-            )
-
-    listing.help = f"The registered {cards.FOLDERS[kind]}; `show NAME` prints one card in full."
-    return listing
-
-
-def _print(rows: list[dict[str, str]], as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(rows, indent=1))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 200  # a file or a pipe has room
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in rows[0]:
-        table.add_column(name, no_wrap=name != "summary")
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
-
-
-def _show(card: Card, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(card.model_dump(mode="json"), indent=1))
-    else:
-        click.echo(card.path.read_text().rstrip())
-
-
-def _models() -> list[dict[str, str]]:
-    return [_model_row(cards.model(name)) for name in cards.names("model")]
-
-
-def _model_row(card: ModelCard) -> dict[str, str]:
-    return {
-        "name": card.name,
-        "labels": card.labels,
-        "weights": _weights(card),
-        "test accuracy": _accuracy(card),
-        "summary": card.summary,
-    }
+from robustbench_lpm.registry.cards import ModelCard
 
 
 def _accuracy(card: ModelCard) -> str:
@@ -87,33 +30,48 @@ def _weights(card: ModelCard) -> str:
     return "committed" if card.weights.file else "download"
 
 
-def _attacks() -> list[dict[str, str]]:
-    return [_attack_row(cards.attack(name)) for name in cards.names("attack")]
+# The columns beside name and summary, by kind: what each says of a card.
+Columns = Mapping[str, Callable[[Any], str]]
+MODELS: Columns = {"labels": lambda card: card.labels, "weights": _weights, "test accuracy": _accuracy}
+ATTACKS: Columns = {"knowledge": lambda card: card.knowledge, "norms": lambda card: ", ".join(card.norms)}
+DATASETS: Columns = {
+    "labels": lambda card: card.labels,
+    "size": lambda card: card.size,
+    "needs": lambda card: card.needs or "nothing",
+}
 
 
-def _attack_row(card: AttackCard) -> dict[str, str]:
-    return {
-        "name": card.name,
-        "knowledge": card.knowledge,
-        "norms": ", ".join(card.norms),
-        "summary": card.summary,
-    }
+def _listing(kind: cards.Kind, find: Callable[[str], Any], columns: Columns) -> click.Command:
+    """The command that lists the cards of one kind, shows one of them (`show NAME`), or prints JSON."""
+    kinds = cards.FOLDERS[kind]
+    shown: Columns = {"name": lambda card: card.name, **columns, "summary": lambda card: card.summary}
+
+    @click.command(name=kinds, help=f"The registered {kinds}; `show NAME` prints one card in full.")
+    @click.argument("words", nargs=-1, metavar="[show NAME]")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+    def listing(words: tuple[str, ...], as_json: bool) -> None:
+        if not words:
+            rows = [{name: text(card) for name, text in shown.items()} for card in map(find, cards.names(kind))]
+            click.echo(json.dumps(rows, indent=1)) if as_json else _print(rows)
+        elif len(words) == 2 and words[0] == "show":
+            card = find(words[1])
+            text = card.path.read_text().rstrip()
+            click.echo(json.dumps(card.model_dump(mode="json"), indent=1) if as_json else text)
+        else:
+            raise LpmbenchError(f"Write `lpmbench {kinds}` or `lpmbench {kinds} show NAME`.")
+
+    return listing
 
 
-def _datasets() -> list[dict[str, str]]:
-    return [_dataset_row(cards.dataset(name)) for name in cards.names("dataset")]
+def _print(rows: list[dict[str, str]]) -> None:
+    *names, summary = rows[0]
+    table = grid(*names, no_wrap=True)
+    table.add_column(summary)
+    for row in rows:
+        table.add_row(*row.values())
+    show_wide(table)
 
 
-def _dataset_row(card: DatasetCard) -> dict[str, str]:
-    return {
-        "name": card.name,
-        "labels": card.labels,
-        "size": card.size,
-        "needs": card.needs or "nothing",
-        "summary": card.summary,
-    }
-
-
-models = _listing("model", _models, cards.model)
-attacks = _listing("attack", _attacks, cards.attack)
-datasets = _listing("dataset", _datasets, cards.dataset)
+models = _listing("model", cards.model, MODELS)
+attacks = _listing("attack", cards.attack, ATTACKS)
+datasets = _listing("dataset", cards.dataset, DATASETS)

@@ -7,19 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from robustbench_lpm.cli import options
 from robustbench_lpm.cli.attack import complain_of_failures
-from robustbench_lpm.cli.options import (
-    budget_options,
-    data_options,
-    grading_options,
-    machine_options,
-    prepare_machine,
-    read_budget,
-    read_options,
-    read_source,
-    records_option,
-    trust_option,
-)
+from robustbench_lpm.cli.console import console, say, shown_path
 from robustbench_lpm.errors import LpmbenchError
 
 if TYPE_CHECKING:
@@ -27,65 +17,54 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("records", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RECORD...")
+@click.argument("records", nargs=-1, required=True, type=options.PATH, metavar="RECORD...")
 @click.option("--model", help="The path of the model's card, if the model is not a registered one.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="The weights, if they are not those of the card.")
-@click.option(
-    "--part",
-    metavar="I/N",
-    callback=lambda _, __, value: parse_part(value),
-    help="Only every N-th record, from the I-th.",
-)
-@click.option(
-    "--strict", is_flag=True, help="Fail, too, where a claim cannot be checked, as when a model is not at hand."
-)
-@machine_options
-@trust_option
-def verify(
-    records: tuple[Path, ...], model: str | None, checkpoint: Path | None, part: tuple[int, int], strict: bool,
-    **rest: Any,
-) -> None:  # fmt: skip
-    """Recompute the claims of each RECORD (a run's folder, or a folder of them) from what is stored beside it.
+@options.path("--checkpoint", "The weights, if they are not those of the card.")
+@click.option("--part", metavar="I/N", callback=lambda _, __, value: parse_part(value),
+              help="Only every N-th record, from the I-th.")  # fmt: skip
+@click.option("--strict", is_flag=True,
+              help="Fail, too, where a claim cannot be checked, as when a model is not available.")  # fmt: skip
+@options.machine
+@options.trust
+def verify(records: tuple[Path, ...], part: tuple[int, int], strict: bool, threads: int | None, **given: Any) -> None:
+    """Recompute the claims of each RECORD (a run's directory, or a directory of them) from what is stored beside it.
 
     Hashes, budgets and distances are checked, and the stored adversarial images are predicted again with the model of
-    the record, on the same noise. Of several records only what does not hold is told. Ends with a non-zero status when
-    a claim does not hold.
+    the record, on the same noise. Of several records only claims that do not hold are printed. The status is not zero
+    when a claim does not hold.
 
     \b
     lpmbench verify runs/ramlpm--pgd--linf--0.1--digits--mc1--8766c2dc7087
     lpmbench verify results
     """
-    prepare_machine(rest["device"], rest["threads"])
-    from robustbench_lpm.cli.console import say
+    options.prepare_machine(given["device"], threads)
     from robustbench_lpm.execution.verification import verify as check
 
-    folders = [folder for record in records for folder in record_folders(record)]
+    directories = [directory for record in records for directory in record_directories(record)]
     first, step = part
-    wanted, failed, unchecked = folders[first - 1 :: step], 0, 0
+    wanted, failed, unchecked = directories[first - 1 :: step], 0, 0
     loaded: dict[str, LoadedModel] = {}
-    for folder in wanted:
-        findings = check(
-            folder, model=model, checkpoint=checkpoint, device=rest["device"], trust=rest["trust"], loaded=loaded
-        )
+    for directory in wanted:
+        findings = check(directory, loaded=loaded, **given)
         failed += sum(verdict == "FAILS" for _, verdict, _ in findings)
         unchecked += any(verdict == "not checked" for _, verdict, _ in findings)
         for claim, verdict, evidence in findings:
-            if len(folders) == 1:
+            if len(directories) == 1:
                 say(f"{verdict:<12} {claim}: {evidence}")
             elif verdict != "holds":
-                say(f"{verdict:<12} {folder.name}: {claim}: {evidence}")
-    if len(folders) > 1:
+                say(f"{verdict:<12} {directory.name}: {claim}: {evidence}")
+    if len(directories) > 1:
         left = f", of {unchecked} not everything could be checked" if unchecked else ""
-        say(f"{len(wanted)} of {len(folders)} records verified{left}")
+        say(f"{len(wanted)} of {len(directories)} records verified{left}")
     if failed:
-        named = str(records[0]) if len(records) == 1 else f"{len(folders)} records"
+        named = str(records[0]) if len(records) == 1 else f"{len(directories)} records"
         raise LpmbenchError(f"{failed} claim(s) of {named} do not hold.")
     if strict and unchecked:
         raise LpmbenchError(f"{unchecked} record(s) could not be checked in full, which --strict asks for.")
 
 
-def record_folders(path: Path) -> list[Path]:
-    """The record at a path, or every record below it, in a stable order; what holds none is left to be refused."""
+def record_directories(path: Path) -> list[Path]:
+    """The record at a path, or every record below it, in a stable order; the path itself where there is none."""
     from robustbench_lpm.records.runs import RECORD
 
     if path.name == RECORD or (path / RECORD).is_file() or not path.is_dir():
@@ -102,47 +81,36 @@ def parse_part(text: str | None) -> tuple[int, int]:
 
 
 @click.command()
-@click.option("--adversarials", type=click.Path(path_type=Path), required=True, help="A folder of images, see below.")
+@options.path("--adversarials", "A directory of images, see below.", required=True)
 @click.option("--model", required=True, help="A model, or the path of its card.")
-@click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card.")
+@options.checkpoint
 @click.option("--name", default="submitted", show_default=True, help="What to call the attack that made them.")
-@data_options
-@budget_options
-@grading_options
-@machine_options
-@records_option
-@trust_option
-def grade(
-    adversarials: Path,
-    model: str,
-    checkpoint: Path | None,
-    name: str,
-    dataset: str,
-    eps: tuple[str, ...],
-    out: Path,
-    **rest: Any,
-) -> None:
+@options.data
+@options.budget
+@options.grading
+@options.machine
+@options.records
+@options.trust
+def grade(adversarials: Path, model: str, name: str, out: Path, **given: Any) -> None:
     """Grade adversarial images that someone else made, as our own attacks are graded.
 
-    The folder holds adversarials.npz (arrays `index` (N,) and `adversarial` (N, C, H, W) in [0, 1]),
+    The directory holds adversarials.npz (arrays `index` (N,) and `adversarial` (N, C, H, W) in [0, 1]),
     adversarials.safetensors as a run of ours leaves it, or 8-bit PNG files named by index: 17.png. An index counts in
     the data set's pinned order, at the --size of the images. --eps is the budget that they claim to keep, by default
-    that of the data set's card. An image beyond it is an error: nothing is pulled back.
+    that of the data set's card. An image beyond it is an error: nothing is projected.
     """
-    options = read_options(rest, eps=read_budget(eps, dataset, rest["norm"]))
-    prepare_machine(rest["device"], rest["threads"])
+    (asked,) = options.read_settings(given, one=True)
+    options.prepare_machine(given["device"], given["threads"])
     from robustbench_lpm import reporting
-    from robustbench_lpm.cli.console import console, say, shown_path
     from robustbench_lpm.execution.runner import run
     from robustbench_lpm.protocol.plan import make_plan
     from robustbench_lpm.registry.submissions import as_attack, check_budget, read_submission
-    from robustbench_lpm.registry.tasks import resolve_model
 
-    source = read_source(dataset, rest)
+    source = options.read_source(given)
     images = read_submission(adversarials, source)
-    graded = resolve_model(model, checkpoint=checkpoint, trust=rest["trust"], device=rest["device"])
-    plan = make_plan(graded, as_attack(images, name), source, options, indices=sorted(images)[: options.limit])
-    check_budget(images, source, options.norm, options.eps, plan.indices)
+    graded = options.read_model(model, given)
+    plan = make_plan(graded, as_attack(images, name), source, asked, indices=sorted(images)[: asked.limit])
+    check_budget(images, source, asked.norm, asked.eps, plan.indices)
     record = run(plan, out, again=True)
     reporting.terminal_table([record], console)
     say(f"Record: {shown_path(record.path or out)}")

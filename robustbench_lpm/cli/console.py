@@ -1,7 +1,10 @@
-"""What a person sees while waiting: what is about to happen, bars with the time left, where the results lie."""
+"""What a person sees: what is about to run, bars with the time left, results."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
@@ -9,132 +12,264 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from robustbench_lpm.budgets import format_eps
 
 if TYPE_CHECKING:
+    from robustbench_lpm.execution.matrix import Cell
+    from robustbench_lpm.execution.runner import Watcher
     from robustbench_lpm.protocol.plan import Plan
     from robustbench_lpm.records.runs import RunRecord
 
-console = Console(highlight=False, markup=False)
+console = Console(highlight=False, markup=False, emoji=False)
 LONG = 10.0  # seconds; a run that takes longer says so beforehand
+WINDOW = 30.0  # seconds over which queries are counted
+DONE_SHOWN = 4  # finished runs of a matrix that a terminal still shows
 Move = Callable[..., None]  # given completed= or advance=, and the fields that a bar's columns show
 
 
+def bars_of(*columns: str | ProgressColumn) -> Progress:
+    """Bars with these columns, text or others; none where the output is no terminal."""
+    shown = [TextColumn(column, markup=False) if isinstance(column, str) else column for column in columns]
+    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
+
+
 @contextmanager
-def bar(task: str, total: float, *columns: ProgressColumn, **fields: Any) -> Iterator[Move]:
-    """A bar with the time left, none where the output is no terminal; columns beside it say how far it is."""
-    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
-    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as bars:
+def bar(task: str, total: float, *columns: str | ProgressColumn, **fields: Any) -> Iterator[Move]:
+    """A bar with the time left; columns beside it say how far it is."""
+    with bars_of("{task.description}", BarColumn(), *columns, TimeRemainingColumn()) as bars:
         yield partial(bars.update, bars.add_task(task, total=total, **fields))
 
 
 def counting_bar(task: str, total: int, things: str) -> AbstractContextManager[Move]:
     """A bar that counts things: 3/10 epochs."""
-    return bar(task, total, MofNCompleteColumn(), TextColumn(things))
+    return bar(task, total, MofNCompleteColumn(), things)
 
 
-class AttackBar:
-    """Progress of one run, counted in passes of the network, the attack's and the grader's."""
+class ImageBar:
+    """Progress over images, in passes of the network. passes: for each image; 0 where they are not known."""
 
-    def __init__(self, move: Move, plan: Plan, on_spent: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, move: Move, images: int, passes: int, on_spent: Callable[[int], None] = lambda _: None) -> None:
         self._move, self._on_spent = move, on_spent
-        cost = plan.cost()
-        self._per_example = cost.forwards + cost.backwards + plan.grading_passes() if cost else 0
-        self._examples, self._done, self._spent = len(plan.indices), 0, 0
+        self.images, self._passes = images, passes
+        self.done, self._spent = 0, 0
 
     def spent(self, passes: int) -> None:
-        """Move by passes, but never past the examples of the block that is being worked on."""
+        """Move by passes, but never past the last image."""
         self._spent += passes
         self._on_spent(passes)
-        if self._per_example:
-            self._show(min(self._done + self._spent / self._per_example, self._examples - 1e-3))
+        if self._passes:
+            self._show(min(self.done + self._spent / self._passes, self.images - 1e-3))
 
     def finished(self, examples: int) -> None:
-        """Early stopping makes blocks end before their passes are spent."""
-        self._done, self._spent = examples, 0
+        """So many images are done; their passes may be fewer than expected."""
+        self.done, self._spent = examples, 0
         self._show(examples)
 
-    def _show(self, examples: float) -> None:
-        self._move(completed=examples, shown=int(examples))
+    def _show(self, images: float) -> None:
+        self._move(completed=images, shown=int(images))
+
+
+def bar_of(plan: Plan, move: Move, on_spent: Callable[[int], None] = lambda _: None) -> ImageBar:
+    """Progress of one run, counted in the passes of the attack and of the grader."""
+    cost = plan.cost()
+    passes = cost.forwards + cost.backwards + plan.grading_passes() if cost else 0
+    return ImageBar(move, len(plan.indices), passes, on_spent)
 
 
 class ConsoleWatcher:
-    """Tells of runs as they are computed one after the other: what each costs, a bar, what came of it."""
+    """Prints what runs cost, a bar while they are computed one after the other, and their results."""
 
     def __init__(self) -> None:
         self._bar = ExitStack()
-        self._news: list[str] = []
 
-    def begin(self, plan: Plan) -> AttackBar:
+    def begin(self, plan: Plan) -> ImageBar:
         """Announce a run, and show a bar."""
         from robustbench_lpm.execution.estimates import estimate_seconds
 
-        self._announce(plan, estimate_seconds(plan))
-        column = TextColumn("{task.fields[shown]}/{task.total:.0f} images")
+        announce(plan, estimate_seconds(plan))
+        column = "{task.fields[shown]}/{task.total:.0f} images"
         move = self._bar.enter_context(bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0))
-        return AttackBar(move, plan)
+        return bar_of(plan, move)
 
     def tell(self, plan: Plan, line: str) -> None:
-        """Say it below the announcement of the run."""
-        self._news.append(f"  {line}")
+        """Print a line about a run."""
+        say(f"{titled(plan)}: {line}")
 
     def leave(self, plan: Plan) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.close()
 
     def end(self, plan: Plan, record: RunRecord, *, read: bool) -> None:
-        """Say what came of a run."""
+        """Print the result of a run."""
         self._bar.close()
         if read:
-            self._announce(plan, None)
+            announce(plan, None)
             say("  already run (--force runs it again)")
-        self._tell_news()
-        result_line(record, plan.notes)
+        print_result(record, plan.notes)
 
-    def _announce(self, plan: Plan, seconds: float | None) -> None:
-        announce(plan, seconds)
-        self._tell_news()
 
-    def _tell_news(self) -> None:
-        for line in self._news:
-            say(line)
-        self._news.clear()
+@contextmanager
+def shown(cells: Sequence[Cell]) -> Iterator[Watcher]:
+    """Show the progress of a matrix, with queries per second and the time left: a live table on a terminal, plain lines
+    elsewhere. Several threads may call the watcher."""
+    with bars_of("{task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[state]}") as bars:
+        yield _Board(cells, bars)
+
+
+class _Board:
+    """The progress of every cell."""
+
+    def __init__(self, cells: Sequence[Cell], bars: Progress) -> None:
+        self._seconds = {cell.plan.id: cell.seconds or 0.0 for cell in cells}  # what each is estimated to take at most
+        self._shares = {cell.plan.id: 0.0 for cell in cells if not cell.finished}  # of each, how much is computed
+        self._bars, self._all = bars, bars.add_task("runs done", total=len(cells), state="")
+        self._finished: set[str] = set()
+        self._running: dict[str, TaskID] = {}
+        self._done: deque[TaskID] = deque()
+        self._passes: deque[tuple[float, int]] = deque()
+        self._started = time.monotonic()
+        self._lock = threading.RLock()
+
+    def begin(self, plan: Plan) -> ImageBar:
+        images = len(plan.indices)
+        with self._lock:
+            name = " · ".join(_names(plan))
+            self._running[plan.id] = task = self._bars.add_task(name, total=images, state="running")
+            if not console.is_terminal:
+                announce(plan, self._seconds[plan.id])
+
+        def move(*, completed: float, **_: object) -> None:
+            self._shares[plan.id] = completed / images
+            self._bars.update(task, completed=completed)
+
+        return bar_of(plan, move, self._spent)
+
+    def end(self, plan: Plan, record: RunRecord, *, read: bool) -> None:
+        with self._lock:
+            if plan.id in self._finished:  # a member of a worst case is read again
+                return
+            self._finished.add(plan.id)
+            self._bars.advance(self._all)
+            if read:
+                self._shares.pop(plan.id, None)
+                return
+            self._shares[plan.id] = 1.0
+            task = self._running.pop(plan.id)
+            self._bars.update(task, state=result_in_words(record))
+            self._done.append(task)
+            if len(self._done) > DONE_SHOWN:
+                self._bars.remove_task(self._done.popleft())
+            if not console.is_terminal:
+                print_result(record, plan.notes)
+                say(f"  {len(self._finished)} of {len(self._seconds)} runs done · {self._speed()}")
+
+    def leave(self, plan: Plan) -> None:
+        with self._lock:
+            if plan.id in self._running:
+                self._bars.remove_task(self._running.pop(plan.id))
+
+    def tell(self, plan: Plan, line: str) -> None:
+        with self._lock:
+            say(f"{titled(plan)}: {line}")
+
+    def _spent(self, passes: int) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._passes.append((now, passes))
+            while self._passes[0][0] < now - WINDOW:
+                self._passes.popleft()
+            self._bars.update(self._all, state=f"{self._speed()} · Ctrl-C stops and keeps what is done")
+
+    def _speed(self) -> str:
+        """Queries per second of late, and the time left: the estimates, corrected by what is done."""
+        now = time.monotonic()
+        rate = sum(count for _, count in self._passes) / max(now - max(self._started, now - WINDOW), 1e-3)
+        done = sum(self._seconds[run] * share for run, share in self._shares.items())
+        left = sum(self._seconds[run] * (1 - share) for run, share in self._shares.items())
+        left *= (now - self._started) / done if done else 1.0
+        return f"{rate:,.0f} queries per second · about {duration(left)} left"
 
 
 def shown_eps(plan: Plan) -> str:
     """The budget of a run, such as "linf 8/255"."""
-    from robustbench_lpm.budgets import format_eps
-
     return f"{plan.options.norm} {format_eps(plan.options.eps)}"
 
 
+def titled(plan: Plan) -> str:
+    """The model, attack and budget of a run."""
+    return f"{plan.model.name} · {plan.attack.name} · {shown_eps(plan)}"
+
+
 def announce(plan: Plan, seconds: float | None) -> None:
-    """What is about to run, what it costs at most, and how long that takes."""
-    images = len(plan.indices)
-    head = f"{plan.model.name} · {plan.attack.name} · {shown_eps(plan)} · {images} image(s)"
-    cost = plan.cost()
-    if cost is None:
-        say(head)
-        _tell_notes(plan)
-        return
-    passes = f"up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
-    if images > 1 and cost.forwards:
-        passes += f" ({cost.forwards:,} and {cost.backwards:,} for each image)"
-    grading = f"{plan.grading_passes() * images:,} forwards to grade"
-    about = f", about {duration(seconds)}" if seconds is not None and seconds >= LONG else ""
-    say(f"{head} · {passes}, {grading}{about}")
-    _tell_notes(plan)
-
-
-def _tell_notes(plan: Plan) -> None:
-    """What a reader of the result must know, and where the noise of a stochastic model comes from."""
+    """Print what is about to run, its highest cost and time, its notes, and its sources of noise."""
     from robustbench_lpm.protocol.noise_control import sources_of
     from robustbench_lpm.protocol.plan import told_noise
 
-    noise = told_noise(plan.options.draws, sorted(sources_of(plan.classifier))) if plan.stochastic else ""
-    found_out = any(note.startswith("stochastic: ") for note in plan.notes)
-    for note in (*plan.notes, *([noise] if noise and not found_out else [])):
+    images = len(plan.indices)
+    head = f"{titled(plan)} · {images} image(s)"
+    if (cost := plan.cost()) is not None:
+        head += f" · up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
+        if images > 1 and cost.forwards:
+            head += f" ({cost.forwards:,} and {cost.backwards:,} for each image)"
+        head += f", {plan.grading_passes() * images:,} forwards to grade"
+        head += about(seconds or 0.0)
+    say(head)
+    for note in plan.notes:
         say(f"  {note}")
+    found_out = any(note.startswith("stochastic: ") for note in plan.notes)
+    noise = told_noise(plan.options.draws, sorted(sources_of(plan.classifier))) if plan.stochastic else ""
+    if noise and not found_out:
+        say(f"  {noise}")
+
+
+def show_plan(cells: Sequence[Cell]) -> None:
+    """Print the runs of a matrix as a table: what each costs at most, and the total."""
+    right = ("Images", "Forwards", "Backwards", "To grade", "Time")
+    table = grid("Model", "Attack", "eps", *right, "", right=right, overflow="fold")
+    counts = {cell.plan.id: (cell.images, *cell.passes, cell.plan.grading_passes() * cell.images) for cell in cells}
+    for cell in cells:
+        numbers = ["?" if count is None else f"{count:,}" for count in counts[cell.plan.id]]
+        numbers.append("?" if cell.seconds is None else duration(cell.seconds))
+        table.add_row(*_names(cell.plan), *numbers, _state(cell))
+    left = [cell for cell in cells if not cell.finished]
+    totals = [f"{sum(counts[cell.plan.id][column] or 0 for cell in left):,}" for column in range(4)]
+    table.add_section()
+    seconds = sum(cell.seconds or 0.0 for cell in left)
+    table.add_row("Total to run", f"{len(left)} runs", "", *totals, duration(seconds), "")
+    show_wide(table)
+    say("Forwards and backwards of the attacks, and so the time, are the most that they may take; nothing was run.")
+    if unknown := sorted({cell.plan.attack.name for cell in left if cell.seconds is None}):
+        say(f"Not counted, for they do not say what they cost: {', '.join(unknown)}.")
+
+
+def _names(plan: Plan) -> list[str]:
+    mode = f" ({plan.options.gradient_mode})" if plan.options.gradient_mode else ""
+    runs = f", M = {plan.options.mc}" if plan.options.mc > 1 else ""
+    return [f"{plan.model.name}{runs}", f"{plan.attack.name}{mode}", shown_eps(plan)]
+
+
+def _state(cell: Cell) -> str:
+    if cell.finished:
+        return "finished"
+    if cell.blocks:
+        return f"{cell.blocks} of {len(cell.plan.blocks)} blocks are done"
+    return "" if cell.listed else "for the audit"
+
+
+def about(seconds: float) -> str:
+    """ ", about 5 min" for what takes long, else nothing."""
+    return f", about {duration(seconds)}" if seconds >= LONG else ""
 
 
 def duration(seconds: float) -> str:
@@ -147,30 +282,43 @@ def duration(seconds: float) -> str:
     return f"{minutes / 60:.1f} h" if minutes < 72 * 60 else f"{minutes / 60 / 24:.1f} days"
 
 
-def result_line(record: RunRecord, told: Sequence[str] = ()) -> None:
-    """One line at the end of a run, and one for each of its notes that was not told before."""
+def result_in_words(record: RunRecord) -> str:
+    """What came of a run, in one line."""
     seconds = record.timing.get("seconds")
     took = f" in {duration(float(seconds))}" if seconds is not None else ""
     failed = sum(len(failure["indices"]) for failure in record.failures)
     lost = f"; {failed} example(s) FAILED: {record.failures[0]['error']}" if failed else ""
     if len(record.outcomes) == 0:
-        say(f"  nothing could be computed{lost}")
-        return
+        return f"nothing could be computed{lost}"
     clean, robust = record.clean_accuracy, record.robust_accuracy
-    say(f"  clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}{lost}")
-    for note in record.notes:
-        if note not in told:
-            say(f"  {note}")
+    return f"clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}{lost}"
+
+
+def print_result(record: RunRecord, announced: Sequence[str]) -> None:
+    """One line at the end of a run, and one for each of its notes that was not announced."""
+    for line in (result_in_words(record), *(note for note in record.notes if note not in announced)):
+        say(f"  {line}")
+
+
+def grid(*headings: str, right: Sequence[str] = (), **column: Any) -> Table:
+    """An empty table without lines; `right` are the headings of the columns that are aligned there."""
+    found = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for heading in headings:
+        found.add_column(heading, justify="right" if heading in right else "left", **column)
+    return found
+
+
+def show_wide(table: Table) -> None:
+    """Print a table; a file or a pipe has room for wide ones."""
+    wide = console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=200)
+    wide.print(table)
 
 
 def say(text: str) -> None:
-    """A line for the reader."""
+    """Print a line."""
     console.print(text, soft_wrap=not console.is_terminal)  # a pipe or a file wraps nothing
 
 
 def shown_path(path: Path) -> str:
-    """A path as short as it can be from here."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    """A path, relative to the working directory where it is below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from robustbench_lpm.cli import options
+from robustbench_lpm.cli.console import counting_bar, say, shown_path
 from robustbench_lpm.errors import LpmbenchError
 
 SHOWN = 60  # images of a contact sheet
@@ -25,52 +27,48 @@ def data() -> None:
 
 
 @data.command()
-@click.option("--data", "source", type=click.Path(path_type=Path), help="The folder that holds MNIST's four files.")
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Where sim2mnist.npz goes; by default sim2mnist/ in $LPMBENCH_DATA or ~/.cache/lpmbench/data, "
-                   "where --dataset sim2mnist finds it.")  # fmt: skip
+@options.path("--data", "The directory that holds MNIST's four files.")
+@options.path("--out", "Where sim2mnist.npz goes; by default sim2mnist/ in $LPMBENCH_DATA or ~/.cache/lpmbench/data, "
+              "where --dataset sim2mnist finds it.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--force", is_flag=True, help="Write over a sim2mnist.npz that was made otherwise.")
-def sim2mnist(source: Path | None, out: Path | None, seed: int, force: bool) -> None:
+def sim2mnist(data: Path | None, out: Path | None, seed: int, force: bool) -> None:
     """SIM2MNIST, regenerated: MNIST's digits turned, scaled 1 to 2.4, moved and cluttered, on 96 x 96 pixels.
 
     Writes sim2mnist.npz (10,000 / 5,000 / 50,000 images for training, validation and test, under the names of the
     original file; 60 MB), sim2mnist.png (a contact sheet) and sim2mnist.json (the recipe and the hashes of all
     arrays). It takes about a minute. The original generator and its clutter were never published: this recipe is ours.
     """
-    from robustbench_lpm.cli.console import counting_bar, say, shown_path
     from robustbench_lpm.datasets.mnist import read_all_digits
     from robustbench_lpm.datasets.sim2mnist import FILE, Recipe, hashes, packed, regenerate
     from robustbench_lpm.datasets.splits import data_root
     from robustbench_lpm.records.runs import write_atomically
     from robustbench_lpm.reporting.pictures import contact_sheet
 
-    recipe, folder = Recipe(seed=seed), out if out is not None else data_root(None) / "sim2mnist"
-    path, told = folder / FILE, folder / "sim2mnist.json"
+    recipe, directory = Recipe(seed=seed), out if out is not None else data_root(None) / "sim2mnist"
+    path, provenance = directory / FILE, directory / "sim2mnist.json"
     if path.exists() and not force:
-        if _recipe_of(told) == asdict(recipe):
+        if _recipe_of(provenance) == asdict(recipe):
             say(f"{shown_path(path)} is there already, of the same recipe.")
             return
-        raise LpmbenchError(
-            f"{path} exists and was made otherwise; add --force to write over it, or choose another --out."
-        )
-    digits, labels = read_all_digits(source)
-    folder.mkdir(parents=True, exist_ok=True)
+        raise LpmbenchError(f"{path} exists and was made otherwise; --force overwrites it, --out chooses another.")
+    digits, labels = read_all_digits(data)
+    directory.mkdir(parents=True, exist_ok=True)
     with counting_bar("drawing", sum(recipe.sizes.values()), "images") as move:
         arrays = regenerate(recipe, digits, labels, lambda done: move(completed=done))
-    told.unlink(missing_ok=True)  # it must never speak of a file that is not there
+    provenance.unlink(missing_ok=True)  # it must never describe a file that is not there
     write_atomically(path, packed(arrays))
     sheet = contact_sheet(arrays["x_train"][:SHOWN], arrays["y_train"][:SHOWN].argmax(1))
-    write_atomically(folder / "sim2mnist.png", sheet)
-    words = ["lpmbench", "data", "sim2mnist", "--seed", str(seed)]
-    content = {"recipe": asdict(recipe), "command": shlex.join(words), "sha256": hashes(arrays)}
-    write_atomically(told, (json.dumps(content, indent=1) + "\n").encode())
-    say(f"Written to {shown_path(folder)}: {FILE}, sim2mnist.png, sim2mnist.json")
-    say(f"Use it: lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data {shlex.quote(shown_path(folder))}")
+    write_atomically(directory / "sim2mnist.png", sheet)
+    command = f"lpmbench data sim2mnist --seed {seed}"
+    content = {"recipe": asdict(recipe), "command": command, "sha256": hashes(arrays)}
+    write_atomically(provenance, (json.dumps(content, indent=1) + "\n").encode())
+    say(f"Written to {shown_path(directory)}: {FILE}, sim2mnist.png, sim2mnist.json")
+    say(f"Use it: lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data {shlex.quote(shown_path(directory))}")
 
 
 def _recipe_of(path: Path) -> object:
-    """The recipe that a sim2mnist.json tells of; None where there is none."""
+    """The recipe in a sim2mnist.json; None where there is none."""
     try:
         return json.loads(path.read_text())["recipe"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What fails in a command that does several things: told in one line, while the others go on, and counted."""
+"""Failures in a command that does several things: each is one line on stderr, the others are done all the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEBUG = "LPMBENCH_DEBUG"  # in the environment: show tracebacks, too
 
 
 class Failures:
-    """Notes what fails. alone: nothing else is asked for, so that a failure ends the command."""
+    """Collects failures. alone: the command does only one thing, so that a failure ends it."""
 
     def __init__(self, *, alone: bool) -> None:
         self._alone = alone
@@ -23,10 +23,7 @@ class Failures:
 
     @contextmanager
     def of(self, name: str) -> Iterator[None]:
-        """Whatever goes wrong here goes wrong for this model, run or audit; what ends all of them is passed on.
-
-        Code of a user's own may raise anything.
-        """
+        """Note any error inside as a failure of this model, run or audit; what ends the whole command is raised."""
         from robustbench_lpm.execution.keeping import NotKept
         from robustbench_lpm.execution.runner import TakenByOthers
 
@@ -38,14 +35,14 @@ class Failures:
             self.note(name, error)
 
     def note(self, name: str, error: Exception) -> None:
-        """Tell a failure, or raise it where nothing else is asked for."""
+        """Print a failure, or raise it where the command does only one thing."""
         foreseen = isinstance(error, LpmbenchError)
         log.debug("%s failed", name, exc_info=error)
         reason = str(error) if foreseen else f"{in_one_line(error)} ({DEBUG}=1 shows where)."
         if self._alone:
             raise error if foreseen else LpmbenchError(f"{name}: {reason}") from error
         told = self._told.setdefault(name, set())
-        if reason not in told:  # at every budget it is the same
+        if reason not in told:  # it is the same at every budget
             told.add(reason)
             click.echo(f"lpmbench: {name}: {' '.join(reason.split())}", err=True)
 

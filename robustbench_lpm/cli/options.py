@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,13 +12,15 @@ import click
 from robustbench_lpm.allocator import keep_freed_memory
 from robustbench_lpm.budgets import parse_eps_list
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Norm, Options, asked
+from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options, asked
 from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
     from robustbench_lpm.registry.tasks import Data
+    from robustbench_lpm.registry.zoo import LoadedModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
 
 
 def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -53,27 +55,27 @@ def _of_setting(name: str) -> Callable[[Command], Command]:
     return click.option(f"--{name.replace('_', '-')}", **about, multiple=kind == tuple[str, ...])
 
 
-def read_options(given: Mapping[str, Any], **more: Any) -> Options:
-    """The settings among a command's options."""
-    return asked({name: given[name] for name in NAMES if name in given} | more)
+def path(name: str, help: str = "", **more: Any) -> Callable[[Command], Command]:
+    """An option that takes a path."""
+    return click.option(name, type=PATH, help=help, **more)
 
 
-data_options = together(
+data = together(
     click.option("--dataset", default="digits", show_default=True, help="A data set, or the path of its card."),
-    click.option("--data", type=click.Path(path_type=Path), help="The directory of the data, if they need one."),
+    path("--data", "The directory of the data, if they need one."),
     of_settings("size", "limit"),
-    click.option("--image", type=click.Path(path_type=Path), help="With --dataset panda: a picture of your own."),
+    path("--image", "With --dataset panda: a picture of your own."),
     click.option("--label", type=int, help="With --image: its ImageNet label (388 is the giant panda)."),
     of_settings("labels_fit"),
 )
 
-budget_options = together(
+budget = together(
     click.option("--eps", multiple=True,
                  help="Budgets in pixel values, with commas between or given again: 1/255,2/255,0.1."),
     of_settings("norm"),
 )  # fmt: skip
 
-attack_options = together(
+attack = together(
     click.option("--steps", type=click.IntRange(1), help="Steps (or iterations, or queries) of the attack."),
     click.option("--eot", type=click.IntRange(1), help="Draws of noise for each gradient of a stochastic model."),
     click.option("--set", "settings", multiple=True, metavar="[ATTACK.]NAME=VALUE",
@@ -81,32 +83,24 @@ attack_options = together(
                       "case."),
 )  # fmt: skip
 
-grading_options = of_settings("mc", "draws", "seed")
-passes_options = of_settings("precision", "memory")
-machine_options = together(
+grading = of_settings("mc", "draws", "seed")
+passes = of_settings("precision", "memory")
+machine = together(
     of_settings("device"),
     click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default as many as it likes."),
 )
+records = path("--out", "Where records go.", default=Path("runs"), show_default=True)
+checkpoint = path("--checkpoint", "Weights instead of those of the model's card.")
+force = click.option("--force", is_flag=True, help="Run again what has been run.")
+trust = click.option("--trust", is_flag=True, help="Run code that a card names outside lpmbench.")
 
-records_option = click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
-                              help="Where records go.")  # fmt: skip
-checkpoint_option = click.option(
-    "--checkpoint", type=click.Path(path_type=Path), help="Weights instead of those of the model's card."
-)
-force_option = click.option("--force", is_flag=True, help="Run again what has been run.")
-
-attacking_options = together(
+attacking = together(
     of_settings("target"),
     click.option("--surrogate", "surrogates", multiple=True,
                  help="For transfer: a model it is made on, instead of those on its card."),
     of_settings("noise", "gradient_mode"),
-    grading_options,
-    passes_options,
-    machine_options,
-    records_option,
+    grading, passes, machine, records,
 )  # fmt: skip
-
-trust_option = click.option("--trust", is_flag=True, help="Run code that a card names outside lpmbench.")
 
 
 def prepare_machine(device: str, threads: int | None, precision: str = "float32") -> None:
@@ -127,28 +121,40 @@ def prepare_machine(device: str, threads: int | None, precision: str = "float32"
             click.echo("lpmbench: this device has no instructions for bfloat16: float32 would be faster.", err=True)
 
 
-def read_source(dataset: str, given: Mapping[str, Any]) -> Data:
+def read_settings(given: Mapping[str, Any], *, one: bool = False) -> list[Options]:
+    """The settings among a command's options, for each value of --eps; by default that of the data set's card.
+
+    Raises LpmbenchError for several values where the command takes only one.
+    """
+    norm = given["norm"]
+    budgets = parse_eps_list(given["eps"] or cards.dataset(given["dataset"]).default_eps(norm), norm)
+    if one and len(budgets) > 1:
+        raise LpmbenchError(f"This command takes one eps, not {len(budgets)}; run it once for each.")
+    shared = {name: given[name] for name in NAMES if name in given}
+    return [asked(shared | {"eps": eps}) for eps in budgets]
+
+
+def read_source(given: Mapping[str, Any]) -> Data:
     """The images that a command's options name."""
     from robustbench_lpm.registry.tasks import resolve_data
 
     names = ("size", "data", "image", "label", "split", "trust")
-    return resolve_data(dataset, **{name: given[name] for name in names if name in given})
+    return resolve_data(given["dataset"], **{name: given[name] for name in names if name in given})
 
 
-def read_budgets(given: tuple[str, ...], dataset: str, norm: Norm) -> list[float]:
-    """The values of --eps, each once; by default that of the data set's card."""
-    return parse_eps_list(given or cards.dataset(dataset).default_eps(norm), norm)
+def read_model(name: str, given: Mapping[str, Any]) -> LoadedModel:
+    """The model of this name, with the weights and on the device that a command's options name."""
+    from robustbench_lpm.registry.tasks import resolve_model
+
+    return resolve_model(name, **loading(given))
 
 
-def read_budget(given: tuple[str, ...], dataset: str, norm: Norm) -> float:
-    """The one value of --eps. Raises LpmbenchError for several."""
-    budgets = read_budgets(given, dataset, norm)
-    if len(budgets) > 1:
-        raise LpmbenchError(f"This command takes one eps, not {len(budgets)}; run it once for each.")
-    return budgets[0]
+def loading(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that say how models are loaded."""
+    return {name: given[name] for name in ("checkpoint", "trust", "device")}
 
 
-def read_names(option: str, given: tuple[str, ...]) -> list[str]:
+def read_names(option: str, given: Sequence[str]) -> list[str]:
     """The names in an option that repeats and takes commas, each once, in order."""
     names = list(dict.fromkeys(name.strip() for word in given for name in word.split(",") if name.strip()))
     if given and not names:
@@ -156,15 +162,24 @@ def read_names(option: str, given: tuple[str, ...]) -> list[str]:
     return names
 
 
-def read_settings(settings: tuple[str, ...]) -> dict[str, Any]:
-    """--set name=value pairs; values are read as TOML where they are, else as words."""
-    found = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
+def read_parameters(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Parameters of attacks from --set NAME=VALUE, and by attack those from --set ATTACK.NAME=VALUE.
+
+    Values are read as TOML, and as text where that fails.
+    """
+    shared: dict[str, Any] = {}
+    of_attacks: dict[str, dict[str, Any]] = {}
+    for setting in given["settings"]:
+        name, equals, text = setting.partition("=")
         if not (name.strip() and equals):
             raise LpmbenchError(f"--set {setting} must look like --set steps=100.")
         try:
-            found[name.strip()] = tomllib.loads(f"value = {value}")["value"]
+            value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
-            found[name.strip()] = {"True": True, "False": False}.get(value, value)
-    return found
+            value = {"True": True, "False": False}.get(text, text)
+        attack, dot, parameter = name.strip().partition(".")
+        if dot:
+            of_attacks.setdefault(attack, {})[parameter] = value
+        else:
+            shared[attack] = value
+    return shared, of_attacks

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from robustbench_lpm.cli.options import trust_option
+from robustbench_lpm.cli import options
+from robustbench_lpm.cli.console import console, say, shown_path
 from robustbench_lpm.errors import LpmbenchError
 
 if TYPE_CHECKING:
@@ -18,21 +19,13 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Directory of the records.",
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Directory of the report; by default --results.")
-@click.option(
-    "--scanpaths", "look", is_flag=True,
-    help="Look again at the examples of the page with the models at hand; later reports keep where they looked.",
-)  # fmt: skip
-@trust_option
+@options.path("--results", "Directory of the records.", default=Path("runs"), show_default=True)
+@options.path("--out", "Directory of the report; by default --results.")
+@click.option("--scanpaths", "look", is_flag=True,
+              help="Draw where models look at the examples of the page, here and in later reports.")  # fmt: skip
+@options.trust
 def report(results: Path, out: Path | None, look: bool, trust: bool) -> None:
-    """Make leaderboard.csv, .json, .md, .tex and .html (one file without a network) from all records below a folder.
+    """Make leaderboard.csv, .json, .md, .tex and .html (one file without a network) from all records below a directory.
 
     Beside them: the plots, and a file for each model as RobustBench keeps them (robustbench/DATASET/NORM/MODEL.json).
 
@@ -42,7 +35,6 @@ def report(results: Path, out: Path | None, look: bool, trust: bool) -> None:
     lpmbench report --results results --scanpaths
     """
     from robustbench_lpm import reporting
-    from robustbench_lpm.cli.console import console, say, shown_path
     from robustbench_lpm.records import runs as records
     from robustbench_lpm.reporting import scanpaths
 
@@ -57,27 +49,24 @@ def report(results: Path, out: Path | None, look: bool, trust: bool) -> None:
 
 
 def look_at_gallery(found: Sequence[RunRecord], trust: bool) -> list[Gaze]:
-    """How the models that look in glimpses look at the examples that the page shows; others are left out."""
-    from robustbench_lpm.cli.console import say
+    """Where the models that look in glimpses look at the examples that the page shows; others are left out."""
     from robustbench_lpm.reporting import page, pictures, table, tables
 
     gazes = []
     records = tables.in_order(found)
     for record, example in pictures.gallery(records, table(records), page.GALLERY_EXAMPLES):
         try:
-            gaze = look_at(record, example, trust)
+            gazes.append(look_at(record, example, trust))
         except LpmbenchError as error:
             say(f"No scanpath of {record.folder_name}: {error}")
-            continue
-        gazes += [gaze] if gaze is not None else []
-    return gazes
+    return [gaze for gaze in gazes if gaze is not None]
 
 
 def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
-    """One draw's look at an example before and after the attack: the first draw that is misclassified, or draw 0.
+    """Where one draw looks at an example before and after the attack: the first that is misclassified, or draw 0.
 
     None for a model that sees images whole, for an average of several runs, and for noise that is not the grader's own.
-    Raises LpmbenchError where the model at hand is not that of the record.
+    Raises LpmbenchError where the registered model is not that of the record.
     """
     import torch
 
@@ -105,26 +94,23 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
         with torch.no_grad():
             trajectory = model.classifier.look(torch.from_numpy(image)[None], noise or None)
         if said is not None and int(trajectory.logits[-1, 0].argmax()) != said:
-            raise LpmbenchError(f"its model says something else of image {picture.index} than the record")
+            raise LpmbenchError(f"its model predicts another class of image {picture.index} than the record")
         paths.append([(float(x), float(y)) for x, y in trajectory.fixations[:, 0]])
     return Gaze(record.id, picture.index, draw, *paths)
 
 
 @click.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--results", type=click.Path(path_type=Path), default=Path("results"), show_default=True)
-@click.option(
-    "--pictures", type=click.IntRange(min=0), default=16, show_default=True,
-    help="How many stored examples of each run go along, at most; of the probes of an audit published with them, 1.",
-)  # fmt: skip
+@click.argument("runs", nargs=-1, required=True, type=options.PATH, metavar="RUN...")
+@options.path("--results", default=Path("results"), show_default=True)
+@click.option("--pictures", type=click.IntRange(min=0), default=16, show_default=True,
+              help="Stored examples of each run that are published, at most; of an audit's runs, 1.")  # fmt: skip
 def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:
-    """Copy finished runs (their folders, or folders of them) into the published results and renew the leaderboard.
+    """Copy finished runs (directories of records) into the published results and renew the leaderboard.
 
     Each is checked first; a run with failed blocks is refused. The audit of a run, where there is one, goes with it.
     A run made only for an audit (a probe) keeps one picture.
     """
     from robustbench_lpm import reporting
-    from robustbench_lpm.cli.console import say, shown_path
     from robustbench_lpm.records import audits
     from robustbench_lpm.records import runs as records
 

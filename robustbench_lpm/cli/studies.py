@@ -1,25 +1,19 @@
-"""What the commands that study clean accuracy share: their options, lists of numbers, the bar, and what comes of it."""
+"""lpmbench sweep and invariance: clean accuracy as the number of glimpses, or the images, vary."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.progress import TaskProgressColumn
 
-from robustbench_lpm.cli.options import (
-    checkpoint_option,
-    machine_options,
-    of_settings,
-    prepare_machine,
-    read_source,
-    together,
-    trust_option,
-)
+from robustbench_lpm.cli import options
+from robustbench_lpm.cli.console import ImageBar, about, bar, console, duration, say, shown_path
+from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 from robustbench_lpm.registry import cards
 
@@ -29,47 +23,119 @@ if TYPE_CHECKING:
 
     from robustbench_lpm.registry.cards import ModelCard
     from robustbench_lpm.registry.tasks import Data
-    from robustbench_lpm.studies.study import Result, Row, Study
+    from robustbench_lpm.studies.study import Result, Study
 
 MOST_NUMBERS = 1000  # in a list; beyond it a typing error would ask for days
-MOST_RUNS = 1000
+DEFAULTS = {"rotate": "0..360", "scale": "0.5..2", "translate": "-0.5..0.5"}
+STEPS = {"rotate": "15", "scale": "0.125", "translate": "0.1"}
 
 
 def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The options of a study, with its defaults."""
-    return together(
+    return options.together(
         click.option("--mc", default=mc, show_default=True,
                      help="Values of M, the runs whose mean logits decide, like 1,5 or 1..4; 1 is always among them."),
         click.option("--draws", type=click.IntRange(1), default=draws, show_default=True,
                      help="Draws K of the average of the most runs; smaller M get more, for all runs serve each M."),
-        of_settings("seed"),
-        checkpoint_option,
+        options.of_settings("seed"),
+        options.checkpoint,
         click.option("--dataset", help="A data set, or the path of its card; default: the one that the model learned."),
-        click.option("--data", type=click.Path(path_type=Path), help="The directory of the data, if they need one."),
+        options.path("--data", "The directory of the data, if they need one."),
         click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True),
-        of_settings("size", "limit", "labels_fit"),
-        machine_options,
-        click.option("--out", type=click.Path(path_type=Path), help="Where everything goes; default: below runs/."),
+        options.of_settings("size", "limit", "labels_fit"),
+        options.machine,
+        options.path("--out", "Where everything goes; default: below runs/."),
         click.option("--force", is_flag=True, help="Run again what has been run, and write over another study."),
-        trust_option,
+        options.trust,
     )  # fmt: skip
 
 
-def whole_numbers(option: str, text: str, most: int) -> list[int]:
+@click.command()
+@click.argument("name")
+@click.option("--glimpses", default="1..14", show_default=True,
+              help="Numbers of glimpses, like 1..14 or 1,2,4; also more than the model's card says.")  # fmt: skip
+@study_options(draws=1, mc="1,5,10,20")
+def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any) -> None:
+    """How accurate the glimpsing model NAME is after each number of glimpses, averaged over M runs.
+
+    Kiritani and Ono's inference sweep: one table and one figure. A run of T glimpses answers after each of them, and
+    the same runs, taken M at a time, serve every M. Intervals (95 %) are over images.
+
+    \b
+    lpmbench sweep ramlpm
+    lpmbench sweep ram --glimpses 1,2,4,8 --mc 1..4 --limit 100
+    lpmbench sweep ramlpm-sim2mnist --checkpoint best.safetensors --data DIR --glimpses 1..20
+    """
+    numbers = whole_numbers("--glimpses", glimpses)
+    source, asked = prepare([name], shared)
+    from robustbench_lpm.reporting.studies import sweep_figure, sweep_table
+    from robustbench_lpm.studies.sweep import make_sweep
+
+    with Failures(alone=True).of(name):
+        study, usual = make_sweep(name, source, glimpses=numbers, **asked)
+    model = study.models[0]
+    if not model.classifier.stochastic and asked["mc"] != [1]:
+        say(f"{model.name} answers the same in every run: M > 1 changes nothing.")
+    title = f"Inference sweep of {model.name} on {study.data.name}, {study.images:,} images"
+    with Failures(alone=True).of(name):
+        carry_out(study, out, force, sweep_table, lambda table: sweep_figure(table, title, usual))
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--rotate", metavar="DEGREES", help=f"Turns against the clock, like 0..360:15; step {STEPS['rotate']}.")
+@click.option("--scale", metavar="FACTORS", help=f"Magnifications, like 0.5..2 or 0.5,1,2; step {STEPS['scale']}.")
+@click.option("--translate", metavar="SHARES",
+              help="Shares of the image's side, like -0.5..0.5; each is tried to the right and, by itself, down; their "
+                   f"mean is shown; step {STEPS['translate']}.")  # fmt: skip
+@study_options(draws=4, mc="1")
+def invariance(names: Sequence[str], out: Path | None, force: bool, **shared: Any) -> None:
+    """How accurate the models NAME... are on turned, scaled and moved images: a panel for each, a line per model.
+
+    Without --rotate, --scale and --translate all three run, over 0..360, 0.5..2 and -0.5..0.5; naming some runs just
+    these. Images are warped about their centre, bilinearly, with zeros coming in from outside. Intervals (95 %) are
+    over images.
+
+    \b
+    lpmbench invariance ramlpm ram cnn
+    lpmbench invariance ramlpm cnn --rotate 0..360:15 --limit 100
+    lpmbench invariance ramlpm --scale 0.5..2:0.25 --translate -0.2,0,0.2 --mc 1,5
+    """
+    given = {name: shared[name] for name in DEFAULTS if shared[name] is not None} or DEFAULTS
+    values = {name: magnitudes(f"--{name}", text, STEPS[name]) for name, text in given.items()}
+    models = list(dict.fromkeys(names))
+    if shared["checkpoint"] is not None and len(models) != 1:
+        raise LpmbenchError("--checkpoint goes with exactly one NAME.")
+    source, asked = prepare(models, shared)
+    from robustbench_lpm.reporting.studies import invariance_figure, invariance_table
+    from robustbench_lpm.studies.invariance import make_invariance
+    from robustbench_lpm.studies.study import ModelFailed, without
+
+    failures = Failures(alone=len(models) == 1)
+    study = make_invariance(models, source, values, attempt=failures.of, **asked)
+    title = f"{study.data.name}, {study.images:,} images"
+    while True:
+        try:
+            carry_out(study, out, force, invariance_table, lambda table: invariance_figure(table, title))
+            break
+        except ModelFailed as error:
+            failures.note(error.model.name, error)
+            study = without(study, error.model, shared["limit"])
+    failures.complain("studied")
+
+
+def whole_numbers(option: str, text: str) -> list[int]:
     """The numbers in '1..14', '1,2,4' or '1..3,6', growing, each once.
 
-    Raises LpmbenchError unless all are whole, from 1 to `most`.
+    Raises LpmbenchError unless all are whole, from 1 to 1000.
     """
     found: set[int] = set()
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:\.\.\s*([0-9]{1,9})\s*)?", part)
-        if match is None:
-            raise LpmbenchError(f"{option} '{text}' must be whole numbers, like 6, 1,2,4 or 1..14.")
-        first, last = int(match[1]), int(match[2] or match[1])
-        if not 1 <= first <= last <= most:
-            raise LpmbenchError(
-                f"{option} '{text}': {part.strip()} must be from 1 to {most}, the smaller number first."
-            )
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last <= MOST_NUMBERS:
+            shape = f"must be whole numbers from 1 to {MOST_NUMBERS}, like 6, 1,2,4 or 1..14."
+            raise LpmbenchError(f"{option} '{text}' {shape}")
         found |= set(range(first, last + 1))
     return sorted(found)
 
@@ -107,10 +173,8 @@ def dataset_for(models: Sequence[ModelCard], named: str | None) -> str:
     first = models[0]
     for model in models[1:]:
         if model.labels != first.labels:
-            raise LpmbenchError(
-                f"Models '{first.name}' and '{model.name}' cannot be compared: they predict the labels "
-                f"'{first.labels}' and '{model.labels}'."
-            )
+            both = f"'{first.name}' ({first.labels}) and '{model.name}' ({model.labels})"
+            raise LpmbenchError(f"Models {both} cannot be compared: they predict other labels.")
     if named is not None:
         return named
     registered = cards.names("dataset")
@@ -127,108 +191,71 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
 
     The machine is made ready on the way. given: a command's options. Raises LpmbenchError where they cannot be met.
     """
-    averages = whole_numbers("--mc", given["mc"], MOST_RUNS)
+    averages = whole_numbers("--mc", given["mc"])
     named = dataset_for([cards.model(name) for name in names], given["dataset"])
-    cards.dataset(named)  # a wrong name is told at once, without waiting for torch
-    prepare_machine(given["device"], given["threads"])
+    cards.dataset(named)  # a wrong name is an error at once, without waiting for torch
+    options.prepare_machine(given["device"], given["threads"])
+    source = options.read_source(dict(given) | {"dataset": named})
     shared = ("draws", "seed", "checkpoint", "limit", "labels_fit", "device", "trust")
-    return read_source(named, given), {"mc": averages} | {name: given[name] for name in shared}
+    return source, {"mc": averages} | {name: given[name] for name in shared}
 
 
-def default_folder(study: Study) -> Path:
-    """A folder of its own for each configuration."""
-    words = "-".join([*(model.name for model in study.models[:4]), study.data.name])
-    return Path("runs") / study.name / f"{re.sub(r'[^A-Za-z0-9.]+', '-', words).strip('-.')[:80]}-{study.id[:8]}"
-
-
-class StudyBar:
-    """Progress of a study, in passes of the network; and the images that are done."""
-
-    def __init__(self, advance: Callable[[int], None], passes_per_image: int, images: int) -> None:
-        self._show, self._per_image = advance, passes_per_image
-        self._passes, self.done, self.images = 0, 0, images
-
-    def spent(self, passes: int) -> None:
-        """Passes that images of the current block have made."""
-        self._passes += passes
-        self._show(self._passes)
-
-    def finished(self, images: int) -> None:
-        """So many images are done, now or in an earlier attempt."""
-        self.done, self._passes = images, images * self._per_image
-        self._show(self._passes)
-
-
-@contextmanager
-def study_bar(study: Study) -> Iterator[StudyBar]:
-    """A bar for a study."""
-    from rich.progress import TaskProgressColumn
-
-    from robustbench_lpm.cli.console import bar
-    from robustbench_lpm.studies.study import total_passes
-
-    total = total_passes(study)
-    with bar(f"  {study.name}", total, TaskProgressColumn()) as move:
-        yield StudyBar(lambda passes: move(completed=passes), total // study.images, study.images)
+def default_directory(command: str, words: Sequence[str]) -> Path:
+    """A directory for each result of a command, named by these words."""
+    return Path("runs") / command / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
 
 
 def carry_out(
     study: Study, out: Path | None, force: bool, show: Callable[[pd.DataFrame, Console], None],
     draw: Callable[[pd.DataFrame], dict[str, bytes]],
 ) -> None:  # fmt: skip
-    """Run a study, or read what lies finished in its folder; show its table and write its files.
+    """Run a study, or read the finished one in its directory; show its table and write its files.
 
     show: prints the table. draw: the figure, as {name of a file: content}.
-    Raises LpmbenchError where another study lies, and Interrupted, with what to do next, for Ctrl-C.
+    Raises LpmbenchError where another study is stored there, and Interrupted for Ctrl-C.
     """
-    from robustbench_lpm.cli.console import console, duration, say, shown_path
+    import pandas as pd
+
     from robustbench_lpm.reporting.exports import to_csv
     from robustbench_lpm.studies import study as studies
 
-    folder = out if out is not None else default_folder(study)
-    result = None if force else studies.finished(study, folder)
-    renewed = result is None
-    if result is None:
+    if out is None:
+        models = [model.name for model in study.models[:4]]
+        default = default_directory(study.name, [*models, study.data.name])
+        out = default.with_name(f"{default.name[:80]}-{study.id[:8]}")
+    finished = None if force else studies.finished(study, out)
+    if finished is None:
         announce(study)
-        result = run(study, folder)
     else:
-        say(f"Already run, in {duration(result.seconds)} (--force runs it again).")
-    table = as_table(result.rows)
-    if renewed or not studies.whole(study, folder):
-        files = {f"{study.name}.csv": to_csv(table).encode()} | draw(table)
-        studies.write(study, result, files, folder)
+        say(f"Already run, in {duration(finished.seconds)} (--force runs it again).")
+    result = finished or run(study, out)
+    table = pd.DataFrame(list(result.rows))
+    table = table.astype(dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float))  # a missing end is NaN
+    if finished is None or not studies.whole(study, out):
+        studies.write(study, result, {f"{study.name}.csv": to_csv(table).encode()} | draw(table), out)
     say("")
     show(table, console)
-    say(f"\nWritten to {shown_path(folder)}: {study.name}.csv, {study.name}.json, summary.png, summary.svg")
+    say(f"\nWritten to {shown_path(out)}: {study.name}.csv, {study.name}.json, summary.png, summary.svg")
 
 
 def announce(study: Study) -> None:
-    """What is about to run, and how long it takes if that is long."""
-    from robustbench_lpm.cli.console import LONG, duration, say
+    """Print what is about to run, and how long it takes if that is long."""
     from robustbench_lpm.studies.study import estimate_seconds, total_passes
 
-    seconds = estimate_seconds(study)
-    about = f", about {duration(seconds)}" if seconds >= LONG else ""
     names = ", ".join(model.name for model in study.models)
     data = f"{study.data.name} ({study.data.identity['split']}), {study.images:,} image(s)"
-    say(f"{names} · {data} · {total_passes(study):,} forwards{about}; Ctrl-C keeps what is finished")
+    cost = f"{total_passes(study):,} forwards{about(estimate_seconds(study))}"
+    say(f"{names} · {data} · {cost}; Ctrl-C keeps what is finished")
 
 
-def run(study: Study, folder: Path) -> Result:
-    """Run a study under a bar."""
+def run(study: Study, out: Path) -> Result:
+    """Run a study under a bar. Raises Interrupted, with what to do next, for Ctrl-C."""
     from robustbench_lpm.studies import study as studies
 
-    with study_bar(study) as bar:
+    with bar(f"  {study.name}", study.images, TaskProgressColumn()) as move:
+        progress = ImageBar(move, study.images, studies.total_passes(study) // study.images)
         try:
-            return studies.run(study, folder, bar)
+            return studies.run(study, out, progress)
         except KeyboardInterrupt:
-            kept = f"{bar.done:,} of {bar.images:,} images are finished and kept: the same command goes on from there."
-            raise Interrupted(f"Interrupted; {kept}") from None
-
-
-def as_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """Rows as a table; a missing end of an interval is NaN."""
-    import pandas as pd
-
-    table = pd.DataFrame(list(rows))
-    return table.astype(dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float))
+            kept = f"{progress.done:,} of {study.images:,} images are finished and kept"
+            raise Interrupted(f"Interrupted; {kept}: the same command goes on from there.") from None

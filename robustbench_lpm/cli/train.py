@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from robustbench_lpm.cli.options import machine_options, prepare_machine, trust_option
+from robustbench_lpm.cli import options
+from robustbench_lpm.cli.console import console, counting_bar, duration, say, shown_path
 from robustbench_lpm.errors import Interrupted, LpmbenchError
+from robustbench_lpm.options import words_of
 from robustbench_lpm.registry import cards
 
 SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clean_accuracy")
@@ -20,44 +23,22 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
 @click.argument("name")
 @click.option("--recipe", "recipe_name", help="A recipe, or the path of its card; by default the one the model names.")
 @click.option("--dataset", help="A data set instead of the recipe's.")
-@click.option("--data", type=click.Path(path_type=Path), help="The directory that holds the data, if it needs one.")
+@options.path("--data", "The directory that holds the data, if it needs one.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs instead of the recipe's.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Output directory; by default runs/train/NAME-seedS.")
+@options.path("--out", "Output directory; by default runs/train/NAME-seedS.")
 @click.option("--resume", is_flag=True, help="Go on from the last save, to the same bits as without the break.")
-@click.option(
-    "--save-every",
-    type=click.FloatRange(0, min_open=True),
-    metavar="MINUTES",
-    help="Save within epochs too, that often; without it, after every epoch.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(0),
-    metavar="N",
-    help="Processes that read images ahead where the data do not fit into memory; by default as many as "
-    "there are processors to spare, at most 8.",
-)
-@click.option(
-    "--devices",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Devices of that kind that share every batch; with another number of them the bits differ.",
-)
+@click.option("--save-every", type=click.FloatRange(0, min_open=True), metavar="MINUTES",
+              help="Save within epochs too, that often; without it, after every epoch.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(0), metavar="N",
+              help="Processes that read images ahead where the data do not fit into memory; by default as many as "
+                   "there are processors to spare, at most 8.")  # fmt: skip
+@click.option("--devices", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+              help="Devices of that kind that share every batch; another number gives other bits.")  # fmt: skip
 @click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too, to OUT/tensorboard.")
-@machine_options
-@trust_option
-def train(
-    name: str,
-    recipe_name: str | None,
-    seed: int,
-    out: Path | None,
-    device: str,
-    threads: int | None,
-    **rest: Any,
-) -> None:
+@options.machine
+@options.trust
+def train(name: str, recipe_name: str | None, out: Path | None, threads: int | None, **given: Any) -> None:
     """Train the model NAME from a recipe; the best epoch on the validation split becomes the model.
 
     OUT gets last.ckpt (all that --resume needs), best.safetensors, log.csv, curves.png and at the end card.toml, which
@@ -73,16 +54,15 @@ def train(
     recipe = cards.recipe(recipe_name) if recipe_name is not None else None
     if recipe is None and card.recipe is None:
         raise LpmbenchError(f"Model '{card.name}' names no recipe; give one with --recipe.")
-    prepare_machine(device, threads)
+    options.prepare_machine(given["device"], threads)
     from robustbench_lpm import training
-    from robustbench_lpm.cli.console import console, counting_bar, duration, say, shown_path
     from robustbench_lpm.training.plans import command_of
 
     console.quiet = _follows()
-    folder = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{seed}"
-    epochs = rest["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
-    command = command_of(name, {"recipe": recipe_name, "seed": seed, "device": device} | rest)
-    say(f"Training {card.name} for {epochs} epochs into {shown_path(folder)}; Ctrl-C keeps all finished epochs.")
+    directory = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{given['seed']}"
+    epochs = given["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
+    command = command_of(name, {"recipe": recipe_name, "seed": given["seed"], "device": given["device"]} | given)
+    say(f"Training {card.name} for {epochs} epochs into {shown_path(directory)}; Ctrl-C keeps all finished epochs.")
     try:
         with counting_bar("training", epochs, "epochs") as move:
 
@@ -93,11 +73,11 @@ def train(
                     say(f"epoch {done:.0f}/{epochs}  {shown}")
 
             result = training.train(
-                name, recipe=recipe, seed=seed, out=folder, device=device, threads=threads, command=command,
-                progress=show, tell=lambda note: say(f"  {note}"), **rest,
+                name, recipe=recipe, out=directory, threads=threads, command=command, progress=show,
+                tell=lambda note: say(f"  {note}"), **given,
             )  # fmt: skip
     except KeyboardInterrupt:
-        again = _again(command, folder, rest)
+        again = _again(command, directory, given)
         raise Interrupted(f"Interrupted; finished epochs are kept. Go on with: {again}") from None
     except LpmbenchError:
         if _follows():  # the first process says it too
@@ -113,13 +93,10 @@ def _follows() -> bool:
     return any(os.environ.get(name, "0") != "0" for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
-def _again(command: str, out: Path, options: dict[str, Any]) -> str:
-    """What goes on with a training, here."""
-    if options["data"] is not None:
-        command = command.replace("--data DIR", f"--data {shlex.quote(str(options['data']))}")
-    words = [f"--out {shlex.quote(str(out))} --resume"]
-    if options["save_every"] is not None:
-        words.append(f"--save-every {options['save_every']:g}")
-    if options["workers"] is not None:
-        words.append(f"--workers {options['workers']}")
-    return " ".join([command, *words, *["--tensorboard"] * options["tensorboard"]])
+def _again(command: str, out: Path, given: Mapping[str, Any]) -> str:
+    """The command that continues a training, here."""
+    if given["data"] is not None:
+        command = command.replace("--data DIR", f"--data {shlex.quote(str(given['data']))}")
+    more = {name: given[name] for name in ("save_every", "workers", "tensorboard") if given[name] is not None}
+    words = words_of({"out": out, "resume": True} | {n: value for n, value in more.items() if value is not False})
+    return " ".join([command, *words])

@@ -1,6 +1,8 @@
-"""Commands that end in a report write it without plots, unless a test asks for `plotted`."""
+"""Commands run in a directory of their own. Reports are written without plots, unless a test asks for `plotted`."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -15,3 +17,8 @@ def _unplotted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if "plotted" not in request.fixturenames:
         for name in ("accuracy_plots", "query_plots"):
             monkeypatch.setattr(f"robustbench_lpm.reporting.plots.{name}", lambda *_: [])
+
+
+@pytest.fixture(autouse=True)
+def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from robustbench_lpm.cli import run
 from robustbench_lpm.records import audits
 from robustbench_lpm.records import runs as records
+from tests.cli import lpmbench
 
 Capture = pytest.CaptureFixture[str]
 LINE = "audit cnn --attack fgsm --limit 20 --eps 0.1 --black-box square --set square.queries=10 --out runs --threads 1"
@@ -22,10 +21,6 @@ def somewhere_else_and_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """The check of directions asks the model 512 times for each image; it has tests of its own: here 16 do."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("robustbench_lpm.protocol.audit.COSINE_PAIRS", 8)
-
-
-def lpmbench(line: str) -> None:
-    assert run(shlex.split(line)) == 0
 
 
 def stamps(folder: Path) -> dict[Path, int]:

@@ -18,18 +18,10 @@ from robustbench_lpm.options import Options
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry import cards
 from tests.architectures.test_golden_vectors import golden_keys, golden_state
+from tests.cli import lpmbench
 from tests.processes import interrupted
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture(autouse=True)
-def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def lpmbench(line: str) -> None:
-    assert run(shlex.split(line)) == 0
 
 
 @pytest.mark.parametrize("kind", ["models", "attacks", "datasets"])

@@ -51,7 +51,7 @@ def test_a_file_is_not_made_twice_and_never_written_over(tmp_path: Path, capsys:
     assert run(["data", "sim2mnist", "--out", "here"]) == 0
     assert "is there already" in capsys.readouterr().out
     assert run(["data", "sim2mnist", "--out", "here", "--seed", "1"]) == 1
-    assert "was made otherwise; add --force" in capsys.readouterr().err
+    assert "was made otherwise; --force" in capsys.readouterr().err
     assert path.stat().st_mtime_ns == before
     assert run(["data", "sim2mnist", "--out", "here", "--seed", "1", "--force"]) == 0
     assert json.loads((tmp_path / "here/sim2mnist.json").read_text())["recipe"]["seed"] == 1

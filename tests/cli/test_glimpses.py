@@ -9,20 +9,11 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from robustbench_lpm.cli import run
 from robustbench_lpm.records import runs as records
+from tests.cli import lpmbench
 
 Capture = pytest.CaptureFixture[str]
 FAST = "--steps 1 --eot 1 --gradient-mode detached --threads 1"
-
-
-@pytest.fixture(autouse=True)
-def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-def lpmbench(line: str) -> None:
-    assert run(line.split()) == 0
 
 
 @pytest.mark.slow

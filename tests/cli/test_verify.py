@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_lpm.cli import run
+from tests.cli import lpmbench
 from tests.reporting.conftest import make_and_read
 
 Capture = pytest.CaptureFixture[str]
-
-
-def lpmbench(line: str, code: int = 0) -> None:
-    assert run(line.split()) == code, line
 
 
 @pytest.fixture
@@ -39,7 +35,7 @@ def test_one_record_that_was_altered_fails_the_folder_and_is_named(folder: Path,
     content["configuration"]["threat"]["eps"] = 0.2
     (altered / "record.json").write_text(json.dumps(content))
     capsys.readouterr()
-    lpmbench("verify results --threads 1", code=1)
+    lpmbench("verify results --threads 1", status=1)
     captured = capsys.readouterr()
     assert f"FAILS        {altered.name}: the record is whole" in captured.out
     assert "1 claim(s) of results do not hold" in captured.err
@@ -49,16 +45,16 @@ def test_a_record_of_a_model_that_is_not_here_is_no_proof(tmp_path: Path, capsys
     make_and_read(tmp_path)("nobody's model")
     lpmbench(f"verify {tmp_path} --threads 1")
     assert "not checked" in capsys.readouterr().out
-    lpmbench(f"verify {tmp_path} --threads 1 --strict", code=1)
+    lpmbench(f"verify {tmp_path} --threads 1 --strict", status=1)
     assert "could not be checked" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/", "-1/2"])
 def test_a_part_that_is_none_is_refused(part: str, capsys: Capture) -> None:
-    lpmbench(f"verify results --part {part}", code=1)
+    lpmbench(f"verify results --part {part}", status=1)
     assert "must be like 1/2" in capsys.readouterr().err
 
 
 def test_a_folder_without_records_is_an_error(tmp_path: Path, capsys: Capture) -> None:
-    lpmbench(f"verify {tmp_path} --threads 1", code=1)
+    lpmbench(f"verify {tmp_path} --threads 1", status=1)
     assert "record.json" in capsys.readouterr().err
