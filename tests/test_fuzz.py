@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -24,7 +23,7 @@ from robustbench_lpm.budgets import parse_eps, parse_eps_list
 from robustbench_lpm.cli import COMMANDS, run
 from robustbench_lpm.datasets.preprocessing import parse_size
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.execution.blocks import Block, _packed, _unpacked
+from robustbench_lpm.execution.keeping import packed, unpacked
 from robustbench_lpm.hashing import SEAL, sealed
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry import cards, zoo
@@ -231,19 +230,18 @@ def test_any_value_in_a_record(record: Path, data: st.DataObject) -> None:
         (record / records.RECORD).write_bytes(content)
 
 
-BLOCK = Block(
-    {"index": np.arange(3), "linf": np.array([0.1, 0.2, 0.3]), "seconds": np.array(1.0)},
-    ({"block": 0, "indices": [7], "error": "no"},),
-)
+BLOCK = {"index": torch.arange(3), "linf": torch.tensor([0.1, 0.2, 0.3]), "seconds": torch.tensor(1.0)}
+ABOUT = {"owner": "run, block 0", "failures": [{"block": 0, "indices": [7], "error": "no"}]}
 
 
 @fuzz
-@given(changed_bytes(_packed(BLOCK, "run, block 0")))
+@given(changed_bytes(packed(BLOCK, ABOUT)))
 def test_an_altered_block_is_always_noticed(content: bytes) -> None:
-    found = _unpacked(content, "run, block 0")
+    found = unpacked(content, owner="run, block 0")
     if found is not None:  # blanks between the parts of the header say nothing
-        assert (found.failures, found.halved, found.arrays.keys()) == (BLOCK.failures, False, BLOCK.arrays.keys())
-        assert all(np.array_equal(found.arrays[name], BLOCK.arrays[name]) for name in BLOCK.arrays)
+        tensors, about = found
+        assert (about, tensors.keys()) == (ABOUT | {"strides": {}}, BLOCK.keys())
+        assert all(torch.equal(tensors[name], BLOCK[name]) for name in BLOCK)
 
 
 def test_an_altered_checkpoint_is_always_noticed(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ from robustbench_lpm.errors import LpmbenchError, Stopped
 from robustbench_lpm.execution.blocks import Block
 from robustbench_lpm.execution.computing import compute
 from robustbench_lpm.execution.journal import Journal
-from robustbench_lpm.protocol.attacking import SILENT, Made, Progress
+from robustbench_lpm.execution.runner import SILENT
+from robustbench_lpm.protocol.attacking import Made, Progress
 from robustbench_lpm.protocol.plan import Plan
 
 RETRIES = 5  # times that a block is started anew because its worker died

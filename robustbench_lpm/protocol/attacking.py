@@ -1,4 +1,4 @@
-"""The work on a block: its examples attacked, and graded on noise that the attack never saw."""
+"""Attack the examples of a block, and grade them on noise that the attack never saw."""
 
 from __future__ import annotations
 
@@ -26,38 +26,18 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Progress(Protocol):
-    """Who wants to know how far a run is."""
+    """Receives the progress of a run."""
 
     def spent(self, passes: int) -> None:
-        """The network has been through this many more images, forwards or backwards."""
+        """So many more images passed the network, forwards or backwards."""
 
     def finished(self, examples: int) -> None:
-        """This many examples are done by now."""
-
-
-class Silent:
-    """Nobody watches: neither runs nor how far one is."""
-
-    def begin(self, _: Plan) -> Progress:
-        return self
-
-    def end(self, *_: object, read: bool) -> None: ...
-
-    def leave(self, _: Plan) -> None: ...
-
-    def tell(self, *_: object) -> None: ...
-
-    def spent(self, passes: int) -> None: ...
-
-    def finished(self, examples: int) -> None: ...
-
-
-SILENT = Silent()
+        """So many examples are finished by now."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a member of a worst case has made, by the index of the example."""
+    """The adversarial examples that a member of a worst case has made, by the index of the example."""
 
     images: dict[int, NDArray[np.float32]]  # (C, H, W) each
     spent: dict[int, tuple[int, ...]]  # forwards, backwards, glimpses
@@ -71,13 +51,13 @@ class Made:
         return digest.hexdigest()
 
     def of(self, indices: Sequence[int]) -> Made:
-        """What it has made of some examples."""
+        """Those of some examples."""
         chosen = [index for index in indices if index in self.images]
         return Made({i: self.images[i] for i in chosen}, {i: self.spent[i] for i in chosen})
 
 
-def stored(plan: Plan) -> int:
-    """How many of a run's examples keep their images."""
+def images_kept(plan: Plan) -> int:
+    """How many of a run's examples have their images stored."""
     return len(plan.indices) if plan.options.save_adversarials else STORED_PICTURES
 
 
@@ -91,24 +71,22 @@ def run_block(
     checkpoints: Checkpoints | None = None,
     notes: dict[str, str] | None = None,
 ) -> Arrays:
-    """Attack and grade some examples; arrays of what happened to each, in order, and the pictures to keep.
+    """Attack and grade some examples; arrays of the outcomes, a row each, and of the pictures to keep.
 
     made: of a worst case, by its members. checkpoints: from which the attack's loops are resumed. notes: added to by
     the attack.
     """
-    examples = plan.data.read(indices)
     rows: dict[str, list[Any]] = {}
     order: list[int] = []
     pictures: list[Picture] = []
-    for batch in batches_by_shape(examples):
-        result, attacked = _run_batch(
-            plan, batch, progress, made or {}, checkpoints, notes if notes is not None else {}
-        )
+    notes = notes if notes is not None else {}
+    for batch in batches_by_shape(plan.data.read(indices)):
+        result, attacked = _run_batch(plan, batch, progress, made or {}, checkpoints, notes)
         for name, values in result.items():
             rows.setdefault(name, []).extend(values)
         order += batch.positions
         for row, position in enumerate(batch.positions):
-            if first_position + position < stored(plan):
+            if first_position + position < images_kept(plan):
                 clean, adversarial = batch.images[row].numpy(), attacked[row].cpu().numpy()
                 pictures.append(Picture(batch.indices[row], clean, adversarial))
     sorting = np.argsort(order)
@@ -209,7 +187,7 @@ def _attack(
 
 
 def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:
-    """The class that each image shall be taken for: never its own label (the next class stands in for it)."""
+    """The target class of each image; where that is its own label, the next class."""
     if plan.options.target is None:
         return None
     if plan.options.target == "random":

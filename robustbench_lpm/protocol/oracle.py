@@ -47,6 +47,11 @@ class Ledger:
         """The four counts."""
         return [self.forwards, self.backwards, self.glimpses, self.draws]
 
+    @property
+    def passes(self) -> int:
+        """Forwards and backwards of all images."""
+        return int(self.forwards.sum() + self.backwards.sum())
+
 
 class Loops(Protocol):
     """The resumable loops of one attack on one batch."""

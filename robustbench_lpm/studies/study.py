@@ -29,11 +29,12 @@ from robustbench_lpm import statistics
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import Attempt, LpmbenchError, in_one_line
-from robustbench_lpm.execution.blocks import BlockStore
+from robustbench_lpm.execution.blocks import Block, BlockStore
 from robustbench_lpm.execution.machine import hardware
 from robustbench_lpm.execution.recording import PROGRESS
+from robustbench_lpm.execution.runner import SILENT
 from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_value
-from robustbench_lpm.protocol.attacking import SILENT, Arrays, Progress
+from robustbench_lpm.protocol.attacking import Arrays, Progress
 from robustbench_lpm.protocol.oracle import check_logits
 from robustbench_lpm.protocol.plan import default_chunk, fitted
 from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
@@ -272,13 +273,13 @@ def run(study: Study, out: Path | None = None, progress: Progress | None = None)
     store.open({"configuration": study.configuration, "execution": _execution(study), "versions": versions()})
     parts, done = [], 0
     for number, indices in enumerate(study.blocks):
-        arrays = store.load(number)
-        if arrays is None:
+        block = store.read(number)
+        if block is None:
             start = time.perf_counter()
             arrays = _run_block(study, indices, watcher)
-            arrays["seconds"] = np.array(time.perf_counter() - start)
-            store.save(number, arrays)
-        parts.append(arrays)
+            block = Block(arrays | {"seconds": np.array(time.perf_counter() - start)})
+            store.write(number, block)
+        parts.append(block.arrays)
         done += len(indices)
         watcher.finished(done)
     shares = [np.concatenate([part[str(i)] for part in parts]) for i in range(len(study.models))]

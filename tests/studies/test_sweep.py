@@ -15,8 +15,8 @@ import torch
 from robustbench_lpm import statistics
 from robustbench_lpm.datasets.examples import Examples
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.execution.runner import Silent
 from robustbench_lpm.options import Options
-from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import zoo
