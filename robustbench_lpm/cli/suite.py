@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +146,7 @@ def _run(
     from robustbench_lpm import reporting
     from robustbench_lpm.cli.board import Board, show_plan
     from robustbench_lpm.cli.console import LONG, console, duration, say, shown_path
-    from robustbench_lpm.execution.estimates import Clock
+    from robustbench_lpm.execution.estimates import estimate_seconds
     from robustbench_lpm.execution.matrix import resolve_suite
 
     folder = given["out"] if given["out"] is not None else Path("runs") / suite.name
@@ -160,7 +161,7 @@ def _run(
     if not matrix.cells:
         failures.complain("planned")
         raise LpmbenchError(f"Nothing of '{suite.name}' can be run without its data.")
-    seconds = Clock().seconds
+    seconds = partial(estimate_seconds, timed={})
     for cell in matrix.cells:
         cell.look_ahead(folder, seconds, force=given["force"])
     if given["dry_run"]:

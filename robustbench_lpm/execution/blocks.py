@@ -170,7 +170,7 @@ class BlockStore:
     def write(self, number: int, block: Block) -> None:
         """Keep a finished block. Raises NotKept."""
         if self.directory is not None:
-            tensors = {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in block.arrays.items()}
+            tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in block.arrays.items()}
             about = {"layout": LAYOUT, "owner": self._owner(number), "failures": list(block.failures)}
             about |= {"halved": block.halved, "notes": dict(block.notes)}
             keep(self._path(number), packed(tensors, about))

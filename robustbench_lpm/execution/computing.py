@@ -1,4 +1,4 @@
-"""One block, computed whatever happens: where memory runs out it is tried again in halves; what fails is told."""
+"""Compute one block: in halves where memory runs out; examples that fail are listed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def compute(
 ) -> Block:
     """Compute a block; where memory runs out it is tried again in halves, down to single images.
 
-    Images that cannot be read have failed, and the others go on without them. Any other error would come again: all
-    images have failed then. A disk that cannot be written or read ends it: that has nothing to do with the block.
+    Images that cannot be read fail alone. Any other error would come again: then all images of the block fail. A disk
+    that cannot be written or read raises: that has nothing to do with the block.
     """
     start = time.monotonic()
     made = made or {}

@@ -28,10 +28,10 @@ from robustbench_lpm.versions import versions
 # Where versions or devices differ, rounding may change predictions near a decision boundary.
 TOLERATED_MISMATCH = 0.01
 # Batch size and processor change how a network rounds, and a gaze that depends on the last glimpse enlarges that: the
-# logits of RAM-LPM move by 0.005, now and then by 0.3. Batches of these sizes show how far rounding moves an image's.
+# logits of RAM-LPM move by 0.005, rarely by 0.3. Batches of these sizes show how far rounding moves those of an image.
 BATCHES = (1, 2, 3, 8, 16)
 Verdict = Literal["holds", "FAILS", "not checked"]
-Finding = tuple[str, Verdict, str]  # a claim of a record, whether it holds, and the evidence
+Claim = tuple[str, Verdict, str]  # of a record, whether it holds, and the evidence
 
 
 def verify(
@@ -42,7 +42,7 @@ def verify(
     device: str = "cpu",
     trust: bool = False,
     loaded: dict[str, LoadedModel] | None = None,
-) -> list[Finding]:
+) -> list[Claim]:
     """Every claim of a record that can be checked without running the attack again.
 
     model: the path of the model's card, where the record names no registered model. Parameters of the record's model,
@@ -58,7 +58,7 @@ def verify(
             raise
         return [("the record is whole", "FAILS", str(error))]
     failed = len(record.failures)
-    findings: list[Finding] = [
+    checked: list[Claim] = [
         ("the record is whole", "holds", f"id {record.id[:12]} and the hashes of its artefacts match"),
         ("the budget was kept", "holds", f"{record.norm} <= {record.eps:.6g} on {len(record.outcomes)} examples"),
         ("stored images match", "holds", f"{len(record.pictures())} images: inputs, distances, the box [0, 1]"),
@@ -72,8 +72,8 @@ def verify(
         if key not in known:
             known[key] = zoo.load_model(name, checkpoint=checkpoint, trust=trust, device=device, **changed)
     except (LpmbenchError, TypeError) as error:  # TypeError: a record from elsewhere may call its parameters anything
-        return [*findings, ("predictions repeat", "not checked", f"the model is not at hand: {error}")]
-    return [*findings, _same_weights(record, known[key], changed), *_repeated(record, known[key], device)]
+        return [*checked, ("predictions repeat", "not checked", f"the model is not available: {error}")]
+    return [*checked, _same_weights(record, known[key], changed), *_repeated(record, known[key], device)]
 
 
 def _card_of(record: RunRecord) -> str:
@@ -90,15 +90,15 @@ def _changed_parameters(record: RunRecord, name: str) -> dict[str, Any]:
     return {key: value for key, value in claimed.items() if key not in given or given[key] != value}
 
 
-def _same_weights(record: RunRecord, model: LoadedModel, changed: dict[str, Any]) -> Finding:
+def _same_weights(record: RunRecord, model: LoadedModel, changed: dict[str, Any]) -> Claim:
     claimed = record.configuration["model"]["weights_sha256"]
     if model.weights_sha256 == claimed:
         other = ", ".join(f"{name} = {value}" for name, value in changed.items())
         return "weights", "holds", f"sha256 {str(claimed)[:12]}" + f", run with {other}" * bool(other)
-    return "weights", "FAILS", f"the record names {claimed}, the model at hand has {model.weights_sha256}"
+    return "weights", "FAILS", f"the record names {claimed}, the available model has {model.weights_sha256}"
 
 
-def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Finding]:
+def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Claim]:
     """Predict the stored images again, clean and attacked, on the noise that the record's grader used."""
     pictures = record.pictures()
     if not pictures:
@@ -154,7 +154,7 @@ def _noise_before(network: RecurrentAttention, addresses: Addresses) -> Noise:
 
 def _compared(
     claim: str, record: RunRecord, classifier: Classifier, noise_control: NoiseControl, images: dict[int, Tensor]
-) -> Finding:
+) -> Claim:
     """Whether predictions of images (1, C, H, W), by index, are those of the record."""
     clean = claim.startswith("clean")
     purpose: Purpose = "clean" if clean else "grade"

@@ -1,12 +1,12 @@
-"""Studies: how accurate models are on images that nobody attacks, while one thing about them is varied.
+"""Studies: clean accuracy of models while one thing is varied.
 
 A stochastic model runs R = K · max M times over every image, run r on the noise of address ("clean", r). M runs in a
 row make one draw of the average of M runs (their mean logits), so that M has R // M draws, no two of which share a run:
 all M are served by the same runs, and at M = 1 they are the clean draws of a record. The accuracy is the mean over
 images of the share of draws that are right (mean-draw), its Wilson interval counts images.
 
-A study's folder holds NAME.json (what was run, under which versions, the table), NAME.csv and summary.png/.svg; while
-it runs, finished blocks of images lie in `.partial`, from which the same command goes on.
+A study's directory holds NAME.json (what was run, under which versions, the table), NAME.csv and summary.png/.svg;
+while it runs, finished blocks of images are in `.partial`, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from robustbench_lpm import statistics
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import Attempt, LpmbenchError, in_one_line
-from robustbench_lpm.execution.blocks import Block, BlockStore
+from robustbench_lpm.execution.blocks import Block, BlockStore, differences
 from robustbench_lpm.execution.machine import hardware
 from robustbench_lpm.execution.recording import PROGRESS
 from robustbench_lpm.execution.runner import SILENT
-from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_value
+from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
 from robustbench_lpm.protocol.attacking import Arrays, Progress
 from robustbench_lpm.protocol.oracle import check_logits
 from robustbench_lpm.protocol.plan import default_chunk, fitted
 from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
-from robustbench_lpm.records.runs import read_json, write_atomically
+from robustbench_lpm.records.runs import read_json, read_sealed, write_atomically
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.tasks import Data
 from robustbench_lpm.registry.zoo import LoadedModel
@@ -56,7 +56,7 @@ Shares = NDArray[np.float64]
 class Study:
     """A study, resolved and checked before it starts; `configuration` names it. Made by `resolved`.
 
-    A subclass says what is varied: `varied`, `words`, `cells`, `passes`, `once` and `right`.
+    A subclass says what is varied: `varied`, `words`, `cells` and `once`.
     """
 
     name: ClassVar[str]  # of the command, and of its files
@@ -71,7 +71,7 @@ class Study:
     classes: int = 0
     chunk: int = 1  # images that pass a network at once
     data_sha256: str = field(default="", repr=False)
-    labels_fit: bool = False  # whether the user has said that the models' labels are those of the data set
+    labels_fit: bool = False  # whether the user declared that the models' labels are those of the data set
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -90,20 +90,20 @@ class Study:
 
     @property
     def blocks(self) -> list[range]:
-        """The work units: slices of the images, of so many that they fit into memory whatever their number."""
+        """The work units: slices of the images that fit into memory."""
         size = CHUNKS_IN_A_BLOCK * self.chunk
         return [range(start, min(start + size, self.images)) for start in range(0, self.images, size)]
 
     def averages(self, model: LoadedModel) -> tuple[int, ...]:
-        """The values of M for a model: a deterministic one answers the same however often it is asked."""
+        """The values of M for a model; 1 for a deterministic one."""
         return self.mc if model.classifier.stochastic else (1,)
 
     def runs(self, model: LoadedModel) -> int:
-        """R, the runs of a model over one image as it is shown once."""
+        """R, the runs of a model over one image."""
         return self.draws * max(self.mc) if model.classifier.stochastic else 1
 
     def command(self) -> str:
-        """The command that repeats this study (DIR stands for where the data lie)."""
+        """The command that repeats this study (DIR is the directory of the data)."""
         names = [
             model.arguments.removeprefix("--model ") if model.arguments else shlex.quote(model.name)
             for model in self.models
@@ -133,30 +133,24 @@ class Study:
         raise NotImplementedError
 
     def cells(self) -> list[Row]:
-        """The columns that tell the points of a curve apart, a row for each."""
+        """What is varied, in columns of the table: a row for each point of a curve."""
         raise NotImplementedError
 
     def passes(self, model: LoadedModel) -> int:
         """Passes of a model's network for each image."""
-        raise NotImplementedError
+        return self.runs(model)
 
     def once(self, classifier: Classifier, images: Tensor, noise: Noise) -> Tensor:
         """Logits (T, B, K) of one pass over images (B, C, H, W), after each of T numbers of glimpses."""
         raise NotImplementedError
 
-    def right(
+    def share_right(
         self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
     ) -> Tensor:
         """The share of draws that get each image right, (B, number of cells, number of Ms), float64 in [0, 1].
 
-        noises: one for each run. spent: told how many passes the network has made.
+        noises: one for each run. spent: called with the number of passes that the network has made.
         """
-        raise NotImplementedError
-
-    def share_right(
-        self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
-    ) -> Tensor:
-        """The same for images as they are, (B, T, number of Ms)."""
         averages, runs = self.averages(model), len(noises)
         totals: dict[int, Tensor] = {}
         counts = torch.zeros(0)
@@ -187,7 +181,7 @@ class ModelFailed(LpmbenchError):
 
 @contextmanager
 def _blamed(model: LoadedModel) -> Iterator[None]:
-    """Whatever goes wrong here is the model's failure."""
+    """Turn any error into ModelFailed."""
     try:
         yield
     except Exception as error:
@@ -201,9 +195,9 @@ def without(study: StudyT, model: LoadedModel, limit: int | None) -> StudyT:
 
 
 def resolved(study: Study, limit: int | None, attempt: Attempt = nullcontext) -> dict[str, Any]:
-    """The fields of a study that only its models and images can tell; limit: the most images.
+    """The fields of a study that depend on its models and images; limit: the most images.
 
-    attempt: under which each model is tried; one whose failure it keeps to itself is left out.
+    attempt: the context in which each model is tried; one whose error it suppresses is left out.
 
     Raises LpmbenchError for models that cannot read the images or do not answer in their labels.
     """
@@ -264,10 +258,7 @@ class Result:
 
 
 def run(study: Study, out: Path | None = None, progress: Progress | None = None) -> Result:
-    """Run a study block by block; with `out`, finished blocks survive an interruption.
-
-    They stay there until `write` has written what was made of them.
-    """
+    """Run a study block by block; with `out`, finished blocks are kept there until `write` has written the result."""
     watcher = progress or SILENT
     store = _store(study, out)
     store.open({"configuration": study.configuration, "execution": _execution(study), "versions": versions()})
@@ -292,11 +283,7 @@ def _store(study: Study, out: Path | None) -> BlockStore:
 
 def _execution(study: Study) -> dict[str, Any]:
     """How a study is computed; the same again, with the same versions, gives the same bits."""
-    return {
-        "device": torch.device(study.device).type,
-        "threads": torch.get_num_threads(),
-        "chunk": study.chunk,
-    }
+    return {"device": torch.device(study.device).type, "threads": torch.get_num_threads(), "chunk": study.chunk}
 
 
 @torch.no_grad()
@@ -310,7 +297,7 @@ def _run_block(study: Study, indices: Sequence[int], progress: Progress) -> Arra
             noises = _noises(study, model, batch.indices, study.runs(model))
             with _blamed(model):
                 try:
-                    shares = study.right(model, images, labels, noises, progress.spent)
+                    shares = study.share_right(model, images, labels, noises, progress.spent)
                 except torch.OutOfMemoryError:
                     raise LpmbenchError(
                         f"{len(batch)} images of {batch.images.shape[-1]} pixels do not fit into the memory of "
@@ -350,42 +337,27 @@ def _rows(study: Study, shares: Sequence[Shares]) -> list[Row]:
 
 
 def finished(study: Study, out: Path) -> Result | None:
-    """The result of this study if it lies in `out`, made by the same versions.
+    """The result of this study in `out`, if it was made by the same versions.
 
-    Raises LpmbenchError where another study lies: results of two configurations are never mixed.
+    Raises LpmbenchError for the result of another study: two configurations are never mixed.
     """
     path = out / f"{study.name}.json"
     if not path.exists():
         return None
-    content = read_json(path)
     try:
-        stored, rows, seconds = content["configuration"], content["table"], content["timing"]["seconds"]
-        same_versions = content["versions"] == versions()
-        if content["id"] != sha256_of_value(stored) or not all(isinstance(row, dict) for row in rows):
+        content = read_sealed(path, (SCHEMA_VERSION,), SCHEMA_VERSION + 1)  # the first studies had no seal
+        stored, result = content["configuration"], Result(content["table"], float(content["timing"]["seconds"]))
+        made_with = content["versions"]
+        if content["id"] != sha256_of_value(stored):
             raise ValueError("its id is not the sha256 of its configuration")
-        if not seal_holds(content, required=False):  # the first studies had none
-            raise ValueError("its seal is not the sha256 of what it says")
-    except (KeyError, TypeError, ValueError) as error:
-        raise LpmbenchError(f"{path} is no finished {study.name} ({error}); --force writes it anew.") from None
-    if stored != json.loads(json.dumps(study.configuration)):
-        differing = ", ".join(_differences(stored, study.configuration)) or "its form"
+    except (KeyError, TypeError, ValueError, LpmbenchError) as error:
+        raise LpmbenchError(f"{path} is no finished {study.name} ({in_one_line(error)}); use --force.") from None
+    if stored != (wanted := json.loads(json.dumps(study.configuration))):
         raise LpmbenchError(
-            f"{path} holds another study: it differs in {differing}. Give another folder with --out, or --force to "
-            "write over it."
+            f"{path} holds another study: it differs in {differences(stored, wanted)}. Give another directory with "
+            "--out, or --force to write over it."
         )
-    return Result(rows, float(seconds)) if same_versions else None
-
-
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Which parts of two configurations differ, a few of them, by name."""
-    found = []
-    for part in ("models", "dataset", "evaluation"):
-        one, other = first.get(part), second[part]
-        if part == "models" and one != other:
-            found.append("the models")
-        elif isinstance(one, Mapping):
-            found += [key for key in sorted({*one, *other}) if one.get(key) != json.loads(json.dumps(other.get(key)))]
-    return found[:4]
+    return result if made_with == versions() else None
 
 
 def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -> None:
@@ -413,11 +385,9 @@ def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -
 
 
 def whole(study: Study, out: Path) -> bool:
-    """Whether every file that lies beside a finished study's NAME.json is there as it was written."""
-    artefacts = read_json(out / f"{study.name}.json").get("artefacts")
-    if not isinstance(artefacts, dict) or not artefacts:
-        return False
-    return all(
-        Path(name).name == name and (out / name).is_file() and sha256_of(out / name) == digest
+    """Whether every file that a finished study's NAME.json lists is there as it was written."""
+    artefacts = read_json(out / f"{study.name}.json").get("artefacts") or {}
+    return bool(artefacts) and all(
+        (out / Path(name).name).is_file() and sha256_of(out / Path(name).name) == digest
         for name, digest in artefacts.items()
     )

@@ -65,7 +65,7 @@ def test_the_same_bits(
 ) -> None:
     plan = plan_of(model, attack, parameters, limit=10)
     straight = run(plan, tmp_path / "here")
-    assert written(run(plan, tmp_path / "there", workers=workers).path) == written(straight.path)
+    assert written(run(plan, tmp_path / "there", workers=workers.job).path) == written(straight.path)
     assert not (tmp_path / "there" / PROGRESS).exists()
 
 
@@ -82,7 +82,7 @@ def test_a_worker_that_is_killed_inside_a_block_loses_nothing(workers: RayWorker
 
     ours = os.getpid()
     plan = planned(worst_case_over([resolve_attack("noise"), resolve_attack(deadly)]))
-    record = run(plan, tmp_path / "there", workers=workers)
+    record = run(plan, tmp_path / "there", workers=workers.job)
     assert killed.exists()
     straight = run(plan, tmp_path / "here")
     assert written(record.path) == written(straight.path)
@@ -95,7 +95,7 @@ def test_what_fails_in_a_worker_is_recorded(workers: RayWorkers) -> None:
             raise RuntimeError("no")
         return images
 
-    record = failed_run(planned(picky), workers=workers)
+    record = failed_run(planned(picky), workers=workers.job)
     assert record.failures == [{"block": 1, "indices": [4, 5, 6, 7], "error": "RuntimeError: no"}]
 
 
