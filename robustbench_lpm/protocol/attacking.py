@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -107,18 +108,15 @@ def _run_batch(
     if not (bool((images >= 0).all()) and bool((images <= 1).all())):
         raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
     targets = _targets(plan, batch.indices, labels)
-    grading: dict[str, Any] = {
-        "seed": plan.options.seed,
-        "draws": plan.options.draws,
-        "chunk": plan.chunk,
-        "classes": plan.classes,
-        "noise_control": plan.noise_control,
-    }
-    before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
+    graded = partial(
+        predict, plan.classifier, indices=batch.indices, seed=plan.options.seed, draws=plan.options.draws,
+        chunk=plan.chunk, classes=plan.classes, noise_control=plan.noise_control,
+    )  # fmt: skip
+    before = graded(images=images, purpose="clean")
     ledger = Ledger.empty(len(images), on_spent=progress.spent, notes=notes)
     found, choice = _attack(plan, batch.indices, images, labels, targets, mask, made, ledger, checkpoints)
     found = within_budget(found, images, plan.options.norm, plan.options.eps, mask)
-    after = predict(plan.classifier, found, batch.indices, purpose="grade", **grading)
+    after = graded(images=found, purpose="grade")
     progress.spent(len(images) * plan.grading_passes())
     inputs = [bytes.fromhex(sha256_of_image(image.numpy())) for image in batch.images]
     return {
@@ -150,8 +148,8 @@ def _attack(
 ) -> tuple[Tensor, Tensor]:
     """Attack one batch: for each image the strongest candidate, and its position in `plan.candidates`.
 
-    Candidates are what the attack finds in each gradient mode of the plan; of a worst case, what its members made,
-    whose cost counts too.
+    The candidates are the images that the attack finds in each gradient mode of the plan, or those of the members of a
+    worst case, whose cost counts too.
     """
     candidates = []
     for member in made.values():
@@ -178,7 +176,7 @@ def _attack(
         )  # fmt: skip
         if plan.attack.function is not None:
             candidate = {"found": images}
-            for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept as a whole
+            for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept whole
                 found = attack(oracle, images.clone(), labels, norm=options.norm, eps=options.eps, **arguments)
                 candidate["found"] = found
             candidates.append(within_budget(candidate["found"], images, options.norm, options.eps, mask))

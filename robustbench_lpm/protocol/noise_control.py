@@ -1,4 +1,4 @@
-"""Who controls a stochastic classifier's noise while it is attacked, source by source.
+"""Control of a stochastic classifier's noise while it is attacked, source by source.
 
 Each source of randomness (RAM-LPM has two: "first_fixation" and "policy") is in one of four modes:
 
@@ -6,10 +6,10 @@ Each source of randomness (RAM-LPM has two: "first_fixation" and "policy") is in
     fresh      new at every query, the same in all draws of that query: gradients do not average over it.
     replayed   the same N draws at every query: the attack climbs one fixed sample average (common random numbers).
     frozen     one draw for each image, the same in the attack, the selection and the grading: the source is switched
-               off, and what is graded is another, less random classifier.
+               off, which makes another, less random classifier.
 
-The first three change what the attack sees and nothing else. `frozen` shows whether an attack works at all before the
-noise is on (Carlini et al. 2019, arXiv 1902.06705, section 5).
+The first three change only what the attack sees. `frozen` shows whether an attack works at all without noise (Carlini
+et al. 2019, arXiv 1902.06705, section 5).
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def sources_of(classifier: Classifier) -> set[str]:
 
 
 def can_freeze(classifier: Classifier) -> bool:
-    """Whether noise is the image's own; that of a network that draws from the global generators is the batch's."""
+    """Whether noise can be frozen: not that of a network that draws from the global generators, for a whole batch."""
     return not isinstance(classifier.network, GloballyRandom)
 
 
 def parse_noise_control(settings: str | Iterable[str], classifier: Classifier) -> NoiseControl:
-    """Settings like "policy=frozen", or a mode alone for every source, in the order given, the last word counting.
+    """Settings like "policy=frozen", or a mode alone for every source; later ones override earlier ones.
 
     Raises LpmbenchError for a mode or a source that does not exist.
     """
@@ -94,14 +94,12 @@ def parse_noise_control(settings: str | Iterable[str], classifier: Classifier) -
         if mode not in MODES:
             raise unknown("noise mode", mode, MODES)
         if source and source not in known:
-            raise unknown("source of noise", source, known) if known else _nothing_to_control()
+            if not known:
+                raise LpmbenchError("The model is deterministic: it has no source of noise to control.")
+            raise unknown("source of noise", source, known)
         found |= dict.fromkeys([source] if source else known, mode)
     if FROZEN in found.values() and not can_freeze(classifier):
         raise LpmbenchError(
             "The model draws from the global generators, so that its noise depends on the batch: it cannot be frozen."
         )
     return NoiseControl(tuple(sorted((source, mode) for source, mode in found.items() if mode != AVERAGED)))
-
-
-def _nothing_to_control() -> LpmbenchError:
-    return LpmbenchError("The model is deterministic: it has no source of noise to control.")
