@@ -164,18 +164,19 @@ class RayWorkers:
             self._running -= len(references)
 
 
-class _RayJob:
+class _RayJob(Job):
     """Has the blocks of one plan computed by Ray's workers."""
 
     def __init__(self, workers: RayWorkers, plan: Plan, made: Mapping[str, Made], progress: Progress) -> None:
-        self._workers, self._plan, self._made, self._progress = workers, plan, made, progress
+        super().__init__(plan, made, progress)
+        self._workers = workers
         self._running: dict[Any, tuple[int, Sequence[int], Journal]] = {}
 
     def free(self) -> bool:
-        return self._workers.take_slot(self._plan.options.device)
+        return self._workers.take_slot(self.plan.options.device)
 
     def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
-        reference = self._workers.submit(self._plan, number, indices, self._made)
+        reference = self._workers.submit(self.plan, number, indices, self.made)
         self._running[reference] = (number, indices, journal)
 
     def finished(self) -> list[tuple[int, Block, Journal]]:
@@ -184,7 +185,7 @@ class _RayJob:
             number, indices, journal = self._running.pop(reference)
             block = self._workers.fetch(reference, number, indices)
             spent = sum(int(block.arrays[name].sum()) for name in ("forwards", "backwards") if name in block.arrays)
-            self._progress.spent(spent + len(indices) * self._plan.grading_passes())
+            self.progress.spent(spent + len(indices) * self.plan.grading_passes())
             found.append((number, block, journal))
         return found
 

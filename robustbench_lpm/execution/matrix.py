@@ -81,13 +81,9 @@ class Matrix:
 
 
 def resolve_suite(
-    suite: SuiteCard,
-    *,
-    data: Mapping[str, Path] | Path | None = None,
-    device: str = "cpu",
-    trust: bool = False,
+    suite: SuiteCard, *, data: Mapping[str, Path] | Path | None = None, device: str = "cpu", trust: bool = False,
     attempt: Attempt = nullcontext,
-) -> Matrix:
+) -> Matrix:  # fmt: skip
     """Every run of a suite, in the order of its card; optional parts whose data are not available are left out.
 
     data: the directory of the data, or one for each data set by name. attempt: the context in which each model is
@@ -125,14 +121,9 @@ def resolve_suite(
 
 
 def _add_model(
-    matrix: Matrix,
-    part: SuiteCard.Part,
-    number: int,
-    model: LoadedModel,
-    attacks: Mapping[str, Attack],
-    device: str,
+    matrix: Matrix, part: SuiteCard.Part, number: int, model: LoadedModel, attacks: Mapping[str, Attack], device: str,
     attempt: Attempt,
-) -> None:
+) -> None:  # fmt: skip
     """The runs of one model in a part of a suite."""
     source, classifier = matrix.sources[number], model.classifier
     # What only stochastic or glimpsing models have is asked of them alone: one part may hold all models.

@@ -65,14 +65,9 @@ SILENT = Silent()
 
 
 def run(
-    plan: Plan,
-    out: Path | None = None,
-    watcher: Watcher = SILENT,
-    *,
-    again: bool = False,
-    workers: Workers | None = None,
-    wait: bool = True,
-) -> RunRecord:
+    plan: Plan, out: Path | None = None, watcher: Watcher = SILENT, *, again: bool = False,
+    workers: Workers | None = None, wait: bool = True,
+) -> RunRecord:  # fmt: skip
     """The record of a plan: the finished one in `out`, or one that is computed now, block by block.
 
     With `out`, an interrupted run resumes and the record is written; it is the same, byte by byte, however often the
@@ -117,7 +112,7 @@ def _computed(
                 watcher.end(plan, found, read=True)
                 return found
             progress = watcher.begin(plan)
-            job = (workers or _ThisProcess)(plan, made, progress)
+            job = (workers or Job)(plan, made, progress)
             fill(record, plan, _blocks(plan, store, job, progress, partial(watcher.tell, plan), wait))
             with store.writing():
                 write_record(record, plan, out)
@@ -203,48 +198,36 @@ def _blocks(plan: Plan, store: BlockStore, job: Job, progress: Progress, tell: T
     return [found[number] for number in sorted(found)]
 
 
-class Job(Protocol):
-    """Computes the blocks of one plan."""
-
-    def free(self) -> bool:
-        """Whether another block can be started."""
-
-    def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
-        """Compute a block, here or elsewhere."""
-
-    def finished(self) -> list[tuple[int, Block, Journal]]:
-        """The blocks that have been finished since the last call."""
-
-    def end(self) -> None:
-        """Stop; unfinished blocks may be dropped."""
-
-
-Workers = Callable[[Plan, Mapping[str, Made], Progress], Job]
-
-
-class _ThisProcess:
-    """Computes one block after the other in this process."""
+class Job:
+    """Computes the blocks of one plan: here in this process, one after the other."""
 
     def __init__(self, plan: Plan, made: Mapping[str, Made], progress: Progress) -> None:
-        self._plan, self._made, self._progress = plan, made, progress
+        self.plan, self.made, self.progress = plan, made, progress
         self._done: list[tuple[int, Block, Journal]] = []
 
     def free(self) -> bool:
+        """Whether another block can be started."""
         return not self._done
 
     def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
+        """Compute a block, here or elsewhere."""
         try:
-            block = compute(self._plan, number, indices, self._progress, made=self._made, journal=journal)
+            block = compute(self.plan, number, indices, self.progress, made=self.made, journal=journal)
         except KeyboardInterrupt:
             journal.write()
             raise
         self._done.append((number, block, journal))
 
     def finished(self) -> list[tuple[int, Block, Journal]]:
+        """The blocks that have been finished since the last call."""
         done, self._done = self._done, []
         return done
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """Stop; unfinished blocks are dropped."""
+
+
+Workers = Callable[[Plan, Mapping[str, Made], Progress], Job]
 
 
 class TakenByOthers(LpmbenchError):

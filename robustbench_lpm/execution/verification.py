@@ -35,14 +35,9 @@ Claim = tuple[str, Verdict, str]  # of a record, whether it holds, and the evide
 
 
 def verify(
-    folder: Path,
-    *,
-    model: str | None = None,
-    checkpoint: Path | None = None,
-    device: str = "cpu",
-    trust: bool = False,
-    loaded: dict[str, LoadedModel] | None = None,
-) -> list[Claim]:
+    folder: Path, *, model: str | None = None, checkpoint: Path | None = None, device: str = "cpu",
+    trust: bool = False, loaded: dict[str, LoadedModel] | None = None,
+) -> list[Claim]:  # fmt: skip
     """Every claim of a record that can be checked without running the attack again.
 
     model: the path of the model's card, where the record names no registered model. Parameters of the record's model,

@@ -63,15 +63,10 @@ def images_kept(plan: Plan) -> int:
 
 
 def run_block(
-    plan: Plan,
-    indices: Sequence[int],
-    progress: Progress,
-    *,
-    first_position: int = 0,
-    made: Mapping[str, Made] | None = None,
-    checkpoints: Checkpoints | None = None,
+    plan: Plan, indices: Sequence[int], progress: Progress, *, first_position: int = 0,
+    made: Mapping[str, Made] | None = None, checkpoints: Checkpoints | None = None,
     notes: dict[str, str] | None = None,
-) -> Arrays:
+) -> Arrays:  # fmt: skip
     """Attack and grade some examples; arrays of the outcomes, a row each, and of the pictures to keep.
 
     made: of a worst case, by its members. checkpoints: from which the attack's loops are resumed. notes: added to by
@@ -96,13 +91,9 @@ def run_block(
 
 
 def _run_batch(
-    plan: Plan,
-    batch: Batch,
-    progress: Progress,
-    made: Mapping[str, Made],
-    checkpoints: Checkpoints | None,
+    plan: Plan, batch: Batch, progress: Progress, made: Mapping[str, Made], checkpoints: Checkpoints | None,
     notes: dict[str, str],
-) -> tuple[dict[str, list[Any]], Tensor]:
+) -> tuple[dict[str, list[Any]], Tensor]:  # fmt: skip
     images, labels = batch.images.to(plan.options.device), batch.labels.to(plan.options.device)
     mask = batch.masks.to(plan.options.device) if batch.masks is not None else None
     if not (bool((images >= 0).all()) and bool((images <= 1).all())):
@@ -136,16 +127,9 @@ def _run_batch(
 
 
 def _attack(
-    plan: Plan,
-    indices: Sequence[int],
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    mask: Tensor | None,
-    made: Mapping[str, Made],
-    ledger: Ledger,
-    checkpoints: Checkpoints | None,
-) -> tuple[Tensor, Tensor]:
+    plan: Plan, indices: Sequence[int], images: Tensor, labels: Tensor, targets: Tensor | None, mask: Tensor | None,
+    made: Mapping[str, Made], ledger: Ledger, checkpoints: Checkpoints | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attack one batch: for each image the strongest candidate, and its position in `plan.candidates`.
 
     The candidates are the images that the attack finds in each gradient mode of the plan, or those of the members of a

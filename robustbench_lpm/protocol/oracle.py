@@ -91,19 +91,10 @@ class ClassifierOracle:
     """
 
     def __init__(
-        self,
-        classifier: Classifier,
-        images: Tensor,
-        indices: Sequence[int],
-        rules: Rules,
-        *,
-        quick: Classifier | None = None,
-        mask: Tensor | None = None,
-        gradient_mode: str | None = None,
-        stream: str = "",
-        ledger: Ledger | None = None,
-        checkpoints: Checkpoints | None = None,
-    ) -> None:
+        self, classifier: Classifier, images: Tensor, indices: Sequence[int], rules: Rules, *,
+        quick: Classifier | None = None, mask: Tensor | None = None, gradient_mode: str | None = None,
+        stream: str = "", ledger: Ledger | None = None, checkpoints: Checkpoints | None = None,
+    ) -> None:  # fmt: skip
         self.classifier, self.originals, self.mask = classifier, images, mask
         self._probed = quick or classifier
         self._differentiated = classifier if slow_backwards(classifier, str(images.device)) else self._probed
@@ -264,12 +255,9 @@ class ClassifierOracle:
         return self._in_chunks(look, images, noise, self._chunk)
 
     def _in_chunks(
-        self,
-        answer: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
-        images: Tensor,
-        noise: Draws,
+        self, answer: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]], images: Tensor, noise: Draws,
         chunk: int,
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Tensor, ...]:  # fmt: skip
         """The results of `answer` on images and noise, in pieces and counted: each (draws, B, ...).
 
         Draws on the same images (B, C, H, W) share them; see `Classifier`.

@@ -384,8 +384,9 @@ class _Trial:
             plain_layout(kept)
             return
         # A glimpsing network enlarges rounding beyond any bound: it only has to work.
-        agrees = _near(found, plain, LAYOUT) and all(map(_near_in_length, turned, slopes))
-        if not (agrees or self.classifier.glimpsing):
+        pairs = [(one.double(), other.double()) for one, other in zip(turned, slopes, strict=True)]
+        agrees = all(bool((one - other).norm() <= LAYOUT_GRADIENT * other.norm()) for one, other in pairs)
+        if not (self.classifier.glimpsing or (agrees and _near(found, plain, LAYOUT))):
             plain_layout(kept)
 
     def fingerprint(self) -> str:
@@ -429,10 +430,6 @@ def _near(found: Tensor, wanted: Tensor, share: float) -> bool:
     scale = float(torch.where(wanted.isfinite(), wanted, 0).abs().max())
     alike = (found == wanted) | ((found != found) & (wanted != wanted))
     return bool((alike | ((found - wanted).abs() <= share * scale)).all())
-
-
-def _near_in_length(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).double().norm() <= LAYOUT_GRADIENT * wanted.double().norm())
 
 
 def _own_precision(network: nn.Module) -> torch.dtype | None:

@@ -100,15 +100,9 @@ class Data:
 
 
 def resolve_data(
-    name: str,
-    *,
-    size: str | None = None,
-    data: Path | None = None,
-    split: str = "test",
-    trust: bool = False,
-    image: Path | None = None,
-    label: int | None = None,
-) -> Data:
+    name: str, *, size: str | None = None, data: Path | None = None, split: str = "test", trust: bool = False,
+    image: Path | None = None, label: int | None = None,
+) -> Data:  # fmt: skip
     """A registered data set (or one from a card file) at a size; image and label replace the panda.
 
     size: None is the card's, or for some cards the one size that all images of the split share. The chosen size is
@@ -137,13 +131,10 @@ def resolve_data(
 
 
 def resolve_attack(
-    attack: str | Callable[..., Tensor] | Attack,
-    *,
-    parameters: dict[str, Any] | None = None,
+    attack: str | Callable[..., Tensor] | Attack, *, parameters: dict[str, Any] | None = None,
     settings: Mapping[str, dict[str, Any]] | None = None,
-    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None,
-    trust: bool = False,
-) -> Attack:
+    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None, trust: bool = False,
+) -> Attack:  # fmt: skip
     """A registered attack, one from a card file, or a user's own function (taken as white-box).
 
     parameters replace those of its card; settings, by name, those of a worst case's members. surrogates replace those
@@ -177,13 +168,10 @@ def resolve_attack(
 
 
 def resolve_attacks(
-    attacks: Sequence[str | Callable[..., Tensor] | Attack],
-    *,
-    parameters: Mapping[str, Any] | None = None,
+    attacks: Sequence[str | Callable[..., Tensor] | Attack], *, parameters: Mapping[str, Any] | None = None,
     settings: Mapping[str, dict[str, Any]] | None = None,
-    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None,
-    trust: bool = False,
-) -> list[Attack]:
+    surrogates: Sequence[str | nn.Module | LoadedModel] | None = None, trust: bool = False,
+) -> list[Attack]:  # fmt: skip
     """Several attacks that share their arguments, each once.
 
     parameters replace those of every attack that has them; settings, by name, those of one attack, or of a worst case's
@@ -345,13 +333,9 @@ def _listed(surrogates: Mapping[str, Sequence[str]], target: LoadedModel, data: 
 
 
 def resolve_model(
-    model: str | Path | Callable[..., Any] | LoadedModel,
-    *,
-    checkpoint: Path | None = None,
-    trust: bool = False,
-    device: str = "cpu",
-    name: str | None = None,
-) -> LoadedModel:
+    model: str | Path | Callable[..., Any] | LoadedModel, *, checkpoint: Path | None = None, trust: bool = False,
+    device: str = "cpu", name: str | None = None,
+) -> LoadedModel:  # fmt: skip
     """A registered model, one from a card file, or any module or function from images in [0, 1] to logits.
 
     Of a module a copy is taken: the caller's own is never touched.

@@ -80,13 +80,9 @@ def looks_cost(plan: Plan, runs: Sequence[int]) -> int:
 
 @torch.no_grad()
 def looks(
-    plan: Plan,
-    pixels: Pixels | None = None,
-    *,
-    purpose: Purpose,
-    runs: Sequence[int] = (1,),
+    plan: Plan, pixels: Pixels | None = None, *, purpose: Purpose, runs: Sequence[int] = (1,),
     spent: Callable[[int], None] = lambda _: None,
-) -> Looks:
+) -> Looks:  # fmt: skip
     """Run the model on the images of a plan, or on `pixels` in their place (images that it lacks are left out).
 
     purpose: "clean" or "grade"; K draws of noise of that purpose are used, keyed as the grader keys them.

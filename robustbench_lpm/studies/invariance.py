@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -93,18 +93,10 @@ class Invariance(Study):
 
 
 def make_invariance(
-    names: Sequence[str],
-    data: Data,
-    values: Mapping[str, Sequence[float]],
-    *,
-    mc: Sequence[int] = (1,),
-    limit: int | None = None,
-    device: str = "cpu",
-    checkpoint: Path | None = None,
-    trust: bool = False,
-    attempt: Attempt = nullcontext,
-    **settings: Any,
-) -> Invariance:
+    names: Sequence[str], data: Data, values: Mapping[str, Sequence[float]], *, mc: Sequence[int] = (1,),
+    limit: int | None = None, device: str = "cpu", checkpoint: Path | None = None, trust: bool = False,
+    attempt: Attempt = nullcontext, **settings: Any,
+) -> Invariance:  # fmt: skip
     """The study of registered models or cards; `values` are the magnitudes by name of a transformation.
 
     mc: the values of M; 1 is always among them. settings: `draws` (K, of the average of max M runs), `seed` and
@@ -126,4 +118,4 @@ def make_invariance(
     chosen = tuple((name, tuple(sorted(set(values[name])))) for name in TRANSFORMATIONS if values.get(name))
     averages = tuple(sorted({1, *mc}))
     study = Invariance(tuple(models), data, mc=averages, device=device, values=chosen, **{"draws": 4} | settings)
-    return replace(study, **resolved(study, limit, attempt))
+    return resolved(study, limit, attempt)

@@ -190,12 +190,11 @@ def _blamed(model: LoadedModel) -> Iterator[None]:
 
 def without(study: StudyT, model: LoadedModel, limit: int | None) -> StudyT:
     """The study of the other models. Raises LpmbenchError where there are none."""
-    others = replace(study, models=tuple(other for other in study.models if other is not model))
-    return replace(others, **resolved(others, limit))
+    return resolved(replace(study, models=tuple(other for other in study.models if other is not model)), limit)
 
 
-def resolved(study: Study, limit: int | None, attempt: Attempt = nullcontext) -> dict[str, Any]:
-    """The fields of a study that depend on its models and images; limit: the most images.
+def resolved(study: StudyT, limit: int | None, attempt: Attempt = nullcontext) -> StudyT:
+    """The study with the fields that depend on its models and images; limit: the most images.
 
     attempt: the context in which each model is tried; one whose error it suppresses is left out.
 
@@ -214,15 +213,11 @@ def resolved(study: Study, limit: int | None, attempt: Attempt = nullcontext) ->
     if not models:
         raise LpmbenchError("None of the models can be studied.")
     stochastic = any(model.classifier.stochastic for model in models)
-    return {
-        "models": tuple(models),
-        "images": images,
-        "mc": study.mc if stochastic else (1,),
-        "draws": study.draws if stochastic else 1,
-        "classes": classes.pop() if len(classes) == 1 else 0,
-        "chunk": min(chunks),
-        "data_sha256": study.data.sha256(indices),
-    }
+    return replace(
+        study, models=tuple(models), images=images, mc=study.mc if stochastic else (1,),
+        draws=study.draws if stochastic else 1, classes=classes.pop() if len(classes) == 1 else 0, chunk=min(chunks),
+        data_sha256=study.data.sha256(indices),
+    )  # fmt: skip
 
 
 def total_passes(study: Study) -> int:

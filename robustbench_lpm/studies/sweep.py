@@ -8,7 +8,7 @@ glimpses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -45,17 +45,9 @@ class Sweep(Study):
 
 
 def make_sweep(
-    name: str,
-    data: Data,
-    *,
-    glimpses: Sequence[int],
-    mc: Sequence[int] = (1,),
-    limit: int | None = None,
-    device: str = "cpu",
-    checkpoint: Path | None = None,
-    trust: bool = False,
-    **settings: Any,
-) -> tuple[Sweep, int]:
+    name: str, data: Data, *, glimpses: Sequence[int], mc: Sequence[int] = (1,), limit: int | None = None,
+    device: str = "cpu", checkpoint: Path | None = None, trust: bool = False, **settings: Any,
+) -> tuple[Sweep, int]:  # fmt: skip
     """The sweep of a registered model or a card, and the number of glimpses that its card says.
 
     glimpses: the values of t, from 1, in any order and beyond the card's; the model is loaded to take the most of them.
@@ -72,4 +64,4 @@ def make_sweep(
         model = load_model(name, glimpses=most, **loading)
     numbers = tuple(sorted(set(glimpses)))
     study = Sweep((model,), data, mc=tuple(sorted({1, *mc})), device=device, glimpses=numbers, **settings)
-    return replace(study, **resolved(study, limit)), usual
+    return resolved(study, limit), usual
