@@ -94,7 +94,7 @@ def _same_weights(record: RunRecord, model: LoadedModel, changed: dict[str, Any]
 
 
 def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Claim]:
-    """Predict the stored images again, clean and attacked, on the noise that the record's grader used."""
+    """Check the predictions of the stored images, clean and attacked, on the noise that the record's grader used."""
     pictures = record.pictures()
     if not pictures:
         return [("predictions repeat", "not checked", "no images are stored")]
@@ -108,17 +108,18 @@ def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Claim]
     try:
         control = parse_noise_control([f"{source}={mode}" for source, mode in modes], classifier)
     except LpmbenchError as error:
-        return [("predictions repeat", "FAILS", f"the model has not the noise of the record: {error}")]
-    clean = {picture.index: torch.from_numpy(picture.clean)[None].to(device) for picture in pictures}
-    attacked = {picture.index: torch.from_numpy(picture.adversarial)[None].to(device) for picture in pictures}
+        return [("predictions repeat", "FAILS", f"the model lacks the noise of the record: {error}")]
     return [
-        _compared("clean predictions repeat", record, classifier, control, clean),
-        _compared("adversarial predictions repeat", record, classifier, control, attacked),
-    ]
+        _compared(
+            f"{kind} predictions repeat", record, classifier, control,
+            {picture.index: torch.from_numpy(getattr(picture, kind))[None].to(device) for picture in pictures},
+        )
+        for kind in ("clean", "adversarial")
+    ]  # fmt: skip
 
 
 def as_recorded(record: RunRecord, classifier: Classifier) -> Classifier:
-    """The classifier with the noise that it was graded on; that of a glimpsing one was another before version 0.2.
+    """The classifier with the noise that it was graded on, which for glimpsing ones changed in version 0.2.
 
     Raises LpmbenchError for older noise of any other network.
     """
@@ -132,7 +133,7 @@ def as_recorded(record: RunRecord, classifier: Classifier) -> Classifier:
 
 
 def _noise_before(network: RecurrentAttention, addresses: Addresses) -> Noise:
-    """Noise as it was drawn before version 0.2: by a generator for each image, which went on from run to run."""
+    """Noise as it was drawn before version 0.2: by a generator for each image, over all runs."""
     seed, purpose, _ = addresses.key
     first, policy, source = [], [], torch.Generator()
     for draw, run, index in addresses.places.T.tolist():
@@ -165,8 +166,8 @@ def _compared(
         noise = {source: values.to(images[index].device) for source, values in drawn.items()}
         return classifier(images[index].repeat(copies, 1, 1, 1), noise)[:1]
 
-    def tipped(index: int, draw: int, claimed: int) -> bool:
-        """Whether rounding may make the claimed class the winner: its logit is as near as rounding moves logits."""
+    def by_rounding(index: int, draw: int, claimed: int) -> bool:
+        """Whether rounding may make the claimed class the largest: its logit is as near as rounding moves logits."""
         found = torch.cat([logits(index, draw, copies) for copies in BATCHES])
         moved = (found - found[0]).abs().max()
         return 0 <= claimed < found.shape[1] and bool(found[0].max() - found[0, claimed] <= 2 * moved)
@@ -179,10 +180,8 @@ def _compared(
             noise_control=noise_control,
         )[0].numpy()  # fmt: skip
         differing = np.flatnonzero(found != claimed)
-        by_rounding = sum(tipped(index, int(draw), int(claimed[draw])) for draw in differing)
-        different += len(differing) - by_rounding
-        rounded += by_rounding
-        total += len(claimed)
+        close = sum(by_rounding(index, int(draw), int(claimed[draw])) for draw in differing)
+        different, rounded, total = different + len(differing) - close, rounded + close, total + len(claimed)
     note = f", {rounded} of them within what rounding moves" if rounded else ""
     note += "" if record.versions == versions() else " (under other versions than the record's)"
     verdict: Verdict = "holds" if different <= TOLERATED_MISMATCH * total else "FAILS"

@@ -127,14 +127,11 @@ def _inapplicable(name: str, question: str, why: str) -> Comparison:
 def _with_others(judged: Plan, black_box: Sequence[Attack]) -> list[Comparison]:
     """Comparisons with attacks that know or do less: none may be stronger."""
     attack = judged.attack
-    found = [
-        _not_weaker_than(name, question, judged, resolve_attack(other))
-        for name, question, other in (
-            ("iterated vs one step", "Is the attack at least as strong as a single step?", "fgsm"),
-            ("attack vs noise", "Is the attack at least as strong as random noise of the same size?", "noise"),
-        )
-        if attack.name != other
-    ]
+    simple = {
+        "fgsm": ("iterated vs one step", "Is the attack at least as strong as a single step?"),
+        "noise": ("attack vs noise", "Is the attack at least as strong as random noise of the same size?"),
+    }
+    found = [_not_weaker_than(*simple[o], judged, resolve_attack(o)) for o in simple if o != attack.name]
     for other in black_box:
         name, question = "white-box vs black-box", "Is an attack with gradients at least as strong as one without?"
         if other.surrogates is not None:

@@ -182,36 +182,25 @@ def resolve_attacks(
     if not attacks or not all(isinstance(attack, str | Attack) or callable(attack) for attack in attacks):
         raise LpmbenchError("Please name an attack, such as 'pgd', or give a function like attacks.pgd.pgd.")
     attacks = [attack for position, attack in enumerate(attacks) if attack not in attacks[:position]]
+    given, named = dict(parameters or {}), settings or {}
+    own = [dict(named.get(attack, {})) if isinstance(attack, str) else {} for attack in attacks]
+    if len(attacks) > 1:  # a single one refuses what it has not
+        known = [_known_parameters(attack, trust) for attack in attacks]
+        if missing := next((name for name in given if not any(name in names for names in known)), None):
+            raise unknown("parameter", missing, set[str]().union(*known))
+        shared = [{name: value for name, value in given.items() if name in names} for names in known]
+    else:
+        shared = [given]
     found = [
-        resolve_attack(attack, parameters=own, settings=settings, trust=trust)
-        for attack, own in zip(attacks, _shared_out(attacks, parameters or {}, settings or {}, trust), strict=True)
+        resolve_attack(attack, parameters=some | more, settings=settings, trust=trust)
+        for attack, some, more in zip(attacks, shared, own, strict=True)
     ]
     if surrogates is None:
         return found
-    carried = [attack.carried_over for attack in found]
     models = told_apart([resolve_model(model, trust=trust) for model in surrogates])
-    if not any(carried):
-        carried[0] = True  # which refuses them
-    return [_with_surrogates(attack, models) if takes else attack for attack, takes in zip(found, carried, strict=True)]
-
-
-def _shared_out(
-    attacks: Sequence[str | Callable[..., Tensor] | Attack],
-    parameters: Mapping[str, Any],
-    settings: Mapping[str, dict[str, Any]],
-    trust: bool,
-) -> list[dict[str, Any]]:
-    """For each attack the parameters that it has; a single one gets all of them, and refuses what it has not."""
-    own = [dict(settings.get(attack, {})) if isinstance(attack, str) else {} for attack in attacks]
-    if len(attacks) == 1:
-        return [dict(parameters) | own[0]]
-    known = [_known_parameters(attack, trust) for attack in attacks]
-    if missing := next((name for name in parameters if not any(name in names for names in known)), None):
-        raise unknown("parameter", missing, set[str]().union(*known))
-    return [
-        {name: value for name, value in parameters.items() if name in names} | named
-        for names, named in zip(known, own, strict=True)
-    ]
+    if not any(attack.carried_over for attack in found):
+        return [_with_surrogates(found[0], models)]  # which refuses them
+    return [_with_surrogates(attack, models) if attack.carried_over else attack for attack in found]
 
 
 def _known_parameters(attack: str | Callable[..., Tensor] | Attack, trust: bool) -> set[str]:

@@ -34,6 +34,7 @@ from robustbench_lpm.execution.machine import hardware
 from robustbench_lpm.execution.recording import PROGRESS
 from robustbench_lpm.execution.runner import SILENT
 from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
+from robustbench_lpm.options import words_of
 from robustbench_lpm.protocol.attacking import Arrays, Progress
 from robustbench_lpm.protocol.oracle import check_logits
 from robustbench_lpm.protocol.plan import default_chunk, fitted
@@ -104,25 +105,15 @@ class Study:
 
     def command(self) -> str:
         """The command that repeats this study (DIR is the directory of the data)."""
-        names = [
-            model.arguments.removeprefix("--model ") if model.arguments else shlex.quote(model.name)
-            for model in self.models
-        ]
-        options = {
-            "--size": self.data.identity["size"],
-            "--split": self.data.identity["split"],
-            "--limit": self.images,
-            "--mc": ",".join(map(str, self.mc)),
-            "--draws": self.draws,
-            "--seed": self.seed,
-        }
-        if torch.device(self.device).type != "cpu":
-            options["--device"] = self.device
-        words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
-        words += ["--labels-fit"] * self.labels_fit
-        foreign = self.data.foreign or any(model.card and cards.is_foreign(model.card) for model in self.models)
+        names = [model.arguments.removeprefix("--model ") or shlex.quote(model.name) for model in self.models]
+        options: dict[str, Any] = {name: self.data.identity[name] for name in ("size", "split")}
+        options |= {"limit": self.images, "mc": ",".join(map(str, self.mc)), "draws": self.draws, "seed": self.seed}
+        options |= {"device": self.device} if torch.device(self.device).type != "cpu" else {}
+        options |= {"labels_fit": True} if self.labels_fit else {}
+        if self.data.foreign or any(model.card and cards.is_foreign(model.card) for model in self.models):
+            options["trust"] = True
         data = self.data.arguments or f"--dataset {shlex.quote(self.data.name)}"
-        return " ".join([f"lpmbench {self.name}", *names, *self.words(), data, *words, *["--trust"] * foreign])
+        return " ".join([f"lpmbench {self.name}", *names, *self.words(), data, *words_of(options)])
 
     def varied(self) -> dict[str, Any]:
         """What is varied, as a part of the configuration."""
@@ -227,7 +218,7 @@ def total_passes(study: Study) -> int:
 
 @torch.no_grad()
 def estimate_seconds(study: Study) -> float:
-    """About how long a study takes, from the time of reading a few images and of passing them a time or two."""
+    """About how long a study takes, from the time of reading a few images and of two passes over them."""
     start = time.perf_counter()
     batch = next(batches_by_shape(study.data.read(range(min(study.chunk, study.images)))))
     each = (time.perf_counter() - start) / len(batch)
@@ -319,15 +310,15 @@ def _rows(study: Study, shares: Sequence[Shares]) -> list[Row]:
             for number, cell in enumerate(study.cells()):
                 right = per_image[:, number, position]
                 rate = statistics.rate(right)
-                halves = (right[::2], right[1::2]) if rate.n > 1 else (right, right)
+                halves = (right[::2], right[1::2]) if rate.n > 1 else (right, right)  # of the images
                 first, second = (float(half.mean()) for half in halves)
-                rows.append(
-                    {"model": model.name, "dataset": study.data.name, "size": study.data.identity["size"], "mc": m}
-                    | cell
-                    | {"accuracy": rate.value, "accuracy_low": rate.low, "accuracy_high": rate.high}
-                    | {"accuracy_first_half": first, "accuracy_second_half": second}  # of the images
-                    | {"images": rate.n, "draws": study.runs(model) // m, "seed": study.seed}
-                )
+                rows.append({
+                    "model": model.name, "dataset": study.data.name, "size": study.data.identity["size"], "mc": m,
+                    **cell,
+                    "accuracy": rate.value, "accuracy_low": rate.low, "accuracy_high": rate.high,
+                    "accuracy_first_half": first, "accuracy_second_half": second,
+                    "images": rate.n, "draws": study.runs(model) // m, "seed": study.seed,
+                })  # fmt: skip
     return rows
 
 
@@ -362,17 +353,12 @@ def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -
     for name, written in files.items():
         write_atomically(out / name, written)
     content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "study": study.name,
-        "id": study.id,
-        "command": study.command(),
-        "configuration": study.configuration,
-        "execution": _execution(study),
-        "versions": versions(),
+        "schema_version": SCHEMA_VERSION, "study": study.name, "id": study.id, "command": study.command(),
+        "configuration": study.configuration, "execution": _execution(study), "versions": versions(),
         "timing": {"seconds": result.seconds, "hardware": hardware()},
         "artefacts": {name: sha256_of(out / name) for name in files},
         "table": result.rows,
-    }
+    }  # fmt: skip
     # In this order: the rows of the table are in that of the CSV's columns.
     text = json.dumps(sealed(content), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     write_atomically(path, text.encode())
