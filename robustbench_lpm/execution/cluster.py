@@ -110,14 +110,11 @@ class RayWorkers:
 
     def take_slot(self, device: str) -> bool:
         """Whether there is room for one more block, a few waiting in line. Raises Stopped."""
-        self._check_stopped()
+        if self._stopped:
+            raise Stopped("The run was stopped.")
         slots = self.slots(device)
         with self._lock:
             return self._running < slots + max(1, slots // 4)
-
-    def _check_stopped(self) -> None:
-        if self._stopped:
-            raise Stopped("The run was stopped.")
 
     def submit(self, plan: Plan, number: int, indices: Sequence[int], made: Mapping[str, Made]) -> Any:
         """Send a block to a worker; Ray's reference to its result."""
@@ -134,13 +131,11 @@ class RayWorkers:
             sent = self._sent[plan.id]
         return task.remote([sent], plan.id, number, list(indices), own, self._threads, paths)
 
-    def ready(self, references: Sequence[Any]) -> list[Any]:
+    def ready(self, references: list[Any]) -> list[Any]:
         """Those whose results are there. Raises Stopped."""
-        self._check_stopped()
-        if not references:
-            return []
-        found, _ = self._ray.wait(list(references), num_returns=len(references), timeout=WAIT)
-        return list(found)
+        if self._stopped:
+            raise Stopped("The run was stopped.")
+        return list(self._ray.wait(references, num_returns=len(references), timeout=WAIT)[0]) if references else []
 
     def fetch(self, reference: Any, number: int, indices: Sequence[int]) -> Block:
         """The result of a block. Raises LpmbenchError where the worker could not do its part."""

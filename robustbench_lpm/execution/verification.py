@@ -161,8 +161,7 @@ def _compared(
     def logits(index: int, draw: int, copies: int) -> Tensor:
         """Logits (1, K) on the noise of one graded draw, in a batch of so many copies of the image."""
         indices = [index] * copies
-        drawn = classifier.sample_noise(Addresses.of(seed, indices, purpose, draw))
-        drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices)
+        drawn = noise_control.sample(classifier, seed, indices, purpose, draw)
         noise = {source: values.to(images[index].device) for source, values in drawn.items()}
         return classifier(images[index].repeat(copies, 1, 1, 1), noise)[:1]
 

@@ -12,7 +12,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import Norm, distance, project
 from robustbench_lpm.protocol.noise_control import NoiseControl
 from robustbench_lpm.protocol.oracle import check_logits
-from robustbench_lpm.randomness import Addresses, Purpose
+from robustbench_lpm.randomness import Purpose
 from robustbench_lpm.records.runs import DISTANCE_TOLERANCE
 
 
@@ -59,8 +59,7 @@ def predict(
         predictions = []
         for start in range(0, len(images), step):
             part = slice(start, start + step)
-            drawn = classifier.sample_noise(Addresses.of(seed, indices[part], purpose, draw))
-            drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices[part])
+            drawn = noise_control.sample(classifier, seed, indices[part], purpose, draw)
             noise = {source: values.to(images.device) for source, values in drawn.items()}
             logits = classifier(images[part], noise)
             check_logits(logits, classes)

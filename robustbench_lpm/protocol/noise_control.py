@@ -21,7 +21,7 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise
 from robustbench_lpm.errors import LpmbenchError, unknown
-from robustbench_lpm.randomness import Addresses
+from robustbench_lpm.randomness import Addresses, Purpose
 
 AVERAGED, FRESH, REPLAYED, FROZEN = MODES = ("averaged", "fresh", "replayed", "frozen")
 
@@ -42,6 +42,13 @@ class NoiseControl:
             return False
         frozen = self.sources(FROZEN)
         return not frozen or bool(sources_of(classifier) - frozen)
+
+    def sample(
+        self, classifier: Classifier, seed: int, indices: Sequence[int], purpose: Purpose, draw: int = 0, draws: int = 1
+    ) -> Noise:
+        """Noise of `draws` draws from `draw` on, one after the other, that an attack does not control."""
+        noise = classifier.sample_noise(Addresses.of(seed, indices, purpose, draw).draws(draws))
+        return self.freeze(classifier, noise, draws, seed=seed, indices=indices)
 
     def attack_noise(
         self, classifier: Classifier, fresh: Addresses, draws: int, *, seed: int, stream: str, indices: Sequence[int]

@@ -142,7 +142,7 @@ class ClassifierOracle:
 
     def _fresh(self, purpose: Purpose, draws: int) -> Addresses:
         """The next draws of each image, (draws · B) addresses, one draw after the other."""
-        # A row may occur several times (see `OracleView`): each time gets draws of its own.
+        # A row may occur several times (see `_View`): each time gets draws of its own.
         times_before = (self._rows[:, None] == self._rows).tril(-1).sum(1)
         first = self.ledger.draws[self._rows] + draws * times_before
         self._count(self.ledger.draws, draws, passes=False)
@@ -235,8 +235,7 @@ class ClassifierOracle:
         means, *density = self._gaze(images, noise)
         found = losses(means)
         expected = found + advantages(found.detach()) * density[0] if density else found
-        (total,) = torch.autograd.grad(expected.mean(0).sum(), images)
-        return total
+        return torch.autograd.grad(expected.mean(0).sum(), images)[0]
 
     def _gaze(self, images: Tensor, noise: Draws) -> tuple[Tensor, ...]:
         """Means (draws, B, T, 2), and in the mode "score-function" the log-density (draws, B) of the fixations."""
@@ -322,10 +321,8 @@ class ClassifierOracle:
         best = torch.zeros_like(labels)
         if len(candidates) == 1:
             return best
-        draws = self.select_draws
-        drawn = self.classifier.sample_noise(Addresses.of(self.seed, self.indices, "select").draws(draws))
-        drawn = self.noise_control.freeze(self.classifier, drawn, draws, seed=self.seed, indices=self.indices)
-        noise = Draws(self._on_device(drawn), draws)
+        drawn = self.noise_control.sample(self.classifier, self.seed, self.indices, "select", draws=self.select_draws)
+        noise = Draws(self._on_device(drawn), self.select_draws)
         best_score = self._score(self(candidates[0], noise), labels, targets)
         for position, candidate in enumerate(candidates[1:], start=1):
             score = self._score(self(candidate, noise), labels, targets)
@@ -344,10 +341,10 @@ class ClassifierOracle:
 
     def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
         """A module from images to logits, for other libraries; see `Oracle.view`."""
-        return OracleView(self, draws, exact)
+        return _View(self, draws, exact)
 
 
-class OracleView(nn.Module):
+class _View(nn.Module):
     """An oracle as a module for other libraries: images (n, C, H, W) to logits (n, K), fresh noise at every call."""
 
     def __init__(self, oracle: ClassifierOracle, draws: int, exact: bool) -> None:
