@@ -28,14 +28,9 @@ def empty_record(plan: Plan) -> RunRecord:
     import pandas as pd
 
     return RunRecord(
-        configuration=plan.configuration,
-        command=plan.command(),
-        execution=execution(plan),
-        versions=versions(),
-        outcomes=pd.DataFrame(),
-        code=plan.code,
-        notes=list(plan.notes),
-    )
+        configuration=plan.configuration, command=plan.command(), execution=execution(plan), versions=versions(),
+        outcomes=pd.DataFrame(), code=plan.code, notes=list(plan.notes),
+    )  # fmt: skip
 
 
 def fill(record: RunRecord, plan: Plan, blocks: Sequence[Block]) -> None:
@@ -48,7 +43,8 @@ def fill(record: RunRecord, plan: Plan, blocks: Sequence[Block]) -> None:
     if note := chance_note(record, plan.classes):
         record.notes.append(note)
     record.timing = {"seconds": float(sum(part["seconds"] for part in parts)), "hardware": hardware()}
-    notes = {subject: reason for block in reversed(blocks) for subject, reason in block.notes.items()}  # the first each
+    # Of each subject the first block's reason.
+    notes = {subject: reason for block in reversed(blocks) for subject, reason in block.notes.items()}
     record.notes += [f"{subject}: {reason}" for subject, reason in sorted(notes.items())]
     if halved := [str(number) for number, block in enumerate(blocks) if block.halved]:
         record.notes.append(

@@ -137,12 +137,9 @@ def _one_thread_for(directory: Path | None) -> Iterator[None]:
 def _manifest(plan: Plan, record: RunRecord, made: Mapping[str, Made]) -> dict[str, Any]:
     """What decides the bits of a run's blocks: where any of it differs, old blocks are not used."""
     manifest: dict[str, Any] = {
-        "id": record.id,
-        "execution": record.execution,
-        "versions": record.versions,
-        "stored": images_kept(plan),
+        "id": record.id, "execution": record.execution, "versions": record.versions, "stored": images_kept(plan),
         "code": {"package": code_sha256(), **plan.code},
-    }
+    }  # fmt: skip
     if plan.surrogates:
         manifest["surrogates"] = {surrogate.name: surrogate.identity for surrogate in plan.surrogates}
     if made:  # the same runs may have been computed again, elsewhere, to other bits

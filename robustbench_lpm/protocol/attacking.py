@@ -110,20 +110,16 @@ def _run_batch(
     after = graded(images=found, purpose="grade")
     progress.spent(len(images) * plan.grading_passes())
     inputs = [bytes.fromhex(sha256_of_image(image.numpy())) for image in batch.images]
-    return {
-        "index": batch.indices,
-        "input_sha256": [np.frombuffer(digest, np.uint8) for digest in inputs],
-        "label": labels.tolist(),
-        "target": targets.tolist() if targets is not None else [-1] * len(images),
-        "clean_predictions": before.tolist(),
-        "predictions": after.tolist(),
-        "linf": distance(found, images, "linf").tolist(),
-        "l2": distance(found, images, "l2").tolist(),
-        "forwards": ledger.forwards.tolist(),
-        "backwards": ledger.backwards.tolist(),
-        "glimpses": ledger.glimpses.tolist(),
-        "choice": choice.tolist(),
-    }, found
+    columns = {
+        "label": labels, "target": targets if targets is not None else torch.full_like(labels, -1),
+        "clean_predictions": before, "predictions": after,
+        "linf": distance(found, images, "linf"), "l2": distance(found, images, "l2"),
+        "forwards": ledger.forwards, "backwards": ledger.backwards, "glimpses": ledger.glimpses, "choice": choice,
+    }  # fmt: skip
+    rows: dict[str, list[Any]] = {
+        "index": batch.indices, "input_sha256": [np.frombuffer(digest, np.uint8) for digest in inputs]
+    }  # fmt: skip
+    return rows | {name: column.tolist() for name, column in columns.items()}, found
 
 
 def _attack(

@@ -148,13 +148,9 @@ class Plan:
     def _options(self) -> dict[str, Any]:
         """The options of the run by name: those that always decide it, and others that are not the default."""
         found, eps = self.options, self.options.eps
-        given: dict[str, Any] = {
-            "size": self.data.identity["size"],
-            "norm": found.norm,
-            "eps": format_eps(eps) if parse_eps(format_eps(eps)) == eps else repr(eps),
-            "limit": len(self.indices),
-            "seed": found.seed,
-        }
+        shown_eps = format_eps(eps) if parse_eps(format_eps(eps)) == eps else repr(eps)
+        given: dict[str, Any] = {"size": self.data.identity["size"], "norm": found.norm, "eps": shown_eps}
+        given |= {"limit": len(self.indices), "seed": found.seed}
         if self.classifier.stochastic:
             given |= {"mc": found.mc, "draws": found.draws}
         hidden = {"mc", "draws", "select_draws", "save_adversarials"}
@@ -219,9 +215,8 @@ def make_plan(
         _admitted(s, data, chosen, asked.device) for s in resolve_surrogates(attack, model, data, asked.device)
     )
     members, left_out = _members(model, attack, data, asked, chosen)
-    lowered = None
-    if options.precision == "bfloat16":
-        lowered = _lowered(model, example)
+    lowered = _lowered(model, example) if options.precision == "bfloat16" else None
+    if lowered is not None:
         surrogates = tuple(replace(s, classifier=_lowered(s, example)) for s in surrogates)
     configuration = {
         "model": model.identity | {"stochastic": model.classifier.stochastic},
@@ -350,12 +345,9 @@ def told_noise(draws: int, sources: Iterable[str]) -> str:
 
 def _code(model: LoadedModel, attack: Attack, data: Data, admission: Admission) -> dict[str, str]:
     """Hashes of the code of model, attack and data set (see `contents`), and of the model's answers to fixed images."""
-    return {
-        "model": sha256_of_object(model.entry),
-        "answers": admission.answers,
-        "attack": sha256_of_object([part.function for part in (attack, *attack.members)]),
-        "dataset": sha256_of_object(data.entry),
-    }
+    functions = [part.function for part in (attack, *attack.members)]
+    hashes = {"attack": sha256_of_object(functions), "dataset": sha256_of_object(data.entry)}
+    return {"model": sha256_of_object(model.entry), "answers": admission.answers, **hashes}
 
 
 def vary(plan: Plan, *, attack: Attack | None = None, **changes: Any) -> Plan:

@@ -284,17 +284,14 @@ class _Trial:
         """Check that it answers the same under the same seed; the sources of its randomness."""
         held = parts(self.classifier.network, numbers=False)
         own = [(path, value) for path, value, _ in held if isinstance(value, GENERATORS)]
-        before: list[dict[str, bytes]] = []
-        after: list[dict[str, bytes]] = []
-        answers: list[Tensor] = []
         kept: list[list[bytes]] = []
+        passes = []
         with self.asking():
             for seed in [1] * SAME_SEED + list(range(2, 2 + OTHER_SEEDS)):
                 with isolated_globals(seed):
-                    before.append(states())
-                    answers.append(self.classifier(self.images, self.noise))
-                    after.append(states())
+                    passes.append((states(), self.classifier(self.images, self.noise), states()))
                 kept.append([_state(generator) for _, generator in own])
+        before, answers, after = zip(*passes, strict=True)
         for (path, _), one, other in zip(own, kept[0], kept[1], strict=True):
             if one != other:
                 raise self.refused(
