@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.norms import distance
-from robustbench_lpm.protocol.grading import predict, within_budget
+from robustbench_lpm.protocol.grading import grade, within_budget
 from robustbench_lpm.protocol.oracle import Checkpoints, ClassifierOracle, Ledger, Rules, pick
 from robustbench_lpm.protocol.plan import STORED_PICTURES, Plan
 from robustbench_lpm.randomness import Addresses
@@ -99,15 +98,11 @@ def _run_batch(
     if not (bool((images >= 0).all()) and bool((images <= 1).all())):
         raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
     targets = _targets(plan, batch.indices, labels)
-    graded = partial(
-        predict, plan.classifier, indices=batch.indices, seed=plan.options.seed, draws=plan.options.draws,
-        chunk=plan.chunk, classes=plan.classes, noise_control=plan.noise_control,
-    )  # fmt: skip
-    before = graded(images=images, purpose="clean")
+    before = grade(plan, images, batch.indices, "clean")
     ledger = Ledger.empty(len(images), on_spent=progress.spent, notes=notes)
     found, choice = _attack(plan, batch.indices, images, labels, targets, mask, made, ledger, checkpoints)
     found = within_budget(found, images, plan.options.norm, plan.options.eps, mask)
-    after = graded(images=found, purpose="grade")
+    after = grade(plan, found, batch.indices, "grade")
     progress.spent(len(images) * plan.grading_passes())
     inputs = [bytes.fromhex(sha256_of_image(image.numpy())) for image in batch.images]
     columns = {

@@ -26,7 +26,7 @@ from robustbench_lpm.attacks.spsa import estimate
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.options import STRONGEST
-from robustbench_lpm.protocol.grading import predict
+from robustbench_lpm.protocol.grading import grade
 from robustbench_lpm.protocol.noise_control import FROZEN, can_freeze
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.protocol.plan import FROM_PYTHON, Plan, vary
@@ -259,10 +259,7 @@ def _accuracy_on(plan: Plan, record: RunRecord) -> NDArray[np.floating]:
         pictures = list(group)
         images = torch.from_numpy(np.stack([picture.adversarial for picture in pictures])).to(plan.options.device)
         indices = [picture.index for picture in pictures]
-        predictions = predict(
-            plan.classifier, images, indices, seed=plan.options.seed, purpose="grade", draws=plan.options.draws,
-            chunk=plan.chunk, noise_control=plan.noise_control,
-        ).numpy()  # fmt: skip
+        predictions = grade(plan, images, indices, "grade").numpy()
         found += [float((row == labels[index]).mean()) for row, index in zip(predictions, indices, strict=True)]
     return np.array(found)
 
@@ -290,24 +287,18 @@ def _direction(asked: Comparison, judged: Plan) -> Check:
 
 def _cosines(judged: Plan, mode: str | None) -> tuple[NDArray[np.floating], float]:
     """Cosines of analytic and estimated gradients, one per image, and what an exact gradient is expected to have."""
+    still = vary(judged, noise=(FROZEN,)).noise_control if judged.stochastic else judged.noise_control
+    rules = Rules(judged.options.seed, judged.classes, judged.chunk, noise_control=still)
     found: list[float] = []
-    examples = judged.data.read(judged.indices[:COSINE_IMAGES])
-    numbers = 1
-    for batch in batches_by_shape(examples):
-        for start in range(0, len(batch.images), judged.chunk):
-            part = slice(start, start + judged.chunk)
-            images, labels = batch.images[part].to(judged.options.device), batch.labels[part].to(judged.options.device)
-            still = vary(judged, noise=(FROZEN,)).noise_control if judged.stochastic else judged.noise_control
-            oracle = ClassifierOracle(
-                judged.classifier, images, batch.indices[part],
-                Rules(judged.options.seed, judged.classes, judged.chunk, noise_control=still), gradient_mode=mode,
-                stream="direction",
-            )  # fmt: skip
-            losses = partial(objective, "margin", labels=labels)
-            analytic, _, _ = oracle.gradient(images, oracle.noise(), losses)
-            estimated = estimate(oracle, images, labels, None, pairs=COSINE_PAIRS, delta=COSINE_DELTA)
-            found += _cosine(analytic, estimated).tolist()
-            numbers = images[0].numel()
+    for batch in batches_by_shape(judged.data.read(judged.indices[:COSINE_IMAGES]), judged.chunk):
+        images, labels = batch.images.to(judged.options.device), batch.labels.to(judged.options.device)
+        oracle = ClassifierOracle(
+            judged.classifier, images, batch.indices, rules, gradient_mode=mode, stream="direction"
+        )
+        analytic, _, _ = oracle.gradient(images, oracle.noise(), partial(objective, "margin", labels=labels))
+        estimated = estimate(oracle, images, labels, None, pairs=COSINE_PAIRS, delta=COSINE_DELTA)
+        found += _cosine(analytic, estimated).tolist()
+        numbers = images[0].numel()
     return np.array(found), (1 + (numbers - 1) / COSINE_PAIRS) ** -0.5
 
 

@@ -12,6 +12,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import Norm, distance, project
 from robustbench_lpm.protocol.noise_control import NoiseControl
 from robustbench_lpm.protocol.oracle import check_logits
+from robustbench_lpm.protocol.plan import Plan
 from robustbench_lpm.randomness import Purpose
 from robustbench_lpm.records.runs import DISTANCE_TOLERANCE
 
@@ -66,3 +67,12 @@ def predict(
             predictions.append(logits.argmax(1))
         columns.append(torch.cat(predictions))
     return torch.stack(columns, dim=1).cpu()
+
+
+def grade(plan: Plan, images: Tensor, indices: Sequence[int], purpose: Purpose) -> Tensor:
+    """Predicted labels (B, draws) of images (B, C, H, W) of a plan, under its noise control; see `predict`."""
+    options = plan.options
+    return predict(
+        plan.classifier, images, indices, seed=options.seed, purpose=purpose, draws=options.draws, chunk=plan.chunk,
+        classes=plan.classes, noise_control=plan.noise_control,
+    )  # fmt: skip

@@ -108,7 +108,7 @@ def looks(
 
 
 def _batches(plan: Plan, pixels: Pixels | None) -> Iterator[Batch]:
-    """The same batches as the runner grades: the last bit of a logit may depend on the rest of the batch."""
+    """The same batches as the runner grades, of one chunk at most: the last bit of a logit may depend on the batch."""
     for block in plan.blocks:
         wanted = [index for index in block if pixels is None or index in pixels]
         for batch in batches_by_shape(plan.data.read(wanted)) if wanted else ():
@@ -121,27 +121,22 @@ def _one_draw(
     plan: Plan, batch: Batch, purpose: Purpose, draw: int, runs: Sequence[int], spent: Callable[[int], None]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
     """Predictions (B, number of Ms, T) of one draw; aims and fixations (B, T, 2) of its first run."""
-    pieces = []
-    for start in range(0, len(batch), plan.chunk):
-        part = slice(start, start + plan.chunk)
-        images = batch.images[part].to(plan.options.device)
-        addresses = Addresses.of(plan.options.seed, batch.indices[part], purpose, draw).runs(max(runs))
-        total: Tensor | None = None
-        answers: list[Tensor] = []
-        for run in range(1, max(runs) + 1):
-            of_run = addresses.rows(slice(run - 1, None, max(runs)))
-            trajectory = _look(plan.classifier, images, plan.classifier.sample_noise(of_run))
-            check_logits(trajectory.logits.flatten(0, 1), plan.classes)
-            total = trajectory.logits if total is None else total + trajectory.logits
-            if run == 1:
-                gaze = _aims(plan.classifier, trajectory), trajectory.fixations
-            if run in runs:
-                answers.append((total / run).argmax(-1))
-            spent(len(images))
-        found = (torch.stack(answers).movedim(-1, 0), *(where.movedim(1, 0) for where in gaze))
-        pieces.append([values.cpu().numpy() for values in found])
-    predictions, aims, fixations = (np.concatenate(part) for part in zip(*pieces, strict=True))
-    return predictions, aims, fixations
+    images = batch.images.to(plan.options.device)
+    addresses = Addresses.of(plan.options.seed, batch.indices, purpose, draw).runs(max(runs))
+    total: Tensor | None = None
+    answers: list[Tensor] = []
+    for run in range(1, max(runs) + 1):
+        of_run = addresses.rows(slice(run - 1, None, max(runs)))
+        trajectory = _look(plan.classifier, images, plan.classifier.sample_noise(of_run))
+        check_logits(trajectory.logits.flatten(0, 1), plan.classes)
+        total = trajectory.logits if total is None else total + trajectory.logits
+        if run == 1:
+            gaze = [_aims(plan.classifier, trajectory), trajectory.fixations]
+        if run in runs:
+            answers.append((total / run).argmax(-1))
+        spent(len(images))
+    aims, fixations = (where.movedim(1, 0).cpu().numpy() for where in gaze)
+    return torch.stack(answers).movedim(-1, 0).cpu().numpy(), aims, fixations
 
 
 def _look(classifier: Classifier, images: Tensor, noise: Noise) -> Trajectory:
