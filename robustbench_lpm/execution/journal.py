@@ -124,7 +124,7 @@ class _ResumableLoops:
         return loop
 
     def _snapshot(self, loop: _Running, states: Sequence[State], *, last: bool = False) -> None:
-        """Keep this step if it is time, and if those of the loops around it are kept, without which it says nothing."""
+        """Keep this step if it is time, and if the steps of the loops around it are kept, or it is of no use."""
         now = time.monotonic()
         due = last or now - loop.snapshot_at >= WRITE_EVERY / SNAPSHOTS_PER_WRITE
         loop.covered = due and all(outer.covered for outer in self._running[:-1])

@@ -126,7 +126,7 @@ def _add_model(
 ) -> None:  # fmt: skip
     """The runs of one model in a part of a suite."""
     source, classifier = matrix.sources[number], model.classifier
-    # What only stochastic or glimpsing models have is asked of them alone: one part may hold all models.
+    # Settings that only stochastic or glimpsing models have are left out for others: one part may list all models.
     runs = part.mc if classifier.stochastic else [1]
     modes = part.gradient_modes if classifier.gradient_modes else [None]
     for mc, mode in itertools.product(runs, modes):

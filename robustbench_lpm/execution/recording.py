@@ -146,7 +146,7 @@ def _made_with(record: RunRecord) -> dict[str, Any]:
 
 
 def keeps_enough(record: RunRecord, plan: Plan) -> bool:
-    """Whether a record of this plan stores as many images as the plan asks for: the id does not say."""
+    """Whether a record of this plan stores as many images as the plan wants, which is not part of the id."""
     failed = sum(len(failure["indices"]) for failure in record.failures)
     return len(record.pictures()) >= min(images_kept(plan), len(plan.indices)) - failed
 

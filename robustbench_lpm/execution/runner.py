@@ -129,7 +129,7 @@ _locks: dict[Path, threading.Lock] = {}
 
 @contextmanager
 def _one_thread_for(directory: Path | None) -> Iterator[None]:
-    """Two threads of one process run the same plan one after the other: locks on files do not tell them apart."""
+    """Two threads of one process run the same plan one after the other: locks on files do not separate them."""
     with _locks.setdefault(directory.absolute(), threading.Lock()) if directory is not None else nullcontext():
         yield
 

@@ -30,8 +30,7 @@ TOLERATED_MISMATCH = 0.01
 # Batch size and processor change how a network rounds, and a gaze that depends on the last glimpse enlarges that: the
 # logits of RAM-LPM move by 0.005, rarely by 0.3. Batches of these sizes show how far rounding moves those of an image.
 BATCHES = (1, 2, 3, 8, 16)
-Verdict = Literal["holds", "FAILS", "not checked"]
-Claim = tuple[str, Verdict, str]  # of a record, whether it holds, and the evidence
+Claim = tuple[str, Literal["holds", "FAILS", "not checked"], str]  # of a record, whether it holds, the evidence
 
 
 def verify(
@@ -183,5 +182,6 @@ def _compared(
         different, rounded, total = different + len(differing) - close, rounded + close, total + len(claimed)
     note = f", {rounded} of them within what rounding moves" if rounded else ""
     note += "" if record.versions == versions() else " (under other versions than the record's)"
-    verdict: Verdict = "holds" if different <= TOLERATED_MISMATCH * total else "FAILS"
-    return claim, verdict, f"{total - different} of {total} on {len(images)} stored images{note}"
+    holds = different <= TOLERATED_MISMATCH * total
+    evidence = f"{total - different} of {total} on {len(images)} stored images{note}"
+    return claim, "holds" if holds else "FAILS", evidence

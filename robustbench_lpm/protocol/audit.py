@@ -76,7 +76,7 @@ def auditable(plan: Plan) -> Plan:
     """The run that an audit of a plan judges; of a stochastic model it keeps every image. Raises LpmbenchError."""
     if plan.options.eps == 0:
         raise LpmbenchError("An audit needs an eps above 0: without a budget there is nothing to judge.")
-    return vary(plan, save_adversarials=True) if plan.stochastic else plan  # one frozen draw meets them again
+    return vary(plan, save_adversarials=True) if plan.stochastic else plan  # a frozen draw needs them
 
 
 def comparisons(judged: Plan, black_box: Sequence[Attack]) -> list[Comparison]:

@@ -47,28 +47,29 @@ class NoiseControl:
         self, classifier: Classifier, seed: int, indices: Sequence[int], purpose: Purpose, draw: int = 0, draws: int = 1
     ) -> Noise:
         """Noise of `draws` draws from `draw` on, one after the other, that an attack does not control."""
-        noise = classifier.sample_noise(Addresses.of(seed, indices, purpose, draw).draws(draws))
-        return self.freeze(classifier, noise, draws, seed=seed, indices=indices)
+        addresses = Addresses.of(seed, indices, purpose, draw).draws(draws)
+        return self._freeze(classifier, classifier.sample_noise(addresses), addresses, draws)
 
-    def attack_noise(
-        self, classifier: Classifier, fresh: Addresses, draws: int, *, seed: int, stream: str, indices: Sequence[int]
-    ) -> Noise:
+    def attack_noise(self, classifier: Classifier, fresh: Addresses, draws: int) -> Noise:
         """Noise of `draws` draws for B images, (draws · B, ...) for each source, one draw after the other.
 
-        fresh: the addresses of these draws, which no query had before. stream: of the attack's noise.
+        fresh: the addresses of these draws, which no query had before.
         """
-        noise = classifier.sample_noise(fresh)
+        noise, batch = classifier.sample_noise(fresh), len(fresh) // draws
         for source in self.sources(FRESH):
-            noise[source] = _repeated(noise[source][: len(indices)], draws)
+            noise[source] = _repeated(noise[source][:batch], draws)
         if replayed := self.sources(REPLAYED):
-            first = classifier.sample_noise(Addresses.of(seed, indices, "replayed", stream=stream).draws(draws))
+            seed, _, stream = fresh.key
+            same = Addresses.of(seed, fresh.places[2, :batch], "replayed", stream=stream).draws(draws)
+            first = classifier.sample_noise(same)
             noise |= {source: first[source] for source in replayed}
-        return self.freeze(classifier, noise, draws, seed=seed, indices=indices)
+        return self._freeze(classifier, noise, fresh, draws)
 
-    def freeze(self, classifier: Classifier, noise: Noise, draws: int, *, seed: int, indices: Sequence[int]) -> Noise:
+    def _freeze(self, classifier: Classifier, noise: Noise, addresses: Addresses, draws: int) -> Noise:
         """Noise in which each frozen source has its one draw of each image in all draws."""
         if frozen := self.sources(FROZEN):
-            still = classifier.sample_noise(Addresses.of(seed, indices, "frozen"))
+            indices = addresses.places[2, : len(addresses) // draws]
+            still = classifier.sample_noise(Addresses.of(addresses.key[0], indices, "frozen"))
             noise = noise | {source: _repeated(still[source], draws) for source in frozen}
         return noise
 

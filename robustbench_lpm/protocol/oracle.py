@@ -128,10 +128,7 @@ class ClassifierOracle:
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Attack noise; see `Oracle.noise`."""
         draws = draws if self.stochastic else 1
-        drawn = self.noise_control.attack_noise(
-            self.classifier, self._fresh("attack", draws), draws, seed=self.seed, stream=self._stream,
-            indices=self.indices,
-        )  # fmt: skip
+        drawn = self.noise_control.attack_noise(self.classifier, self._fresh("attack", draws), draws)
         if paired:
             drawn, draws = {source: torch.cat([values, values]) for source, values in drawn.items()}, 2 * draws
         return Draws(self._on_device(drawn), draws)

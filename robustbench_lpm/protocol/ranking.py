@@ -127,7 +127,7 @@ def attack_variants(records: Sequence[RunRecord], probes: Set[str] = frozenset()
         if record.id not in probes:
             modes[key, record.model].add(str(record.configuration["evaluation"].get("gradient_mode")))
     # Gradient modes make several attacks only where one model met several: a model without modes, and one that was
-    # attacked in a single mode, met the same attack.
+    # attacked in a single mode, are under the same attack.
     by_mode = {key for (key, _), found in modes.items() if len(found) > 1}
     settings = [_settings(record, key in by_mode) for record, key in zip(records, keys, strict=True)]
     every: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
@@ -376,7 +376,7 @@ def _obstacles(scored: Sequence[Row], expected: Sequence[Row]) -> list[str]:
     elif any(math.isnan(run["robust_accuracy"]) for run in scored):
         found.append("a run without images")
     if absent := _absent(scored, expected):
-        # An attack that was not met at any of its settings goes by its name alone.
+        # An attack that is missing at all of its settings goes by its name alone.
         of_attacks = {name: _labels(runs) for (name,), runs in grouped(expected, ["attack"]).items()}
         whole = {name: labels for name, labels in of_attacks.items() if labels <= absent}
         brief = sorted({*whole, *absent.difference(*whole.values())})

@@ -69,7 +69,7 @@ class Attack:
         if estimate is None:
             return None
         defaults = {name: taken.default for name, taken in inspect.signature(self.function).parameters.items()}
-        # A deterministic classifier gives every draw the same answer: it is asked for one.
+        # A deterministic classifier needs one draw: its answers are all the same.
         draws = {} if stochastic else dict.fromkeys(self.declaration.draws, 1)
         values = defaults | self.parameters | draws | {"stochastic": stochastic}
         return estimate(**{name: values[name] for name in inspect.signature(estimate).parameters if name in values})

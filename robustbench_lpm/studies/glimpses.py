@@ -58,7 +58,7 @@ def check_glimpsing(model: LoadedModel) -> None:
 
 
 def truncated(model: LoadedModel, name: str, glimpses: int, **loading: Any) -> LoadedModel:
-    """The same checkpoint as `model`, loaded to take fewer glimpses, under a name that says so.
+    """The same checkpoint as `model`, loaded to take fewer glimpses, under the name "MODEL (T glimpses)".
 
     loading: as for `zoo.load_model`.
     """

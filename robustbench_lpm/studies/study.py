@@ -347,9 +347,9 @@ def finished(study: Study, out: Path) -> Result | None:
 
 
 def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -> None:
-    """Write the files of a study below `out`, and NAME.json, which says where all of it came from, last."""
+    """Write the files of a study below `out`; NAME.json, with their hashes, last."""
     path = out / f"{study.name}.json"
-    path.unlink(missing_ok=True)  # of an earlier study: it does not speak for the files that follow
+    path.unlink(missing_ok=True)  # of an earlier study: it does not describe these files
     for name, written in files.items():
         write_atomically(out / name, written)
     content: dict[str, Any] = {

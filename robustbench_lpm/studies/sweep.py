@@ -48,7 +48,7 @@ def make_sweep(
     name: str, data: Data, *, glimpses: Sequence[int], mc: Sequence[int] = (1,), limit: int | None = None,
     device: str = "cpu", checkpoint: Path | None = None, trust: bool = False, **settings: Any,
 ) -> tuple[Sweep, int]:  # fmt: skip
-    """The sweep of a registered model or a card, and the number of glimpses that its card says.
+    """The sweep of a registered model or a card, and the number of glimpses of its card.
 
     glimpses: the values of t, from 1, in any order and beyond the card's; the model is loaded to take the most of them.
     mc: the values of M; 1 is always among them. settings: `draws` (K, of the average of max M runs), `seed` and
