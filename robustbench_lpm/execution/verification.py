@@ -34,7 +34,7 @@ Claim = tuple[str, Literal["holds", "FAILS", "not checked"], str]  # of a record
 
 
 def verify(
-    folder: Path, *, model: str | None = None, checkpoint: Path | None = None, device: str = "cpu",
+    directory: Path, *, model: str | None = None, checkpoint: Path | None = None, device: str = "cpu",
     trust: bool = False, loaded: dict[str, LoadedModel] | None = None,
 ) -> list[Claim]:  # fmt: skip
     """Every claim of a record that can be checked without running the attack again.
@@ -46,9 +46,9 @@ def verify(
     Raises LpmbenchError when the record cannot be read at all.
     """
     try:
-        record = records.read(folder)
+        record = records.read(directory)
     except LpmbenchError as error:
-        if not (folder / records.RECORD).is_file() and folder.name != records.RECORD:
+        if not (directory / records.RECORD).is_file() and directory.name != records.RECORD:
             raise
         return [("the record is whole", "FAILS", str(error))]
     failed = len(record.failures)

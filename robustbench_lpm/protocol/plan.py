@@ -23,14 +23,7 @@ from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.admission import IMAGES, Admission, AsItIs, admit
 from robustbench_lpm.registry.contents import sha256_of_object
-from robustbench_lpm.registry.tasks import (
-    Attack,
-    Data,
-    LeftOut,
-    given_instead,
-    resolve_attack,
-    resolve_surrogates,
-)
+from robustbench_lpm.registry.tasks import Attack, Data, LeftOut, given_instead, resolve_attack, resolve_surrogates
 from robustbench_lpm.registry.zoo import LoadedModel
 
 STORED_PICTURES = 16
