@@ -29,9 +29,9 @@ from torch import Tensor
 
 RANDOM_NUMBERS = "philox4x32-10"  # named in the configuration of every run: other numbers make another run
 
-# "search" and "objective" feed the own choices of an attack and of a training objective (random starts, directions);
-# "augment" changes training images; the others feed the model's noise. "replayed" is what an attack meets at every
-# query, "frozen" the one draw of a source that is switched off, in the attack and in the grading alike.
+# "search" and "objective" are the choices of an attack and of a training objective (random starts, directions);
+# "augment" changes training images; the others are noise of the model. "replayed" is the same at every query of an
+# attack, "frozen" the one draw of a source that is switched off, in the attack and in the grading.
 Purpose = Literal[
     "attack", "search", "select", "grade", "clean", "frozen", "replayed", "target",
     "train", "validate", "augment", "objective", "own",
@@ -47,7 +47,7 @@ Floats = NDArray[Any]  # float32 (the types of numpy's operators know no single 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Where the random numbers of N rows are found: rows of one key with an example, a draw and a run each.
+    """The addresses of the random numbers of N rows: one key, and an example, a draw and a run for each row.
 
     Every method that draws takes the name of a source of randomness, which is part of the key, and the shape of one
     row's numbers; it returns (N, *shape) on the CPU. The first numbers of a longer row are those of a shorter one.
@@ -87,7 +87,7 @@ class Addresses:
         return Addresses(self.key, places)
 
     def runs(self, count: int) -> Addresses:
-        """So many runs in the place of each row, (N · count) rows, all runs of a row after the other."""
+        """So many runs of each row, (N · count) rows, all runs of a row after the other."""
         places = np.repeat(self.places, count, axis=1)
         places[1] = places[1] * count + np.tile(np.arange(count), len(self))
         return Addresses(self.key, places)
@@ -150,13 +150,13 @@ def _uniform(words: Words) -> NDArray[np.float32]:
 
 
 # Rational approximations of the inverse of the normal distribution function (Wichura 1988, algorithm AS 241, PPND7):
-# near the middle, and in the tails. From 32 bits no number is beyond those.
+# near the middle, and in the tails. 32 bits reach no further.
 _MIDDLE = (59.109374720, 159.29113202, 50.434271938, 3.3871327179), (67.187563600, 78.757757664, 17.895169469, 1.0)
 _TAIL = (0.17023821103, 1.3067284816, 2.7568153900, 1.4234372777), (0.12021132975, 0.73700164250, 1.0)
 
 
 def _normal(words: Words) -> Floats:
-    """The normal number below which lies the share 1/2 + (s + 1/2) / 2^32 of all, s the word with a sign."""
+    """The quantile 1/2 + (s + 1/2) / 2^32 of the normal distribution, s the word with a sign."""
     signed = words.view("<i4")
     centred = signed.astype(np.float32)
     centred += 0.5
@@ -164,7 +164,7 @@ def _normal(words: Words) -> Floats:
     numbers = centred * _ratio(_MIDDLE, 0.180625 - centred * centred)
     tails = np.nonzero(np.abs(centred) > 0.425)
     beyond = signed[tails]
-    # Counted from the end that is nearer: there float32 tells neighbours apart.
+    # Counted from the nearer end, where float32 distinguishes neighbours.
     share = ((beyond ^ (beyond >> 31) ^ 0x7FFFFFFF).astype(np.float32) + 0.5) * 2**-32
     numbers[tails] = np.copysign(_ratio(_TAIL, np.sqrt(-_log(share)) - 1.6), beyond.astype(np.float32))
     return numbers
@@ -188,7 +188,7 @@ def _polynomial(coefficients: Sequence[float], x: Floats) -> Floats:
 
 
 def _log(x: Floats) -> Floats:
-    """The natural logarithm, from operations that every machine rounds alike: a library's own is not."""
+    """The natural logarithm, from operations that every machine rounds alike."""
     mantissa, exponent = np.frexp(x)  # x = mantissa · 2^exponent
     t = (mantissa - 0.70710678) / (mantissa + 0.70710678)  # log(mantissa) = 2 artanh(t) - log(2) / 2
     logarithm = t * _polynomial([2 / 9, 2 / 7, 2 / 5, 2 / 3, 2.0], t * t)
@@ -214,11 +214,7 @@ def generator(*parts: object) -> torch.Generator:
 
 @contextmanager
 def isolated_globals(seed: int) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and random for code that knows no others, and put them back.
-
-    Other libraries draw from (and some reseed) the global generators; neither the caller nor a model with its own
-    generator should notice.
-    """
+    """Seed the global generators of torch, numpy and random for code that draws from them, and restore them after."""
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     torch.manual_seed(seed)
@@ -235,7 +231,7 @@ def isolated_globals(seed: int) -> Iterator[None]:
 
 
 def states() -> dict[str, bytes]:
-    """The states of the global generators, by whose they are."""
+    """The states of the global generators, by library."""
     found = {
         "torch": torch.get_rng_state().numpy().tobytes(),
         "numpy": pickle.dumps(np.random.get_state()),

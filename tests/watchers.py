@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from robustbench_lpm.protocol.attacking import Silent
+from robustbench_lpm.execution.runner import Silent
 
 
 class Listening(Silent):

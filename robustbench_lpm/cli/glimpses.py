@@ -167,7 +167,7 @@ def draw_scanpaths(plan: Plan, still: Looks, moved: Looks, record: RunRecord, co
     for row, draw in evaluation.turned(still, moved, count):
         picture = pictures[moved.indices[row]]
         both = [evaluation.trace(plan, picture.index, image, draw) for image in (picture.clean, picture.adversarial)]
-        before, after = (Scanpath(**vars(trace)) for trace in both)
+        before, after = (Scanpath(**trace) for trace in both)
         scene = Scene(
             picture.index, int(moved.labels[row]), before, after, cells, headline(plan),
             footnote(still, moved, row, draw), tuple(plan.data.classes),

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,7 @@ def _run(
 
 def _planned(suite: SuiteCard, data: Directories, given: Mapping[str, Any], failures: Failures) -> Matrix:
     """The runs of a suite, with what is done of each and what it costs; says what is left out, and why."""
-    from robustbench_lpm.execution.estimates import Clock
+    from robustbench_lpm.execution.estimates import estimate_seconds
     from robustbench_lpm.execution.matrix import resolve_suite
 
     matrix = resolve_suite(suite, data=data, device=given["device"], trust=given["trust"], attempt=failures.of)
@@ -154,7 +155,7 @@ def _planned(suite: SuiteCard, data: Directories, given: Mapping[str, Any], fail
     if not matrix.cells:
         failures.complain("planned")
         raise LpmbenchError(f"Nothing of '{suite.name}' can be run without its data.")
-    seconds = Clock().seconds
+    seconds = partial(estimate_seconds, timed={})
     for cell in matrix.cells:
         cell.look_ahead(given["out"], seconds, force=given["force"])
     return matrix

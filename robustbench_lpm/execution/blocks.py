@@ -1,45 +1,51 @@
-"""Finished blocks of a run on disk, so that what was computed is not lost when the rest is interrupted.
+"""Finished blocks of a run on disk, so that an interrupted run resumes after them.
 
-A run in progress keeps `manifest.json` (what decides its bits beyond the configuration: block and chunk size, threads,
-device, versions, code), one file for each finished block, what each block that is being worked on has come to
-(`journal`), and the locks of the processes that work on it (`claims`). Another manifest makes the old files worthless:
-they go, unless a process is still at work on them. A block that is not what was written is not used.
+The directory of an unfinished run holds `manifest.json` (what decides its bits beyond the configuration: block and
+chunk size, threads, device, versions, code), a file for each finished block, the checkpoints of the blocks in progress
+(`journal`), and the locks of the processes that work on it. Files of another manifest are removed, unless a process
+still works on them. A block that is damaged is computed again.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
+import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.execution.claims import FILE as CLAIMS
-from robustbench_lpm.execution.claims import Claims
 from robustbench_lpm.execution.journal import Journal
 from robustbench_lpm.execution.keeping import keep, kept_below, packed, unpacked
 from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.protocol.attacking import Arrays
 
+if sys.platform != "win32":
+    import fcntl
+
 LAYOUT = 3  # of a block's file: one with another number is computed again
-MANIFEST = "manifest.json"
-PATIENCE = 0.05  # seconds between two looks at a manifest that someone else is about to write
+MANIFEST, CLAIMS = "manifest.json", "claims"
+IN_USE, WRITING, FIRST_BLOCK = 0, 1, 2  # bytes of the file of locks
+TAKEN = (errno.EACCES, errno.EAGAIN)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+PATIENCE = 0.05  # seconds between two looks at a manifest that another process is about to write
 
 
 @dataclass(frozen=True)
 class Block:
-    """What came of a block: arrays of rows and pictures, and what must be said of it.
+    """The result of a block: arrays of rows and pictures, and what the record must say of it.
 
     failures: {"block", "indices", "error"} of examples that could not be computed. halved: whether memory ran out, so
-    that its bits may differ from those of a block that was computed as a whole. notes: what an attack had to say, by
-    its subject.
+    that its bits may differ from those of a block that was computed as a whole. notes: of the attack, by subject.
     """
 
     arrays: Arrays
@@ -49,176 +55,230 @@ class Block:
 
 
 class BlockStore:
-    """The folder of one run in progress; None keeps nothing.
+    """The directory of one unfinished run; None keeps nothing.
 
     Args:
-        tell: given a line for the reader where something unexpected was found.
+        tell: called with a line for the reader where something unexpected was found.
     """
 
-    def __init__(self, folder: Path | None, tell: Callable[[str], None] = lambda _: None) -> None:
-        self.folder, self._tell = folder, tell
-        self._claims = Claims(folder) if folder is not None else None
-        self._entered = False
-        self._refused: dict[int, int] = {}  # blocks that are not used, by the time of their writing
+    def __init__(self, directory: Path | None, tell: Callable[[str], None] = lambda _: None) -> None:
+        self.directory, self._tell = directory, tell
+        self._locks = _Locks(directory) if directory is not None else None
+        self._refused: dict[int, int] = {}  # blocks that are not used, by when they were written
         self._run = ""
 
     def open(self, manifest: dict[str, Any]) -> None:
-        """Start, or go on with the blocks of an equal manifest.
+        """Start, or resume with the blocks of an equal manifest.
 
-        Blocks of which a part failed are not taken as they are: they are tried again. Raises LpmbenchError where
-        another process is at work under another manifest, NotKept where nothing can be written.
+        Blocks of which a part failed are not used: they are tried again. Raises LpmbenchError where another process
+        works under another manifest, NotKept where nothing can be written.
         """
-        if self.folder is None or self._claims is None:
+        if self.directory is None:
             return
-        content = json.dumps(manifest, indent=1, sort_keys=True).encode()
-        path = self.folder / MANIFEST
-        with kept_below(self.folder):
-            while True:
-                if self._claims.enter():
-                    if not path.is_file() or path.read_bytes() != content:
-                        self._forget(_read_manifest(path), manifest)
-                        keep(path, content)
-                    self._claims.share()
-                    break
-                if path.is_file():
-                    if path.read_bytes() == content:
-                        break
-                    self._claims.leave()
-                    differing = differences(_read_manifest(path), manifest)
-                    raise LpmbenchError(
-                        f"Another process is at work on the same run with other {differing or 'settings'}, in "
-                        f"{self.folder}: wait for it, or give another folder with --out."
-                    )
-                self._claims.leave()  # one that was about to write it has ended
+        with kept_below(self.directory):
+            while not self._entered(manifest):
                 time.sleep(PATIENCE)
-            self._entered = True
-        self._run = sha256_of(path)
+        self._run = sha256_of(self.directory / MANIFEST)
         for number in self._numbers():
             block = self.read(number)
             if block is not None and block.failures:
                 self._refused[number] = _written(self._path(number))
-                indices = [index for failure in block.failures for index in failure["indices"]]
-                self._tell(
-                    f"{len(indices)} example(s) failed before ({block.failures[0]['error']}); they are tried again"
+                failed = sum(len(failure["indices"]) for failure in block.failures)
+                self._tell(f"{failed} example(s) failed before ({block.failures[0]['error']}); they are tried again")
+
+    def _entered(self, manifest: dict[str, Any]) -> bool:
+        """Use the directory under a manifest; False while another process is about to write its own."""
+        assert self.directory is not None
+        assert self._locks is not None
+        path, content = self.directory / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode()
+        alone = self._locks.enter()
+        found = path.read_bytes() if path.is_file() else None
+        if alone:
+            if found != content:
+                self._forget(_parsed(found), manifest)
+                keep(path, content)
+            self._locks.take(IN_USE, exclusive=False)
+        elif found != content:
+            self._locks.leave()
+            if found is not None:
+                raise LpmbenchError(
+                    f"Another process works on the same run with other {differences(_parsed(found), manifest)}, in "
+                    f"{self.directory}: wait for it, or give another directory with --out."
                 )
+        return alone or found == content
 
     def _forget(self, old: dict[str, Any], new: dict[str, Any]) -> None:
-        """Remove what another manifest has left."""
-        assert self.folder is not None
+        """Remove the files of another manifest."""
+        assert self.directory is not None
         if blocks := self._numbers():
             self._tell(
-                f"{len(blocks)} finished block(s) were computed with other {differences(old, new) or 'settings'}: "
+                f"{len(blocks)} finished block(s) were computed with other {differences(old, new)}: "
                 "they are computed again"
             )
-        for path in self.folder.iterdir():
+        for path in self.directory.iterdir():
             if path.name != CLAIMS:
                 path.unlink()
 
     def _numbers(self) -> list[int]:
-        assert self.folder is not None
-        names = [path.stem.removeprefix("block-") for path in self.folder.glob("block-*.safetensors")]
+        assert self.directory is not None
+        names = [path.stem.removeprefix("block-") for path in self.directory.glob("block-*.safetensors")]
         return sorted(int(name) for name in names if name.isdigit())
 
     def journal(self, block: int) -> Journal:
-        """What an unfinished block has come to; it belongs to this manifest and this block alone."""
-        if self.folder is None:
+        """The checkpoints of an unfinished block, of this manifest only."""
+        if self.directory is None:
             return Journal(None)
-        return Journal(self.folder / f"journal-{block:06d}.safetensors", f"{self._run}, block {block}")
+        return Journal(self.directory / f"journal-{block:06d}.safetensors", self._owner(block))
 
     def _path(self, block: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"block-{block:06d}.safetensors"
+        assert self.directory is not None
+        return self.directory / f"block-{block:06d}.safetensors"
+
+    def _owner(self, block: int) -> str:
+        """Names the run, its manifest included, and the block: files of another one are not used."""
+        return f"{self._run}, block {block}"
 
     def claim(self, block: int) -> bool:
         """Take a block, so that no other process computes it; False where one has it."""
-        return self._claims is None or self._claims.claim(block)
+        return self._locks is None or self._locks.take(FIRST_BLOCK + block)
 
     def release(self, block: int) -> None:
-        """Let others have the block."""
-        if self._claims is not None:
-            self._claims.release(block)
+        """Let other processes take the block."""
+        if self._locks is not None:
+            self._locks.give_up(FIRST_BLOCK + block)
 
-    def load(self, block: int) -> Arrays | None:
-        """The arrays of a finished block, or None."""
-        found = self.read(block)
-        return found.arrays if found is not None else None
-
-    def read(self, block: int) -> Block | None:
-        """A finished block, or None where there is none, or one that shall be or must be computed again."""
-        if self.folder is None:
+    def read(self, number: int) -> Block | None:
+        """A finished block, or None where it must be computed (again)."""
+        if self.directory is None:
             return None
-        path = self._path(block)
+        path = self._path(number)
         try:
             written, content = _written(path), path.read_bytes()
         except FileNotFoundError:
             return None
-        if self._refused.get(block) == written:
+        if self._refused.get(number) == written:
             return None
-        found = unpacked(content, layout=LAYOUT, owner=self._owner(block))
+        found = unpacked(content, layout=LAYOUT, owner=self._owner(number))
         if found is None:
-            self._refused[block] = written
+            self._refused[number] = written
             self._tell(f"{path.name} is not what was written: it was altered or damaged, and is computed again")
             return None
         tensors, about = found
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
         return Block(arrays, tuple(about["failures"]), about["halved"], about["notes"])
 
-    def save(self, block: int, arrays: Arrays) -> None:
-        """Keep a finished block. Raises NotKept."""
-        self.write(block, Block(arrays))
-
     def write(self, number: int, block: Block) -> None:
-        """Keep a finished block and what must be said of it. Raises NotKept."""
-        if self.folder is not None:
-            tensors = {name: torch.from_numpy(np.asarray(array, order="C")) for name, array in block.arrays.items()}
+        """Keep a finished block. Raises NotKept."""
+        if self.directory is not None:
+            tensors = {name: torch.from_numpy(np.array(array, order="C")) for name, array in block.arrays.items()}
             about = {"layout": LAYOUT, "owner": self._owner(number), "failures": list(block.failures)}
             about |= {"halved": block.halved, "notes": dict(block.notes)}
             keep(self._path(number), packed(tensors, about))
 
-    def _owner(self, block: int) -> str:
-        """What names the run, its manifest included, and the block: the file of another one is not used."""
-        return f"{self._run}, block {block}"
-
-    def writing(self) -> AbstractContextManager[None]:
-        """What is written of the run as a whole, one process after the other."""
-        return self._claims.writing() if self._claims is not None and self._entered else nullcontext()
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Write files of the run as a whole; one process at a time does."""
+        locks = self._locks if self._locks is not None and self._locks.entered else None
+        if locks is not None:
+            locks.take(WRITING, wait=True)
+        try:
+            yield
+        finally:
+            if locks is not None and locks.entered:
+                locks.give_up(WRITING)
 
     def leave(self) -> None:
-        """Let go of the folder and of all claims; what lies there stays."""
-        if self._claims is not None:
-            self._claims.leave()
-            self._entered = False
+        """Release all claims; the files stay."""
+        if self._locks is not None:
+            self._locks.leave()
 
     def close(self) -> None:
-        """Everything has been written elsewhere; the blocks go, with the last process that uses them."""
-        if self.folder is None or self._claims is None:
+        """Remove the blocks, once all is written elsewhere and no other process uses them."""
+        if self.directory is None or self._locks is None or not self.directory.is_dir():
             return
-        if not self._entered:
-            if not self.folder.is_dir():
-                return
-            alone = self._claims.enter()
-        else:
-            alone = self._claims.alone()
         try:
-            if alone:
-                self._remove(self.folder)
+            if self._locks.take(IN_USE) if self._locks.entered else self._locks.enter():
+                _remove(self.directory)
         finally:
             self.leave()
 
-    @staticmethod
-    def _remove(folder: Path) -> None:
-        """The claims last: whoever waits for them finds the folder gone, and makes a new one."""
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != CLAIMS:
-                path.unlink(missing_ok=True)
-        (folder / CLAIMS).unlink(missing_ok=True)
-        for emptied in (folder, folder.parent):
+
+class _Locks:
+    """Locks of the processes that share the directory of a run. All methods raise OSError.
+
+    Each is the lock of one byte of the file `claims` (POSIX record locks). The system releases it when its process
+    ends, however it ends, so that nothing is left to clean up after a kill. Within one process such locks exclude
+    nothing. A file system without locks grants every lock: work may then be done twice, but it is never mixed, as files
+    are written as a whole.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / CLAIMS
+        self._file: BinaryIO | None = None
+
+    @property
+    def entered(self) -> bool:
+        return self._file is not None
+
+    def enter(self) -> bool:
+        """Use the directory, which is made, and stays as long as a process uses it.
+
+        Returns whether this process is the only one: then no other enters until it shares the lock IN_USE.
+        """
+        while True:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                emptied.rmdir()
-            except OSError:  # somebody has put something in
-                return
+                self._file = self._path.open("a+b", buffering=0)
+                alone = self.take(IN_USE)
+                if not alone:  # this waits for a process that has it alone
+                    self.take(IN_USE, exclusive=False, wait=True)
+                if os.path.samestat(os.fstat(self._file.fileno()), self._path.stat()):
+                    return alone
+            except FileNotFoundError:
+                pass
+            self.leave()  # another process has removed the directory in between
+
+    def take(self, byte: int, *, exclusive: bool = True, wait: bool = False) -> bool:
+        """Take a lock; False where another process has it and this one does not wait."""
+        if self._file is None:
+            raise ValueError("nothing can be claimed in a directory that was not entered")
+        if sys.platform == "win32":
+            return True
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fcntl.lockf(self._file, kind if wait else kind | fcntl.LOCK_NB, 1, byte)
+        except OSError as error:
+            if error.errno in TAKEN and not wait:
+                return False
+            if error.errno not in NO_LOCKS:
+                raise
+        return True
+
+    def give_up(self, byte: int) -> None:
+        """Release a lock."""
+        if self._file is not None and sys.platform != "win32":
+            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, byte)
+
+    def leave(self) -> None:
+        """Release all locks."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _remove(directory: Path) -> None:
+    """Remove the directory of a run, the file of locks last: processes that wait for it then make a new one."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != CLAIMS:
+            path.unlink(missing_ok=True)
+    (directory / CLAIMS).unlink(missing_ok=True)
+    for emptied in (directory, directory.parent):
+        try:
+            emptied.rmdir()
+        except OSError:  # it has other files
+            return
 
 
 def _written(path: Path) -> int:
@@ -226,16 +286,16 @@ def _written(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _parsed(manifest: bytes | None) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        content = json.loads(manifest or b"{}")
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """In which entries two manifests differ, by name, those of the inner tables by theirs."""
+    """The names of the entries in which two manifests differ, a few of them; of inner tables the names inside."""
     found = []
     for key in sorted({*old, *new}):
         one, other = old.get(key), new.get(key)
@@ -243,4 +303,4 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             found += [name for name in sorted({*one, *other}) if one.get(name) != other.get(name)]
         elif one != other:
             found.append(key)
-    return ", ".join(found[:4])
+    return ", ".join(found[:4]) or "settings"

@@ -1,9 +1,8 @@
 """Compute the blocks of plans in Ray's workers: other processes of this machine, or those of a cluster.
 
-A worker is sent a plan with its weights once, and then blocks; it answers with what came of each. Locks, files and
-records stay with the process that asks. A worker sets the number of threads that the manifest says, so that with the
-same device and versions a block has the same bits wherever it is computed. Where a worker dies, Ray starts its block
-anew in another one.
+A worker is sent a plan with its weights once, and then blocks; it returns their results. Locks, files and records stay
+with the process that asks. A worker sets the number of threads of the manifest, so that with the same device and
+versions a block has the same bits wherever it is computed. Where a worker dies, Ray starts its block again in another.
 """
 
 from __future__ import annotations
@@ -27,11 +26,12 @@ from robustbench_lpm.errors import LpmbenchError, Stopped
 from robustbench_lpm.execution.blocks import Block
 from robustbench_lpm.execution.computing import compute
 from robustbench_lpm.execution.journal import Journal
-from robustbench_lpm.protocol.attacking import SILENT, Made, Progress
+from robustbench_lpm.execution.runner import SILENT, Job
+from robustbench_lpm.protocol.attacking import Made, Progress
 from robustbench_lpm.protocol.plan import Plan
 
-RETRIES = 5  # times that a block is started anew because its worker died
-KNOCK = 10.0  # seconds
+RETRIES = 5  # times that a block is started again because its worker died
+CONNECT = 10.0  # seconds
 WAIT = 0.05  # seconds for which a look at what is done may wait
 LOOK_EVERY = 5.0  # seconds between two looks at how large the cluster is
 KEPT_PLANS = 4  # in a worker's memory
@@ -52,7 +52,7 @@ class RayWorkers:
         self._ray = _imported()
         self._count, self._address = count, address
         self._lock = threading.Lock()
-        self._flying = 0
+        self._running = 0  # blocks
         self._stopped = False
         self._threads = torch.get_num_threads()
         self._sent: dict[str, Any] = {}
@@ -66,7 +66,7 @@ class RayWorkers:
             options["address"] = self._address
         try:
             if self._address is not None:
-                _knock(self._address)
+                _check_reachable(self._address)
             self._ray.init(**options)
         except (OSError, OverflowError, RuntimeError, ValueError) as error:
             where = f" at '{self._address}'" if self._address else ""
@@ -79,7 +79,7 @@ class RayWorkers:
         self._ray.shutdown()
 
     def stop(self) -> None:
-        """Let every thread that waits for a block end."""
+        """End every thread that waits for a block."""
         self._stopped = True
 
     @property
@@ -88,7 +88,7 @@ class RayWorkers:
         return int(self._ray.cluster_resources().get("GPU", 0))
 
     def use_threads(self, threads: int) -> None:
-        """How many threads each block is computed with, as the manifest says."""
+        """Compute each block with so many threads."""
         self._threads = threads
 
     def slots(self, device: str) -> int:
@@ -104,99 +104,89 @@ class RayWorkers:
     def _processors(self) -> int:
         return 1 if self._address is None else self._threads  # a local cluster has as many as workers were asked for
 
-    def job(self, plan: Plan, made: Mapping[str, Made], progress: Progress) -> RayJob:
-        return RayJob(self, plan, made, progress)
-
-    def sent(self, plan: Plan) -> Any:
-        """The plan in Ray's store, put there once."""
-        with self._lock:
-            if plan.id not in self._sent:
-                self._sent[plan.id] = self._ray.put(_portable(plan))
-            return self._sent[plan.id]
+    def job(self, plan: Plan, made: Mapping[str, Made], progress: Progress) -> Job:
+        """Computes the blocks of one plan."""
+        return _RayJob(self, plan, made, progress)
 
     def take_slot(self, device: str) -> bool:
         """Whether there is room for one more block, a few waiting in line. Raises Stopped."""
-        self._go_on()
-        slots = self.slots(device)
-        with self._lock:
-            return self._flying < slots + max(1, slots // 4)
-
-    def _go_on(self) -> None:
         if self._stopped:
             raise Stopped("The run was stopped.")
-
-    def count(self, change: int) -> None:
-        """Blocks that were sent off, or came back."""
+        slots = self.slots(device)
         with self._lock:
-            self._flying += change
+            return self._running < slots + max(1, slots // 4)
 
     def submit(self, plan: Plan, number: int, indices: Sequence[int], made: Mapping[str, Made]) -> Any:
-        """Send a block off; Ray's reference to what will come of it."""
+        """Send a block to a worker; Ray's reference to its result."""
         on_gpu = torch.device(plan.options.device).type == "cuda"
         task = self._ray.remote(
             num_cpus=self._processors(), num_gpus=1 if on_gpu else 0, max_retries=RETRIES, retry_exceptions=False
         )(_compute)
         own = {name: member.of(indices) for name, member in made.items()}
         paths = [path or os.getcwd() for path in sys.path]  # noqa: PTH109 (Ray wants text)
-        return task.remote([self.sent(plan)], plan.id, number, list(indices), own, self._threads, paths)
+        with self._lock:
+            if plan.id not in self._sent:  # a plan is put into Ray's store once
+                self._sent[plan.id] = self._ray.put(_portable(plan))
+            self._running += 1
+            sent = self._sent[plan.id]
+        return task.remote([sent], plan.id, number, list(indices), own, self._threads, paths)
 
-    def ready(self, flying: Sequence[Any]) -> list[Any]:
-        """Those that have come back. Raises Stopped."""
-        self._go_on()
-        if not flying:
-            return []
-        found, _ = self._ray.wait(list(flying), num_returns=len(flying), timeout=WAIT)
-        return list(found)
+    def ready(self, references: list[Any]) -> list[Any]:
+        """Those whose results are there. Raises Stopped."""
+        if self._stopped:
+            raise Stopped("The run was stopped.")
+        return list(self._ray.wait(references, num_returns=len(references), timeout=WAIT)[0]) if references else []
 
     def fetch(self, reference: Any, number: int, indices: Sequence[int]) -> Block:
-        """What came of a block. Raises LpmbenchError where the worker could not do its part."""
+        """The result of a block. Raises LpmbenchError where the worker could not do its part."""
+        with self._lock:
+            self._running -= 1
         errors = self._ray.exceptions
         try:
             return self._ray.get(reference)
         except (errors.WorkerCrashedError, errors.OutOfMemoryError, errors.NodeDiedError):
             reason = f"its worker was killed {RETRIES + 1} times; it may have run out of memory"
-            failures = ({"block": number, "indices": list(indices), "error": reason},)
-            return Block({"seconds": np.array(0.0)}, failures, halved=False)
+            return Block({"seconds": np.array(0.0)}, ({"block": number, "indices": list(indices), "error": reason},))
         except errors.RayError as error:
             reason = str(error).strip().splitlines()[-1][:300]
-            raise LpmbenchError(f"A worker gave up: {reason}") from None
+            raise LpmbenchError(f"A worker failed: {reason}") from None
 
     def cancel(self, references: Sequence[Any]) -> None:
-        """Drop what is still being computed."""
+        """Drop blocks that are still being computed."""
         for reference in references:
             self._ray.cancel(reference, force=True)
+        with self._lock:
+            self._running -= len(references)
 
 
-class RayJob:
-    """The blocks of one plan, computed by Ray's workers."""
+class _RayJob(Job):
+    """Has the blocks of one plan computed by Ray's workers."""
 
     def __init__(self, workers: RayWorkers, plan: Plan, made: Mapping[str, Made], progress: Progress) -> None:
-        self._workers, self._plan, self._made, self._progress = workers, plan, made, progress
-        self._flying: dict[Any, tuple[int, Sequence[int], Journal]] = {}
+        super().__init__(plan, made, progress)
+        self._workers = workers
+        self._running: dict[Any, tuple[int, Sequence[int], Journal]] = {}
 
     def free(self) -> bool:
-        return self._workers.take_slot(self._plan.options.device)
+        return self._workers.take_slot(self.plan.options.device)
 
     def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
-        reference = self._workers.submit(self._plan, number, indices, self._made)
-        self._workers.count(1)
-        self._flying[reference] = (number, indices, journal)
+        reference = self._workers.submit(self.plan, number, indices, self.made)
+        self._running[reference] = (number, indices, journal)
 
     def finished(self) -> list[tuple[int, Block, Journal]]:
         found = []
-        for reference in self._workers.ready(list(self._flying)):
-            number, indices, journal = self._flying.pop(reference)
-            self._workers.count(-1)
+        for reference in self._workers.ready(list(self._running)):
+            number, indices, journal = self._running.pop(reference)
             block = self._workers.fetch(reference, number, indices)
             spent = sum(int(block.arrays[name].sum()) for name in ("forwards", "backwards") if name in block.arrays)
-            self._progress.spent(spent + len(indices) * self._plan.grading_passes())
+            self.progress.spent(spent + len(indices) * self.plan.grading_passes())
             found.append((number, block, journal))
         return found
 
     def end(self) -> None:
-        self._workers.cancel(list(self._flying))
-        self._workers.count(-len(self._flying))
-        self._flying.clear()
+        self._workers.cancel(list(self._running))
+        self._running.clear()
 
 
 _plans: dict[str, Plan] = {}  # of a worker
@@ -206,19 +196,19 @@ def _compute(
     references: Sequence[Any], key: str, number: int, indices: Sequence[int], made: Mapping[str, Made], threads: int,
     paths: Sequence[str],
 ) -> Block:  # fmt: skip
-    """What a worker does."""
+    """Compute a block in a worker."""
     if key not in _plans:
         keep_freed_memory()
         while len(_plans) >= KEPT_PLANS:
             del _plans[next(iter(_plans))]
-        sys.path += [path for path in paths if path not in sys.path]  # where code beside a card of a user's own lies
+        sys.path += [path for path in paths if path not in sys.path]  # for code beside a user's card
         _plans[key] = _imported().get(references[0])
     torch.set_num_threads(threads)
     return compute(_plans[key], number, indices, SILENT, made=made)
 
 
 def _portable(plan: Plan) -> Plan:
-    """A plan without what belongs to this process: which GPU it has, and what is hashed only once."""
+    """A plan without what belongs to this process: its GPU, and the cache of hashes."""
     device = torch.device(plan.options.device).type
     data = replace(plan.data, fingerprint=_not_asked)
     options = replace(plan.options, device=device)
@@ -229,11 +219,11 @@ def _not_asked(_: int) -> str:
     raise NotImplementedError("a worker does not name data")
 
 
-def _knock(address: str) -> None:
-    """Raise OSError where nobody listens at HOST:PORT: Ray itself would go on trying for many minutes."""
+def _check_reachable(address: str) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray itself would try again for many minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
-        socket.create_connection((host, int(port)), KNOCK).close()
+        socket.create_connection((host, int(port)), CONNECT).close()
 
 
 def threads_for(workers: int) -> int:

@@ -1,4 +1,4 @@
-"""One block, computed whatever happens: where memory runs out it is tried again in halves; what fails is told."""
+"""Compute one block: in halves where memory runs out; examples that fail are listed."""
 
 from __future__ import annotations
 
@@ -23,74 +23,58 @@ log = logging.getLogger(__name__)
 
 
 def compute(
-    plan: Plan,
-    number: int,
-    indices: Sequence[int],
-    progress: Progress,
-    *,
-    made: Mapping[str, Made] | None = None,
+    plan: Plan, number: int, indices: Sequence[int], progress: Progress, *, made: Mapping[str, Made] | None = None,
     journal: Journal | None = None,
-) -> Block:
+) -> Block:  # fmt: skip
     """Compute a block; where memory runs out it is tried again in halves, down to single images.
 
-    Images that cannot be read have failed, and the others go on without them. Any other error would come again: all
-    images have failed then. A disk that cannot be written or read ends it: that has nothing to do with the block.
+    Images that cannot be read fail alone. Any other error would come again: then all images of the block fail. A disk
+    that cannot be written or read raises: that has nothing to do with the block.
     """
-    start = time.monotonic()
-    made = made or {}
-    given = [index for index in indices if all(index in member.images for member in made.values())]
+    start, made = time.monotonic(), made or {}
+    parts: list[Arrays] = []
+    failed: list[tuple[int, str]] = []  # an example's index, and why
     notes: dict[str, str] = {}
-    parts, failures, halved = _attempt(plan, given, progress, number * plan.chunk, made, journal, notes)
+    checkpoints = journal.loops if journal is not None and journal.path is not None else None
+
+    def attempt(indices: Sequence[int], first_position: int) -> bool:
+        """Compute some examples; whether memory ran out."""
+        if not indices:
+            return False
+        try:
+            parts.append(
+                run_block(
+                    plan, indices, progress, first_position=first_position, made=made, checkpoints=checkpoints,
+                    notes=notes,
+                )
+            )  # fmt: skip
+            return False
+        except (OSError, NotKept):
+            raise
+        except Exception as error:  # whatever it is, other blocks may not share it
+            reason, exhausted = _reason(error), out_of_memory(error)
+            log.debug("examples %s failed", list(indices), exc_info=error)
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors for which there was no room
+        if not exhausted and (unreadable := _unreadable(plan, indices)):
+            failed.extend(unreadable.items())
+            return attempt([index for index in indices if index not in unreadable], first_position)
+        if exhausted and torch.device(plan.options.device).type == "cuda":
+            torch.cuda.empty_cache()
+        if exhausted and len(indices) > 1:
+            middle = (len(indices) + 1) // 2
+            attempt(indices[:middle], first_position)
+            attempt(indices[middle:], first_position + middle)
+        else:
+            failed.extend((index, reason) for index in indices)
+        return exhausted
+
+    given = [index for index in indices if all(index in member.images for member in made.values())]
+    halved = attempt(given, number * plan.chunk)
     for name, member in made.items():
-        lost = [index for index in indices if index not in member.images]
-        failures += [(index, f"the member '{name}' failed on it") for index in lost]
+        failed += [(index, f"the member '{name}' failed on it") for index in indices if index not in member.images]
     arrays = _joined(parts)
     arrays["seconds"] = np.array(journal.seconds if journal is not None else time.monotonic() - start)
-    return Block(arrays, tuple(_failures(number, indices, failures)), halved, notes)
-
-
-Failed = list[tuple[int, str]]  # an example's index, and why
-
-
-def _attempt(
-    plan: Plan,
-    indices: Sequence[int],
-    progress: Progress,
-    first_position: int,
-    made: Mapping[str, Made],
-    journal: Journal | None,
-    notes: dict[str, str],
-) -> tuple[list[Arrays], Failed, bool]:
-    """Arrays of what could be computed, what could not, and whether memory ran out; notes are added to."""
-    if not indices:
-        return [], [], False
-    try:
-        checkpoints = journal.loops if journal is not None and journal.path is not None else None
-        arrays = run_block(
-            plan, indices, progress, first_position=first_position, made=made, checkpoints=checkpoints, notes=notes
-        )
-    except (OSError, NotKept):
-        raise
-    except Exception as error:  # whatever it is, other blocks may not share it
-        reason, exhausted = _reason(error), out_of_memory(error)
-        log.debug("examples %s failed", list(indices), exc_info=error)
-        traceback.clear_frames(error.__traceback__)  # they hold the tensors for which there was no room
-    else:
-        return [arrays], [], False
-    if not exhausted:
-        if unreadable := _unreadable(plan, indices):
-            rest = [index for index in indices if index not in unreadable]
-            parts, lost, halved = _attempt(plan, rest, progress, first_position, made, journal, notes)
-            return parts, [*unreadable.items(), *lost], halved
-        return [], [(index, reason) for index in indices], False
-    if torch.device(plan.options.device).type == "cuda":
-        torch.cuda.empty_cache()
-    if len(indices) == 1:
-        return [], [(indices[0], reason)], True
-    middle = (len(indices) + 1) // 2
-    first, lost, _ = _attempt(plan, indices[:middle], progress, first_position, made, journal, notes)
-    second, also_lost, _ = _attempt(plan, indices[middle:], progress, first_position + middle, made, journal, notes)
-    return [*first, *second], [*lost, *also_lost], True
+    return Block(arrays, tuple(_failures(number, indices, failed)), halved, notes)
 
 
 def _unreadable(plan: Plan, indices: Sequence[int]) -> dict[int, str]:
@@ -113,7 +97,7 @@ def _reason(error: Exception) -> str:
     return in_one_line(error)
 
 
-def _failures(number: int, indices: Sequence[int], failed: Failed) -> list[dict[str, Any]]:
+def _failures(number: int, indices: Sequence[int], failed: list[tuple[int, str]]) -> list[dict[str, Any]]:
     """The failed examples of a block in their order, one entry for each reason."""
     reasons: dict[str, list[int]] = {}
     order = {index: position for position, index in enumerate(indices)}

@@ -1,4 +1,4 @@
-"""How long a plan will take, told before it starts from the time of a few passes."""
+"""Estimate how long a plan takes, from the time of a few passes."""
 
 from __future__ import annotations
 
@@ -13,35 +13,25 @@ from robustbench_lpm.protocol.plan import Plan
 from robustbench_lpm.randomness import Addresses
 
 
-def estimate_seconds(plan: Plan) -> float | None:
-    """About how long a run takes at most, from the time of a few passes; None if the attack's cost is unknown."""
-    return Clock().seconds(plan)
+def estimate_seconds(plan: Plan, timed: dict[Any, tuple[float, float]] | None = None) -> float | None:
+    """About how long a run takes at most, without the members of a worst case; None if the attack's cost is unknown.
 
-
-class Clock:
-    """Estimates of many plans; passes that are alike are timed once."""
-
-    def __init__(self) -> None:
-        self._timed: dict[tuple[Any, ...], tuple[float, float]] = {}
-
-    def seconds(self, plan: Plan) -> float | None:
-        """About how long a run takes at most; None if the attack's cost is unknown. Members of a worst case are not in
-        it."""
-        cost = plan.cost()
-        if cost is None:
-            return None
-        alike = (
-            id(plan.model.classifier.network), sha256_of_value(plan.data.identity), plan.chunk, plan.options.precision,
-            plan.options.device, min(len(plan.indices), plan.chunk), cost.backwards > 0,
-            _asks_about_many_versions(plan),
-        )  # fmt: skip
-        if alike not in self._timed:
-            batch = plan.data.read(plan.blocks[0])
-            shape = batch.images[0].shape
-            images = torch.stack([image for image in batch.images if image.shape == shape]).to(plan.options.device)
-            self._timed[alike] = _time_passes(plan, images, with_backward=cost.backwards > 0)
-        forward, backward = self._timed[alike]
-        return len(plan.indices) * ((cost.forwards + plan.grading_passes()) * forward + cost.backwards * backward)
+    timed: seconds of passes that were measured for other plans; added to.
+    """
+    cost, timed = plan.cost(), timed if timed is not None else {}
+    if cost is None:
+        return None
+    alike = (
+        id(plan.model.classifier.network), sha256_of_value(plan.data.identity), plan.chunk, plan.options.precision,
+        plan.options.device, min(len(plan.indices), plan.chunk), cost.backwards > 0, _asks_about_many_versions(plan),
+    )  # fmt: skip
+    if alike not in timed:
+        batch = plan.data.read(plan.blocks[0])
+        shape = batch.images[0].shape
+        images = torch.stack([image for image in batch.images if image.shape == shape]).to(plan.options.device)
+        timed[alike] = _time_passes(plan, images, with_backward=cost.backwards > 0)
+    forward, backward = timed[alike]
+    return len(plan.indices) * ((cost.forwards + plan.grading_passes()) * forward + cost.backwards * backward)
 
 
 def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tuple[float, float]:
@@ -69,7 +59,7 @@ def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tu
 
 
 def _wait_for(result: torch.Tensor) -> None:
-    result.flatten()[0].item()  # a GPU is given work, and has done it when a number of it is asked for
+    result.flatten()[0].item()  # a GPU works asynchronously, until a number is read
 
 
 def _asks_about_many_versions(plan: Plan) -> bool:

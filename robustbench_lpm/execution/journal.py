@@ -1,12 +1,11 @@
-"""What an unfinished block has come to, so that a long attack that is interrupted goes on in its middle.
+"""Checkpoints of attack loops, so that an interrupted block resumes at its last checkpoint, with bit-identical results.
 
-An attack's loop over `Oracle.resumable` tells here what passes from one step to the next. With the ledger, whose counts
-are the addresses of the noise to come, that decides everything which follows: a run that goes on from there ends in the
-same bits. Loops may stand inside one another and come one after the other; each has a path such as "CALL@0/0@17/1": of
-the attack CALL the first loop, in its step 17 the second loop.
+An attack's loop over `Oracle.resumable` hands over what passes from one step to the next. With the ledger, whose counts
+are the addresses of the noise to come, that decides everything which follows. Loops may be nested and follow one
+another; each has a path such as "CALL@0/0@17/1": of the attack CALL the first loop, in its step 17 the second loop.
 
 Snapshots are taken in memory about every second and written about every half minute, so that short blocks write
-nothing. The file of a block goes when the block is finished.
+nothing. The file of a block is removed when the block is finished.
 """
 
 from __future__ import annotations
@@ -16,35 +15,29 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from robustbench_lpm.attacks.contract import Step
 from robustbench_lpm.execution.keeping import keep, packed, unpacked
-from robustbench_lpm.protocol.oracle import Ledger
+from robustbench_lpm.protocol.oracle import Ledger, Loops
 
-Step = TypeVar("Step")
 State = dict[str, Tensor]
+# A loop at the beginning of one of its steps, or, at position = number of steps, at its end: its position, and the
+# tensors of its states and the ledger by "NUMBER.NAME".
+Snapshot = tuple[int, State]
 
 WRITE_EVERY = 30.0  # seconds; 0 writes at every step
 SNAPSHOTS_PER_WRITE = 30
-LAYOUT = 4  # of the file: another number, and what was written is not read
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A loop at the beginning of one of its steps, or at its end."""
-
-    position: int  # of the step; the number of steps at the end
-    tensors: State  # by "NUMBER.NAME": of the loop's states and the ledger
+LAYOUT = 4  # of the file: one with another number is not read
 
 
 class Journal:
-    """The snapshots of one block.
+    """The snapshots of one block, by the paths of its loops.
 
     Args:
-        path: where they are kept; None keeps nothing.
+        path: of their file; None keeps nothing.
         run: what names the run, its manifest included, and the block: a file of another one is not used.
     """
 
@@ -55,16 +48,16 @@ class Journal:
 
     @property
     def seconds(self) -> float:
-        """How long the block has been worked on, also before it was interrupted."""
+        """Seconds of work on the block, those before an interruption included."""
         return self._seconds + time.monotonic() - self._started
 
-    def loops(self, call: str, ledger: Ledger) -> ResumableLoops:
-        """The loops of an attack that is called `call` and writes into a ledger."""
-        return ResumableLoops(self, call, ledger)
+    def loops(self, call: str, ledger: Ledger) -> Loops:
+        """The loops of one attack on one batch. call: names the attack; ledger: restored with the states of a loop."""
+        return _ResumableLoops(self, call, ledger)
 
     def note(self, path: str, snapshot: Snapshot) -> None:
-        """Keep a snapshot of a loop; those of the loops inside its earlier steps have no more use."""
-        inside, now = f"{path}@", f"{path}@{snapshot.position}/"
+        """Keep a snapshot of a loop; those of the loops inside its earlier steps are of no more use."""
+        inside, now = f"{path}@", f"{path}@{snapshot[0]}/"
         for other in [other for other in self.snapshots if other.startswith(inside) and not other.startswith(now)]:
             del self.snapshots[other]
         self.snapshots[path] = snapshot
@@ -72,17 +65,17 @@ class Journal:
             self.write()
 
     def write(self) -> None:
-        """Write what there is. Raises NotKept."""
+        """Write all snapshots. Raises NotKept."""
         if self.path is None or not self.snapshots:
             return
-        tensors = {f"{path}|{name}": t for path, found in self.snapshots.items() for name, t in found.tensors.items()}
-        positions = {path: found.position for path, found in self.snapshots.items()}
+        tensors = {f"{path}|{name}": t for path, (_, state) in self.snapshots.items() for name, t in state.items()}
+        positions = {path: position for path, (position, _) in self.snapshots.items()}
         about = {"layout": LAYOUT, "run": self._run, "seconds": self.seconds, "positions": positions}
         keep(self.path, packed(tensors, about))
         self._written = time.monotonic()
 
     def remove(self) -> None:
-        """The block is finished."""
+        """Remove the file of a finished block."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 
@@ -98,13 +91,8 @@ class _Running:
     snapshot_at: float = -1e9
 
 
-class ResumableLoops:
-    """The loops of one attack on one batch, with checkpoints in a journal; see `protocol.oracle.Loops`.
-
-    Args:
-        call: what tells this attack from the others of the block.
-        ledger: restored with the states of a loop.
-    """
+class _ResumableLoops:
+    """See `protocol.oracle.Loops`."""
 
     def __init__(self, journal: Journal, call: str, ledger: Ledger) -> None:
         self.journal, self.call, self.ledger = journal, call, ledger
@@ -112,17 +100,16 @@ class ResumableLoops:
         self._outermost = 0
 
     def over(self, steps: Sequence[Step], states: Sequence[State]) -> Iterator[Step]:
-        """The steps from where an interrupted run had come to; see `Oracle.resumable`."""
         loop = self._enter()
         try:
-            loop.position = self._restore(loop, steps, states)
+            loop.position = self._restore(loop, len(steps), states)
             while loop.position < len(steps):
                 loop.inner = 0
                 self._snapshot(loop, states)
                 yield steps[loop.position]
                 loop.position += 1
             self._snapshot(loop, states, last=True)
-        finally:  # also where the loop is left early: its iterator goes at once
+        finally:  # also where the loop is left early: its iterator is closed at once
             self._running.remove(loop)
 
     def _enter(self) -> _Running:
@@ -137,7 +124,7 @@ class ResumableLoops:
         return loop
 
     def _snapshot(self, loop: _Running, states: Sequence[State], *, last: bool = False) -> None:
-        """Keep this step if it is time, and if those of the loops around it are kept, without which it says nothing."""
+        """Keep this step if it is time, and if the steps of the loops around it are kept, or it is of no use."""
         now = time.monotonic()
         due = last or now - loop.snapshot_at >= WRITE_EVERY / SNAPSHOTS_PER_WRITE
         loop.covered = due and all(outer.covered for outer in self._running[:-1])
@@ -150,51 +137,35 @@ class ResumableLoops:
         }
         tensors["counts"] = torch.stack(self.ledger.columns)
         tensors["notes"] = torch.tensor(list(json.dumps(self.ledger.notes).encode()), dtype=torch.uint8)
-        self.journal.note(loop.path, Snapshot(loop.position, tensors))
+        self.journal.note(loop.path, (loop.position, tensors))
         loop.snapshot_at = now
 
-    def _restore(self, loop: _Running, steps: Sequence[Step], states: Sequence[State]) -> int:
-        """Set the states and the ledger to what was kept of this loop; the position it had come to."""
-        found = self.journal.snapshots.get(loop.path)
-        if found is None or not self._fits(found, len(steps), states):
+    def _restore(self, loop: _Running, steps: int, states: Sequence[State]) -> int:
+        """Set the states and the ledger to the last snapshot of this loop, if it fits; its position, or 0."""
+        position, kept = self.journal.snapshots.get(loop.path, (-1, {}))
+        names = {f"{number}.{name}" for number, state in enumerate(states) for name in state} | {"counts", "notes"}
+        ledger = self.ledger
+        fits = set(kept) == names and kept["counts"].shape == torch.stack(ledger.columns).shape
+        if not (fits and 0 <= position <= steps):
             return 0
-        for number, state in enumerate(states):
-            state |= {name: _like(found.tensors[f"{number}.{name}"], tensor) for name, tensor in state.items()}
-        before = _passes(self.ledger)
-        for column, kept in zip(self.ledger.columns, found.tensors["counts"], strict=True):
-            column.copy_(kept)
-        self.ledger.on_spent(_passes(self.ledger) - before)
-        self.ledger.notes |= json.loads(bytes(found.tensors["notes"].tolist()))
-        return found.position
-
-    def _fits(self, snapshot: Snapshot, steps: int, states: Sequence[State]) -> bool:
-        """Whether it can be of this loop: the same states, as many steps and images."""
-        names = {f"{number}.{name}" for number, state in enumerate(states) for name in state}
-        kept = snapshot.tensors
-        return (
-            set(kept) == names | {"counts", "notes"}
-            and 0 <= snapshot.position <= steps
-            and kept["counts"].shape == torch.stack(self.ledger.columns).shape
-        )
-
-
-def _like(kept: Tensor, present: Tensor) -> Tensor:
-    """A copy of what was kept, where the present tensor lies and in the order of memory that was kept."""
-    return kept.clone().to(present.device)
-
-
-def _passes(ledger: Ledger) -> int:
-    return int(ledger.forwards.sum() + ledger.backwards.sum())
+        for number, state in enumerate(states):  # to the device of the present tensor, in the order of memory kept
+            state |= {name: kept[f"{number}.{name}"].clone().to(tensor.device) for name, tensor in state.items()}
+        before = ledger.passes
+        for column, counts in zip(ledger.columns, kept["counts"], strict=True):
+            column.copy_(counts)
+        ledger.on_spent(ledger.passes - before)
+        ledger.notes |= json.loads(bytes(kept["notes"].tolist()))
+        return position
 
 
 def _read(path: Path, run: str) -> tuple[float, dict[str, Snapshot]]:
-    """The seconds and snapshots in a file; none where it is of another run, damaged, or not there."""
+    """The seconds and snapshots in a file; none where it is of another run, damaged, or absent."""
     found = unpacked(path.read_bytes(), layout=LAYOUT, run=run) if path.is_file() else None
     if found is None:
-        return 0.0, {}  # the work is done again, as if nothing had been kept
+        return 0.0, {}
     tensors, about = found
-    parts: dict[str, State] = {loop: {} for loop in about["positions"]}
+    snapshots: dict[str, Snapshot] = {loop: (position, {}) for loop, position in about["positions"].items()}
     for name, tensor in tensors.items():
-        owner, _, inner = name.rpartition("|")
-        parts[owner][inner] = tensor
-    return float(about["seconds"]), {loop: Snapshot(at, parts[loop]) for loop, at in about["positions"].items()}
+        loop, _, inner = name.rpartition("|")
+        snapshots[loop][1][inner] = tensor
+    return float(about["seconds"]), snapshots

@@ -1,4 +1,4 @@
-"""Files of unfinished work: written whole or not at all, and read only where they are what was written."""
+"""Files of unfinished work: written as a whole or not at all, and read only where their sha256 is right."""
 
 from __future__ import annotations
 
@@ -25,17 +25,16 @@ class NotKept(LpmbenchError):
 
 
 @contextmanager
-def kept_below(folder: Path) -> Iterator[None]:
-    """Turn a failure to write below a folder into NotKept."""
+def kept_below(directory: Path) -> Iterator[None]:
+    """Turn a failure to write below a directory into NotKept."""
     try:
         yield
     except OSError as error:
         if error.errno in NO_ROOM:
-            text = f"There is no room left to write in {folder}: {error.strerror}. Make room"
+            text = f"There is no room left to write in {directory}: {error.strerror}. Make room"
         else:
-            text = f"{folder} cannot be written: {error.strerror or error}. Mend that"
-        message = f"{text}, and the same command goes on from there: what was finished is kept."
-        raise NotKept(message) from None
+            text = f"{directory} cannot be written: {error.strerror or error}. Mend that"
+        raise NotKept(f"{text}, and the same command resumes from there: what was finished is kept.") from None
 
 
 def keep(path: Path, content: bytes) -> None:

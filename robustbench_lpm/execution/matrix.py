@@ -1,5 +1,4 @@
-"""A suite, resolved to the runs that it takes, before any of them starts: those that its card lists, the members of
-their worst cases, and what an audit compares them with."""
+"""Resolve a suite to its runs: those that its card lists, the members of worst cases, and those that audits need."""
 
 from __future__ import annotations
 
@@ -23,10 +22,10 @@ from robustbench_lpm.registry.zoo import LoadedModel
 
 @dataclass
 class Cell:
-    """One run of a matrix; what it will cost at most, and what of it is done, once `look_ahead` has found out."""
+    """One run of a matrix; `look_ahead` sets its cost and progress."""
 
     plan: Plan
-    listed: bool  # whether it is a result of its own, or only compared with one by an audit
+    listed: bool  # whether it is a result of its own, or only needed by an audit
     part: int  # of the card, counted from 0
     seconds: float | None = None  # None where the attack does not say what it costs
     finished: bool = False
@@ -44,7 +43,7 @@ class Cell:
         return (cost.forwards * self.images, cost.backwards * self.images) if cost else (None, None)
 
     def look_ahead(self, out: Path, seconds: Callable[[Plan], float | None], *, force: bool = False) -> None:
-        """Find out what is done and what it will take; nothing is written."""
+        """Set what is finished and how many seconds it takes; nothing is written."""
         self.finished = not force and finished_run(self.plan, out) is not None
         self.seconds = 0.0 if self.finished else seconds(self.plan)
         self.blocks = 0 if self.finished else blocks_kept(self.plan, out)
@@ -52,16 +51,16 @@ class Cell:
 
 @dataclass
 class Matrix:
-    """All that a suite runs, in order and each run once; and what is judged when that is done."""
+    """The runs of a suite, in order and each once, and the audits that follow."""
 
     cells: list[Cell] = field(default_factory=list)
-    judged: list[tuple[Plan, Sequence[Attack]]] = field(default_factory=list)  # with the black boxes it must withstand
+    judged: list[tuple[Plan, Sequence[Attack]]] = field(default_factory=list)  # with its black-box attacks
     sources: dict[int, Data] = field(default_factory=dict)  # by part
-    left_out: dict[str, str] = field(default_factory=dict)  # data sets that are not at hand, and why not
+    left_out: dict[str, str] = field(default_factory=dict)  # data sets that are not available, and why not
     notes: list[str] = field(default_factory=list)  # what else is left out, and why
 
     def plan(self, model: LoadedModel, attack: Attack, source: Data, options: Options) -> list[Plan]:
-        """The plan of a run; none, and a note, where the attack has no model to be made on."""
+        """The plan of a run; none, and a note, where the attack cannot be made."""
         try:
             return [make_plan(model, attack, source, options)]
         except LeftOut as error:
@@ -70,7 +69,7 @@ class Matrix:
             return []
 
     def add(self, plan: Plan, part: int, *, listed: bool) -> None:
-        """A run and, before it, the members of a worst case; one that is there already keeps the most images."""
+        """Add a run and, before it, the members of a worst case; of equal runs, the one that keeps the most images."""
         for member in plan.members:
             self.add(member, part, listed=listed)
         for cell in self.cells:
@@ -82,17 +81,13 @@ class Matrix:
 
 
 def resolve_suite(
-    suite: SuiteCard,
-    *,
-    data: Mapping[str, Path] | Path | None = None,
-    device: str = "cpu",
-    trust: bool = False,
+    suite: SuiteCard, *, data: Mapping[str, Path] | Path | None = None, device: str = "cpu", trust: bool = False,
     attempt: Attempt = nullcontext,
-) -> Matrix:
-    """Every run of a suite, in the order of its card; optional parts whose data are not at hand are left out.
+) -> Matrix:  # fmt: skip
+    """Every run of a suite, in the order of its card; optional parts whose data are not available are left out.
 
-    data: where the data lie; a folder for all of them, or one for each data set by name. attempt: under which each
-    model is loaded and each of its runs is planned; what fails in it is left out, if it keeps that to itself.
+    data: the directory of the data, or one for each data set by name. attempt: the context in which each model is
+    loaded and each of its runs is planned; what fails in it is left out, if it suppresses the error.
 
     Raises LpmbenchError for anything that cannot be run as asked.
     """
@@ -101,14 +96,14 @@ def resolve_suite(
     if isinstance(data, Mapping) and (unknown := sorted(data.keys() - named)):
         raise LpmbenchError(f"Suite '{suite.name}' has no data set '{unknown[0]}'; it has {', '.join(sorted(named))}.")
     for name in (name for part in suite.part for name in part.models):
-        cards.model(name)  # a misspelt name is told before hours are spent on the others
+        cards.model(name)  # a misspelt name fails before hours are spent on the others
     for number, part in enumerate(suite.part):
-        folder = data.get(part.dataset) if isinstance(data, Mapping) else data
+        directory = data.get(part.dataset) if isinstance(data, Mapping) else data
         try:
-            source = resolve_data(part.dataset, size=part.size, data=folder, trust=trust)
+            source = resolve_data(part.dataset, size=part.size, data=directory, trust=trust)
         except LpmbenchError as error:
-            # A folder that was given and does not hold the data is a mistake, not a choice.
-            if not part.optional or folder is not None:
+            # A directory that was given without the data is a mistake, not a choice.
+            if not part.optional or directory is not None:
                 raise
             found.left_out[part.dataset] = str(error)
             continue
@@ -126,36 +121,30 @@ def resolve_suite(
 
 
 def _add_model(
-    found: Matrix,
-    part: SuiteCard.Part,
-    number: int,
-    model: LoadedModel,
-    attacks: Mapping[str, Attack],
-    device: str,
+    matrix: Matrix, part: SuiteCard.Part, number: int, model: LoadedModel, attacks: Mapping[str, Attack], device: str,
     attempt: Attempt,
-) -> None:
+) -> None:  # fmt: skip
     """The runs of one model in a part of a suite."""
-    source, classifier = found.sources[number], model.classifier
-    # What only stochastic or glimpsing models have is asked of them alone: one part may hold all models.
+    source, classifier = matrix.sources[number], model.classifier
+    # Settings that only stochastic or glimpsing models have are left out for others: one part may list all models.
     runs = part.mc if classifier.stochastic else [1]
     modes = part.gradient_modes if classifier.gradient_modes else [None]
     for mc, mode in itertools.product(runs, modes):
         options = [replace(each, device=device) for each in part.options(mc=mc, gradient_mode=mode)]
         if not classifier.stochastic:
             options = [replace(each, noise=()) for each in options]
-        for attack in (attacks[other] for other in part.attacks):
-            for each in options if attack.applies(classifier) else ():
+        for attack in (attacks[name] for name in part.attacks if attacks[name].applies(classifier)):
+            for each in options:
                 with attempt(f"{model.name} under {attack.name}"):
-                    for plan in found.plan(model, attack, source, each):
-                        found.add(plan, number, listed=True)
-        black_box = [attacks[other] for other in part.black_box] if part.audit else []
-        for attack in (attacks[other] for other in part.audit):
-            judged = attack.applies(classifier) and attack.knowledge != "none"
+                    for plan in matrix.plan(model, attack, source, each):
+                        matrix.add(plan, number, listed=True)
+        black_box = [attacks[name] for name in part.black_box] if part.audit else []
+        for attack in (attacks[name] for name in part.audit if attacks[name].applies(classifier)):
+            if attack.knowledge == "none":
+                continue
             with attempt(f"audit of {model.name} under {attack.name}"):
-                for plan in [
-                    plan for each in (options if judged else ()) for plan in found.plan(model, attack, source, each)
-                ]:
-                    found.judged.append((plan, black_box))
+                for plan in [plan for each in options for plan in matrix.plan(model, attack, source, each)]:
+                    matrix.judged.append((plan, black_box))
                     run = auditable(plan)
                     for needed in runs_of(run, comparisons(run, black_box)):
-                        found.add(needed, number, listed=False)
+                        matrix.add(needed, number, listed=False)

@@ -1,11 +1,11 @@
-"""Run a plan block by block, so that what was done survives an interruption, and write down its record."""
+"""Run a plan block by block, so that an interrupted run resumes, and write its record."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,10 +21,10 @@ from robustbench_lpm.execution.recording import (
     empty_record,
     fill,
     finished_run,
-    forget_progress,
-    write_down,
+    remove_progress,
+    write_record,
 )  # fmt: skip
-from robustbench_lpm.protocol.attacking import SILENT, Made, Progress, stored
+from robustbench_lpm.protocol.attacking import Made, Progress, images_kept
 from robustbench_lpm.protocol.plan import Plan
 from robustbench_lpm.records.runs import RunRecord
 
@@ -33,70 +33,78 @@ PATIENCE = 0.2  # seconds between two looks at what others are computing
 
 
 class Watcher(Protocol):
-    """Who is told what becomes of runs."""
+    """Receives the events of runs."""
 
     def begin(self, plan: Plan) -> Progress:
-        """A run is going to be computed; what this gives is told how far it is."""
+        """A run is going to be computed; returns what receives its progress."""
 
     def end(self, plan: Plan, record: RunRecord, *, read: bool) -> None:
         """A run is finished; read: it was before."""
 
     def leave(self, plan: Plan) -> None:
-        """Nobody works on a run any more, whether or not it is finished."""
+        """This process works on a run no more, whether or not it is finished."""
 
     def tell(self, plan: Plan, line: str) -> None:
         """Something unexpected has happened to a run."""
 
 
+class Silent(Watcher, Progress):
+    """Ignores events and progress."""
+
+    def begin(self, plan: Plan) -> Progress:
+        return self
+
+    def end(self, plan: Plan, record: RunRecord, *, read: bool) -> None: ...
+    def leave(self, plan: Plan) -> None: ...
+    def tell(self, plan: Plan, line: str) -> None: ...
+    def spent(self, passes: int) -> None: ...
+    def finished(self, examples: int) -> None: ...
+
+
+SILENT = Silent()
+
+
 def run(
-    plan: Plan,
-    out: Path | None = None,
-    watcher: Watcher = SILENT,
-    *,
-    again: bool = False,
-    workers: Workers | None = None,
-    wait: bool = True,
-) -> RunRecord:
+    plan: Plan, out: Path | None = None, watcher: Watcher = SILENT, *, again: bool = False,
+    workers: Workers | None = None, wait: bool = True,
+) -> RunRecord:  # fmt: skip
     """The record of a plan: the finished one in `out`, or one that is computed now, block by block.
 
-    With `out`, what was done survives an interruption, and the record is written; it is the same, byte by byte, however
-    often the run was interrupted. Members of a worst case run first, each with a record of its own. Processes that run
-    the same plan in the same `out` share its blocks: each computes those that no other one has taken, and one of them
-    writes the record.
+    With `out`, an interrupted run resumes and the record is written; it is the same, byte by byte, however often the
+    run was interrupted. Members of a worst case run first, each with a record of its own. Processes that run the same
+    plan in the same `out` share its blocks.
 
     Args:
-        watcher: told what happens.
-        again: compute it whether or not a finished record is in `out`; members are read where they are finished.
-        workers: who computes the blocks; None computes them here, one after the other.
+        again: compute it whether or not a finished record is in `out`; finished members are read.
+        workers: compute the blocks; None computes them in this process, one after the other.
         wait: whether to wait for blocks that other processes are computing.
 
     Returns:
-        The record. Where some examples could not be computed its `failures` name them; the next call tries them again.
+        The record. Its `failures` name the examples that could not be computed; the next call tries them again.
 
     Raises:
         TakenByOthers: without `wait`, where other processes are computing all that is left.
         NotKept: where something could not be written, as on a full disk.
     """
     if not again and out is not None and (found := finished_run(plan, out, partial(watcher.tell, plan))) is not None:
-        forget_progress(plan, out)
+        remove_progress(plan, out)
         watcher.end(plan, found, read=True)
         return found
     made = _made_by_members(plan, out, watcher, workers, wait)
     try:
-        record = _computed(plan, out, watcher, made, again=again, workers=workers, wait=wait)
+        return _computed(plan, out, watcher, made, again=again, workers=workers, wait=wait)
     finally:
         watcher.leave(plan)
-    return record
 
 
 def _computed(
     plan: Plan, out: Path | None, watcher: Watcher, made: Mapping[str, Made], *, again: bool,
     workers: Workers | None, wait: bool,
 ) -> RunRecord:  # fmt: skip
-    """The record of a plan whose members are made; read after all where another process has finished it just now."""
+    """The record of a plan whose members are made; read where another process has finished it just now."""
     record = empty_record(plan)
     store = BlockStore(out / PROGRESS / record.folder_name if out is not None else None, partial(watcher.tell, plan))
-    with _one_thread_for(store.folder):
+    with _one_thread_for(store.directory):
         store.open(_manifest(plan, record, made))
         try:
             if not again and out is not None and (found := finished_run(plan, out)) is not None:
@@ -104,10 +112,10 @@ def _computed(
                 watcher.end(plan, found, read=True)
                 return found
             progress = watcher.begin(plan)
-            job = (workers or _Here)(plan, made, progress)
+            job = (workers or Job)(plan, made, progress)
             fill(record, plan, _blocks(plan, store, job, progress, partial(watcher.tell, plan), wait))
             with store.writing():
-                write_down(record, plan, out)
+                write_record(record, plan, out)
                 if not record.failures:
                     store.close()
         finally:
@@ -120,27 +128,18 @@ _locks: dict[Path, threading.Lock] = {}
 
 
 @contextmanager
-def _one_thread_for(folder: Path | None) -> Iterator[None]:
-    """Two threads of one process that run the same plan do so one after the other: their locks on files are one."""
-    if folder is None:
-        yield
-        return
-    with _locks.setdefault(folder.absolute(), threading.Lock()):
+def _one_thread_for(directory: Path | None) -> Iterator[None]:
+    """Two threads of one process run the same plan one after the other: locks on files do not separate them."""
+    with _locks.setdefault(directory.absolute(), threading.Lock()) if directory is not None else nullcontext():
         yield
 
 
 def _manifest(plan: Plan, record: RunRecord, made: Mapping[str, Made]) -> dict[str, Any]:
-    """What decides the bits of a run's blocks: where any of it differs, old blocks are worth nothing."""
+    """What decides the bits of a run's blocks: where any of it differs, old blocks are not used."""
     manifest: dict[str, Any] = {
-        "id": record.id,
-        "execution": record.execution,
-        "versions": record.versions,
-        "stored": stored(plan),
-        "code": {
-            "package": code_sha256(),
-            **plan.code,
-        },
-    }
+        "id": record.id, "execution": record.execution, "versions": record.versions, "stored": images_kept(plan),
+        "code": {"package": code_sha256(), **plan.code},
+    }  # fmt: skip
     if plan.surrogates:
         manifest["surrogates"] = {surrogate.name: surrogate.identity for surrogate in plan.surrogates}
     if made:  # the same runs may have been computed again, elsewhere, to other bits
@@ -153,16 +152,15 @@ def _blocks(plan: Plan, store: BlockStore, job: Job, progress: Progress, tell: T
     waiting = dict(enumerate(plan.blocks))
     found: dict[int, Block] = {}
     working: set[int] = set()
-    told = False
+    noted = False
 
     def finish(number: int, block: Block) -> None:
         found[number] = block
-        done = sum(len(plan.blocks[other]) for other in found)
-        progress.finished(done)
+        progress.finished(sum(len(plan.blocks[other]) for other in found))
 
     try:
         while waiting or working:
-            taken = False
+            before = len(waiting) + len(working), len(working)
             for number, indices in list(waiting.items()):
                 block = store.read(number)
                 if block is None and job.free() and store.claim(number):
@@ -176,7 +174,6 @@ def _blocks(plan: Plan, store: BlockStore, job: Job, progress: Progress, tell: T
                     finish(number, block)
                 if block is not None or number in working:
                     del waiting[number]
-                    taken = True
                 if working and not job.free():  # the rest can wait until there is room
                     break
             for number, block, journal in job.finished():
@@ -185,13 +182,12 @@ def _blocks(plan: Plan, store: BlockStore, job: Job, progress: Progress, tell: T
                 store.release(number)
                 working.remove(number)
                 finish(number, block)
-                taken = True
-            if not taken:
-                theirs = bool(waiting) and not working and job.free()
-                if theirs and not wait:
+            if (len(waiting) + len(working), len(working)) == before:
+                taken = bool(waiting) and not working and job.free()
+                if taken and not wait:
                     raise TakenByOthers(plan, len(waiting))
-                if theirs and not told:
-                    told = True
+                if taken and not noted:
+                    noted = True
                     tell(f"waiting for {len(waiting)} block(s) that another process is computing")
                 time.sleep(PATIENCE)
     finally:
@@ -199,48 +195,36 @@ def _blocks(plan: Plan, store: BlockStore, job: Job, progress: Progress, tell: T
     return [found[number] for number in sorted(found)]
 
 
-class Job(Protocol):
-    """The blocks of one plan as they are computed."""
-
-    def free(self) -> bool:
-        """Whether another block can be started."""
-
-    def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
-        """Compute a block, or have it computed."""
-
-    def finished(self) -> list[tuple[int, Block, Journal]]:
-        """The blocks that are done by now, each told once."""
-
-    def end(self) -> None:
-        """Nothing more is wanted; what is not done may be dropped."""
-
-
-Workers = Callable[[Plan, Mapping[str, Made], Progress], Job]  # who computes the blocks of a plan
-
-
-class _Here:
-    """This process computes, one block after the other."""
+class Job:
+    """Computes the blocks of one plan: here in this process, one after the other."""
 
     def __init__(self, plan: Plan, made: Mapping[str, Made], progress: Progress) -> None:
-        self._plan, self._made, self._progress = plan, made, progress
+        self.plan, self.made, self.progress = plan, made, progress
         self._done: list[tuple[int, Block, Journal]] = []
 
     def free(self) -> bool:
+        """Whether another block can be started."""
         return not self._done
 
     def start(self, number: int, indices: Sequence[int], journal: Journal) -> None:
+        """Compute a block, here or elsewhere."""
         try:
-            block = compute(self._plan, number, indices, self._progress, made=self._made, journal=journal)
+            block = compute(self.plan, number, indices, self.progress, made=self.made, journal=journal)
         except KeyboardInterrupt:
             journal.write()
             raise
         self._done.append((number, block, journal))
 
     def finished(self) -> list[tuple[int, Block, Journal]]:
+        """The blocks that have been finished since the last call."""
         done, self._done = self._done, []
         return done
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        """Stop; unfinished blocks are dropped."""
+
+
+Workers = Callable[[Plan, Mapping[str, Made], Progress], Job]
 
 
 class TakenByOthers(LpmbenchError):
@@ -261,7 +245,7 @@ def told_failures(record: RunRecord) -> str:
 def _made_by_members(
     plan: Plan, out: Path | None, watcher: Watcher, workers: Workers | None, wait: bool
 ) -> dict[str, Made]:
-    """What the members of a worst case have made, by name; those that are finished in `out` are read, unannounced."""
+    """The images of the members of a worst case, by name; finished members are read without an event."""
     made = {}
     for member in plan.members:
         record = finished_run(member, out) if out is not None else None

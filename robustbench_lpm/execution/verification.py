@@ -28,21 +28,15 @@ from robustbench_lpm.versions import versions
 # Where versions or devices differ, rounding may change predictions near a decision boundary.
 TOLERATED_MISMATCH = 0.01
 # Batch size and processor change how a network rounds, and a gaze that depends on the last glimpse enlarges that: the
-# logits of RAM-LPM move by 0.005, now and then by 0.3. Batches of these sizes show how far rounding moves an image's.
+# logits of RAM-LPM move by 0.005, rarely by 0.3. Batches of these sizes show how far rounding moves those of an image.
 BATCHES = (1, 2, 3, 8, 16)
-Verdict = Literal["holds", "FAILS", "not checked"]
-Finding = tuple[str, Verdict, str]  # a claim of a record, whether it holds, and the evidence
+Claim = tuple[str, Literal["holds", "FAILS", "not checked"], str]  # of a record, whether it holds, the evidence
 
 
 def verify(
-    folder: Path,
-    *,
-    model: str | None = None,
-    checkpoint: Path | None = None,
-    device: str = "cpu",
-    trust: bool = False,
-    loaded: dict[str, LoadedModel] | None = None,
-) -> list[Finding]:
+    directory: Path, *, model: str | None = None, checkpoint: Path | None = None, device: str = "cpu",
+    trust: bool = False, loaded: dict[str, LoadedModel] | None = None,
+) -> list[Claim]:  # fmt: skip
     """Every claim of a record that can be checked without running the attack again.
 
     model: the path of the model's card, where the record names no registered model. Parameters of the record's model,
@@ -52,13 +46,13 @@ def verify(
     Raises LpmbenchError when the record cannot be read at all.
     """
     try:
-        record = records.read(folder)
+        record = records.read(directory)
     except LpmbenchError as error:
-        if not (folder / records.RECORD).is_file() and folder.name != records.RECORD:
+        if not (directory / records.RECORD).is_file() and directory.name != records.RECORD:
             raise
         return [("the record is whole", "FAILS", str(error))]
     failed = len(record.failures)
-    findings: list[Finding] = [
+    checked: list[Claim] = [
         ("the record is whole", "holds", f"id {record.id[:12]} and the hashes of its artefacts match"),
         ("the budget was kept", "holds", f"{record.norm} <= {record.eps:.6g} on {len(record.outcomes)} examples"),
         ("stored images match", "holds", f"{len(record.pictures())} images: inputs, distances, the box [0, 1]"),
@@ -72,8 +66,8 @@ def verify(
         if key not in known:
             known[key] = zoo.load_model(name, checkpoint=checkpoint, trust=trust, device=device, **changed)
     except (LpmbenchError, TypeError) as error:  # TypeError: a record from elsewhere may call its parameters anything
-        return [*findings, ("predictions repeat", "not checked", f"the model is not at hand: {error}")]
-    return [*findings, _same_weights(record, known[key], changed), *_repeated(record, known[key], device)]
+        return [*checked, ("predictions repeat", "not checked", f"the model is not available: {error}")]
+    return [*checked, _same_weights(record, known[key], changed), *_repeated(record, known[key], device)]
 
 
 def _card_of(record: RunRecord) -> str:
@@ -90,16 +84,16 @@ def _changed_parameters(record: RunRecord, name: str) -> dict[str, Any]:
     return {key: value for key, value in claimed.items() if key not in given or given[key] != value}
 
 
-def _same_weights(record: RunRecord, model: LoadedModel, changed: dict[str, Any]) -> Finding:
+def _same_weights(record: RunRecord, model: LoadedModel, changed: dict[str, Any]) -> Claim:
     claimed = record.configuration["model"]["weights_sha256"]
     if model.weights_sha256 == claimed:
         other = ", ".join(f"{name} = {value}" for name, value in changed.items())
         return "weights", "holds", f"sha256 {str(claimed)[:12]}" + f", run with {other}" * bool(other)
-    return "weights", "FAILS", f"the record names {claimed}, the model at hand has {model.weights_sha256}"
+    return "weights", "FAILS", f"the record names {claimed}, the available model has {model.weights_sha256}"
 
 
-def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Finding]:
-    """Predict the stored images again, clean and attacked, on the noise that the record's grader used."""
+def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Claim]:
+    """Check the predictions of the stored images, clean and attacked, on the noise that the record's grader used."""
     pictures = record.pictures()
     if not pictures:
         return [("predictions repeat", "not checked", "no images are stored")]
@@ -113,17 +107,18 @@ def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Findin
     try:
         control = parse_noise_control([f"{source}={mode}" for source, mode in modes], classifier)
     except LpmbenchError as error:
-        return [("predictions repeat", "FAILS", f"the model has not the noise of the record: {error}")]
-    clean = {picture.index: torch.from_numpy(picture.clean)[None].to(device) for picture in pictures}
-    attacked = {picture.index: torch.from_numpy(picture.adversarial)[None].to(device) for picture in pictures}
+        return [("predictions repeat", "FAILS", f"the model lacks the noise of the record: {error}")]
     return [
-        _compared("clean predictions repeat", record, classifier, control, clean),
-        _compared("adversarial predictions repeat", record, classifier, control, attacked),
-    ]
+        _compared(
+            f"{kind} predictions repeat", record, classifier, control,
+            {picture.index: torch.from_numpy(getattr(picture, kind))[None].to(device) for picture in pictures},
+        )
+        for kind in ("clean", "adversarial")
+    ]  # fmt: skip
 
 
 def as_recorded(record: RunRecord, classifier: Classifier) -> Classifier:
-    """The classifier with the noise that it was graded on; that of a glimpsing one was another before version 0.2.
+    """The classifier with the noise that it was graded on, which for glimpsing ones changed in version 0.2.
 
     Raises LpmbenchError for older noise of any other network.
     """
@@ -137,7 +132,7 @@ def as_recorded(record: RunRecord, classifier: Classifier) -> Classifier:
 
 
 def _noise_before(network: RecurrentAttention, addresses: Addresses) -> Noise:
-    """Noise as it was drawn before version 0.2: by a generator for each image, which went on from run to run."""
+    """Noise as it was drawn before version 0.2: by a generator for each image, over all runs."""
     seed, purpose, _ = addresses.key
     first, policy, source = [], [], torch.Generator()
     for draw, run, index in addresses.places.T.tolist():
@@ -154,7 +149,7 @@ def _noise_before(network: RecurrentAttention, addresses: Addresses) -> Noise:
 
 def _compared(
     claim: str, record: RunRecord, classifier: Classifier, noise_control: NoiseControl, images: dict[int, Tensor]
-) -> Finding:
+) -> Claim:
     """Whether predictions of images (1, C, H, W), by index, are those of the record."""
     clean = claim.startswith("clean")
     purpose: Purpose = "clean" if clean else "grade"
@@ -165,13 +160,12 @@ def _compared(
     def logits(index: int, draw: int, copies: int) -> Tensor:
         """Logits (1, K) on the noise of one graded draw, in a batch of so many copies of the image."""
         indices = [index] * copies
-        drawn = classifier.sample_noise(Addresses.of(seed, indices, purpose, draw))
-        drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices)
+        drawn = noise_control.sample(classifier, seed, indices, purpose, draw)
         noise = {source: values.to(images[index].device) for source, values in drawn.items()}
         return classifier(images[index].repeat(copies, 1, 1, 1), noise)[:1]
 
-    def tipped(index: int, draw: int, claimed: int) -> bool:
-        """Whether rounding may make the claimed class the winner: its logit is as near as rounding moves logits."""
+    def by_rounding(index: int, draw: int, claimed: int) -> bool:
+        """Whether rounding may make the claimed class the largest: its logit is as near as rounding moves logits."""
         found = torch.cat([logits(index, draw, copies) for copies in BATCHES])
         moved = (found - found[0]).abs().max()
         return 0 <= claimed < found.shape[1] and bool(found[0].max() - found[0, claimed] <= 2 * moved)
@@ -184,11 +178,10 @@ def _compared(
             noise_control=noise_control,
         )[0].numpy()  # fmt: skip
         differing = np.flatnonzero(found != claimed)
-        by_rounding = sum(tipped(index, int(draw), int(claimed[draw])) for draw in differing)
-        different += len(differing) - by_rounding
-        rounded += by_rounding
-        total += len(claimed)
+        close = sum(by_rounding(index, int(draw), int(claimed[draw])) for draw in differing)
+        different, rounded, total = different + len(differing) - close, rounded + close, total + len(claimed)
     note = f", {rounded} of them within what rounding moves" if rounded else ""
     note += "" if record.versions == versions() else " (under other versions than the record's)"
-    verdict: Verdict = "holds" if different <= TOLERATED_MISMATCH * total else "FAILS"
-    return claim, verdict, f"{total - different} of {total} on {len(images)} stored images{note}"
+    holds = different <= TOLERATED_MISMATCH * total
+    evidence = f"{total - different} of {total} on {len(images)} stored images{note}"
+    return claim, "holds" if holds else "FAILS", evidence

@@ -1,4 +1,4 @@
-"""The work on a block: its examples attacked, and graded on noise that the attack never saw."""
+"""Attack the examples of a block, and grade them on noise that the attack never saw."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.norms import distance
-from robustbench_lpm.protocol.grading import predict, within_budget
+from robustbench_lpm.protocol.grading import grade, within_budget
 from robustbench_lpm.protocol.oracle import Checkpoints, ClassifierOracle, Ledger, Rules, pick
 from robustbench_lpm.protocol.plan import STORED_PICTURES, Plan
 from robustbench_lpm.randomness import Addresses
@@ -26,38 +26,18 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Progress(Protocol):
-    """Who wants to know how far a run is."""
+    """Receives the progress of a run."""
 
     def spent(self, passes: int) -> None:
-        """The network has been through this many more images, forwards or backwards."""
+        """So many more images passed the network, forwards or backwards."""
 
     def finished(self, examples: int) -> None:
-        """This many examples are done by now."""
-
-
-class Silent:
-    """Nobody watches: neither runs nor how far one is."""
-
-    def begin(self, _: Plan) -> Progress:
-        return self
-
-    def end(self, *_: object, read: bool) -> None: ...
-
-    def leave(self, _: Plan) -> None: ...
-
-    def tell(self, *_: object) -> None: ...
-
-    def spent(self, passes: int) -> None: ...
-
-    def finished(self, examples: int) -> None: ...
-
-
-SILENT = Silent()
+        """So many examples are finished by now."""
 
 
 @dataclass(frozen=True)
 class Made:
-    """What a member of a worst case has made, by the index of the example."""
+    """The adversarial examples that a member of a worst case has made, by the index of the example."""
 
     images: dict[int, NDArray[np.float32]]  # (C, H, W) each
     spent: dict[int, tuple[int, ...]]  # forwards, backwards, glimpses
@@ -71,44 +51,37 @@ class Made:
         return digest.hexdigest()
 
     def of(self, indices: Sequence[int]) -> Made:
-        """What it has made of some examples."""
+        """Those of some examples."""
         chosen = [index for index in indices if index in self.images]
         return Made({i: self.images[i] for i in chosen}, {i: self.spent[i] for i in chosen})
 
 
-def stored(plan: Plan) -> int:
-    """How many of a run's examples keep their images."""
+def images_kept(plan: Plan) -> int:
+    """How many of a run's examples have their images stored."""
     return len(plan.indices) if plan.options.save_adversarials else STORED_PICTURES
 
 
 def run_block(
-    plan: Plan,
-    indices: Sequence[int],
-    progress: Progress,
-    *,
-    first_position: int = 0,
-    made: Mapping[str, Made] | None = None,
-    checkpoints: Checkpoints | None = None,
+    plan: Plan, indices: Sequence[int], progress: Progress, *, first_position: int = 0,
+    made: Mapping[str, Made] | None = None, checkpoints: Checkpoints | None = None,
     notes: dict[str, str] | None = None,
-) -> Arrays:
-    """Attack and grade some examples; arrays of what happened to each, in order, and the pictures to keep.
+) -> Arrays:  # fmt: skip
+    """Attack and grade some examples; arrays of the outcomes, a row each, and of the pictures to keep.
 
     made: of a worst case, by its members. checkpoints: from which the attack's loops are resumed. notes: added to by
     the attack.
     """
-    examples = plan.data.read(indices)
     rows: dict[str, list[Any]] = {}
     order: list[int] = []
     pictures: list[Picture] = []
-    for batch in batches_by_shape(examples):
-        result, attacked = _run_batch(
-            plan, batch, progress, made or {}, checkpoints, notes if notes is not None else {}
-        )
+    notes = notes if notes is not None else {}
+    for batch in batches_by_shape(plan.data.read(indices)):
+        result, attacked = _run_batch(plan, batch, progress, made or {}, checkpoints, notes)
         for name, values in result.items():
             rows.setdefault(name, []).extend(values)
         order += batch.positions
         for row, position in enumerate(batch.positions):
-            if first_position + position < stored(plan):
+            if first_position + position < images_kept(plan):
                 clean, adversarial = batch.images[row].numpy(), attacked[row].cpu().numpy()
                 pictures.append(Picture(batch.indices[row], clean, adversarial))
     sorting = np.argsort(order)
@@ -117,63 +90,41 @@ def run_block(
 
 
 def _run_batch(
-    plan: Plan,
-    batch: Batch,
-    progress: Progress,
-    made: Mapping[str, Made],
-    checkpoints: Checkpoints | None,
+    plan: Plan, batch: Batch, progress: Progress, made: Mapping[str, Made], checkpoints: Checkpoints | None,
     notes: dict[str, str],
-) -> tuple[dict[str, list[Any]], Tensor]:
+) -> tuple[dict[str, list[Any]], Tensor]:  # fmt: skip
     images, labels = batch.images.to(plan.options.device), batch.labels.to(plan.options.device)
     mask = batch.masks.to(plan.options.device) if batch.masks is not None else None
     if not (bool((images >= 0).all()) and bool((images <= 1).all())):
         raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
     targets = _targets(plan, batch.indices, labels)
-    grading: dict[str, Any] = {
-        "seed": plan.options.seed,
-        "draws": plan.options.draws,
-        "chunk": plan.chunk,
-        "classes": plan.classes,
-        "noise_control": plan.noise_control,
-    }
-    before = predict(plan.classifier, images, batch.indices, purpose="clean", **grading)
+    before = grade(plan, images, batch.indices, "clean")
     ledger = Ledger.empty(len(images), on_spent=progress.spent, notes=notes)
     found, choice = _attack(plan, batch.indices, images, labels, targets, mask, made, ledger, checkpoints)
     found = within_budget(found, images, plan.options.norm, plan.options.eps, mask)
-    after = predict(plan.classifier, found, batch.indices, purpose="grade", **grading)
+    after = grade(plan, found, batch.indices, "grade")
     progress.spent(len(images) * plan.grading_passes())
     inputs = [bytes.fromhex(sha256_of_image(image.numpy())) for image in batch.images]
-    return {
-        "index": batch.indices,
-        "input_sha256": [np.frombuffer(digest, np.uint8) for digest in inputs],
-        "label": labels.tolist(),
-        "target": targets.tolist() if targets is not None else [-1] * len(images),
-        "clean_predictions": before.tolist(),
-        "predictions": after.tolist(),
-        "linf": distance(found, images, "linf").tolist(),
-        "l2": distance(found, images, "l2").tolist(),
-        "forwards": ledger.forwards.tolist(),
-        "backwards": ledger.backwards.tolist(),
-        "glimpses": ledger.glimpses.tolist(),
-        "choice": choice.tolist(),
-    }, found
+    columns = {
+        "label": labels, "target": targets if targets is not None else torch.full_like(labels, -1),
+        "clean_predictions": before, "predictions": after,
+        "linf": distance(found, images, "linf"), "l2": distance(found, images, "l2"),
+        "forwards": ledger.forwards, "backwards": ledger.backwards, "glimpses": ledger.glimpses, "choice": choice,
+    }  # fmt: skip
+    rows: dict[str, list[Any]] = {
+        "index": batch.indices, "input_sha256": [np.frombuffer(digest, np.uint8) for digest in inputs]
+    }  # fmt: skip
+    return rows | {name: column.tolist() for name, column in columns.items()}, found
 
 
 def _attack(
-    plan: Plan,
-    indices: Sequence[int],
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    mask: Tensor | None,
-    made: Mapping[str, Made],
-    ledger: Ledger,
-    checkpoints: Checkpoints | None,
-) -> tuple[Tensor, Tensor]:
+    plan: Plan, indices: Sequence[int], images: Tensor, labels: Tensor, targets: Tensor | None, mask: Tensor | None,
+    made: Mapping[str, Made], ledger: Ledger, checkpoints: Checkpoints | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Attack one batch: for each image the strongest candidate, and its position in `plan.candidates`.
 
-    Candidates are what the attack finds in each gradient mode of the plan; of a worst case, what its members made,
-    whose cost counts too.
+    The candidates are the images that the attack finds in each gradient mode of the plan, or those of the members of a
+    worst case, whose cost counts too.
     """
     candidates = []
     for member in made.values():
@@ -200,7 +151,7 @@ def _attack(
         )  # fmt: skip
         if plan.attack.function is not None:
             candidate = {"found": images}
-            for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept as a whole
+            for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept whole
                 found = attack(oracle, images.clone(), labels, norm=options.norm, eps=options.eps, **arguments)
                 candidate["found"] = found
             candidates.append(within_budget(candidate["found"], images, options.norm, options.eps, mask))
@@ -209,7 +160,7 @@ def _attack(
 
 
 def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:
-    """The class that each image shall be taken for: never its own label (the next class stands in for it)."""
+    """The target class of each image; where that is its own label, the next class."""
     if plan.options.target is None:
         return None
     if plan.options.target == "random":

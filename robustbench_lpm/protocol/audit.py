@@ -1,10 +1,9 @@
-"""The audit: does a result say how robust a model is, or only that an attack was blind? (protocol.md, section 5)
+"""The audit: checks whether a result measures how robust a model is, or how weak an attack (protocol.md, section 5).
 
-It judges one result, an attack or the worst case over several on one model, by comparing it with runs that must not be
-stronger (another attack, twice the budget) or weaker (a larger eps). `comparisons` lists them, `runs_of` says which
-runs they need, and `judge` decides once the records of those are there. Comparisons are paired per example. A check
-fails when the 95 % interval of the paired difference lies above one point, passes when it lies below, and is undecided
-otherwise: more images would decide it.
+It judges one run by comparing it with runs that must not be stronger (another attack, twice the budget) or weaker (a
+larger eps). `comparisons` lists them, `runs_of` gives the runs that they need, and `judge` decides from the records of
+those. Comparisons are paired per example. A check fails where the 95 % interval of the paired difference is above one
+point, passes where it is below, and is undecided otherwise: more images would decide it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from robustbench_lpm.attacks.spsa import estimate
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.options import STRONGEST
-from robustbench_lpm.protocol.grading import predict
+from robustbench_lpm.protocol.grading import grade
 from robustbench_lpm.protocol.noise_control import FROZEN, can_freeze
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.protocol.plan import FROM_PYTHON, Plan, vary
@@ -54,7 +53,7 @@ COSINE_SHARE = 0.5
 class Comparison:
     """One question of an audit: is accuracy under the run `upper` no higher than under the run `lower`?
 
-    kind: "paired" compares the two image by image; "floor" asks whether whatever withstands both is 0; "same noise"
+    kind: "paired" compares the two image by image; "floor" checks that no image is robust under both; "same noise"
     takes the adversarial examples of `lower` under the noise of `upper`; "direction" compares gradients of `upper`, not
     runs. note: why the question does not apply, with kind "".
     """
@@ -69,30 +68,25 @@ class Comparison:
 
     @property
     def runs(self) -> list[Plan]:
-        """The runs whose records decide it."""
+        """The runs whose records are compared."""
         return [plan for plan in (self.upper, self.lower) if plan is not None and self.kind != "direction"]
 
 
 def auditable(plan: Plan) -> Plan:
-    """The run that an audit of a plan judges: of a stochastic model it keeps every image. Raises LpmbenchError."""
+    """The run that an audit of a plan judges; of a stochastic model it keeps every image. Raises LpmbenchError."""
     if plan.options.eps == 0:
         raise LpmbenchError("An audit needs an eps above 0: without a budget there is nothing to judge.")
-    return vary(plan, save_adversarials=True) if plan.stochastic else plan  # one frozen draw meets them again
+    return vary(plan, save_adversarials=True) if plan.stochastic else plan  # a frozen draw needs them
 
 
 def comparisons(judged: Plan, black_box: Sequence[Attack]) -> list[Comparison]:
-    """Every question that an audit asks of an `auditable` run. black_box: attacks that see no gradients."""
-    return [
-        *_with_others(judged, black_box),
-        *_with_other_budgets(judged),
-        *_with_twice_the_work(judged),
-        _with_frozen_noise(judged),
-        _of_the_gradient(judged),
-    ]
+    """The comparisons of an `auditable` run. black_box: attacks that see no gradients."""
+    several = [*_with_others(judged, black_box), *_with_other_budgets(judged), *_with_twice_the_work(judged)]
+    return [*several, _with_frozen_noise(judged), _of_the_gradient(judged)]
 
 
 def runs_of(judged: Plan, wanted: Sequence[Comparison]) -> list[Plan]:
-    """The runs that an audit needs, the judged one first, each once: that which keeps the most images."""
+    """The runs that an audit needs, each once, the judged one first; of equal runs that with the most images kept."""
     found: dict[str, Plan] = {}
     for plan in (judged, *(plan for comparison in wanted for plan in comparison.runs)):
         if plan.id not in found or plan.options.save_adversarials:
@@ -103,26 +97,21 @@ def runs_of(judged: Plan, wanted: Sequence[Comparison]) -> list[Plan]:
 def judge(
     judged: Plan, black_box: Sequence[Attack], wanted: Sequence[Comparison], records: Mapping[str, RunRecord]
 ) -> Audit:
-    """The audit of a run, from its comparisons and the records, by id, of `runs_of` them."""
-    record = records[judged.id]
+    """The audit of a run, from its comparisons and the records of their runs, by id."""
+    record, checks = records[judged.id], [_decide(comparison, records) for comparison in wanted]
     return Audit(
-        record=record.id,
-        folder_name=record.folder_name,
-        model=record.model,
-        attack=record.attack,
-        checks=[_decide(comparison, records) for comparison in wanted],
-        command=_command(judged, black_box),
-        versions=versions(),
-    )
+        record=record.id, folder_name=record.folder_name, model=record.model, attack=record.attack, checks=checks,
+        command=_command(judged, black_box), versions=versions(),
+    )  # fmt: skip
 
 
 def _command(judged: Plan, black_box: Sequence[Attack]) -> str:
-    """The command that repeats an audit: that of the judged run, and what it is compared with."""
+    """The command that repeats an audit: that of the judged run, and the black-box attacks."""
     if judged.command().startswith(FROM_PYTHON):
         names = [other.name for other in black_box]
         return judged.command().replace(".evaluate(", ".audit(", 1)[:-1] + f", black_box={names})"
     words = [judged.command().replace("lpmbench attack --model", "lpmbench audit", 1)]
-    known = {judged.attack.name, *(member.name for member in judged.attack.members)}  # their settings stand there
+    known = {judged.attack.name, *(member.name for member in judged.attack.members)}  # whose settings are in it
     for other in black_box:
         words.append(f"--black-box {shlex.quote(other.name)}")
         if other.name not in known:
@@ -136,24 +125,17 @@ def _inapplicable(name: str, question: str, why: str) -> Comparison:
 
 
 def _with_others(judged: Plan, black_box: Sequence[Attack]) -> list[Comparison]:
-    """No attack that knows or does less may be stronger."""
+    """Comparisons with attacks that know or do less: none may be stronger."""
     attack = judged.attack
-    found = [
-        _not_weaker_than(name, question, judged, resolve_attack(other))
-        for name, question, other in (
-            ("iterated vs one step", "Is the attack at least as strong as a single step?", "fgsm"),
-            ("attack vs noise", "Is the attack at least as strong as random noise of the same size?", "noise"),
-        )
-        if attack.name != other
-    ]
+    simple = {
+        "fgsm": ("iterated vs one step", "Is the attack at least as strong as a single step?"),
+        "noise": ("attack vs noise", "Is the attack at least as strong as random noise of the same size?"),
+    }
+    found = [_not_weaker_than(*simple[o], judged, resolve_attack(o)) for o in simple if o != attack.name]
     for other in black_box:
-        transferred = other.surrogates is not None
-        name = "white-box vs transfer" if transferred else "white-box vs black-box"
-        question = (
-            "Is the attack at least as strong as one made on other models?"
-            if transferred
-            else "Is an attack with gradients at least as strong as one without?"
-        )
+        name, question = "white-box vs black-box", "Is an attack with gradients at least as strong as one without?"
+        if other.surrogates is not None:
+            name, question = "white-box vs transfer", "Is the attack at least as strong as one made on other models?"
         if attack.knowledge != "white-box":
             found.append(_inapplicable(name, question, "the attack itself sees no gradients"))
         else:
@@ -162,7 +144,7 @@ def _with_others(judged: Plan, black_box: Sequence[Attack]) -> list[Comparison]:
 
 
 def _not_weaker_than(name: str, question: str, judged: Plan, other: Attack) -> Comparison:
-    """Of a worst case's members the one of that name is taken as it ran there; left out where it cannot be made."""
+    """The comparison with another attack; a worst case's own member of that name is taken as it ran there."""
     own = next((member for member in judged.attack.members if member.name == other.name), None)
     if judged.options.norm not in other.norms or (judged.options.target is not None and not other.targeted):
         return _inapplicable(name, question, f"{other.name} does not run under this threat")
@@ -174,7 +156,7 @@ def _not_weaker_than(name: str, question: str, judged: Plan, other: Attack) -> C
 
 
 def _with_other_budgets(judged: Plan) -> list[Comparison]:
-    """More eps never raises accuracy, and without a bound nothing is left of it."""
+    """Comparisons with other eps: more never raises accuracy, and without a bound accuracy is 0."""
     name, question, eps = "more eps", "Does more eps never raise accuracy?", judged.options.eps
     linf = judged.options.norm == "linf"
     most = 1.0 if linf else math.inf  # beyond 1 every pixel may take any value already
@@ -193,7 +175,7 @@ def _with_other_budgets(judged: Plan) -> list[Comparison]:
 
 
 def _with_twice_the_work(judged: Plan) -> list[Comparison]:
-    """A result that falls when the attack works longer was not the end of it."""
+    """Comparisons with twice the steps, draws and restarts, which must leave the result unchanged."""
     found = []
     for kind, question in (
         ("steps", "Do twice as many steps leave the result unchanged?"),
@@ -227,7 +209,7 @@ def twice(attack: Attack, kind: str) -> Attack | None:
 
 
 def _with_frozen_noise(judged: Plan) -> Comparison:
-    """On one frozen draw of each image, an attack made for that draw must do as well as one made with the noise on."""
+    """The comparison on one frozen draw: an attack made for that draw must do as well as one made with the noise on."""
     name, question = "frozen noise", "Does an attack that knows the noise do at least as well on that noise?"
     if not judged.stochastic:
         return _inapplicable(name, question, "a deterministic model has no noise")
@@ -238,7 +220,7 @@ def _with_frozen_noise(judged: Plan) -> Comparison:
 
 
 def _of_the_gradient(judged: Plan) -> Comparison:
-    """The analytic gradient must point where finite differences do."""
+    """The comparison of the analytic gradient with finite differences."""
     name, question = "direction", "Does the analytic gradient point where finite differences do?"
     if judged.attack.knowledge != "white-box":
         return _inapplicable(name, question, "the attack itself sees no gradients")
@@ -257,7 +239,7 @@ def _decide(asked: Comparison, records: Mapping[str, RunRecord]) -> Check:
         return _direction(asked, asked.upper)
     upper, lower = records[asked.upper.id], records[asked.lower.id]
     found, reference = upper.correct.mean(1), lower.correct.mean(1)
-    if asked.kind == "floor":  # what is misclassified within eps already needs no more than that
+    if asked.kind == "floor":  # an image that is misclassified within eps needs no more
         found, reference = np.minimum(found, reference), np.zeros_like(found)
     elif asked.kind == "same noise":
         reference = _accuracy_on(asked.upper, lower)
@@ -277,10 +259,7 @@ def _accuracy_on(plan: Plan, record: RunRecord) -> NDArray[np.floating]:
         pictures = list(group)
         images = torch.from_numpy(np.stack([picture.adversarial for picture in pictures])).to(plan.options.device)
         indices = [picture.index for picture in pictures]
-        predictions = predict(
-            plan.classifier, images, indices, seed=plan.options.seed, purpose="grade", draws=plan.options.draws,
-            chunk=plan.chunk, noise_control=plan.noise_control,
-        ).numpy()  # fmt: skip
+        predictions = grade(plan, images, indices, "grade").numpy()
         found += [float((row == labels[index]).mean()) for row, index in zip(predictions, indices, strict=True)]
     return np.array(found)
 
@@ -308,24 +287,18 @@ def _direction(asked: Comparison, judged: Plan) -> Check:
 
 def _cosines(judged: Plan, mode: str | None) -> tuple[NDArray[np.floating], float]:
     """Cosines of analytic and estimated gradients, one per image, and what an exact gradient is expected to have."""
+    still = vary(judged, noise=(FROZEN,)).noise_control if judged.stochastic else judged.noise_control
+    rules = Rules(judged.options.seed, judged.classes, judged.chunk, noise_control=still)
     found: list[float] = []
-    examples = judged.data.read(judged.indices[:COSINE_IMAGES])
-    numbers = 1
-    for batch in batches_by_shape(examples):
-        for start in range(0, len(batch.images), judged.chunk):
-            part = slice(start, start + judged.chunk)
-            images, labels = batch.images[part].to(judged.options.device), batch.labels[part].to(judged.options.device)
-            still = vary(judged, noise=(FROZEN,)).noise_control if judged.stochastic else judged.noise_control
-            oracle = ClassifierOracle(
-                judged.classifier, images, batch.indices[part],
-                Rules(judged.options.seed, judged.classes, judged.chunk, noise_control=still), gradient_mode=mode,
-                stream="direction",
-            )  # fmt: skip
-            losses = partial(objective, "margin", labels=labels)
-            analytic, _, _ = oracle.gradient(images, oracle.noise(), losses)
-            estimated = estimate(oracle, images, labels, None, pairs=COSINE_PAIRS, delta=COSINE_DELTA)
-            found += _cosine(analytic, estimated).tolist()
-            numbers = images[0].numel()
+    for batch in batches_by_shape(judged.data.read(judged.indices[:COSINE_IMAGES]), judged.chunk):
+        images, labels = batch.images.to(judged.options.device), batch.labels.to(judged.options.device)
+        oracle = ClassifierOracle(
+            judged.classifier, images, batch.indices, rules, gradient_mode=mode, stream="direction"
+        )
+        analytic, _, _ = oracle.gradient(images, oracle.noise(), partial(objective, "margin", labels=labels))
+        estimated = estimate(oracle, images, labels, None, pairs=COSINE_PAIRS, delta=COSINE_DELTA)
+        found += _cosine(analytic, estimated).tolist()
+        numbers = images[0].numel()
     return np.array(found), (1 + (numbers - 1) / COSINE_PAIRS) ** -0.5
 
 

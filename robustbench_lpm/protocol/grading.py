@@ -1,4 +1,4 @@
-"""Grade: check that images keep to the budget, and predict them on noise that no attack has seen."""
+"""Grading: checks that images keep to the budget, and predicts them on noise that no attack has seen."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import Norm, distance, project
 from robustbench_lpm.protocol.noise_control import NoiseControl
 from robustbench_lpm.protocol.oracle import check_logits
-from robustbench_lpm.randomness import Addresses, Purpose
+from robustbench_lpm.protocol.plan import Plan
+from robustbench_lpm.randomness import Purpose
 from robustbench_lpm.records.runs import DISTANCE_TOLERANCE
 
 
 def within_budget(found: Tensor, originals: Tensor, norm: Norm, eps: float, mask: Tensor | None) -> Tensor:
-    """What an attack returned, fit to be graded: fixed pixels set back, projected on ball and box, and checked.
+    """The images that an attack returned, with fixed pixels restored, projected on ball and box, and checked.
 
-    The attack may overshoot eps by rounding, so it is projected; whatever else is wrong with it raises LpmbenchError.
+    The attack may overshoot eps by rounding, so they are projected; anything else that is wrong raises LpmbenchError.
     """
     if found.shape != originals.shape:
         raise LpmbenchError(f"The attack returned shape {tuple(found.shape)}, not {tuple(originals.shape)}.")
@@ -48,9 +49,9 @@ def predict(
     classes: int | None = None,
     noise_control: NoiseControl = NoiseControl(),  # noqa: B008 (immutable)
 ) -> Tensor:
-    """Predicted labels (B, draws) of images (B, C, H, W) in full precision; draw k meets noise keyed by (purpose, k).
+    """Predicted labels (B, draws) of images (B, C, H, W) in full precision; draw k is on noise keyed by (purpose, k).
 
-    A deterministic classifier, or one whose noise is all frozen, is asked once: (B, 1).
+    Of a deterministic classifier, or where all noise is frozen, one draw: (B, 1).
     """
     draws = draws if noise_control.leaves_noise(classifier) else 1
     step = max(1, chunk // classifier.passes)
@@ -59,11 +60,19 @@ def predict(
         predictions = []
         for start in range(0, len(images), step):
             part = slice(start, start + step)
-            drawn = classifier.sample_noise(Addresses.of(seed, indices[part], purpose, draw))
-            drawn = noise_control.freeze(classifier, drawn, 1, seed=seed, indices=indices[part])
+            drawn = noise_control.sample(classifier, seed, indices[part], purpose, draw)
             noise = {source: values.to(images.device) for source, values in drawn.items()}
             logits = classifier(images[part], noise)
             check_logits(logits, classes)
             predictions.append(logits.argmax(1))
         columns.append(torch.cat(predictions))
     return torch.stack(columns, dim=1).cpu()
+
+
+def grade(plan: Plan, images: Tensor, indices: Sequence[int], purpose: Purpose) -> Tensor:
+    """Predicted labels (B, draws) of images (B, C, H, W) of a plan, under its noise control; see `predict`."""
+    options = plan.options
+    return predict(
+        plan.classifier, images, indices, seed=options.seed, purpose=purpose, draws=options.draws, chunk=plan.chunk,
+        classes=plan.classes, noise_control=plan.noise_control,
+    )  # fmt: skip

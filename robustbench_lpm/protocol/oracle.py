@@ -1,4 +1,4 @@
-"""The oracle: the classifier as an attack sees it. It counts every pass, hands out noise and guards fixed pixels."""
+"""The oracle: the classifier as an attack sees it. It counts every pass, draws noise and restores fixed pixels."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ PROBES_FOR_ONE = 4  # in bfloat16: measured to be a quarter faster on small netw
 
 @dataclass
 class Ledger:
-    """What an attack has spent on each image of a batch, (B,) int64 each, and what it has told.
+    """The cost of an attack on each image of a batch, (B,) int64 each, and its notes.
 
-    The number of draws is also the address of the image's next one: that and the ledger decide all noise to come.
+    The number of draws is also the address of the image's next one, so that the ledger decides all noise to come.
     Several attacks on one batch may share a ledger.
     """
 
@@ -34,18 +34,23 @@ class Ledger:
     backwards: Tensor
     glimpses: Tensor
     draws: Tensor  # of noise, and of the attack's own choices
-    on_spent: Callable[[int], None] = lambda _: None  # told how many images pass the network, at every pass
+    on_spent: Callable[[int], None] = lambda _: None  # called at every pass, with the number of images
     notes: dict[str, str] = field(default_factory=dict)  # for the reader of the record, by subject
 
     @classmethod
-    def empty(cls, batch_size: int, **told: Any) -> Ledger:
-        forwards, backwards, glimpses, draws = (torch.zeros(batch_size, dtype=torch.int64) for _ in range(4))
-        return cls(forwards, backwards, glimpses, draws, **told)
+    def empty(cls, batch_size: int, **others: Any) -> Ledger:
+        forwards, backwards, glimpses, draws = torch.zeros(4, batch_size, dtype=torch.int64)
+        return cls(forwards, backwards, glimpses, draws, **others)
 
     @property
     def columns(self) -> list[Tensor]:
         """The four counts."""
         return [self.forwards, self.backwards, self.glimpses, self.draws]
+
+    @property
+    def passes(self) -> int:
+        """Forwards and backwards of all images."""
+        return int(self.forwards.sum() + self.backwards.sum())
 
 
 class Loops(Protocol):
@@ -59,10 +64,9 @@ Checkpoints = Callable[[str, Ledger], Loops]  # the loops of an attack, from wha
 
 
 class Rules(NamedTuple):
-    """What holds for every oracle of a run.
+    """The settings of all oracles of a run.
 
-    chunk: images that pass the network at once. select_draws: draws on which candidates are compared. noise_control:
-    which sources of noise are fresh, replayed, frozen or averaged over in a gradient.
+    chunk: images that pass the network at once. select_draws: draws on which candidates are compared.
     """
 
     seed: int
@@ -87,19 +91,10 @@ class ClassifierOracle:
     """
 
     def __init__(
-        self,
-        classifier: Classifier,
-        images: Tensor,
-        indices: Sequence[int],
-        rules: Rules,
-        *,
-        quick: Classifier | None = None,
-        mask: Tensor | None = None,
-        gradient_mode: str | None = None,
-        stream: str = "",
-        ledger: Ledger | None = None,
-        checkpoints: Checkpoints | None = None,
-    ) -> None:
+        self, classifier: Classifier, images: Tensor, indices: Sequence[int], rules: Rules, *,
+        quick: Classifier | None = None, mask: Tensor | None = None, gradient_mode: str | None = None,
+        stream: str = "", ledger: Ledger | None = None, checkpoints: Checkpoints | None = None,
+    ) -> None:  # fmt: skip
         self.classifier, self.originals, self.mask = classifier, images, mask
         self._probed = quick or classifier
         self._differentiated = classifier if slow_backwards(classifier, str(images.device)) else self._probed
@@ -133,15 +128,10 @@ class ClassifierOracle:
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Attack noise; see `Oracle.noise`."""
         draws = draws if self.stochastic else 1
-        fresh, control = self._fresh("attack", draws), self.noise_control
-        drawn = self._on_device(
-            control.attack_noise(
-                self.classifier, fresh, draws, seed=self.seed, stream=self._stream, indices=self.indices
-            )
-        )
+        drawn = self.noise_control.attack_noise(self.classifier, self._fresh("attack", draws), draws)
         if paired:
-            return Draws({source: torch.cat([v, v]) for source, v in drawn.items()}, 2 * draws)
-        return Draws(drawn, draws)
+            drawn, draws = {source: torch.cat([values, values]) for source, values in drawn.items()}, 2 * draws
+        return Draws(self._on_device(drawn), draws)
 
     def choices(self, count: int = 1) -> Addresses:
         """Fresh addresses for the attack's own choices; see `Oracle.choices`."""
@@ -149,7 +139,7 @@ class ClassifierOracle:
 
     def _fresh(self, purpose: Purpose, draws: int) -> Addresses:
         """The next draws of each image, (draws · B) addresses, one draw after the other."""
-        # A row may stand here several times (see `OracleView`): each time gets draws of its own.
+        # A row may occur several times (see `_View`): each time gets draws of its own.
         times_before = (self._rows[:, None] == self._rows).tril(-1).sum(1)
         first = self.ledger.draws[self._rows] + draws * times_before
         self._count(self.ledger.draws, draws, passes=False)
@@ -186,8 +176,8 @@ class ClassifierOracle:
 
         In the mode "score-function" it is that of E[L] = mean over draws of L + (L - b) log p, L and b constants in the
         second term: p is the density of the fixations that were drawn (Williams 1992), b the mean loss of the other
-        draws. Elsewhere the losses are differentiated as they are, a few draws at a time: what a pass remembers for
-        its way back is forgotten before the next.
+        draws. Otherwise the losses are differentiated directly, a few draws at a time, to bound the memory of
+        activations.
         """
         if self.gradient_mode == "score-function":
             images = images.detach().requires_grad_()
@@ -214,7 +204,7 @@ class ClassifierOracle:
         return gradients, found.detach(), logits.detach()
 
     def _few_at_once(self, noise: Draws, chunk: int) -> Iterator[Draws]:
-        """The draws in groups of which the batch passes the network at once."""
+        """The draws in groups: the batch under those of a group passes the network at once."""
         together, batch = max(1, chunk // len(self.originals)), len(self.originals)
         for first in range(0, noise.count, together):
             count = min(together, noise.count - first)
@@ -233,17 +223,16 @@ class ClassifierOracle:
         return found
 
     def gaze(self, images: Tensor, noise: Draws) -> Tensor:
-        """Where the policy wants to look after each glimpse; see `Oracle.gaze`."""
+        """The mean of the policy after each glimpse; see `Oracle.gaze`."""
         return self._gaze(images, noise)[0]
 
     def gaze_gradient(self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]) -> Tensor:
-        """The gradient of an expected loss of where the policy wants to look; see `Oracle.gaze_gradient`."""
+        """The gradient of an expected loss of the policy's means; see `Oracle.gaze_gradient`."""
         images = images.detach().requires_grad_()
         means, *density = self._gaze(images, noise)
         found = losses(means)
         expected = found + advantages(found.detach()) * density[0] if density else found
-        (total,) = torch.autograd.grad(expected.mean(0).sum(), images)
-        return total
+        return torch.autograd.grad(expected.mean(0).sum(), images)[0]
 
     def _gaze(self, images: Tensor, noise: Draws) -> tuple[Tensor, ...]:
         """Means (draws, B, T, 2), and in the mode "score-function" the log-density (draws, B) of the fixations."""
@@ -262,15 +251,12 @@ class ClassifierOracle:
         return self._in_chunks(look, images, noise, self._chunk)
 
     def _in_chunks(
-        self,
-        answer: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]],
-        images: Tensor,
-        noise: Draws,
+        self, answer: Callable[[Tensor, dict[str, Tensor]], tuple[Tensor, ...]], images: Tensor, noise: Draws,
         chunk: int,
-    ) -> tuple[Tensor, ...]:
-        """What `answer` says of images and noise, piece by piece and counted: each (draws, B, ...).
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        """The results of `answer` on images and noise, in pieces and counted: each (draws, B, ...).
 
-        Draws that meet the same images (B, C, H, W) share them; see `Classifier`.
+        Draws on the same images (B, C, H, W) share them; see `Classifier`.
         """
         if self.mask is not None:
             images = torch.where(self.mask, images, self.originals)
@@ -298,7 +284,7 @@ class ClassifierOracle:
         noise: dict[str, Tensor],
         chunk: int,
     ) -> tuple[Tensor, ...]:
-        """Answers to noise for the images, which it may share if they fit into a chunk: so many pass at once."""
+        """The results of `answer`, a chunk at a time; images that fit into one may be fewer than the rows of noise."""
         if len(images) <= chunk:
             return answer(images, noise)
         pieces = []
@@ -308,17 +294,17 @@ class ClassifierOracle:
         return tuple(torch.cat(found) for found in zip(*pieces, strict=True))
 
     def _count(self, ledger: Tensor, spent: int, *, passes: bool = True) -> None:
-        # Of a row that stands here several times each time counts.
+        # A row that occurs several times counts each time.
         ledger.index_add_(0, self._rows, torch.full((len(self._rows),), spent))
         if passes:
             self.ledger.on_spent(spent * len(self._rows))
 
     def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
-        """The steps of a loop that goes on where it was interrupted; see `Oracle.resumable`."""
+        """The steps of a loop that resumes at its last checkpoint; see `Oracle.resumable`."""
         return iter(steps) if self._loops is None else self._loops.over(steps, states)
 
     def note(self, subject: str, reason: str) -> None:
-        """Tell the reader of the record; see `Oracle.note`."""
+        """Note a reason in the record; see `Oracle.note`."""
         self.ledger.notes.setdefault(subject, reason)
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
@@ -327,14 +313,13 @@ class ClassifierOracle:
 
     @torch.no_grad()
     def strongest(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """For each image, (B,), which candidate fools most selection draws; at a tie that with the lowest mean margin.
-
-        All candidates meet the same selection noise, which no attack has seen.
-        """
+        """For each image, (B,), the candidate that is misclassified under most selection draws; at a tie, that with
+        the lowest mean margin. All candidates meet the same selection noise, which no attack has seen."""
         best = torch.zeros_like(labels)
         if len(candidates) == 1:
             return best
-        noise = Draws(self._selection_noise(), self.select_draws)
+        drawn = self.noise_control.sample(self.classifier, self.seed, self.indices, "select", draws=self.select_draws)
+        noise = Draws(self._on_device(drawn), self.select_draws)
         best_score = self._score(self(candidates[0], noise), labels, targets)
         for position, candidate in enumerate(candidates[1:], start=1):
             score = self._score(self(candidate, noise), labels, targets)
@@ -344,27 +329,20 @@ class ClassifierOracle:
             best_score = torch.where(better, score, best_score)
         return best
 
-    def _selection_noise(self) -> dict[str, Tensor]:
-        addresses = Addresses.of(self.seed, self.indices, "select").draws(self.select_draws)
-        drawn = self.classifier.sample_noise(addresses)
-        return self._on_device(
-            self.noise_control.freeze(self.classifier, drawn, self.select_draws, seed=self.seed, indices=self.indices)
-        )
-
     @staticmethod
     def _score(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
-        """(2, B): the share of draws that withstand, and the mean margin; lower is stronger."""
+        """(2, B): the share of draws that are not misclassified, and the mean margin; lower is stronger."""
         predictions = logits.argmax(-1)
-        withstand = predictions == labels if targets is None else predictions != targets
-        return torch.stack([withstand.to(logits.dtype).mean(0), objective("margin", logits, labels, targets).mean(0)])
+        robust = predictions == labels if targets is None else predictions != targets
+        return torch.stack([robust.to(logits.dtype).mean(0), objective("margin", logits, labels, targets).mean(0)])
 
     def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
         """A module from images to logits, for other libraries; see `Oracle.view`."""
-        return OracleView(self, draws, exact)
+        return _View(self, draws, exact)
 
 
-class OracleView(nn.Module):
-    """An oracle as other libraries expect a model: images (n, C, H, W) to logits (n, K), fresh noise at every call."""
+class _View(nn.Module):
+    """An oracle as a module for other libraries: images (n, C, H, W) to logits (n, K), fresh noise at every call."""
 
     def __init__(self, oracle: ClassifierOracle, draws: int, exact: bool) -> None:
         super().__init__()
@@ -383,11 +361,11 @@ class OracleView(nn.Module):
         logits = finite(logits)
         if noise.count == 1:
             return logits[0]
-        # Another library knows one answer for each image: that of the expected prediction (Salman et al. 2019, eq. 7).
+        # Other libraries take one answer per image: that of the expected prediction (Salman et al. 2019, eq. 7).
         return logits.log_softmax(-1).logsumexp(0) - math.log(noise.count)
 
     def _recognised(self, images: Tensor) -> Tensor:
-        """For each image the row of the original that it is nearest to, (n,): it started from there."""
+        """For each image the row of the nearest original, (n,): the attack started from it."""
         originals = self._oracle.originals
         if len(originals) == 1:
             return torch.zeros(len(images), dtype=torch.int64, device=images.device)
@@ -408,7 +386,7 @@ def advantages(losses: Tensor) -> Tensor:
 def check_logits(logits: Tensor, classes: int | None) -> None:
     """Raise LpmbenchError unless logits (n, K) are numbers for the right number of classes.
 
-    -inf is legal where a model rules a class out, but not for all of them.
+    -inf is legal for some of the classes, not for all.
     """
     if logits.dim() != 2 or (classes is not None and logits.shape[1] != classes):
         raise LpmbenchError(f"The model answers with shape {tuple(logits.shape)}, not with logits (n, {classes}).")

@@ -1,4 +1,4 @@
-"""A run, resolved to the last number before it starts: what decides its outcomes, and what it will cost."""
+"""The plan of a run: everything that decides it, checked and resolved before it starts, and its cost."""
 
 from __future__ import annotations
 
@@ -23,14 +23,7 @@ from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.admission import IMAGES, Admission, AsItIs, admit
 from robustbench_lpm.registry.contents import sha256_of_object
-from robustbench_lpm.registry.tasks import (
-    Attack,
-    Data,
-    LeftOut,
-    given_instead,
-    resolve_attack,
-    resolve_surrogates,
-)
+from robustbench_lpm.registry.tasks import Attack, Data, LeftOut, given_instead, resolve_attack, resolve_surrogates
 from robustbench_lpm.registry.zoo import LoadedModel
 
 STORED_PICTURES = 16
@@ -38,28 +31,28 @@ STORED_PICTURES = 16
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run needs, and the configuration that names it."""
+    """Everything that a run needs, and the configuration that names it."""
 
     model: LoadedModel
     attack: Attack
     data: Data
     indices: tuple[int, ...]
-    asked: Options  # for what the user asked
+    asked: Options  # as the user gave them
     options: Options  # the same, resolved for this model, attack and data set
     noise_control: NoiseControl
     classes: int
     chunk: int
     configuration: dict[str, Any]
-    surrogates: tuple[LoadedModel, ...] = ()  # the models that a transfer attack is made on
+    surrogates: tuple[LoadedModel, ...] = ()  # of a transfer attack: the models that it is made on
     members: tuple[Plan, ...] = ()  # of a worst case: the runs among which it chooses
-    lowered: Classifier | None = None  # the model in reduced precision, where gradients and probes shall be
-    notes: tuple[str, ...] = ()  # what a reader of the result must know
+    lowered: Classifier | None = None  # the model in reduced precision, if gradients and probes are to use it
+    notes: tuple[str, ...] = ()  # for the reader of the result
     code: dict[str, str] = field(default_factory=dict)  # hashes of what computes it, see `_code`
     no_gradient: str = ""  # why the model gives none, "" where it does
 
     @property
     def id(self) -> str:
-        """What names the run: the sha256 of the configuration."""
+        """Names the run: the sha256 of the configuration."""
         return sha256_of_value(self.configuration)
 
     @property
@@ -74,7 +67,7 @@ class Plan:
 
     @property
     def quick(self) -> Classifier | None:
-        """The classifier in reduced precision, if gradients and probes shall be."""
+        """The classifier in reduced precision, if gradients and probes are to use it."""
         return self._averaged(self.lowered) if self.lowered is not None else None
 
     def _averaged(self, classifier: Classifier) -> Classifier:
@@ -82,13 +75,13 @@ class Plan:
 
     @property
     def gradient_modes(self) -> tuple[str | None, ...]:
-        """The modes to attack in, one after the other; the strongest result is chosen for each image."""
+        """The modes to attack in; for each image the strongest result is chosen."""
         mode = self.options.gradient_mode
         return self.model.classifier.gradient_modes if mode == STRONGEST and not self.members else (mode,)
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """What the strongest image of an example is chosen among: members of a worst case, or gradient modes."""
+        """Among which the strongest image of an example is chosen: members of a worst case, or gradient modes."""
         if self.members:
             return tuple(member.attack.name for member in self.members)
         return tuple(mode or "" for mode in self.gradient_modes)
@@ -103,12 +96,11 @@ class Plan:
         once = self.attack.cost(stochastic=self.stochastic)
         if once is None:
             return None
-        modes = len(self.gradient_modes)
-        forwards, choices = once.forwards, len(self.surrogates) or once.choices
+        modes, passes = len(self.gradient_modes), self.classifier.passes
+        forwards, choices, candidates = once.forwards, len(self.surrogates) or once.choices, len(self.candidates)
         if self.lowered is not None and not self.stochastic:
             forwards += once.backwards  # a pass in full precision for what seems to be misclassified
-        compared = (choices if choices > 1 else 0) * modes + (len(self.candidates) if len(self.candidates) > 1 else 0)
-        passes = self.classifier.passes
+        compared = choices * modes * (choices > 1) + candidates * (candidates > 1)
         return Cost((forwards * modes + compared * self.options.select_draws) * passes, once.backwards * modes * passes)
 
     def grading_passes(self) -> int:
@@ -116,9 +108,9 @@ class Plan:
         return 2 * self.options.draws * self.classifier.passes
 
     def command(self) -> str:
-        """The command that repeats this run (DIR stands for where the data lie, or the images that were submitted).
+        """The command that repeats this run (DIR is the directory of the data or of submitted images).
 
-        Where something was handed over from Python no command can: the call that repeats it, after "from Python: ".
+        If an object was handed over from Python, the call that repeats the run, after "from Python: ".
         """
         sources = [model for plan in (self, *self.members) for model in plan.surrogates]
         subjects: tuple[LoadedModel | Attack | Data, ...] = self.model, self.attack, self.data
@@ -131,7 +123,7 @@ class Plan:
         return " ".join([f"lpmbench {self.attack.command}", *(part.arguments for part in subjects), *words])
 
     def _call(self, sources: Sequence[LoadedModel]) -> str:
-        """The call of `evaluate` that repeats this run; what was handed over goes by its name."""
+        """The call of `evaluate` that repeats this run; objects that were handed over go by their names."""
         options = self._options()
         if not self.data.arguments:
             del options["size"]
@@ -147,24 +139,18 @@ class Plan:
         return f"robustbench_lpm.evaluate({', '.join(words)})"
 
     def _options(self) -> dict[str, Any]:
-        """What the run was asked for, by name: what always decides it, and whatever else is not the default."""
+        """The options of the run by name: those that always decide it, and others that are not the default."""
         found, eps = self.options, self.options.eps
-        given: dict[str, Any] = {
-            "size": self.data.identity["size"],
-            "norm": found.norm,
-            "eps": format_eps(eps) if parse_eps(format_eps(eps)) == eps else repr(eps),
-            "limit": len(self.indices),
-            "seed": found.seed,
-        }
+        shown_eps = format_eps(eps) if parse_eps(format_eps(eps)) == eps else repr(eps)
+        given: dict[str, Any] = {"size": self.data.identity["size"], "norm": found.norm, "eps": shown_eps}
+        given |= {"limit": len(self.indices), "seed": found.seed}
         if self.classifier.stochastic:
             given |= {"mc": found.mc, "draws": found.draws}
         hidden = {"mc", "draws", "select_draws", "save_adversarials"}
-        differing = {
-            name: getattr(found, name)
-            for name, setting in SETTINGS.items()
-            if name not in given.keys() | hidden and getattr(found, name) not in (setting.default, STRONGEST)
-        }
-        return given | differing
+        for name, setting in SETTINGS.items():
+            if name not in given.keys() | hidden and getattr(found, name) not in (setting.default, STRONGEST):
+                given[name] = getattr(found, name)
+        return given
 
     @property
     def _trusted(self) -> bool:
@@ -176,7 +162,7 @@ FROM_PYTHON = "from Python: "
 
 
 def _in_python(part: LoadedModel | Attack | Data) -> str:
-    """What takes part, as a call names it: in quotes what has a card, else its class or function."""
+    """A model, attack or data set in a call: its card in quotes, else its class or function."""
     if part.arguments:
         return repr(shlex.split(part.arguments)[1])
     if isinstance(part, Data):
@@ -195,13 +181,13 @@ def _settings(attack: Attack) -> list[tuple[str, Any]]:
 def make_plan(
     model: LoadedModel, attack: Attack, data: Data, asked: Options, *, indices: Sequence[int] | None = None
 ) -> Plan:
-    """Check what was asked for and resolve it. indices: of the examples; None takes the first `asked.limit`.
+    """The plan of a run. indices: of the examples; None takes the first `asked.limit`.
 
-    Raises LpmbenchError for what cannot be run.
+    Raises LpmbenchError for a run that is not possible.
     """
     if asked.norm not in attack.norms:
-        known = [known for known in NORMS if known in attack.norms]
-        raise LpmbenchError(f"Attack '{attack.name}' works in {', '.join(known)}, not in '{asked.norm}'.")
+        known = ", ".join(norm for norm in NORMS if norm in attack.norms)
+        raise LpmbenchError(f"Attack '{attack.name}' works in {known}, not in '{asked.norm}'.")
     chosen = tuple(indices if indices is not None else range(min(asked.limit or len(data), len(data))))
     if not chosen:
         raise LpmbenchError("There are no examples to attack.")
@@ -222,34 +208,24 @@ def make_plan(
         _admitted(s, data, chosen, asked.device) for s in resolve_surrogates(attack, model, data, asked.device)
     )
     members, left_out = _members(model, attack, data, asked, chosen)
-    lowered = None
-    if options.precision == "bfloat16":
-        lowered = _lowered(model, example)
+    lowered = _lowered(model, example) if options.precision == "bfloat16" else None
+    if lowered is not None:
         surrogates = tuple(replace(s, classifier=_lowered(s, example)) for s in surrogates)
+    configuration = {
+        "model": model.identity | {"stochastic": model.classifier.stochastic},
+        "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
+        "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
+        "threat": {"norm": options.norm, "eps": options.eps, "target": options.target},
+        "evaluation": _evaluation(options, model, control),
+    }
     return Plan(
-        model=model,
-        attack=attack,
-        data=data,
-        indices=chosen,
-        asked=asked,
-        options=options,
-        noise_control=control,
-        classes=admission.classes,
-        chunk=chunk_for(model.classifier, example, options.memory, gradient=not admission.no_gradient),
-        configuration={
-            "model": model.identity | {"stochastic": model.classifier.stochastic},
-            "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
-            "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
-            "threat": {"norm": options.norm, "eps": options.eps, "target": options.target},
-            "evaluation": _evaluation(options, model, control),
-        },
-        surrogates=surrogates,
-        members=members,
-        lowered=lowered,
+        model, attack, data, chosen, asked, options, control, admission.classes,
+        chunk_for(model.classifier, example, options.memory, gradient=not admission.no_gradient),
+        configuration, surrogates, members, lowered,
         notes=(*_notes(model, attack, data, admission, options.draws), *left_out),
         code=_code(model, attack, data, admission),
         no_gradient=admission.no_gradient,
-    )
+    )  # fmt: skip
 
 
 def _check_attackable(model: LoadedModel, attack: Attack, admission: Admission) -> None:
@@ -264,7 +240,7 @@ def _check_attackable(model: LoadedModel, attack: Attack, admission: Admission) 
 
 
 def _evaluation(options: Options, model: LoadedModel, control: NoiseControl) -> dict[str, Any]:
-    """How a run is graded, as a part of its configuration; what was added later stands there only if it is used."""
+    """How a run is graded, as a part of its configuration; newer entries are present only where they are used."""
     names = ("mc", "draws", "select_draws", "gradient_mode", "seed")
     found: dict[str, Any] = {name: getattr(options, name) for name in names} | {"random_numbers": RANDOM_NUMBERS}
     if options.gradient_mode == STRONGEST:  # a mode that a model learns later makes another run
@@ -295,7 +271,7 @@ def _members(
 def fitted(
     model: LoadedModel, data: Data, indices: Sequence[int], device: str, *, labels_fit: bool = False
 ) -> tuple[LoadedModel, Admission, Tensor]:
-    """A model, admitted to the images on a device; what was found; and the first of the images, (1, C, H, W).
+    """A model as it is admitted to the images, its admission, and the first of the images, (1, C, H, W).
 
     Raises LpmbenchError for a model that is not admitted, or that does not answer in the data set's labels.
     """
@@ -328,20 +304,19 @@ def fitted(
 
 
 def needs_gradient(attack: Attack) -> bool:
-    """Whether an attack says that it goes backwards through the model."""
+    """Whether an attack declares backward passes."""
     cost = attack.cost(stochastic=True)
     return cost is not None and cost.backwards > 0
 
 
 def _without_gradients() -> list[str]:
     """The registered attacks that need no gradient of the model."""
-    found = [cards.attack(name) for name in cards.names("attack")]
-    attacks = [resolve_attack(card.name) for card in found if not card.members and card.applies_to == "any"]
-    return [attack.name for attack in attacks if not needs_gradient(attack)]
+    found = [resolve_attack(name) for name in cards.names("attack")]
+    return [a.name for a in found if not a.members and a.applies_to == "any" and not needs_gradient(a)]
 
 
 def _admitted(surrogate: LoadedModel, data: Data, indices: Sequence[int], device: str) -> LoadedModel:
-    """A model that an attack is made on, which is not judged: its labels are those of the target by the user's word."""
+    """A model that a transfer attack is made on. It is not judged, so that its labels need not be declared."""
     admitted, admission, _ = fitted(surrogate, data, indices, device, labels_fit=True)
     if admission.no_gradient:
         raise LpmbenchError(f"Surrogate '{surrogate.name}' gives no gradient ({admission.no_gradient}).")
@@ -349,7 +324,7 @@ def _admitted(surrogate: LoadedModel, data: Data, indices: Sequence[int], device
 
 
 def _notes(model: LoadedModel, attack: Attack, data: Data, admission: Admission, draws: int) -> tuple[str, ...]:
-    """What a reader of the result must know."""
+    """Notes for the reader of the result."""
     notes = [attack.known_defects, *model.notes, *admission.notes, *data.notes]
     if isinstance(model.classifier.network, GloballyRandom):  # found out, not declared
         notes.append(told_noise(draws, admission.sources))
@@ -357,18 +332,15 @@ def _notes(model: LoadedModel, attack: Attack, data: Data, admission: Admission,
 
 
 def told_noise(draws: int, sources: Iterable[str]) -> str:
-    """What a reader is told of a stochastic model."""
+    """The note on a stochastic model."""
     return f"stochastic: {draws} draws of its own noise, from {' and '.join(sources)}"
 
 
 def _code(model: LoadedModel, attack: Attack, data: Data, admission: Admission) -> dict[str, str]:
-    """Hashes of the code of model, attack and data set, and what the model says of fixed images: see `contents`."""
-    return {
-        "model": sha256_of_object(model.entry),
-        "answers": admission.answers,
-        "attack": sha256_of_object([part.function for part in (attack, *attack.members)]),
-        "dataset": sha256_of_object(data.entry),
-    }
+    """Hashes of the code of model, attack and data set (see `contents`), and of the model's answers to fixed images."""
+    functions = [part.function for part in (attack, *attack.members)]
+    hashes = {"attack": sha256_of_object(functions), "dataset": sha256_of_object(data.entry)}
+    return {"model": sha256_of_object(model.entry), "answers": admission.answers, **hashes}
 
 
 def vary(plan: Plan, *, attack: Attack | None = None, **changes: Any) -> Plan:
@@ -380,9 +352,9 @@ def vary(plan: Plan, *, attack: Attack | None = None, **changes: Any) -> Plan:
 
 
 def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan], instead: str) -> dict[str, Any]:
-    """What decides an attack's images beside its parameters: other models' weights, or other runs.
+    """What decides an attack's images beside its parameters: weights of surrogates, or runs of members.
 
-    instead: the surrogates that were named in place of the card's: that makes another attack of it.
+    instead: the surrogates that were named in place of the card's, which make it another attack.
     """
     found: dict[str, Any] = {"made_on": instead} if instead else {}
     if surrogates:
@@ -395,30 +367,27 @@ def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan
 
 
 def default_chunk(height: int, width: int) -> int:
-    """Images that pass a network at once: few large ones or many small ones.
-
-    Large batches are slower per image on processors: 64 small images and 8 of 224 pixels were measured to be good.
-    """
+    """The default batch: 64 small images, 8 of 224 pixels; on processors larger ones were measured to be slower."""
     fitting = max(1, 2**19 // (height * width))
     return max(8, min(64, 1 << (fitting.bit_length() - 1)))
 
 
 def chunk_for(classifier: Classifier, example: Tensor, memory: float, *, gradient: bool = True) -> int:
-    """The default chunk, or as many images as remember no more than `memory` GiB for their way back."""
+    """The default batch, or a smaller one whose activations fit into `memory` GiB."""
     if not gradient:
         return default_chunk(*example.shape[-2:])
-    remembered: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
-        remembered[tensor.data_ptr()] = tensor.nbytes
+        saved[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
     weights = {tensor.data_ptr() for tensor in [*classifier.parameters(), *classifier.buffers()]}
     noise = _noise_for(classifier, example)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # Its result holds all that is remembered until that is counted, so that no address comes twice.
+        # The result keeps all saved tensors alive until they are counted, so that no address comes twice.
         _held = classifier(example.clone().requires_grad_(), noise)
-    each = sum(size for address, size in remembered.items() if address not in weights) + 4 * example.nbytes
+    each = sum(size for address, size in saved.items() if address not in weights) + 4 * example.nbytes
     return max(1, min(default_chunk(*example.shape[-2:]), int(memory * 2**30 / each)))
 
 
@@ -448,27 +417,19 @@ def _resolve_mode(model: LoadedModel, attack: Attack, mode: str | None) -> str |
 
 
 def _resolve_target(target: str | None, attack: Attack, data: Data, classes: int) -> str | None:
-    if target is None:
-        return None
-    if not attack.targeted:
+    if target is not None and not attack.targeted:
         raise LpmbenchError(f"Attack '{attack.name}' cannot aim at a target.")
-    text = target
-    if text == "random":
-        return text
-    if text in data.classes:
-        text = str(data.classes.index(text))
-    if not text.isdigit():
-        raise unknown("target class", text, [*data.classes, "random"])
-    if int(text) >= classes:
-        raise LpmbenchError(f"Target {text} is out of range: the model knows {classes} classes.")
-    return text
+    if target in (None, "random"):
+        return target
+    found = str(data.classes.index(target)) if target in data.classes else target
+    if not found.isdigit():
+        raise unknown("target class", found, [*data.classes, "random"])
+    if int(found) >= classes:
+        raise LpmbenchError(f"Target {found} is out of range: the model knows {classes} classes.")
+    return found
 
 
 def execution(plan: Plan) -> dict[str, Any]:
     """How a run is computed; the same again, with the same versions, gives the same bits."""
-    return {
-        "device": torch.device(plan.options.device).type,
-        "threads": torch.get_num_threads(),
-        "block_size": plan.chunk,
-        "chunk": plan.chunk,
-    }
+    device = torch.device(plan.options.device).type
+    return {"device": device, "threads": torch.get_num_threads(), "block_size": plan.chunk, "chunk": plan.chunk}

@@ -1,7 +1,7 @@
-"""Which runs ask the same question, which of a model's runs is its strongest, and who has a rank. No torch.
+"""Variants of models and attacks, the strongest run of a model, and ranks. No torch.
 
 Models are compared at one budget (data, size, norm, eps, M) on the same images and under the same attacks. Two runs
-met the same attack if its name and all its settings agree; a variant says in words where they do not.
+are of the same attack if its name and all its settings agree; a variant says in words where they do not.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from robustbench_lpm.statistics import Rate, rate_of
 
 # What decides which images a run attacks, beside the name and the size of the data set.
 IMAGE_KEYS = ("split", "data_sha256", "indices", "channels", "crop", "parameters")
-# Records and checkpoints that an attack drew on: they differ from model to model, though the attack is the same.
-DRAWN_ON = ("members", "surrogates")
+# Records and checkpoints that an attack used: they differ from model to model, though the attack is the same.
+USED = ("members", "surrogates")
 STRONGEST = "strongest"  # of all gradient modes, for each image: the default
 FROZEN = "frozen"
-ALWAYS = "precision"  # is told wherever it is not the default, though there be no other run to tell it from
-LONGEST = 80  # characters of settings that are still spelled out
+ALWAYS = "precision"  # named wherever it is not the default, even if all runs agree
+LONGEST = 80  # characters of settings; longer ones are named by a hash
 
 CONTROL = "none"  # the knowledge of an attack that is a control, like random noise
 WORST_CASE = "worst-case"
@@ -66,13 +66,13 @@ def grouped(rows: Iterable[Row], columns: Sequence[str]) -> dict[tuple[Any, ...]
 
 
 def image_set(record: RunRecord) -> str:
-    """A short name for the images that a run attacked: equal names, equal images."""
+    """A short name for the images that a run attacked: equal for equal images."""
     dataset = record.configuration["dataset"]
     return sha256_of_value([dataset["name"], dataset["size"], *(dataset.get(key) for key in IMAGE_KEYS)])[:8]
 
 
 def label(name: str, variant: str) -> str:
-    """A model or attack, told apart from others of its name."""
+    """A model or attack with its variant."""
     return f"{name} ({variant})" if variant else name
 
 
@@ -87,7 +87,7 @@ def attack_name(run: Row) -> str:
 
 
 def noise_text(record: RunRecord, *, frozen: bool | None = None) -> str:
-    """The noise of a run that was not left to the default, such as "first_fixation, policy frozen".
+    """The noise of a run where it is not the default, such as "first_fixation, policy frozen".
 
     frozen: True for frozen noise only, which makes another model, False for the rest, which makes another attack.
     """
@@ -99,7 +99,7 @@ def noise_text(record: RunRecord, *, frozen: bool | None = None) -> str:
 
 
 def model_variants(records: Sequence[RunRecord]) -> list[str]:
-    """For each record, what tells its model from others of that name: its checkpoint, and noise that is frozen."""
+    """For each record, what distinguishes its model from others of that name: its checkpoint, and frozen noise."""
     identities: dict[str, set[str]] = defaultdict(set)
     weights: dict[str, set[str]] = defaultdict(set)
     for model in (record.configuration["model"] for record in records):
@@ -109,37 +109,34 @@ def model_variants(records: Sequence[RunRecord]) -> list[str]:
     for record in records:
         model, checkpoint = record.configuration["model"], ""
         if (count := len(identities[model["name"]])) > 1:
-            told = count == len(weights[model["name"]]) and model.get("weights_sha256")
-            checkpoint = f"weights {told[:8]}" if told else f"model {sha256_of_value(model)[:8]}"
+            by_weights = count == len(weights[model["name"]]) and model.get("weights_sha256")
+            checkpoint = f"weights {by_weights[:8]}" if by_weights else f"model {sha256_of_value(model)[:8]}"
         found.append(", ".join(filter(None, (checkpoint, noise_text(record, frozen=True)))))
     return found
 
 
 def attack_variants(records: Sequence[RunRecord], probes: Set[str] = frozenset(), *, any_mc: bool = False) -> list[str]:
-    """For each record, what tells its attack from others of that name at the same budget, M and images.
+    """For each record, what distinguishes its attack from others of that name at the same budget, M and images.
 
-    probes: ids of runs that are told apart from the others, and change no other attack's name. any_mc: runs of every M
-    are told apart together, so that equal names and variants are equal attacks.
+    probes: ids of runs that change no other attack's variant. any_mc: runs of every M are distinguished together, so
+    that equal names and variants are equal attacks.
     """
     keys = [(r.dataset, r.size, r.norm, r.eps, image_set(r), r.attack, any_mc or r.mc) for r in records]
     modes: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for record, key in zip(records, keys, strict=True):
         if record.id not in probes:
             modes[key, record.model].add(str(record.configuration["evaluation"].get("gradient_mode")))
-    # Only where one model met several gradient modes, these make several attacks: a model without modes, and one that
-    # was attacked in a single mode, met the same attack.
+    # Gradient modes make several attacks only where one model met several: a model without modes, and one that was
+    # attacked in a single mode, are under the same attack.
     by_mode = {key for (key, _), found in modes.items() if len(found) > 1}
+    settings = [_settings(record, key in by_mode) for record, key in zip(records, keys, strict=True)]
     every: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     ordinary: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    settings = [_settings(record, key in by_mode) for record, key in zip(records, keys, strict=True)]
     for record, key, own in zip(records, keys, settings, strict=True):
         every[key].append(own)
-        if record.id not in probes:
-            ordinary[key].append(own)
-    return [
-        _difference(own, [*ordinary[key], own] if ordinary[key] else every[key])
-        for key, own in zip(keys, settings, strict=True)
-    ]
+        ordinary[key] += [own] if record.id not in probes else []
+    pairs = zip(keys, settings, strict=True)
+    return [_difference(own, [*ordinary[key], own] if ordinary[key] else every[key]) for key, own in pairs]
 
 
 def contrast(first: RunRecord, second: RunRecord) -> tuple[str, str]:
@@ -149,23 +146,23 @@ def contrast(first: RunRecord, second: RunRecord) -> tuple[str, str]:
 
 
 def attack_but_for_settings(record: RunRecord) -> tuple[str, ...]:
-    """What two runs of one attack have in common, whatever its settings: name, code, knowledge, target."""
+    """The attack of a run without its settings: name, code, knowledge, target."""
     attack, target = record.configuration["attack"], record.configuration["threat"].get("target")
     return (*(str(attack[key]) for key in ("name", "entry", "knowledge")), "" if target is None else str(target))
 
 
 def members(attack: Row) -> list[str]:
-    """The names among which a worst case chooses; empty for any other attack."""
+    """The names of the members of a worst case; empty for any other attack."""
     named = attack.get("members") or (attack["parameters"].get("attacks") if attack["name"] == WORST_CASE else None)
     return [str(name) for name in named or []]
 
 
 def _settings(record: RunRecord, by_mode: bool) -> Row:
-    """All that tells an attack from its namesakes."""
+    """All that distinguishes an attack from others of its name."""
     attack, evaluation = record.configuration["attack"], record.configuration["evaluation"]
     mode = evaluation.get("gradient_mode")
     return {
-        **{key: value for key, value in attack.items() if key not in ("name", "parameters", *DRAWN_ON)},
+        **{key: value for key, value in attack.items() if key not in ("name", "parameters", *USED)},
         # Absent where it is the default, so that settings which are named by a hash keep their name.
         **({"precision": evaluation["precision"]} if evaluation.get("precision") else {}),
         **attack["parameters"],
@@ -176,7 +173,7 @@ def _settings(record: RunRecord, by_mode: bool) -> Row:
 
 
 def _flat(settings: Row, outer: str = "") -> Row:
-    """Tables within tables laid out, their keys joined by dots."""
+    """Nested tables as one, keys joined by dots."""
     found: Row = {}
     for key, value in settings.items():
         found |= _flat(value, f"{outer}{key}.") if isinstance(value, dict) else {f"{outer}{key}": value}
@@ -184,7 +181,7 @@ def _flat(settings: Row, outer: str = "") -> Row:
 
 
 def _difference(mine: Row, all_of_them: Sequence[Row], longest: int = LONGEST) -> str:
-    """The settings in which one attack differs from its namesakes, e.g. "steps=10" or "pgd: eot=10, steps=20"."""
+    """The settings in which one attack differs from others of its name, e.g. "steps=10" or "pgd: eot=10, steps=20"."""
     own, others = _flat(mine), [_flat(other) for other in all_of_them]
     differing = [
         key
@@ -194,9 +191,7 @@ def _difference(mine: Row, all_of_them: Sequence[Row], longest: int = LONGEST) -
     by_member: dict[str, list[str]] = defaultdict(list)
     for member, name, key in sorted((*key.rpartition(".")[::2], key) for key in differing):
         by_member[member].append(_setting(name, own[key]))
-    text = "; ".join(
-        f"{member}: {', '.join(told)}" if member else ", ".join(told) for member, told in by_member.items()
-    )
+    text = "; ".join((f"{member}: " if member else "") + ", ".join(named) for member, named in by_member.items())
     return f"settings {sha256_of_value(mine)[:8]}" if len(text) > longest else text
 
 
@@ -212,11 +207,11 @@ def strongest(runs: Sequence[Row]) -> tuple[Rate, tuple[str, ...]]:
     """Accuracy under the strongest of the runs of one model, chosen on one half of the graded draws and read on the
     other, both ways round; and the record that it was read from, or two, on the first and on the second half.
 
-    The lowest accuracy over whole runs would be too low: the more runs, the luckier the lowest is on the draws that it
-    is chosen by. Where both halves choose one run, this is that run's own accuracy; so it is where nothing was drawn.
-    `runs` are rows of the table of runs, one at least.
+    The lowest accuracy over whole runs would be biased: chosen and read on the same draws, it is lower the more runs
+    there are. Where both halves choose one run, or nothing was drawn, this is that run's own accuracy. `runs` are rows
+    of the table of runs, one at least.
     """
-    # Equal runs are ordered by what the draws did not decide, so that no choice knows of the half that it is read on.
+    # Equal runs are ordered by what does not depend on the draws, so that no choice uses the half that it is read on.
     ordered = sorted(runs, key=lambda run: (run["probe"], *_name(run)))
     first, second = _first_lowest(ordered, "robust_second_half"), _first_lowest(ordered, "robust_first_half")
     value = float(first["robust_accuracy"])
@@ -234,7 +229,7 @@ def _name(run: Row) -> tuple[str, str, str]:
 
 
 def _first_lowest(runs: Sequence[Row], column: str) -> Row:
-    """The first of the runs that are lowest in a column; where no run has a number, the first of all."""
+    """The first of the runs that are lowest in a column, or the first of all where no run has a number."""
     return next((run for run in runs if run[column] <= _minimum(runs, column) + TIE), runs[0])
 
 
@@ -250,7 +245,7 @@ def _weight(run: Row) -> float:
 
 
 def _lowest(runs: Sequence[Row]) -> list[Row]:
-    """The runs of the lowest accuracy, the one that decides first; probes only where no other run is as low."""
+    """The runs of the lowest accuracy, the deciding one first; probes only where no other run is as low."""
     ordered = sorted(runs, key=lambda run: (run["probe"], VERDICTS.index(run["verdict"]), *_name(run)))
     equal = [run for run in ordered if run["robust_accuracy"] <= _minimum(runs, "robust_accuracy") + TIE]
     return [run for run in equal if not run["probe"]] or equal or ordered
@@ -268,12 +263,12 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per model and budget, with the columns of COLUMNS, from the table of runs (`reporting.table`): ranked by
     robust accuracy (mean-draw) under the `strongest` of the attacks that are not controls.
 
-    A model with failed examples, with a result that failed its audit, or that met fewer attacks than its neighbours,
-    has no rank, and neither has one that was not audited where others were; `notes` says why. `image_sets` counts the
-    sets of images that were met at this budget; ranks hold within one `image_set`.
+    A model with failed examples, with a failed audit, with fewer attacks than the others, or without an audit where
+    others have one, has no rank; `notes` says why. `image_sets` counts the sets of images at this budget; ranks hold
+    within one `image_set`.
 
-    No model is asked for the probes of another's audit, and a model (or one with frozen noise) that met only probes at
-    a budget is not listed there; but what a probe found beyond the other runs of a model counts against it.
+    Probes, the runs of an audit, are not required of other models, and a model (or one with frozen noise) that has only
+    probes at a budget is not listed there; but a probe that is lower than the other runs of its model counts.
     """
     every, rows = as_rows(runs), []
     looking = glimpsing(every)
@@ -289,13 +284,12 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def split(ranked: pd.DataFrame) -> list[list[Row]]:
-    """The rows of a ranking in the parts in which models can be compared: one budget, one set of images each."""
-    parts = ranked.groupby([*BUDGET, "image_set"], sort=False)
-    return [as_rows(part) for _, part in parts]
+    """The rows of a ranking in parts of one budget and one set of images each, in which models can be compared."""
+    return [as_rows(part) for _, part in ranked.groupby([*BUDGET, "image_set"], sort=False)]
 
 
 def glimpsing(runs: Sequence[Row]) -> set[tuple[str, str]]:
-    """The models (name, variant) that look through glimpses: any of their runs shows it."""
+    """The glimpsing models (name, variant), by any of their runs."""
     return {(run["model"], run["model_variant"]) for run in runs if run["glimpses"] > 0 or run["gradient_mode"]}
 
 
@@ -315,7 +309,7 @@ def _ranked(models: Sequence[list[Row]], looking: Set[tuple[str, str]]) -> list[
     rows = []
     for mine in models:
         looks = (mine[0]["model"], mine[0]["model_variant"]) in looking
-        rows.append(_standing(mine, [run for run in scored if looks or run["applies_to"] != "glimpsing"]))
+        rows.append(_row_of(mine, [run for run in scored if looks or run["applies_to"] != "glimpsing"]))
     audited = any(row["verdict"] for row in rows)
     for row in rows:
         if audited and row["rank"] and not row["verdict"]:
@@ -326,14 +320,14 @@ def _ranked(models: Sequence[list[Row]], looking: Set[tuple[str, str]]) -> list[
     return sorted(rows, key=lambda r: (r["rank"] is None, r["rank"] or 0, r["model"], r["model_variant"]))
 
 
-def _standing(mine: Sequence[Row], expected: Sequence[Row]) -> Row:
-    """One model's row; `rank` says only whether it may have one. expected: all runs whose attacks it should meet."""
+def _row_of(mine: Sequence[Row], expected: Sequence[Row]) -> Row:
+    """The row of one model; `rank` says only whether it may have one. expected: all runs of attacks it should meet."""
     scored = [run for run in mine if run["knowledge"] != CONTROL]
     equal = _lowest(scored or mine)
     accuracy, read_from = strongest(scored or mine)
     row = {column: equal[0][column] for column in COLUMNS if column in equal[0]}
     row |= columns_of("robust_accuracy", accuracy) | {"read_from": ", ".join(read_from), "audited": ""}
-    if not scored:  # a control says nothing of how robust a model is, so no number is shown
+    if not scored:  # controls do not measure robustness, so no number is shown
         row |= dict.fromkeys(("robust_accuracy", "robust_accuracy_low", "robust_accuracy_high"), math.nan)
         row |= dict.fromkeys(("verdict", "audit", "members", "chosen", "read_from"), "")
     obstacles = _obstacles(scored, expected)
@@ -351,10 +345,10 @@ def _standing(mine: Sequence[Row], expected: Sequence[Row]) -> Row:
 
 
 def _judged(deciding: Row, scored: Sequence[Row]) -> Row | None:
-    """The run whose audit counts for a model: the deciding one, or its worst case, which was compared with the others,
-    or, for a probe, the lowest that was audited, or a run of the deciding attack at other settings.
+    """The run whose audit counts for a model: the deciding one, or its worst case, or, for a probe, the lowest that was
+    audited, or a run of the deciding attack at other settings.
 
-    Without these, a run without an audit that is a few tenths of a point lower by luck would hide the verdict.
+    Otherwise a run without an audit that is a few tenths of a point lower by chance would hide the verdict.
     """
     if not scored or deciding["verdict"]:
         return deciding if scored else None
@@ -365,11 +359,11 @@ def _judged(deciding: Row, scored: Sequence[Row]) -> Row | None:
 
 
 def _audited_at_other_settings(deciding: Row, scored: Sequence[Row]) -> list[Row]:
-    """The audited runs of the deciding attack whose verdict still holds: a failure always does, but an audit that found
-    nothing wrong did not see a run that is clearly lower than all it looked at."""
-    looked_at = [run for run in scored if run["attack"] == deciding["attack"] and (run["probe"] or run["verdict"])]
-    holds = deciding["robust_accuracy"] >= _minimum(looked_at, "robust_accuracy") - TOLERANCE
-    return [run for run in looked_at if run["verdict"] and (holds or run["verdict"] == "fail")]
+    """The audited runs of the deciding attack whose verdict still holds: a failure always does, any other only if the
+    deciding run is not clearly lower than all runs of those audits."""
+    compared = [run for run in scored if run["attack"] == deciding["attack"] and (run["probe"] or run["verdict"])]
+    holds = deciding["robust_accuracy"] >= _minimum(compared, "robust_accuracy") - TOLERANCE
+    return [run for run in compared if run["verdict"] and (holds or run["verdict"] == "fail")]
 
 
 def _obstacles(scored: Sequence[Row], expected: Sequence[Row]) -> list[str]:
@@ -382,7 +376,7 @@ def _obstacles(scored: Sequence[Row], expected: Sequence[Row]) -> list[str]:
     elif any(math.isnan(run["robust_accuracy"]) for run in scored):
         found.append("a run without images")
     if absent := _absent(scored, expected):
-        # An attack that was not met at any of its settings goes by its name alone.
+        # An attack that is missing at all of its settings goes by its name alone.
         of_attacks = {name: _labels(runs) for (name,), runs in grouped(expected, ["attack"]).items()}
         whole = {name: labels for name, labels in of_attacks.items() if labels <= absent}
         brief = sorted({*whole, *absent.difference(*whole.values())})
@@ -393,8 +387,8 @@ def _obstacles(scored: Sequence[Row], expected: Sequence[Row]) -> list[str]:
 def _absent(scored: Sequence[Row], expected: Sequence[Row]) -> set[str]:
     """The attacks that a model should have met and did not.
 
-    Where all models that met a worst case share one, it and its members are what they are compared under: what one of
-    them met beyond counts against it, and the others are not asked for it.
+    Where all models with a worst case share one, they are compared under it and its members: other attacks on one of
+    them count against it and are not required of the others.
     """
     worst = [run for run in expected if run["members"]]
     shared = set.intersection(*map(_labels, grouped(worst, MODEL).values())) if worst else set()

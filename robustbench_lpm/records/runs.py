@@ -19,6 +19,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -205,13 +206,8 @@ class RunRecord:
 
     def pictures(self) -> list[Picture]:
         """The stored images, in the order of the outcomes."""
-        found = []
-        for name in sorted(key for key in self.adversarials if key.startswith("index.")):
-            group = name.removeprefix("index.")
-            arrays = (self.adversarials[f"{part}.{group}"] for part in ("index", "clean", "adversarial"))
-            found += [Picture(int(i), clean, attacked) for i, clean, attacked in zip(*arrays, strict=True)]
         order = {int(index): position for position, index in enumerate(self.outcomes["index"])}
-        return sorted(found, key=lambda picture: order[picture.index])
+        return sorted(pictures_in(self.adversarials), key=lambda picture: order[picture.index])
 
 
 @dataclass(frozen=True)
@@ -234,6 +230,15 @@ def group_pictures(pictures: list[Picture]) -> dict[str, NDArray[Any]]:
         arrays[f"clean.{shape}"] = np.stack([m.clean for m in members])
         arrays[f"adversarial.{shape}"] = np.stack([m.adversarial for m in members])
     return arrays
+
+
+def pictures_in(arrays: Mapping[str, NDArray[Any]], prefix: str = "") -> list[Picture]:
+    """The images in the arrays of `group_pictures`, whose names may have a prefix."""
+    found = []
+    for group in sorted(name.removeprefix(f"{prefix}index.") for name in arrays if name.startswith(f"{prefix}index.")):
+        parts = (arrays[f"{prefix}{part}.{group}"] for part in ("index", "clean", "adversarial"))
+        found += [Picture(int(i), clean, attacked) for i, clean, attacked in zip(*parts, strict=True)]
+    return found
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,8 +1,8 @@
 """Admission: the checks that every model passes before anything runs.
 
-Whatever the rest assumes about a network is tested here on a few images: that it reads them, answers with logits, is
-repeatable under a seed, treats each image of a batch alone and gives a gradient. What can be corrected is, on a copy,
-for the caller's object is never changed; everything else is refused in one line.
+A network is tested on a few images: that it reads them, answers with logits, is repeatable under a seed, treats each
+image of a batch alone and gives a gradient. What can be corrected is corrected, on a copy: the caller's object is never
+changed. Everything else is refused in one line.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from robustbench_lpm.registry.zoo import LoadedModel
 IMAGES = 4  # on which a model is tried; half as many where they are large
 LARGE = 160 * 160  # pixels
 SAME_SEED, OTHER_SEEDS = 8, 3  # passes under one seed, and under others
-# Shares of the largest logit. Rounding moves logits by 1e-6 of it; other images of the batch, where they matter, by far
-# more.
+# Shares of the largest logit. Rounding moves logits by 1e-6 of it; other images of the batch by far more.
 ROUNDING, BATCH = 1e-3, 0.05
 LAYOUT, LAYOUT_GRADIENT = 1e-2, 0.1
 GENERATORS_OF = {"torch": "torch's", "numpy": "numpy's", "python": "Python's", "cuda": "CUDA's"}
@@ -41,11 +40,10 @@ GENERATORS_OF = {"torch": "torch's", "numpy": "numpy's", "python": "Python's", "
 
 @dataclass(frozen=True)
 class Admission:
-    """What is known of a model that passed, for images of one shape on one device.
+    """The properties of a model that passed, for images of one shape on one device.
 
-    classes: the number of its logits. sources: what its randomness comes from. no_gradient: why its answers give none
-    with respect to the images, "" where they do. answers: a fingerprint of its logits on fixed images. notes: what a
-    reader must know.
+    classes: the number of its logits. sources: of its randomness. no_gradient: why its answers give none with respect
+    to the images, "" where they do. answers: a fingerprint of its logits on fixed images. notes: for the reader.
     """
 
     classes: int
@@ -56,15 +54,14 @@ class Admission:
 
 
 class AsItIs(nn.Module):
-    """A model that cannot be copied (a function, a scripted or quantised module), used without being changed.
+    """Wraps a model that cannot be copied (a function, a scripted or quantised module), so that it is never changed.
 
-    During a call a module is in eval mode, without gradients for its parameters. Other attributes (`sample_noise`, say)
-    are those of the model.
+    During a call a module is in eval mode, without gradients for its parameters. Other attributes are the model's.
     """
 
     def __init__(self, thing: Callable[..., Any]) -> None:
         super().__init__()
-        object.__setattr__(self, "thing", thing)  # not as a part: no mode, device or layout is passed on to it
+        object.__setattr__(self, "thing", thing)  # no submodule: it keeps its mode, device and layout
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -96,10 +93,10 @@ class AsItIs(nn.Module):
 
 
 def handed_over(model: Any, name: str | None = None) -> LoadedModel:
-    """A user's own module, or any function from images to logits, as a model: a copy of it, in eval mode.
+    """The model of a user's own module, or of any function from images to logits: a copy of it, in eval mode.
 
-    One in eval mode keeps the modes of its parts: a dropout that was left on is meant. Raises LpmbenchError for what
-    cannot be called.
+    A module in eval mode keeps the modes of its submodules: a dropout that is on was meant. Raises LpmbenchError for
+    an object that cannot be called.
     """
     if isinstance(model, type):
         raise LpmbenchError(f"{model.__name__} is no model: hand over an instance, {model.__name__}().")
@@ -111,14 +108,13 @@ def handed_over(model: Any, name: str | None = None) -> LoadedModel:
     called = name or compiled or str(getattr(written, "__name__", type(network).__name__))
     copied = _copied(model)
     trained = isinstance(network, nn.Module) and (network if copied is None else copied).training
-    if copied is None:
-        copied = AsItIs(model)
-    else:
+    if copied is not None:
         _freeze(copied)
         if trained:
             copied.eval()
+    copied = AsItIs(model) if copied is None else copied
     classifier = copied if isinstance(copied, Classifier) else Classifier(copied)
-    classifier.training = False  # its own mode alone: those of its parts are theirs
+    classifier.training = False  # not of its submodules
     digest = sha256_of_object(classifier.network.thing if isinstance(copied, AsItIs) else copied)
     entry = f"{getattr(written, '__module__', '')}:{getattr(written, '__qualname__', called)}"
     identity = {"name": called, "entry": entry, "weights_sha256": digest, "stochastic": classifier.stochastic}
@@ -127,7 +123,7 @@ def handed_over(model: Any, name: str | None = None) -> LoadedModel:
 
 
 def _freeze(network: nn.Module) -> None:
-    """Switch off gradients for parameters, but for those of lazy layers that have seen no image yet."""
+    """Switch off gradients for all parameters, except those of lazy layers that have no shape yet."""
     for parameter in network.parameters():
         if not is_lazy(parameter):
             parameter.requires_grad_(False)
@@ -137,23 +133,23 @@ def _copied(model: Any) -> nn.Module | None:
     """A copy that shares nothing with a module, or None where it cannot be copied."""
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         return None
-    # What a hook has computed, such as a normalised weight, cannot be copied with its graph.
+    # A tensor that a hook has computed, such as a normalised weight, cannot be copied with its graph.
     computed = [value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     memo: dict[int, Any] = {id(value): value.detach().clone() for value in computed if value.grad_fn is not None}
     try:
         return copy.deepcopy(model, memo)
-    except Exception:  # whatever its parts raise, it can still be used as it is
+    except Exception:  # whatever its submodules raise, it can still be used as it is
         return None
 
 
-# What was found of a classifier, and what it runs as, by shape and device. Nothing here may keep the classifier alive.
+# The admission of a classifier, and what it runs as, by shape and device. Nothing here may keep the classifier alive.
 _admitted: WeakKeyDictionary[Classifier, dict[Any, tuple[Admission, Classifier | None]]] = WeakKeyDictionary()
 
 
 def admit(model: LoadedModel, images: Tensor, device: str) -> tuple[LoadedModel, Admission]:
-    """The model as it runs on images like these (n, C, H, W), and what was found; tried once for each shape.
+    """The model as it runs on images like these (n, C, H, W), and its admission; tried once for each shape.
 
-    Raises LpmbenchError, in one line, for a model that cannot be evaluated honestly.
+    Raises LpmbenchError, in one line, for a model that cannot be evaluated.
     """
     key = tuple(images.shape[1:]), str(torch.device(device)), model.name
     known = _admitted.setdefault(model.classifier, {})
@@ -178,7 +174,7 @@ def admit(model: LoadedModel, images: Tensor, device: str) -> tuple[LoadedModel,
 
 
 class _Trial:
-    """The checks of one classifier. What a check finds changes how the next one asks for answers."""
+    """The checks of one classifier. Each may change how the next one calls it."""
 
     def __init__(self, name: str, classifier: Classifier, images: Tensor) -> None:
         self.name, self.classifier, self.images = name, classifier, images
@@ -186,7 +182,7 @@ class _Trial:
         self.notes: list[str] = []
 
     def run(self) -> Admission:
-        """All checks, in their order; buffers of what is used as it is are restored: they are its owner's."""
+        """All checks, in their order; the buffers of a model that could not be copied are restored."""
         network = self.classifier.network
         held = _tensors(network) if isinstance(network, AsItIs) else {}
         try:
@@ -207,7 +203,7 @@ class _Trial:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """No gradients, and whatever a model fails with in one line."""
+        """Call the model without gradients; turn its errors into one line."""
         try:
             with torch.no_grad():
                 yield
@@ -227,7 +223,7 @@ class _Trial:
         return self.ask(images[:1], {source: values[:1] for source, values in self.noise.items()})
 
     def check_logits(self) -> int:
-        """It must answer several images, and one, with logits; their number."""
+        """Check that it answers several images, and one, with logits; the number of classes."""
         network = self.classifier.network
         lazy = not isinstance(network, AsItIs) and any(map(is_lazy, network.parameters()))
         with self.asking():
@@ -239,7 +235,7 @@ class _Trial:
             raise self.refused(f"answers {shapes}, not with logits (n, K)")
         if logits.shape[1] < 2:
             raise self.refused("answers with one number an image; a classifier has at least two classes, so two logits")
-        # One that fails on some images only is noted for each of them, as it is run.
+        # NaN on some images only is recorded for each of them during the run.
         if (logits.isnan() | (logits == torch.inf)).any(1).all():
             raise self.refused("gives NaN or infinite logits; nothing can be graded on them")
         if lazy:
@@ -259,22 +255,19 @@ class _Trial:
             self.classifier.in_place = given._version != version
             return logits
         except Exception as error:
-            for dtype, differentiates in ((precision, False), (None, True)):
-                if dtype is None and not differentiates:  # as before
-                    continue
+            for dtype, differentiates in ([] if precision is None else [(precision, False)]) + [(None, True)]:
                 self.classifier.dtype, self.classifier.differentiates = dtype, differentiates
                 try:
                     logits = self.ask(self.images.clone())
-                except Exception:  # what it raised first is the reason
+                except Exception:  # the first error is the reason
                     continue
-                self.classifier.in_place = True  # unless it is known to leave images alone
-                if dtype is not None:
-                    self.notes.append(f"{self.name} works in {str(dtype).removeprefix('torch.')}")
+                self.classifier.in_place = True  # it may write to its images
+                self.notes += [f"{self.name} works in {str(dtype).removeprefix('torch.')}"] if dtype else []
                 return logits
             raise error
 
     def sampled(self) -> Noise:
-        """Noise for the images, of a network that declares its own; it must come from the addresses it is given."""
+        """Noise for the images, of a network that declares its own; checks that it comes from the addresses alone."""
         _check_signature(self.classifier.network)
         first, second = self._sampled_under(1), self._sampled_under(2)
         if not all(map(torch.equal, first.values(), second.values())):
@@ -288,20 +281,17 @@ class _Trial:
             return self.classifier.sample_noise(Addresses.of(0, range(len(self.images)), "clean"))
 
     def check_repeatability(self) -> tuple[str, ...]:
-        """It must answer the same under the same seed; the sources of its randomness."""
+        """Check that it answers the same under the same seed; the sources of its randomness."""
         held = parts(self.classifier.network, numbers=False)
         own = [(path, value) for path, value, _ in held if isinstance(value, GENERATORS)]
-        before: list[dict[str, bytes]] = []
-        after: list[dict[str, bytes]] = []
-        answers: list[Tensor] = []
         kept: list[list[bytes]] = []
+        passes = []
         with self.asking():
             for seed in [1] * SAME_SEED + list(range(2, 2 + OTHER_SEEDS)):
                 with isolated_globals(seed):
-                    before.append(states())
-                    answers.append(self.classifier(self.images, self.noise))
-                    after.append(states())
+                    passes.append((states(), self.classifier(self.images, self.noise), states()))
                 kept.append([_state(generator) for _, generator in own])
+        before, answers, after = zip(*passes, strict=True)
         for (path, _), one, other in zip(own, kept[0], kept[1], strict=True):
             if one != other:
                 raise self.refused(
@@ -313,22 +303,20 @@ class _Trial:
             raise self.refused(
                 f"is not repeatable: it answers the same images differently under one and the same {seed_and}"
             )
-        # One that ends in the same state whatever the seed was has set a seed of its own.
+        # A generator that ends in the same state under every seed was seeded by the model.
         moved = [name for name, state in after[0].items() if before[0][name] != state != after[-1][name]]
         drawn = [f"{GENERATORS_OF[name]} generator" for name in moved]
         if not drawn and all(_near(answer, answers[0], ROUNDING) for answer in answers):
             return tuple(self.noise)
         if self.noise:
             elsewhere = ", ".join(drawn) or "elsewhere"
-            raise self.refused(
-                f"has a sample_noise, but draws from {elsewhere} as well; all its noise must come from there"
-            )
+            raise self.refused(f"has a sample_noise, but draws from {elsewhere} too; sample_noise must give all noise")
         self.classifier = self.classifier.around(GloballyRandom(self.classifier.network))
         self.noise = self.sampled()
         return tuple(drawn) or ("a global generator",)
 
     def check_independence(self) -> None:
-        """Neither other images of the batch nor earlier passes may change an answer."""
+        """Check that neither the rest of the batch nor earlier passes change an answer."""
         network = self.classifier.network
         held = _tensors(network)
         with self.asking():
@@ -338,19 +326,19 @@ class _Trial:
             alone = self.ask_alone(dim)
         if changed:
             raise self.refused(f"changes by a pass: {', '.join(changed[:3])} is written to ({_blamed(network)})")
-        # Random numbers for a batch are not those for one image; and a network that looks where its last glimpse says
-        # enlarges rounding, which depends on the size of the batch.
+        # Global random numbers for a batch are not those for one image; and a glimpsing network enlarges rounding,
+        # which depends on the size of the batch.
         comparable = not isinstance(network, GloballyRandom) and not self.classifier.glimpsing
         for how, found in (("among others", answers), ("alone", [alone] if comparable else [])):
             if not all(_near(answer, answers[0], BATCH) for answer in found):
                 raise self.refused(
-                    f"answers an image differently {how}: what shares a batch with it decides ({_blamed(network)})"
+                    f"answers an image differently {how}: it depends on the rest of the batch ({_blamed(network)})"
                 )
         if not all(_near(answer, answers[0], ROUNDING) for answer in answers):
-            self.notes.append(f"{self.name}'s answer to an image depends a little on what shares a batch with it")
+            self.notes.append(f"{self.name}'s answer to an image depends a little on the rest of the batch")
 
     def check_gradient(self) -> str:
-        """Why it gives no gradient, "" where it does; zero everywhere is noted: attacks by gradient are blind."""
+        """Why it gives no gradient, "" where it does; a gradient of zero on all images is noted."""
         try:
             _, slopes = self.slopes("margin", "cross-entropy")
         except Exception as error:  # whatever its backward pass raises
@@ -381,7 +369,7 @@ class _Trial:
         return logits.detach(), slopes
 
     def choose_layout(self, gradient: bool) -> None:
-        """Order memory for the fastest passes, where the network works so and answers the same."""
+        """Use the channels-last layout, which is faster, where the network works and answers the same."""
         if isinstance(self.classifier.network, AsItIs) or self.images.device.type != "cpu":
             return
         losses: list[Loss] = ["margin"] if gradient else []
@@ -392,15 +380,16 @@ class _Trial:
         except Exception:  # .view, for one, needs memory in its usual order
             plain_layout(kept)
             return
-        # A network that looks where its last glimpse says enlarges rounding beyond any bound: it only has to work.
-        agrees = _near(found, plain, LAYOUT) and all(map(_near_in_length, turned, slopes))
-        if not (agrees or self.classifier.glimpsing):
+        # A glimpsing network enlarges rounding beyond any bound: it only has to work.
+        pairs = [(one.double(), other.double()) for one, other in zip(turned, slopes, strict=True)]
+        agrees = all(bool((one - other).norm() <= LAYOUT_GRADIENT * other.norm()) for one, other in pairs)
+        if not (self.classifier.glimpsing or (agrees and _near(found, plain, LAYOUT))):
             plain_layout(kept)
 
     def fingerprint(self) -> str:
         """A hash of its answers to fixed images, robust to rounding: the classes, and the largest logits in steps.
 
-        Of a stochastic network the classes alone, where they are clear: some enlarge small differences.
+        Of a stochastic network only the classes that are clear: some networks enlarge small differences.
         """
         fixed = torch.rand(IMAGES, *self.images.shape[1:], generator=torch.Generator().manual_seed(0))
         fixed = (fixed * torch.linspace(0.2, 1, len(fixed))[:, None, None, None]).to(self.images)
@@ -427,7 +416,7 @@ def _check_signature(network: nn.Module) -> None:
             "its sample_noise must take addresses: write `def sample_noise(self, addresses)` and draw from them, as in "
             '`{"pixels": addresses.normal("pixels", 3, 32, 32)}` (see models/README.md).'
         ) from None
-    except ValueError:  # compiled code tells no signature
+    except ValueError:  # compiled code has no signature
         pass
 
 
@@ -438,10 +427,6 @@ def _near(found: Tensor, wanted: Tensor, share: float) -> bool:
     scale = float(torch.where(wanted.isfinite(), wanted, 0).abs().max())
     alike = (found == wanted) | ((found != found) & (wanted != wanted))
     return bool((alike | ((found - wanted).abs() <= share * scale)).all())
-
-
-def _near_in_length(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).double().norm() <= LAYOUT_GRADIENT * wanted.double().norm())
 
 
 def _own_precision(network: nn.Module) -> torch.dtype | None:
@@ -458,15 +443,15 @@ def _state(generator: Any) -> bytes:
 
 
 def _tensors(network: nn.Module) -> dict[str, tuple[Tensor, int, Tensor | None]]:
-    """The parameters and buffers of all modules within reach: each with its version, buffers with a copy."""
+    """The parameters and buffers of all modules within reach, with their versions; buffers also with a copy."""
     found: dict[str, tuple[Tensor, int, Tensor | None]] = {}
-    for path, value, _ in parts(network, numbers=False):
-        if not isinstance(value, nn.Module):
+    for path, module, _ in parts(network, numbers=False):
+        if not isinstance(module, nn.Module):
             continue
-        scripted = isinstance(value, torch.jit.ScriptModule)  # `parts` does not look into one
-        for name, buffer in value.named_buffers(recurse=scripted):
+        scripted = isinstance(module, torch.jit.ScriptModule)  # `parts` does not look into one
+        for name, buffer in module.named_buffers(recurse=scripted):
             found[f"{_shown(path)}.{name}".lstrip(".")] = buffer, buffer._version, buffer.clone()
-        for name, parameter in () if scripted else value.named_parameters(recurse=False):
+        for name, parameter in () if scripted else module.named_parameters(recurse=False):
             found[f"{_shown(path)}.{name}".lstrip(".")] = parameter, parameter._version, None
     return found
 
@@ -494,5 +479,5 @@ def _blamed(network: nn.Module) -> str:
 
 
 def _shown(path: str) -> str:
-    """A path as the owner of the network would write it."""
+    """A path as its author would write it."""
     return path.removeprefix(".thing").removeprefix(".network").lstrip(".") or "its root"

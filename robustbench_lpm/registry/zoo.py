@@ -1,4 +1,4 @@
-"""From cards to objects: models with verified weights, attacks, data sets."""
+"""Make objects from cards: models with verified weights, attacks, data sets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.registry import cards, weight_files
 from robustbench_lpm.registry.cards import AttackCard, DatasetCard, ModelCard
 
-# What a run gives, so that no card may: to an attack function, to the function of a data set.
+# Arguments that a run gives, so that no card may: to an attack function, to the function of a data set.
 GIVEN_BY_THE_RUN = ("norm", "eps", "targets", "surrogates")
 GIVEN_TO_DATASETS = ("data", "split", "folder")
 
@@ -39,21 +39,21 @@ class LoadedModel:
     card: ModelCard | None = None
     arguments: str = ""  # its options on the command line
     entry: Callable[..., Any] | None = None  # the code that its card names
-    notes: tuple[str, ...] = ()  # how it was loaded, where users should know; each a clause
+    notes: tuple[str, ...] = ()  # on how it was loaded; each a clause
 
 
 def build(card: ModelCard, *, trust: bool = False, **overrides: Any) -> nn.Module:
     """The untrained network of a card; overrides replace parameters of the card."""
     entry = cards.resolve_entry(card, trust=trust)
     offered = {"channels": card.input.channels, "classes": card.classes}
-    if cards.is_foreign(card):  # code that was not written for us may have them built in
+    if cards.is_foreign(card):  # code that was written for other programs may have them built in
         accepted, takes_all = _accepted(entry)
         offered = {name: value for name, value in offered.items() if takes_all or name in accepted}
     return _call(card.path, entry, offered | card.parameters | overrides)
 
 
 def _call(path: Path, entry: Callable[..., Any], given: Mapping[str, Any], elsewhere: Collection[str] = ()) -> Any:
-    """Call an entry with the parameters of the card at `path`; what it refuses names the card."""
+    """Call an entry with the parameters of the card at `path`; its errors name the card."""
     accepted, takes_all = _accepted(entry)
     checked = _checked(path, entry, given, accepted | given.keys() if takes_all else accepted, elsewhere)
     try:
@@ -105,8 +105,7 @@ def load_model(
 ) -> LoadedModel:
     """A registered model, or that of a card file, in eval mode, its weights verified and loaded.
 
-    checkpoint: replaces the weights of the card. `notes` says what made them fit. Raises LpmbenchError when there are
-    no weights, or none that fit.
+    checkpoint: replaces the weights of the card. Raises LpmbenchError when there are no weights, or none that fit.
     """
     card = cards.model(name)
     network = build(card, trust=trust, **overrides)
@@ -139,13 +138,11 @@ def wrap(network: nn.Module, card: ModelCard) -> Classifier:
 
 def _how_to_get_weights(card: ModelCard) -> str:
     """How to get weights for a card without them, in one clause."""
-    if card.hint:
-        return card.hint
-    return f"`lpmbench train {card.name}` makes them" if card.recipe else "its card names none"
+    return card.hint or (f"`lpmbench train {card.name}` makes them" if card.recipe else "its card names none")
 
 
 def weights_missing(card: ModelCard) -> str | None:
-    """Why a model cannot run right now without a download, or None when its weights are at hand."""
+    """Why a model cannot run right now without a download, or None when its weights are available."""
     weights = card.weights
     if weights is None:
         return f"no weights; {_how_to_get_weights(card)}"
@@ -174,8 +171,8 @@ def _weights(card: ModelCard) -> Path:
         path = _download(weights.url, weights.sha256)
     else:
         assert weights.file is not None
-        folder = _package_folder(card, weights.package) if weights.package else None
-        path = cards.confined(card, weights.file, folder)
+        directory = _package_directory(card, weights.package) if weights.package else None
+        path = cards.confined(card, weights.file, directory)
     if (digest := sha256_of(path)) != weights.sha256:
         raise LpmbenchError(
             f"{card.path}: weights.sha256 does not match {path.name} ({digest}); it was altered{_as_defect(path)}."
@@ -184,12 +181,12 @@ def _weights(card: ModelCard) -> Path:
 
 
 def _as_defect(path: Path) -> str:
-    """What a file is instead of the expected weights, where that can be told without reading them."""
+    """What a file is instead of the expected weights, where its first bytes show it."""
     found = weight_files.defect(path)
     return f": it is {found}" if found else ""
 
 
-def _package_folder(card: ModelCard, package: str) -> Path:
+def _package_directory(card: ModelCard, package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise LpmbenchError(f"{card.path}: weights come with the package '{package}', which is not installed.")
@@ -201,20 +198,21 @@ def _cache() -> Path:
 
 
 def _download(url: str, sha256: str) -> Path:
-    """The file at a URL, from the cache if it is there; it enters the cache only with the right sha256."""
+    """The file at a URL, from the cache or downloaded; only a file with the right sha256 is put into the cache."""
     target = _cache() / f"{sha256}.weights"
     if target.is_file():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download.") as folder:
-        part = Path(folder) / "weights"
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download.") as directory:
+        part = Path(directory) / "weights"
         try:
             torch.hub.download_url_to_file(url, str(part), progress=False)
         except (OSError, ValueError, HTTPException) as error:
             raise LpmbenchError(f"{url} could not be downloaded: {error}.") from None
-        if (digest := sha256_of(part)) != sha256:  # checked here and not by torch, which drops a wrong file unseen
-            wrong = f"{url} has sha256 {digest}, not the {sha256} of its card; nothing was kept{_as_defect(part)}."
-            raise LpmbenchError(wrong)
+        if (digest := sha256_of(part)) != sha256:  # not checked by torch, which deletes a wrong file
+            raise LpmbenchError(
+                f"{url} has sha256 {digest}, not the {sha256} of its card; nothing was kept{_as_defect(part)}."
+            )
         part.replace(target)
     return target
 

@@ -1,4 +1,4 @@
-"""What each glimpse of a glimpsing model contributes: its answers and its gaze after 1, 2, ..., T glimpses.
+"""Predictions and fixations of a glimpsing model after each of its T glimpses, clean and attacked.
 
 A pass of T glimpses answers after each of them, so that one pass over the images with K draws of noise gives the
 accuracy at every t. Draw k runs the model M times, one run after the other on the noise of address (purpose, k): the
@@ -38,38 +38,27 @@ Pixels = Mapping[int, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Looks:
-    """How N images were looked at in T glimpses on K draws of noise."""
+    """Predictions and fixations for N images, T glimpses and K draws of noise."""
 
     indices: tuple[int, ...]  # of the N images
     labels: NDArray[np.int64]  # (N,)
     predictions: dict[int, NDArray[np.int64]]  # for each M, (N, K, T): what the mean logits say after each glimpse
-    aims: NDArray[np.float32]  # (N, K, T, 2): where each glimpse was meant to look, before its noise; glimpse 1: 0
-    fixations: NDArray[np.float32]  # (N, K, T, 2): where it looked, in normalised coordinates
+    aims: NDArray[np.float32]  # (N, K, T, 2): the intended fixations, before noise; glimpse 1: 0
+    fixations: NDArray[np.float32]  # (N, K, T, 2): the fixations, in normalised coordinates
 
     def correct(self, mc: int, glimpses: int) -> NDArray[np.bool_]:
-        """Whether each draw gets each image right, (N, K), after so many glimpses of M runs."""
+        """Whether each draw classifies each image correctly, (N, K), after so many glimpses of M runs."""
         return np.asarray(self.predictions[mc][:, :, glimpses - 1] == self.labels[:, None])
-
-
-@dataclass(frozen=True)
-class Trace:
-    """One look at one image: T fixations and what the model said after each."""
-
-    image: NDArray[np.float32]  # (C, H, W) in [0, 1]
-    fixations: NDArray[np.float32]  # (T, 2), normalised
-    labels: NDArray[np.int64]  # (T,)
-    confidences: NDArray[np.float32]  # (T,), the softmax of the label
-    seen: NDArray[np.float32]  # (T, n, C), what each of the n cells of the retina brought back
 
 
 def check_glimpsing(model: LoadedModel) -> None:
     """Raises LpmbenchError for a model that sees images whole."""
     if not model.classifier.glimpsing:
-        raise LpmbenchError(f"Model '{model.name}' sees an image whole: it has no glimpses to tell apart.")
+        raise LpmbenchError(f"Model '{model.name}' sees an image whole: it takes no glimpses.")
 
 
 def truncated(model: LoadedModel, name: str, glimpses: int, **loading: Any) -> LoadedModel:
-    """The same checkpoint as `model`, loaded to take fewer glimpses, under a name that says so.
+    """The same checkpoint as `model`, loaded to take fewer glimpses, under the name "MODEL (T glimpses)".
 
     loading: as for `zoo.load_model`.
     """
@@ -91,19 +80,15 @@ def looks_cost(plan: Plan, runs: Sequence[int]) -> int:
 
 @torch.no_grad()
 def looks(
-    plan: Plan,
-    pixels: Pixels | None = None,
-    *,
-    purpose: Purpose,
-    runs: Sequence[int] = (1,),
+    plan: Plan, pixels: Pixels | None = None, *, purpose: Purpose, runs: Sequence[int] = (1,),
     spent: Callable[[int], None] = lambda _: None,
-) -> Looks:
-    """Look at the images of a plan, or at `pixels` in their place (images that it lacks are left out).
+) -> Looks:  # fmt: skip
+    """Run the model on the images of a plan, or on `pixels` in their place (images that it lacks are left out).
 
     purpose: "clean" or "grade"; K draws of noise of that purpose are used, keyed as the grader keys them.
     runs: the values of M, for each of which the mean logits of the first M runs of a draw are taken. A deterministic
         model is asked once: K = M = 1.
-    spent: told how many passes the network has made.
+    spent: called with the number of passes that the network has made.
     """
     check_glimpsing(plan.model)
     runs = sorted(set(runs)) if plan.classifier.stochastic else [1]
@@ -118,53 +103,40 @@ def looks(
         raise LpmbenchError("There are no images to look at.")
     labels, answered, aimed, fixated = zip(*(rows[index] for index in indices), strict=True)
     predictions = np.stack(answered)  # (N, K, number of Ms, T)
-    return Looks(
-        indices,
-        np.array(labels, np.int64),
-        {mc: predictions[:, :, position] for position, mc in enumerate(runs)},
-        np.stack(aimed),
-        np.stack(fixated),
-    )
+    by_m = {mc: predictions[:, :, position] for position, mc in enumerate(runs)}
+    return Looks(indices, np.array(labels, np.int64), by_m, np.stack(aimed), np.stack(fixated))
 
 
 def _batches(plan: Plan, pixels: Pixels | None) -> Iterator[Batch]:
-    """The very batches in which the runner grades: the last bit of a logit may depend on who else is in the batch."""
+    """The same batches as the runner grades, of one chunk at most: the last bit of a logit may depend on the batch."""
     for block in plan.blocks:
         wanted = [index for index in block if pixels is None or index in pixels]
-        if not wanted:
-            continue
-        for batch in batches_by_shape(plan.data.read(wanted)):
-            if pixels is None:
-                yield batch
-            else:
-                yield replace(batch, images=torch.from_numpy(np.stack([pixels[i] for i in batch.indices])))
+        for batch in batches_by_shape(plan.data.read(wanted)) if wanted else ():
+            if pixels is not None:
+                batch = replace(batch, images=torch.from_numpy(np.stack([pixels[i] for i in batch.indices])))
+            yield batch
 
 
 def _one_draw(
     plan: Plan, batch: Batch, purpose: Purpose, draw: int, runs: Sequence[int], spent: Callable[[int], None]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
     """Predictions (B, number of Ms, T) of one draw; aims and fixations (B, T, 2) of its first run."""
-    pieces = []
-    for start in range(0, len(batch), plan.chunk):
-        part = slice(start, start + plan.chunk)
-        images = batch.images[part].to(plan.options.device)
-        addresses = Addresses.of(plan.options.seed, batch.indices[part], purpose, draw).runs(max(runs))
-        total: Tensor | None = None
-        answers: list[Tensor] = []
-        for run in range(1, max(runs) + 1):
-            of_run = addresses.rows(slice(run - 1, None, max(runs)))
-            trajectory = _look(plan.classifier, images, plan.classifier.sample_noise(of_run))
-            check_logits(trajectory.logits.flatten(0, 1), plan.classes)
-            total = trajectory.logits if total is None else total + trajectory.logits
-            if run == 1:
-                gaze = _aims(plan.classifier, trajectory), trajectory.fixations
-            if run in runs:
-                answers.append((total / run).argmax(-1))
-            spent(len(images))
-        found = (torch.stack(answers).movedim(-1, 0), *(where.movedim(1, 0) for where in gaze))
-        pieces.append([values.cpu().numpy() for values in found])
-    predictions, aims, fixations = (np.concatenate(part) for part in zip(*pieces, strict=True))
-    return predictions, aims, fixations
+    images = batch.images.to(plan.options.device)
+    addresses = Addresses.of(plan.options.seed, batch.indices, purpose, draw).runs(max(runs))
+    total: Tensor | None = None
+    answers: list[Tensor] = []
+    for run in range(1, max(runs) + 1):
+        of_run = addresses.rows(slice(run - 1, None, max(runs)))
+        trajectory = _look(plan.classifier, images, plan.classifier.sample_noise(of_run))
+        check_logits(trajectory.logits.flatten(0, 1), plan.classes)
+        total = trajectory.logits if total is None else total + trajectory.logits
+        if run == 1:
+            gaze = [_aims(plan.classifier, trajectory), trajectory.fixations]
+        if run in runs:
+            answers.append((total / run).argmax(-1))
+        spent(len(images))
+    aims, fixations = (where.movedim(1, 0).cpu().numpy() for where in gaze)
+    return torch.stack(answers).movedim(-1, 0).cpu().numpy(), aims, fixations
 
 
 def _look(classifier: Classifier, images: Tensor, noise: Noise) -> Trajectory:
@@ -173,7 +145,7 @@ def _look(classifier: Classifier, images: Tensor, noise: Noise) -> Trajectory:
 
 
 def _aims(classifier: Classifier, trajectory: Trajectory) -> Tensor:
-    """Where each glimpse was meant to look, (T, B, 2): mu of the glimpse before.
+    """The intended fixation of each glimpse, (T, B, 2): mu of the glimpse before.
 
     A first glimpse, and every glimpse of the control policies, is drawn around the centre whatever the image shows.
     """
@@ -207,15 +179,12 @@ def accuracy_table(clean: Looks, attacked: Looks, adaptive: Mapping[int, RunReco
 
 
 def _rate(name: str, rate: statistics.Rate | None) -> dict[str, float]:
-    ends = (rate.value, rate.low, rate.high) if rate is not None else (None, None, None)
-    return {
-        name + end: float("nan") if value is None else value
-        for end, value in zip(("", "_low", "_high"), ends, strict=True)
-    }
+    ends = {"": rate.value, "_low": rate.low, "_high": rate.high} if rate else dict.fromkeys(("", "_low", "_high"))
+    return {name + end: float("nan") if value is None else value for end, value in ends.items()}
 
 
 def fixation_table(still: Looks, moved: Looks) -> pd.DataFrame:
-    """How far the attack moves where glimpses 2 to T are meant to look, in normalised units (an image is 2 wide).
+    """How far the attack moves the intended fixations of glimpses 2 to T, in normalised units (an image is 2 wide).
 
     still, moved: clean and attacked images under the same noise. "shift" is the distance between the aims on the two,
     "restlessness" that between the aims of two draws of noise on the clean image, the mean over all pairs of draws
@@ -252,10 +221,10 @@ def _mean(name: str, values: NDArray[Any]) -> dict[str, float]:
 
 
 def turned(still: Looks, moved: Looks, count: int) -> list[tuple[int, int]]:
-    """The first `count` images that most draws call something else after the attack, as (row, draw).
+    """The first `count` images whose majority prediction the attack changed, as (row, draw), then others up to `count`.
 
-    Where fewer have turned, the first others make up the number. The draw is the first that was right and is no
-    more, or, where there is none, the first that has changed, or else draw 0.
+    The draw is the first that the attack turned from right to wrong, or else the first whose prediction it changed, or
+    else draw 0.
     """
     before, after = still.predictions[1][:, :, -1], moved.predictions[1][:, :, -1]
     changed = np.array([_most(b) != _most(a) for b, a in zip(before, after, strict=True)], dtype=bool)
@@ -270,19 +239,24 @@ def _most(labels: NDArray[np.int64]) -> int:
 
 
 @torch.no_grad()
-def trace(plan: Plan, index: int, image: NDArray[np.float32], draw: int) -> Trace:
-    """One look at an image (C, H, W) of the plan, on the grader's noise for its draw."""
+def trace(plan: Plan, index: int, image: NDArray[np.float32], draw: int) -> dict[str, NDArray[Any]]:
+    """One pass over an image (C, H, W) of the plan, on the grader's noise for its draw.
+
+    Returns the image; `fixations` (T, 2), normalised; after each glimpse the predicted `labels` (T,) and their softmax
+    `confidences` (T,); and `seen` (T, n, C), the values of the n cells of the retina.
+    """
     images = torch.from_numpy(image)[None].to(plan.options.device)
     noise = plan.classifier.sample_noise(Addresses.of(plan.options.seed, [index], "grade", draw))
     trajectory = _look(plan.classifier, images, noise)
     confidences, labels = trajectory.logits[:, 0].softmax(-1).max(-1)
     seen = [_seen(plan.classifier, images, fixation) for fixation in trajectory.fixations]
-    found = (trajectory.fixations[:, 0], labels, confidences, torch.stack(seen))
-    return Trace(image, *(values.cpu().numpy() for values in found))
+    found = {"fixations": trajectory.fixations[:, 0], "labels": labels, "confidences": confidences}
+    found["seen"] = torch.stack(seen)
+    return {"image": image} | {name: values.cpu().numpy() for name, values in found.items()}
 
 
 def _seen(classifier: Classifier, images: Tensor, fixations: Tensor) -> Tensor:
-    """What each cell of the retina brings back from one image (1, C, H, W): (n, C), cells in the order of `cells`."""
+    """The value of each cell of the retina on one image (1, C, H, W): (n, C), cells in the order of `cells`."""
     retina = offered(classifier.network, "retina")
     if retina is None:
         return images.new_zeros(0, images.shape[1])
@@ -294,9 +268,9 @@ def _seen(classifier: Classifier, images: Tensor, fixations: Tensor) -> Tensor:
 
 
 def cells(plan: Plan) -> NDArray[np.float64]:
-    """Where the cells of a model's retina lie around a fixation, (n, 2): each the mean of the points it averages.
+    """The cells of a model's retina around a fixation, (n, 2): each at the mean of the points that it averages.
 
-    (0, 2) for a model of a user's own whose `network` keeps its `retina` elsewhere.
+    (0, 2) for a user's own model whose `network` has no `retina`.
     """
     retina = offered(plan.classifier.network, "retina")
     if retina is None:

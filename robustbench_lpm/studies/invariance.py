@@ -1,8 +1,8 @@
-"""How accurate models stay on clean images that are turned, scaled or moved, by how much they are.
+"""Clean accuracy of models on images that are rotated, scaled or translated, by how much.
 
-Images are warped as the tensor in [0, 1] that the models see: bilinearly, with zeros coming in from outside. What
-needs no resampling is not resampled: the image as it is, and quarter turns of a square. All models and all warps meet
-the same images and, draw by draw, the same noise (see `studies`).
+Images are warped as the tensor in [0, 1] that the models see: bilinearly, with zeros from outside. The unchanged image
+and quarter turns of a square are not resampled. All models and all warps meet the same images and, draw by draw, the
+same noise (see `studies.study`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,58 +24,32 @@ from robustbench_lpm.registry.tasks import Data, told_apart
 from robustbench_lpm.registry.zoo import LoadedModel, load_model
 from robustbench_lpm.studies.study import Row, Spent, Study, resolved
 
-
-@dataclass(frozen=True)
-class Warp:
-    """Turn by `angle` degrees against the clock, magnify by `scale`, both about the centre; then move.
-
-    right, down: shares of the image's width and height.
-    """
-
-    angle: float = 0.0
-    scale: float = 1.0
-    right: float = 0.0
-    down: float = 0.0
-
-
-STILL = Warp()
-
-
-def rotated(degrees: float) -> tuple[Warp, ...]:
-    """About the image's centre, against the clock."""
-    return (Warp(angle=degrees % 360),)
-
-
-def scaled(factor: float) -> tuple[Warp, ...]:
-    """About the image's centre; a factor above 1 magnifies."""
-    return (Warp(scale=factor),)
-
-
-def translated(share: float) -> tuple[Warp, ...]:
-    """To the right by a share of the side, and, as an image of its own, down by it."""
-    return (Warp(right=share), Warp(down=share))
-
-
+Warp = tuple[float, float, float, float]  # the arguments of `warped`: angle, scale, right, down
+# For each transformation the warps of a magnitude, each of which gives an image of its own.
 TRANSFORMATIONS: dict[str, Callable[[float], tuple[Warp, ...]]] = {
-    "rotate": rotated,
-    "scale": scaled,
-    "translate": translated,
+    "rotate": lambda degrees: ((degrees % 360, 1, 0, 0),),
+    "scale": lambda factor: ((0, factor, 0, 0),),
+    "translate": lambda share: ((0, 1, share, 0), (0, 1, 0, share)),
 }
 
 
-def warped(images: Tensor, warp: Warp) -> Tensor:
-    """Images (B, C, H, W) in [0, 1] under a warp, in the same shape and range."""
+def warped(images: Tensor, angle: float = 0.0, scale: float = 1.0, right: float = 0.0, down: float = 0.0) -> Tensor:
+    """Images (B, C, H, W) in [0, 1], turned and magnified about the centre, then moved; in the same shape and range.
+
+    angle: degrees, counter-clockwise. right, down: shares of the image's width and height.
+    """
     height, width = images.shape[-2:]
-    if warp == STILL:
-        return images
-    if replace(warp, angle=0.0) == STILL and warp.angle % 90 == 0 and height == width:
-        return images.rot90(int(warp.angle // 90), dims=(2, 3))
-    angle = math.radians(warp.angle)
-    cos, sin = math.cos(angle) / warp.scale, math.sin(angle) / warp.scale
+    if (scale, right, down) == (1, 0, 0):
+        if angle == 0:
+            return images
+        if angle % 90 == 0 and height == width:
+            return images.rot90(int(angle // 90), dims=(2, 3))
+    radians = math.radians(angle)
+    cos, sin = math.cos(radians) / scale, math.sin(radians) / scale
     # From a pixel of the result back to where it came from; lengths in pixels, so that a turn is one on oblong images.
     back = torch.tensor([[cos, -sin], [sin, cos]], dtype=torch.float64)
     half = torch.tensor([width / 2, height / 2], dtype=torch.float64)
-    moved = torch.tensor([warp.right * width, warp.down * height], dtype=torch.float64)
+    moved = torch.tensor([right * width, down * height], dtype=torch.float64)
     # affine_grid counts from the centre, in halves of the sides.
     affine = torch.cat([back * half / half[:, None], (-(back @ moved) / half)[:, None]], dim=1).to(images)
     grid = F.affine_grid(affine.expand(len(images), 2, 3), list(images.shape), align_corners=False)
@@ -109,33 +83,25 @@ class Invariance(Study):
     def once(self, classifier: Classifier, images: Tensor, noise: Noise) -> Tensor:
         return classifier(images, noise)[None]
 
-    def right(
+    def share_right(
         self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
     ) -> Tensor:
         found: dict[Warp, Tensor] = {}
-        for warp in {warp: None for warps in self.warps() for warp in warps}:  # each once; all hold the image as it is
-            found[warp] = self.share_right(model, warped(images, warp), labels, noises, spent)
-        cells = [torch.stack([found[warp] for warp in warps]).mean(0) for warps in self.warps()]
-        return torch.cat(cells, dim=1)
+        for warp in {warp: None for warps in self.warps() for warp in warps}:  # each once: all have the unchanged image
+            found[warp] = super().share_right(model, warped(images, *warp), labels, noises, spent)
+        return torch.cat([torch.stack([found[warp] for warp in warps]).mean(0) for warps in self.warps()], dim=1)
 
 
 def make_invariance(
-    names: Sequence[str],
-    data: Data,
-    values: Mapping[str, Sequence[float]],
-    *,
-    mc: Sequence[int] = (1,),
-    limit: int | None = None,
-    device: str = "cpu",
-    checkpoint: Path | None = None,
-    trust: bool = False,
-    attempt: Attempt = nullcontext,
-    **settings: Any,
-) -> Invariance:
+    names: Sequence[str], data: Data, values: Mapping[str, Sequence[float]], *, mc: Sequence[int] = (1,),
+    limit: int | None = None, device: str = "cpu", checkpoint: Path | None = None, trust: bool = False,
+    attempt: Attempt = nullcontext, **settings: Any,
+) -> Invariance:  # fmt: skip
     """The study of registered models or cards; `values` are the magnitudes by name of a transformation.
 
     mc: the values of M; 1 is always among them. settings: `draws` (K, of the average of max M runs), `seed` and
-    `labels_fit`. attempt: under which each model is loaded and tried; one whose failure it keeps to itself is left out.
+    `labels_fit`. attempt: the context in which each model is loaded and tried; one whose error it suppresses is left
+    out.
 
     Raises LpmbenchError for models that answer in other labels than the data set's, for those without weights, and for
     a scale that is not above 0.
@@ -152,4 +118,4 @@ def make_invariance(
     chosen = tuple((name, tuple(sorted(set(values[name])))) for name in TRANSFORMATIONS if values.get(name))
     averages = tuple(sorted({1, *mc}))
     study = Invariance(tuple(models), data, mc=averages, device=device, values=chosen, **{"draws": 4} | settings)
-    return replace(study, **resolved(study, limit, attempt))
+    return resolved(study, limit, attempt)

@@ -1,12 +1,12 @@
-"""Studies: how accurate models are on images that nobody attacks, while one thing about them is varied.
+"""Studies: clean accuracy of models while one thing is varied.
 
 A stochastic model runs R = K · max M times over every image, run r on the noise of address ("clean", r). M runs in a
 row make one draw of the average of M runs (their mean logits), so that M has R // M draws, no two of which share a run:
 all M are served by the same runs, and at M = 1 they are the clean draws of a record. The accuracy is the mean over
 images of the share of draws that are right (mean-draw), its Wilson interval counts images.
 
-A study's folder holds NAME.json (what was run, under which versions, the table), NAME.csv and summary.png/.svg; while
-it runs, finished blocks of images lie in `.partial`, from which the same command goes on.
+A study's directory holds NAME.json (what was run, under which versions, the table), NAME.csv and summary.png/.svg;
+while it runs, finished blocks of images are in `.partial`, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ from robustbench_lpm import statistics
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import Attempt, LpmbenchError, in_one_line
-from robustbench_lpm.execution.blocks import BlockStore
+from robustbench_lpm.execution.blocks import Block, BlockStore, differences
 from robustbench_lpm.execution.machine import hardware
 from robustbench_lpm.execution.recording import PROGRESS
-from robustbench_lpm.hashing import seal_holds, sealed, sha256_of, sha256_of_value
-from robustbench_lpm.protocol.attacking import SILENT, Arrays, Progress
+from robustbench_lpm.execution.runner import SILENT
+from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
+from robustbench_lpm.options import words_of
+from robustbench_lpm.protocol.attacking import Arrays, Progress
 from robustbench_lpm.protocol.oracle import check_logits
 from robustbench_lpm.protocol.plan import default_chunk, fitted
 from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
-from robustbench_lpm.records.runs import read_json, write_atomically
+from robustbench_lpm.records.runs import read_json, read_sealed, write_atomically
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.tasks import Data
 from robustbench_lpm.registry.zoo import LoadedModel
@@ -55,7 +57,7 @@ Shares = NDArray[np.float64]
 class Study:
     """A study, resolved and checked before it starts; `configuration` names it. Made by `resolved`.
 
-    A subclass says what is varied: `varied`, `words`, `cells`, `passes`, `once` and `right`.
+    A subclass says what is varied: `varied`, `words`, `cells` and `once`.
     """
 
     name: ClassVar[str]  # of the command, and of its files
@@ -70,7 +72,7 @@ class Study:
     classes: int = 0
     chunk: int = 1  # images that pass a network at once
     data_sha256: str = field(default="", repr=False)
-    labels_fit: bool = False  # whether the user has said that the models' labels are those of the data set
+    labels_fit: bool = False  # whether the user declared that the models' labels are those of the data set
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -89,39 +91,29 @@ class Study:
 
     @property
     def blocks(self) -> list[range]:
-        """The work units: slices of the images, of so many that they fit into memory whatever their number."""
+        """The work units: slices of the images that fit into memory."""
         size = CHUNKS_IN_A_BLOCK * self.chunk
         return [range(start, min(start + size, self.images)) for start in range(0, self.images, size)]
 
     def averages(self, model: LoadedModel) -> tuple[int, ...]:
-        """The values of M for a model: a deterministic one answers the same however often it is asked."""
+        """The values of M for a model; 1 for a deterministic one."""
         return self.mc if model.classifier.stochastic else (1,)
 
     def runs(self, model: LoadedModel) -> int:
-        """R, the runs of a model over one image as it is shown once."""
+        """R, the runs of a model over one image."""
         return self.draws * max(self.mc) if model.classifier.stochastic else 1
 
     def command(self) -> str:
-        """The command that repeats this study (DIR stands for where the data lie)."""
-        names = [
-            model.arguments.removeprefix("--model ") if model.arguments else shlex.quote(model.name)
-            for model in self.models
-        ]
-        options = {
-            "--size": self.data.identity["size"],
-            "--split": self.data.identity["split"],
-            "--limit": self.images,
-            "--mc": ",".join(map(str, self.mc)),
-            "--draws": self.draws,
-            "--seed": self.seed,
-        }
-        if torch.device(self.device).type != "cpu":
-            options["--device"] = self.device
-        words = [f"{name} {shlex.quote(str(value))}" for name, value in options.items()]
-        words += ["--labels-fit"] * self.labels_fit
-        foreign = self.data.foreign or any(model.card and cards.is_foreign(model.card) for model in self.models)
+        """The command that repeats this study (DIR is the directory of the data)."""
+        names = [model.arguments.removeprefix("--model ") or shlex.quote(model.name) for model in self.models]
+        options: dict[str, Any] = {name: self.data.identity[name] for name in ("size", "split")}
+        options |= {"limit": self.images, "mc": ",".join(map(str, self.mc)), "draws": self.draws, "seed": self.seed}
+        options |= {"device": self.device} if torch.device(self.device).type != "cpu" else {}
+        options |= {"labels_fit": True} if self.labels_fit else {}
+        if self.data.foreign or any(model.card and cards.is_foreign(model.card) for model in self.models):
+            options["trust"] = True
         data = self.data.arguments or f"--dataset {shlex.quote(self.data.name)}"
-        return " ".join([f"lpmbench {self.name}", *names, *self.words(), data, *words, *["--trust"] * foreign])
+        return " ".join([f"lpmbench {self.name}", *names, *self.words(), data, *words_of(options)])
 
     def varied(self) -> dict[str, Any]:
         """What is varied, as a part of the configuration."""
@@ -132,30 +124,24 @@ class Study:
         raise NotImplementedError
 
     def cells(self) -> list[Row]:
-        """The columns that tell the points of a curve apart, a row for each."""
+        """What is varied, in columns of the table: a row for each point of a curve."""
         raise NotImplementedError
 
     def passes(self, model: LoadedModel) -> int:
         """Passes of a model's network for each image."""
-        raise NotImplementedError
+        return self.runs(model)
 
     def once(self, classifier: Classifier, images: Tensor, noise: Noise) -> Tensor:
         """Logits (T, B, K) of one pass over images (B, C, H, W), after each of T numbers of glimpses."""
         raise NotImplementedError
 
-    def right(
+    def share_right(
         self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
     ) -> Tensor:
         """The share of draws that get each image right, (B, number of cells, number of Ms), float64 in [0, 1].
 
-        noises: one for each run. spent: told how many passes the network has made.
+        noises: one for each run. spent: called with the number of passes that the network has made.
         """
-        raise NotImplementedError
-
-    def share_right(
-        self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
-    ) -> Tensor:
-        """The same for images as they are, (B, T, number of Ms)."""
         averages, runs = self.averages(model), len(noises)
         totals: dict[int, Tensor] = {}
         counts = torch.zeros(0)
@@ -186,7 +172,7 @@ class ModelFailed(LpmbenchError):
 
 @contextmanager
 def _blamed(model: LoadedModel) -> Iterator[None]:
-    """Whatever goes wrong here is the model's failure."""
+    """Turn any error into ModelFailed."""
     try:
         yield
     except Exception as error:
@@ -195,14 +181,13 @@ def _blamed(model: LoadedModel) -> Iterator[None]:
 
 def without(study: StudyT, model: LoadedModel, limit: int | None) -> StudyT:
     """The study of the other models. Raises LpmbenchError where there are none."""
-    others = replace(study, models=tuple(other for other in study.models if other is not model))
-    return replace(others, **resolved(others, limit))
+    return resolved(replace(study, models=tuple(other for other in study.models if other is not model)), limit)
 
 
-def resolved(study: Study, limit: int | None, attempt: Attempt = nullcontext) -> dict[str, Any]:
-    """The fields of a study that only its models and images can tell; limit: the most images.
+def resolved(study: StudyT, limit: int | None, attempt: Attempt = nullcontext) -> StudyT:
+    """The study with the fields that depend on its models and images; limit: the most images.
 
-    attempt: under which each model is tried; one whose failure it keeps to itself is left out.
+    attempt: the context in which each model is tried; one whose error it suppresses is left out.
 
     Raises LpmbenchError for models that cannot read the images or do not answer in their labels.
     """
@@ -219,15 +204,11 @@ def resolved(study: Study, limit: int | None, attempt: Attempt = nullcontext) ->
     if not models:
         raise LpmbenchError("None of the models can be studied.")
     stochastic = any(model.classifier.stochastic for model in models)
-    return {
-        "models": tuple(models),
-        "images": images,
-        "mc": study.mc if stochastic else (1,),
-        "draws": study.draws if stochastic else 1,
-        "classes": classes.pop() if len(classes) == 1 else 0,
-        "chunk": min(chunks),
-        "data_sha256": study.data.sha256(indices),
-    }
+    return replace(
+        study, models=tuple(models), images=images, mc=study.mc if stochastic else (1,),
+        draws=study.draws if stochastic else 1, classes=classes.pop() if len(classes) == 1 else 0, chunk=min(chunks),
+        data_sha256=study.data.sha256(indices),
+    )  # fmt: skip
 
 
 def total_passes(study: Study) -> int:
@@ -237,7 +218,7 @@ def total_passes(study: Study) -> int:
 
 @torch.no_grad()
 def estimate_seconds(study: Study) -> float:
-    """About how long a study takes, from the time of reading a few images and of passing them a time or two."""
+    """About how long a study takes, from the time of reading a few images and of two passes over them."""
     start = time.perf_counter()
     batch = next(batches_by_shape(study.data.read(range(min(study.chunk, study.images)))))
     each = (time.perf_counter() - start) / len(batch)
@@ -263,22 +244,19 @@ class Result:
 
 
 def run(study: Study, out: Path | None = None, progress: Progress | None = None) -> Result:
-    """Run a study block by block; with `out`, finished blocks survive an interruption.
-
-    They stay there until `write` has written what was made of them.
-    """
+    """Run a study block by block; with `out`, finished blocks are kept there until `write` has written the result."""
     watcher = progress or SILENT
     store = _store(study, out)
     store.open({"configuration": study.configuration, "execution": _execution(study), "versions": versions()})
     parts, done = [], 0
     for number, indices in enumerate(study.blocks):
-        arrays = store.load(number)
-        if arrays is None:
+        block = store.read(number)
+        if block is None:
             start = time.perf_counter()
             arrays = _run_block(study, indices, watcher)
-            arrays["seconds"] = np.array(time.perf_counter() - start)
-            store.save(number, arrays)
-        parts.append(arrays)
+            block = Block(arrays | {"seconds": np.array(time.perf_counter() - start)})
+            store.write(number, block)
+        parts.append(block.arrays)
         done += len(indices)
         watcher.finished(done)
     shares = [np.concatenate([part[str(i)] for part in parts]) for i in range(len(study.models))]
@@ -291,11 +269,7 @@ def _store(study: Study, out: Path | None) -> BlockStore:
 
 def _execution(study: Study) -> dict[str, Any]:
     """How a study is computed; the same again, with the same versions, gives the same bits."""
-    return {
-        "device": torch.device(study.device).type,
-        "threads": torch.get_num_threads(),
-        "chunk": study.chunk,
-    }
+    return {"device": torch.device(study.device).type, "threads": torch.get_num_threads(), "chunk": study.chunk}
 
 
 @torch.no_grad()
@@ -309,7 +283,7 @@ def _run_block(study: Study, indices: Sequence[int], progress: Progress) -> Arra
             noises = _noises(study, model, batch.indices, study.runs(model))
             with _blamed(model):
                 try:
-                    shares = study.right(model, images, labels, noises, progress.spent)
+                    shares = study.share_right(model, images, labels, noises, progress.spent)
                 except torch.OutOfMemoryError:
                     raise LpmbenchError(
                         f"{len(batch)} images of {batch.images.shape[-1]} pixels do not fit into the memory of "
@@ -336,75 +310,55 @@ def _rows(study: Study, shares: Sequence[Shares]) -> list[Row]:
             for number, cell in enumerate(study.cells()):
                 right = per_image[:, number, position]
                 rate = statistics.rate(right)
-                halves = (right[::2], right[1::2]) if rate.n > 1 else (right, right)
+                halves = (right[::2], right[1::2]) if rate.n > 1 else (right, right)  # of the images
                 first, second = (float(half.mean()) for half in halves)
-                rows.append(
-                    {"model": model.name, "dataset": study.data.name, "size": study.data.identity["size"], "mc": m}
-                    | cell
-                    | {"accuracy": rate.value, "accuracy_low": rate.low, "accuracy_high": rate.high}
-                    | {"accuracy_first_half": first, "accuracy_second_half": second}  # of the images
-                    | {"images": rate.n, "draws": study.runs(model) // m, "seed": study.seed}
-                )
+                rows.append({
+                    "model": model.name, "dataset": study.data.name, "size": study.data.identity["size"], "mc": m,
+                    **cell,
+                    "accuracy": rate.value, "accuracy_low": rate.low, "accuracy_high": rate.high,
+                    "accuracy_first_half": first, "accuracy_second_half": second,
+                    "images": rate.n, "draws": study.runs(model) // m, "seed": study.seed,
+                })  # fmt: skip
     return rows
 
 
 def finished(study: Study, out: Path) -> Result | None:
-    """The result of this study if it lies in `out`, made by the same versions.
+    """The result of this study in `out`, if it was made by the same versions.
 
-    Raises LpmbenchError where another study lies: results of two configurations are never mixed.
+    Raises LpmbenchError for the result of another study: two configurations are never mixed.
     """
     path = out / f"{study.name}.json"
     if not path.exists():
         return None
-    content = read_json(path)
     try:
-        stored, rows, seconds = content["configuration"], content["table"], content["timing"]["seconds"]
-        same_versions = content["versions"] == versions()
-        if content["id"] != sha256_of_value(stored) or not all(isinstance(row, dict) for row in rows):
+        content = read_sealed(path, (SCHEMA_VERSION,), SCHEMA_VERSION + 1)  # the first studies had no seal
+        stored, result = content["configuration"], Result(content["table"], float(content["timing"]["seconds"]))
+        made_with = content["versions"]
+        if content["id"] != sha256_of_value(stored):
             raise ValueError("its id is not the sha256 of its configuration")
-        if not seal_holds(content, required=False):  # the first studies had none
-            raise ValueError("its seal is not the sha256 of what it says")
-    except (KeyError, TypeError, ValueError) as error:
-        raise LpmbenchError(f"{path} is no finished {study.name} ({error}); --force writes it anew.") from None
-    if stored != json.loads(json.dumps(study.configuration)):
-        differing = ", ".join(_differences(stored, study.configuration)) or "its form"
+    except (KeyError, TypeError, ValueError, LpmbenchError) as error:
+        raise LpmbenchError(f"{path} is no finished {study.name} ({in_one_line(error)}); use --force.") from None
+    if stored != (wanted := json.loads(json.dumps(study.configuration))):
         raise LpmbenchError(
-            f"{path} holds another study: it differs in {differing}. Give another folder with --out, or --force to "
-            "write over it."
+            f"{path} holds another study: it differs in {differences(stored, wanted)}. Give another directory with "
+            "--out, or --force to write over it."
         )
-    return Result(rows, float(seconds)) if same_versions else None
-
-
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Which parts of two configurations differ, a few of them, by name."""
-    found = []
-    for part in ("models", "dataset", "evaluation"):
-        one, other = first.get(part), second[part]
-        if part == "models" and one != other:
-            found.append("the models")
-        elif isinstance(one, Mapping):
-            found += [key for key in sorted({*one, *other}) if one.get(key) != json.loads(json.dumps(other.get(key)))]
-    return found[:4]
+    return result if made_with == versions() else None
 
 
 def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -> None:
-    """Write the files of a study below `out`, and NAME.json, which says where all of it came from, last."""
+    """Write the files of a study below `out`; NAME.json, with their hashes, last."""
     path = out / f"{study.name}.json"
-    path.unlink(missing_ok=True)  # of an earlier study: it does not speak for the files that follow
+    path.unlink(missing_ok=True)  # of an earlier study: it does not describe these files
     for name, written in files.items():
         write_atomically(out / name, written)
     content: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "study": study.name,
-        "id": study.id,
-        "command": study.command(),
-        "configuration": study.configuration,
-        "execution": _execution(study),
-        "versions": versions(),
+        "schema_version": SCHEMA_VERSION, "study": study.name, "id": study.id, "command": study.command(),
+        "configuration": study.configuration, "execution": _execution(study), "versions": versions(),
         "timing": {"seconds": result.seconds, "hardware": hardware()},
         "artefacts": {name: sha256_of(out / name) for name in files},
         "table": result.rows,
-    }
+    }  # fmt: skip
     # In this order: the rows of the table are in that of the CSV's columns.
     text = json.dumps(sealed(content), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     write_atomically(path, text.encode())
@@ -412,11 +366,9 @@ def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -
 
 
 def whole(study: Study, out: Path) -> bool:
-    """Whether every file that lies beside a finished study's NAME.json is there as it was written."""
-    artefacts = read_json(out / f"{study.name}.json").get("artefacts")
-    if not isinstance(artefacts, dict) or not artefacts:
-        return False
-    return all(
-        Path(name).name == name and (out / name).is_file() and sha256_of(out / name) == digest
+    """Whether every file that a finished study's NAME.json lists is there as it was written."""
+    artefacts = read_json(out / f"{study.name}.json").get("artefacts") or {}
+    return bool(artefacts) and all(
+        (out / Path(name).name).is_file() and sha256_of(out / Path(name).name) == digest
         for name, digest in artefacts.items()
     )

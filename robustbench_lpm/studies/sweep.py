@@ -1,14 +1,14 @@
 """The inference sweep of Kiritani and Ono 2020: clean accuracy for every number of glimpses t and of averaged runs M.
 
-A pass of T glimpses answers after each of them, so that all t come from the same runs; how the runs serve every M
-stands in `studies`. The noise of the first t glimpses does not depend on T: the cell (t, M) is that of a model that
-takes t glimpses.
+A pass of T glimpses answers after each of them, so that all t come from the same runs; `studies.study` says how the
+runs serve every M. The noise of the first t glimpses does not depend on T: the cell (t, M) is that of a model of t
+glimpses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.registry.tasks import Data
-from robustbench_lpm.registry.zoo import LoadedModel, load_model
+from robustbench_lpm.registry.zoo import load_model
 from robustbench_lpm.studies.glimpses import check_glimpsing
-from robustbench_lpm.studies.study import Row, Spent, Study, resolved
+from robustbench_lpm.studies.study import Row, Study, resolved
 
 
 @dataclass(frozen=True)
@@ -39,32 +39,16 @@ class Sweep(Study):
     def cells(self) -> list[Row]:
         return [{"glimpses": t} for t in self.glimpses]
 
-    def passes(self, model: LoadedModel) -> int:
-        return self.runs(model)
-
     def once(self, classifier: Classifier, images: Tensor, noise: Noise) -> Tensor:
         logits = classifier.look(images, noise or None).logits
         return logits[[t - 1 for t in self.glimpses]]
 
-    def right(
-        self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
-    ) -> Tensor:
-        return self.share_right(model, images, labels, noises, spent)
-
 
 def make_sweep(
-    name: str,
-    data: Data,
-    *,
-    glimpses: Sequence[int],
-    mc: Sequence[int] = (1,),
-    limit: int | None = None,
-    device: str = "cpu",
-    checkpoint: Path | None = None,
-    trust: bool = False,
-    **settings: Any,
-) -> tuple[Sweep, int]:
-    """The sweep of a registered model or a card, and the number of glimpses that its card says.
+    name: str, data: Data, *, glimpses: Sequence[int], mc: Sequence[int] = (1,), limit: int | None = None,
+    device: str = "cpu", checkpoint: Path | None = None, trust: bool = False, **settings: Any,
+) -> tuple[Sweep, int]:  # fmt: skip
+    """The sweep of a registered model or a card, and the number of glimpses of its card.
 
     glimpses: the values of t, from 1, in any order and beyond the card's; the model is loaded to take the most of them.
     mc: the values of M; 1 is always among them. settings: `draws` (K, of the average of max M runs), `seed` and
@@ -80,4 +64,4 @@ def make_sweep(
         model = load_model(name, glimpses=most, **loading)
     numbers = tuple(sorted(set(glimpses)))
     study = Sweep((model,), data, mc=tuple(sorted({1, *mc})), device=device, glimpses=numbers, **settings)
-    return replace(study, **resolved(study, limit)), usual
+    return resolved(study, limit), usual

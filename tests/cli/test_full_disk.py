@@ -50,7 +50,7 @@ def test_no_room(command: str, tmp_path: Path) -> None:
         assert failed.returncode == 1
         (line,) = failed.stderr.strip().splitlines()
         assert line.startswith("lpmbench: There is no room left to write in ")
-        assert "Make room, and the same command goes on from there" in line
+        assert "Make room, and the same command resumes from there" in line
         assert not list((tmp_path / "full").rglob("record.json"))
         assert not [path for path in (tmp_path / "full").rglob(".*.*") if path.is_file()]  # nothing half written
     for out in ("full", "straight"):

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from robustbench_lpm.execution.blocks import BlockStore
-from robustbench_lpm.execution.runner import TakenByOthers, run
+from robustbench_lpm.execution.runner import Silent, TakenByOthers, run
 from robustbench_lpm.options import Options
-from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.registry.own_data import data_from_tensors
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_model, worst_case_over

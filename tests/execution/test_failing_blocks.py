@@ -19,9 +19,8 @@ from robustbench_lpm.datasets.examples import Examples
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution import computing
 from robustbench_lpm.execution.recording import PROGRESS, finished_run
-from robustbench_lpm.execution.runner import run
+from robustbench_lpm.execution.runner import Silent, run
 from robustbench_lpm.options import Options
-from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry.own_data import data_from_tensors

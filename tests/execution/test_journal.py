@@ -19,12 +19,11 @@ from torch import Tensor
 
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.execution import journal as journal_module
-from robustbench_lpm.execution.journal import Journal, ResumableLoops, Snapshot
+from robustbench_lpm.execution.journal import Journal
 from robustbench_lpm.execution.recording import PROGRESS
-from robustbench_lpm.execution.runner import run
+from robustbench_lpm.execution.runner import Silent, run
 from robustbench_lpm.options import Options
-from robustbench_lpm.protocol.attacking import Silent
-from robustbench_lpm.protocol.oracle import Ledger
+from robustbench_lpm.protocol.oracle import Ledger, Loops
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry.own_data import data_from_tensors
@@ -211,13 +210,13 @@ def test_images_of_unequal_shape_go_on_too(tmp_path: Path) -> None:
     assert written(run(plan, tmp_path / "broken").path) == written(straight.path)
 
 
-def loops_of(journal: Journal, draws: int = 0) -> ResumableLoops:
+def loops_of(journal: Journal, draws: int = 0) -> Loops:
     ledger = Ledger.empty(2)
     ledger.draws += draws
     return journal.loops("call", ledger)
 
 
-def walk(loops: ResumableLoops, stop_after: int = 10**9) -> list[float]:
+def walk(loops: Any, stop_after: int = 10**9) -> list[float]:
     """Two loops one after the other, the second around another, all drawing; stops (as killed) after so many draws."""
     drawn: list[float] = []
     state = {"sum": torch.zeros(1)}
@@ -264,18 +263,18 @@ def test_the_order_of_memory_is_kept(tmp_path: Path) -> None:
     """Networks may sum in another order when it differs."""
     image = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     journal = Journal(tmp_path / "journal", "run")
-    journal.note("call/0", Snapshot(3, {"0.image": image, "0.flags": torch.tensor([True, False])}))
-    found = Journal(tmp_path / "journal", "run").snapshots["call/0"]
-    assert found.position == 3
-    assert torch.equal(found.tensors["0.image"], image)
-    assert found.tensors["0.image"].stride() == image.stride()
-    assert found.tensors["0.flags"].tolist() == [True, False]
+    journal.note("call/0", (3, {"0.image": image, "0.flags": torch.tensor([True, False])}))
+    position, found = Journal(tmp_path / "journal", "run").snapshots["call/0"]
+    assert position == 3
+    assert torch.equal(found["0.image"], image)
+    assert found["0.image"].stride() == image.stride()
+    assert found["0.flags"].tolist() == [True, False]
 
 
 def test_seconds_before_the_interruption_count(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal", "run")
     journal._seconds = 100.0
-    journal.note("call/0", Snapshot(0, {"0.x": torch.zeros(1)}))
+    journal.note("call/0", (0, {"0.x": torch.zeros(1)}))
     assert 100 <= Journal(tmp_path / "journal", "run").seconds < 130
 
 

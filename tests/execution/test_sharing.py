@@ -1,4 +1,4 @@
-"""Several processes on one output folder share the work: nothing is done twice, nothing mixed, none waits in vain."""
+"""Several processes on one output directory share the work: nothing is done twice or mixed, none waits in vain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import pytest
 
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.blocks import BlockStore
-from robustbench_lpm.execution.claims import Claims
 from robustbench_lpm.execution.recording import PROGRESS
 from robustbench_lpm.execution.runner import run
 from robustbench_lpm.records import runs as records
@@ -140,7 +139,7 @@ def holder(tmp_path: Path) -> BaseProcess:
 
 def test_a_folder_in_use_is_neither_taken_over_nor_removed(holder: BaseProcess, tmp_path: Path) -> None:
     store = BlockStore(tmp_path / "run")
-    with pytest.raises(LpmbenchError, match="at work on the same run with other threads, torch") as caught:
+    with pytest.raises(LpmbenchError, match="works on the same run with other threads, torch") as caught:
         store.open({"threads": 2, "versions": {"torch": "2"}})
     assert "\n" not in str(caught.value)
     store.open(MANIFEST)
@@ -165,6 +164,6 @@ def test_the_last_one_removes_the_folder(holder: BaseProcess, tmp_path: Path) ->
     BlockStore(tmp_path / "run").close()  # nothing lies there
 
 
-def test_nothing_is_claimed_in_a_folder_that_was_not_entered(tmp_path: Path) -> None:
+def test_nothing_is_claimed_in_a_directory_that_was_not_entered(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not entered"):
-        Claims(tmp_path).claim(0)
+        BlockStore(tmp_path).claim(0)

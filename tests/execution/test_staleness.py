@@ -229,7 +229,7 @@ def test_a_record_of_other_versions_is_told(tmp_path: Path, monkeypatch: pytest.
     _other_versions(monkeypatch)
     said = Listening()
     assert finished_run(plan_of(), tmp_path, said.lines.append) is None
-    assert said.lines == ["run again, for what lies there was made with other torch"]
+    assert said.lines == ["run again, for the stored record was made with other torch"]
 
 
 def test_what_a_killed_process_left_beside_a_record_goes(tmp_path: Path) -> None:

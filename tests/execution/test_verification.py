@@ -255,5 +255,5 @@ def test_a_model_that_cannot_be_built_is_not_at_hand(
     folder = pretending(Path(shutil.copytree(shortened, tmp_path / "copy")), model=words)
     claim, verdict, evidence = verify(folder)[-1]
     assert (claim, verdict) == ("predictions repeat", "not checked")
-    assert "the model is not at hand" in evidence
+    assert "the model is not available" in evidence
     assert reason in evidence

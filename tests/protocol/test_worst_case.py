@@ -17,9 +17,8 @@ import robustbench_lpm
 from robustbench_lpm.cli import run as lpmbench
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.recording import PROGRESS, finished_run
-from robustbench_lpm.execution.runner import run
+from robustbench_lpm.execution.runner import Silent, run
 from robustbench_lpm.options import Options
-from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.records.runs import RunRecord

@@ -294,9 +294,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         (lambda network: lambda: lambda x: network(x))(small(nn.BatchNorm2d(8))),
         "BatchNorm2d at .*1",
     ),
-    "the batch's mean": (lambda: Around(lambda net, x: net(x - x.mean(0))), "what shares a batch with it decides"),
-    "the batch's maximum": (lambda: Around(lambda net, x: net(x / x.max())), "what shares a batch with it decides"),
-    "softmax over the batch": (lambda: Around(lambda net, x: net(x).softmax(0)), "what shares a batch with it decides"),
+    "the batch's mean": (lambda: Around(lambda net, x: net(x - x.mean(0))), "it depends on the rest of the batch"),
+    "the batch's maximum": (lambda: Around(lambda net, x: net(x / x.max())), "it depends on the rest of the batch"),
+    "softmax over the batch": (lambda: Around(lambda net, x: net(x).softmax(0)), "it depends on the rest of the batch"),
     "NaN": (lambda: Around(lambda net, x: net(x) * torch.nan), "NaN or infinite"),
     "infinity": (lambda: Around(lambda net, x: net(x) / 0), "NaN or infinite"),
     "labels": (lambda: Around(lambda net, x: net(x).argmax(1)), "not with logits"),
@@ -321,7 +321,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: DeclaresNoise(
             lambda net, x: net(x + torch.rand_like(x)), draw=lambda addresses: addresses.normal("level", 1)
         ),
-        "draws from torch's generator as well",
+        "draws from torch's generator too",
     ),
     "noise by generators": (
         lambda: OfOldNoise(lambda net, x: net(x)),

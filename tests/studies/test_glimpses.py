@@ -155,7 +155,7 @@ def test_control_policies_have_no_aims_to_move(policy: str) -> None:
     assert np.array_equal(still.fixations, moved.fixations)
     assert (glimpses.fixation_table(still, moved)["shift"] == 0).all()
     assert list(moved.predictions) == ([1] if policy == "centre" else [1, 2])
-    assert glimpses.trace(plan, 0, record.pictures()[0].clean, 0).labels.shape == (6,)
+    assert glimpses.trace(plan, 0, record.pictures()[0].clean, 0)["labels"].shape == (6,)
 
 
 def test_one_glimpse_moves_no_fixation() -> None:
@@ -186,13 +186,13 @@ def test_a_trace_is_the_graders_draw_and_sees_what_lies_there(model: str) -> Non
     ramp = np.linspace(0, 1, 32, dtype=np.float32)[None, None].repeat(32, 1)  # brightness tells the column
     image = plan.data.read([1]).images[0].numpy()
     trace = glimpses.trace(plan, 1, image, 1)
-    assert trace.fixations == pytest.approx(found.fixations[1, 1], abs=1e-3)
-    assert trace.labels.tolist() == found.predictions[1][1, 1].tolist()
+    assert trace["fixations"] == pytest.approx(found.fixations[1, 1], abs=1e-3)
+    assert trace["labels"].tolist() == found.predictions[1][1, 1].tolist()
     trace, cells = glimpses.trace(plan, 1, ramp, 0), glimpses.cells(plan)
-    x = cells + trace.fixations[0]
+    x = cells + trace["fixations"][0]
     inside = (np.abs(x) < 0.6).all(axis=1) & (np.abs(cells) < 0.35).all(axis=1)
     assert inside.sum() > 20
-    assert trace.seen[0, inside, 0] == pytest.approx((x[inside, 0] * 16 + 15.5) / 31, abs=0.01)
+    assert trace["seen"][0, inside, 0] == pytest.approx((x[inside, 0] * 16 + 15.5) / 31, abs=0.01)
 
 
 def test_models_that_see_whole_images_are_refused(tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ import torch
 from robustbench_lpm import statistics
 from robustbench_lpm.datasets.examples import Examples
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.execution.runner import Silent
 from robustbench_lpm.options import Options
-from robustbench_lpm.protocol.attacking import Silent
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import Data, resolve_attack, resolve_data
 from robustbench_lpm.studies import glimpses
 from robustbench_lpm.studies import study as studies
-from robustbench_lpm.studies.invariance import Warp, warped
+from robustbench_lpm.studies.invariance import warped
 from robustbench_lpm.studies.sweep import Sweep, make_sweep
 
 IMAGES = 14
@@ -35,7 +35,7 @@ def turned_digits() -> Data:
 
     def read(indices: Sequence[int]) -> Examples:
         examples = data.read(indices)
-        return replace(examples, images=[warped(image[None], Warp(angle=55.0))[0] for image in examples.images])
+        return replace(examples, images=[warped(image[None], angle=55.0)[0] for image in examples.images])
 
     return replace(data, read=read)
 
@@ -158,7 +158,7 @@ def test_a_finished_sweep_is_read_and_another_one_refused(tmp_path: Path, monkey
     assert not studies.whole(study, tmp_path)
     with pytest.raises(LpmbenchError, match="differs in glimpses"):
         studies.finished(swept(glimpses=(2,), mc=(1,)), tmp_path)
-    with pytest.raises(LpmbenchError, match="differs in the models"):
+    with pytest.raises(LpmbenchError, match="differs in models"):
         studies.finished(swept("ram", glimpses=(1, 2), mc=(1,)), tmp_path)
     with pytest.raises(LpmbenchError, match="differs in data_sha256, images"):
         studies.finished(swept(glimpses=(1, 2), mc=(1,), limit=IMAGES - 1), tmp_path)
