@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import robustbench_lpm
 from robustbench_lpm.cli.attack import attack
-from robustbench_lpm.cli.options import of_settings, read_options
+from robustbench_lpm.cli.options import of_settings, read_settings
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.options import NAMES, SETTINGS, Options, asked, words_of
 from robustbench_lpm.registry import cards
@@ -59,7 +59,7 @@ def test_the_words_of_a_command_read_back(given: dict[str, Any]) -> None:
     @click.command()
     @of_settings(*(name for name in NAMES if name != "eps"))
     def command(**rest: Any) -> None:
-        found.append(read_options(rest, eps=0.1))
+        found.extend(read_settings(rest | {"eps": ("0.1",)}))
 
     words = [word.strip("'") for text in words_of(given) for word in text.split(" ", 1)]
     assert CliRunner().invoke(command, words).exit_code == 0
