@@ -150,7 +150,8 @@ class _Board:
                 announce(plan, self._seconds[plan.id])
 
         def move(*, completed: float, **_: object) -> None:
-            self._shares[plan.id] = completed / images
+            with self._lock:
+                self._shares[plan.id] = completed / images
             self._bars.update(task, completed=completed)
 
         return bar_of(plan, move, self._spent)
