@@ -1,4 +1,4 @@
-"""The audit: checks whether a result measures how robust a model is, or how weak an attack (protocol.md, section 5).
+"""The audit: checks whether a result measures how robust a model is, or how weak an attack is (docs/protocol.md).
 
 It judges one run by comparing it with runs that must not be stronger (another attack, twice the budget) or weaker (a
 larger eps). `comparisons` lists them, `runs_of` gives the runs that they need, and `judge` decides from the records of
