@@ -47,7 +47,7 @@ def cnn() -> nn.Module:
         (lambda: Loud(cnn()), "pgd", {"steps": 10}, 100, "white-box vs black-box"),
         (lambda: Quantised(cnn()), "pgd", {"steps": 10}, 100, "direction"),
         (lambda: Detached(cnn()), "pgd", {"steps": 10}, 100, "direction"),
-        (lambda: RandomFrontEnd(cnn()), "pgd", {"steps": 20, "eot": 1}, IMAGES, "twice the draws"),
+        (lambda: RandomFrontEnd(cnn()), "pgd", {"steps": 10, "eot": 1}, IMAGES, "twice the draws"),
         (lambda: "cnn", "cleverhans-spsa", {"iterations": 5, "pairs": 8}, 32, "iterated vs one step"),
     ],
     ids=["logits x 1000", "quantising front end", "detached gradients", "no EOT", "cleverhans-spsa"],
