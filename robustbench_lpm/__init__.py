@@ -24,12 +24,15 @@ _HOMES = {
     "RunRecord": "records.runs",
     "LpmbenchError": "errors",
 }
+_MODULES = {"cards": "registry.cards", "zoo": "registry.zoo"}  # for users: `from robustbench_lpm import zoo`
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: the command line lists cards without waiting for torch."""
-    if name in _HOMES:
-        from importlib import import_module
+    from importlib import import_module
 
+    if name in _MODULES:
+        return import_module(f"{__name__}.{_MODULES[name]}")
+    if name in _HOMES:
         return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

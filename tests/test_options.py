@@ -41,6 +41,16 @@ def test_an_option_that_does_not_exist_is_refused_from_python_too() -> None:
         robustbench_lpm.evaluate("cnn", "pgd", eps=0.1, limmit=3)
 
 
+def test_what_users_import_is_there() -> None:
+    from robustbench_lpm import cards as public_cards
+    from robustbench_lpm import zoo
+
+    assert public_cards is cards
+    assert zoo.load_model("cnn").name == "cnn"
+    with pytest.raises(ImportError):
+        from robustbench_lpm import zzoo  # noqa: F401
+
+
 def test_the_command_line_has_every_setting_with_its_default() -> None:
     options = {option.name: option for option in attack.params if isinstance(option, click.Option)}
     for name in set(NAMES) - {"eps", "select_draws"}:  # eps takes a list there; selection is for those who study it
