@@ -189,9 +189,3 @@ class RecurrentAttention(nn.Module):
 
     def _own_noise(self, batch_size: int) -> dict[str, Tensor]:
         return self.sample_noise(Addresses.of("", range(batch_size), "own", next(_calls)))
-
-
-def _clamp(mean: Tensor, *, straight_through: bool) -> Tensor:
-    clamped = mean.clamp(-1, 1)
-    # The difference is exactly 0 and carries the gradient: every mode computes the same logits, to the last bit.
-    return clamped.detach() + (mean - mean.detach()) if straight_through else clamped

@@ -1,4 +1,4 @@
-"""Failures in a command that does several things: each is one line on stderr, the others are done all the same."""
+"""Failures in a command that does several things: each is one line on stderr, and the other things are still done."""
 
 from __future__ import annotations
 
