@@ -1,4 +1,4 @@
-"""Memory: keep freed memory for the next pass, and recognise when memory ran out.
+"""Memory: keep freed memory for the next pass, copy to a device, and recognise when memory ran out.
 
 glibc returns free blocks of 32 MiB and more to the system at once. A network's feature maps are such blocks, so every
 pass allocates its memory again, page by page, which costs up to half of the time of a large batch.
@@ -9,6 +9,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 # From glibc's malloc.h. Only both together help: a trim threshold alone switches off glibc's own adaptation.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
@@ -37,3 +42,10 @@ def out_of_memory(error: Exception) -> bool:
         return True
     words = ("out of memory", "can't allocate memory", "bad_alloc", "alloc_cpu")
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for the copy."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()  # a copy of other memory waits
+    return tensor.to(device, non_blocking=device.type != "mps")

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.randomness import Addresses
 
 Norm = Literal["linf", "l2"]
@@ -68,4 +69,4 @@ def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, addresses: Addres
         direction = addresses.normal("direction", *shape)
         radius = addresses.uniform("radius") ** (1 / shape.numel())
         offsets = direction * per_image(radius / direction.double().flatten(1).norm(dim=1).float(), direction)
-    return project(originals + offsets.to(originals) * eps, originals, norm, eps)
+    return project(originals + to_device(offsets, originals.device) * eps, originals, norm, eps)

@@ -39,11 +39,14 @@ class OnDevice(torch.Tensor):
         return found
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, *_: Any) -> Any:  # type: ignore[override]
         raise RuntimeError(f"{func} outside counted()")
 
-    def __repr__(self, **_: Any) -> str:  # a message must not count
+    def __repr__(self) -> str:  # type: ignore[override]  # a message must not count
         return f"OnDevice({tuple(self.shape)}, {self.dtype})"
+
+    def tolist(self) -> Any:  # torch refuses it for subclasses
+        return self.cpu().tolist()
 
 
 class Waits(TorchDispatchMode):
@@ -87,8 +90,10 @@ class Waits(TorchDispatchMode):
             kwargs = kwargs | {"device": HOST}
         real_args, real_kwargs = tree_map(_real, (args, kwargs))
         result = func(*real_args, **real_kwargs)
-        if func._schema.name.endswith("_") or kwargs.get("out") is not None:
-            return kwargs["out"] if kwargs.get("out") is not None else args[0]
+        if kwargs.get("out") is not None:
+            return kwargs["out"]
+        if any(returned.alias_info and returned.alias_info.is_write for returned in func._schema.returns):
+            return args[0]
         return tree_map(lambda v: OnDevice(v) if stays and type(v) is torch.Tensor else v, result)
 
     def _index(self, func: Any, args: Any) -> None:
@@ -102,9 +107,9 @@ class Waits(TorchDispatchMode):
     def _copy(self, func: Any, args: Any, kwargs: Any) -> None:
         into, source = args[:2]
         non_blocking = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
-        if isinstance(into, OnDevice) != isinstance(source, OnDevice) and source.dim():
-            if not (isinstance(into, OnDevice) and non_blocking):
-                self._wait(func)
+        crosses = isinstance(into, OnDevice) != isinstance(source, OnDevice) and source.dim() > 0
+        if crosses and not (isinstance(into, OnDevice) and non_blocking):
+            self._wait(func)
 
 
 def _real(value: Any) -> Any:

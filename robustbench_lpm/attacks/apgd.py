@@ -11,7 +11,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
-from robustbench_lpm.attacks.losses import Loss, objective
+from robustbench_lpm.attacks.losses import Loss, objective, succeeded
 from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
 
 # Section 3.1: the share of a step that is new (the rest is momentum), and when the step size is checked.
@@ -50,24 +50,30 @@ def apgd(
         found = {"best": start.clone(), "last": start.clone(), "misclassified": wrong, "active": everyone}
         memory = _Memory.at(start, 2 * eps)
         for step in oracle.resumable(range(steps), found, vars(memory)):
-            active, here, wrong = found["active"], oracle.rows(found["active"]), found["misclassified"]
+            active, wrong, look = found["active"], found["misclassified"], oracle.looks(step)
+            here = oracle.rows(active)
             target = targets[active] if targets is not None else None
             losses = partial(objective, loss, labels=labels[active], targets=target)
             gradients, values, logits = here.gradient(memory.current, here.noise(eot), losses)
-            memory.note(gradients, values.mean(0), first=step == 0)
+            values = values.mean(0)
+            if stop:  # no later iterate replaces the first misclassified one
+                values = values.masked_fill(wrong[active], torch.inf)
+            memory.note(gradients, values, first=step == 0)
             found["best"][active] = memory.best
             if not oracle.stochastic:
-                wrong[active] |= here.misclassified(memory.current, logits, labels[active], target)
-            if stop and wrong[active].any():
-                remaining = ~wrong[active]
+                wrong[active] |= succeeded(logits, labels[active], target)[0]
+                if look:
+                    wrong[active] = here.confirmed(found["last"][active], wrong[active], labels[active], target)
+            if stop and look and len(remaining := (~wrong[active]).nonzero()[:, 0]) < len(active):
                 active, gradients = active[remaining], gradients[remaining]
                 memory.keep(remaining)
                 if len(active) == 0:
                     break
             if step in periods:
                 before = max((period for period in periods if period < step), default=0)
-                stuck = memory.look(step - before, rho)
-                memory.current[stuck], gradients[stuck] = memory.best[stuck], memory.best_gradient[stuck]
+                stuck = per_image(memory.look(step - before, rho), gradients)
+                memory.current = torch.where(stuck, memory.best, memory.current)
+                gradients = torch.where(stuck, memory.best_gradient, gradients)
             memory.move(gradients, images[active], norm, eps, ALPHA if step else 1.0)
             last = torch.where(per_image(wrong[active], memory.current), found["last"][active], memory.current)
             found["last"][active], found["active"] = last, active
@@ -123,7 +129,8 @@ class _Memory:
         self.improvements += losses < self.last_loss
         self.last_loss = losses
         better = losses < self.best_loss
-        self.best[better], self.best_gradient[better] = self.current[better], gradients[better]
+        self.best = torch.where(per_image(better, self.best), self.current, self.best)
+        self.best_gradient = torch.where(per_image(better, gradients), gradients, self.best_gradient)
         self.best_loss = torch.where(better, losses, self.best_loss)
 
     def look(self, period: int, rho: float) -> Tensor:

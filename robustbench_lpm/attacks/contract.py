@@ -114,13 +114,21 @@ class Oracle(Protocol):
         """The gradient (B, C, H, W) of the expected loss at images (B, C, H, W), averaged over the draws of noise.
 
         losses turns logits (draws, B, K) into losses (draws, B). Also returns those losses and logits, detached. The
-        run chooses the precision (`misclassified` is exact) and how the gradient passes fixations (its gradient mode).
+        run chooses the precision (see `confirmed`) and how the gradient passes fixations (its gradient mode).
         """
 
-    def misclassified(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Which images (B, C, H, W) a deterministic classifier misclassifies, (B,), by logits (1, B, K) of `gradient`.
+    def confirmed(self, images: Tensor, wrong: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Which of the images (B, C, H, W) marked in `wrong` (B,) a deterministic classifier misclassifies, (B,).
 
-        If those are in reduced precision, images that seem misclassified are evaluated again in full precision.
+        The logits of `gradient` may be in reduced precision: images that are misclassified by them are evaluated again
+        in full precision. Reads values of the device, see `looks`.
+        """
+
+    def looks(self, step: int) -> bool:
+        """Whether a loop may read values of the device in this step: so misclassified images leave in groups.
+
+        On a CPU in every step. Elsewhere in few, because each read waits for all passes before it: until then let
+        misclassified images keep their pixels.
         """
 
     def gaze(self, images: Tensor, noise: Draws) -> Tensor:
@@ -133,7 +141,10 @@ class Oracle(Protocol):
         """The gradient (B, C, H, W), as in `gradient`, of losses (draws, B) of the result of `gaze`."""
 
     def rows(self, keep: Tensor) -> Oracle:
-        """The oracle of some of the images: keep is a tensor of positions, or a mask (B,)."""
+        """The oracle of some of the images: keep is a tensor of positions, or a mask (B,).
+
+        The same tensor again gives the same oracle; another one is read, which waits for the device.
+        """
 
     def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
         """The steps of a long loop; an interrupted run resumes at its last checkpoint. Optional for an attack.

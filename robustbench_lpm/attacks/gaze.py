@@ -53,7 +53,10 @@ def centre_of(images: Tensor) -> Tensor:
     weights = (images - background).abs().mean(1)
     total = weights.sum((1, 2)).clamp_min(torch.finfo(images.dtype).tiny)
     # The middles of the pixels of a row and of a column, between -1 and 1.
-    across, down = ((2 * torch.arange(pixels) + 1) / pixels - 1 for pixels in (images.shape[-1], images.shape[-2]))
-    x = (weights.sum(1) * across.to(images)).sum(1) / total
-    y = (weights.sum(2) * down.to(images)).sum(1) / total
+    across, down = (
+        (2 * torch.arange(pixels, device=images.device) + 1) / pixels - 1
+        for pixels in (images.shape[-1], images.shape[-2])
+    )
+    x = (weights.sum(1) * across).sum(1) / total
+    y = (weights.sum(2) * down).sum(1) / total
     return torch.stack([x, y], dim=1)

@@ -36,11 +36,9 @@ def finite(logits: Tensor) -> Tensor:
 
     Differences and means of infinite numbers are NaN; such losses cannot be compared or differentiated.
     """
-    ruled_out = logits.isneginf()
-    if not ruled_out.any():
-        return logits
-    lowest = logits.detach().masked_fill(ruled_out, torch.inf).amin(-1, keepdim=True)
-    return torch.where(ruled_out, lowest - RULED_OUT, logits)
+    known = logits.detach()
+    lowest = known.masked_fill(known.isneginf(), torch.inf).amin(-1, keepdim=True)
+    return logits.clamp_min(lowest - RULED_OUT)  # whether there are any or not: to ask would wait for the device
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:

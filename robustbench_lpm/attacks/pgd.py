@@ -9,8 +9,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
-from robustbench_lpm.attacks.losses import Loss, objective
-from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
+from robustbench_lpm.attacks.losses import Loss, objective, succeeded
+from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
 
 
 @Declaration(cost=lambda eot: Cost(eot, eot))
@@ -52,18 +52,24 @@ def pgd(
     stop = early_stop and not oracle.stochastic
 
     def descend(start: Tensor) -> Tensor:
-        # Misclassified images leave the batch; `active` are the positions (b,) of the others, `current` their iterates.
+        # Misclassified images stay as they are and leave the batch when the oracle looks; `active` are the positions
+        # (b,) of the others, `current` their iterates.
         state = {"result": start.clone(), "current": start, "active": torch.arange(len(images), device=images.device)}
-        for _ in oracle.resumable(range(steps), state):
+        for step in oracle.resumable(range(steps), state):
             active, current = state["active"], state["current"]
             here, label = oracle.rows(active), labels[active]
             target = targets[active] if targets is not None else None
             losses = partial(objective, loss, labels=label, targets=target)
             gradients, _, logits = here.gradient(current, here.noise(eot), losses)
             moved = project(current - length * steepest(gradients, norm), images[active], norm, eps)
-            if stop and (done := here.misclassified(current, logits, label, target)).any():
-                state["result"][active[done]] = current[done]
-                active, moved = active[~done], moved[~done]
+            if stop:
+                wrong = succeeded(logits, label, target)[0]
+                if look := oracle.looks(step):
+                    wrong = here.confirmed(current, wrong, label, target)
+                moved = torch.where(per_image(wrong, moved), current, moved)
+                if look and len(remaining := (~wrong).nonzero()[:, 0]) < len(active):
+                    state["result"][active] = moved
+                    active, moved = active[remaining], moved[remaining]
             state |= {"active": active, "current": moved}
             if len(active) == 0:
                 break

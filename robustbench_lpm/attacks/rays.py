@@ -8,6 +8,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import succeeded
 from robustbench_lpm.norms import Norm, per_image
@@ -43,21 +44,24 @@ def rays(
     """
     scale = 1.0 if norm == "linf" else images[0].numel() ** -0.5  # signs times this have norm 1
     search, noise = _Search.of(images, 1 / scale), oracle.noise(votes)
-    active = torch.arange(len(images), device=images.device)
-    for _ in range(queries):
-        if not oracle.stochastic:
-            active = (search.radius > eps).nonzero()[:, 0]
+    active, lost = torch.arange(len(images), device=images.device), True
+    for number in range(queries):
+        if oracle.looks(number):
+            # As long as any image has no direction, random ones are drawn for all.
+            lost = lost and bool(search.radius.isinf().any())
+            if not oracle.stochastic and len(remaining := (search.radius > eps).nonzero()[:, 0]) < len(active):
+                active = remaining
         if len(active) == 0:
             break
-        state = search.rows(active)
-        here = oracle if oracle.stochastic else oracle.rows(active)
-        directions = state.proposals(here)
+        state, here = search.rows(active), oracle.rows(active)
+        directions = state.proposals(here if lost and number else None)
         lengths = per_image(state.asked_at() * scale, images)
         points = (images[active] + lengths * directions.reshape(-1, *images.shape[1:])).clamp(0, 1)
         target = targets[active] if targets is not None else None
         succeeds = succeeded(here(points, noise), labels[active], target).all(0)
+        finished = (state.radius <= eps) & (not oracle.stochastic)
         state.learn(directions, succeeds, tolerance / scale)
-        search.put(active, state)
+        search.put(active, state, finished)
     radius = torch.full_like(search.radius, eps) if oracle.stochastic else search.radius.clamp(max=eps)
     best = search.best.reshape(images.shape)
     return (images + per_image(radius * scale, images) * best).clamp(0, 1)
@@ -85,31 +89,32 @@ class _Search:
     def rows(self, keep: Tensor) -> _Search:
         return _Search(**{name: values[keep] for name, values in vars(self).items()})
 
-    def put(self, rows: Tensor, part: _Search) -> None:
+    def put(self, rows: Tensor, part: _Search, finished: Tensor) -> None:
+        """Put back the state (b, ...) of the images in those rows, except where their search was finished."""
         for name, values in vars(self).items():
-            values[rows] = getattr(part, name)
+            values[rows] = torch.where(per_image(finished, values), values[rows], getattr(part, name))
 
     def asked_at(self) -> Tensor:
         """The radii of the next decisions, (b,)."""
         return torch.where(self.bisecting, (self.low + self.radius) / 2, self.radius.minimum(self.farthest))
 
-    def proposals(self, oracle: Oracle) -> Tensor:
-        """The directions of the next decisions, (b, n); the oracle is that of these images."""
+    def proposals(self, oracle: Oracle | None) -> Tensor:
+        """The directions of the next decisions, (b, n). The oracle of these images draws random ones where needed."""
         numbers = self.best.shape[1]
         size = (-(-numbers // 2 ** self.level.clamp(max=62))).clamp_min(1)
         places = torch.arange(numbers, device=self.best.device) // size[:, None]
         flipped = torch.where(places == self.block[:, None], -self.best, self.best)
         directions = torch.where((self.bisecting | self.fresh)[:, None], self.best, flipped)
-        lost = ~self.fresh & self.radius.isinf()
-        if lost.any():
-            directions[lost] = oracle.rows(lost).choices().signs("direction", numbers).to(directions)
-        return directions
+        if oracle is None:
+            return directions
+        drawn = to_device(oracle.choices().signs("direction", numbers), directions.device)
+        return torch.where((~self.fresh & self.radius.isinf())[:, None], drawn, directions)
 
     def learn(self, directions: Tensor, succeeds: Tensor, tolerance: float) -> None:
         """Take in the answers (b,) to the last proposals."""
         asked, found = self.asked_at(), succeeds & ~self.bisecting
         tried = ~self.bisecting & ~succeeds & self.radius.isfinite()
-        self.best[found] = directions[found]
+        self.best = torch.where(found[:, None], directions, self.best)
         self.low = torch.where(found, 0.0, torch.where(self.bisecting & ~succeeds, asked, self.low))
         self.radius = torch.where(succeeds, asked, self.radius)
         finished = self.bisecting & (self.radius - self.low < tolerance)

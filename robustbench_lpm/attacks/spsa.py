@@ -6,6 +6,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.attacks.contract import Cost, Declaration, Draws, Oracle
 from robustbench_lpm.attacks.losses import objective, succeeded
 from robustbench_lpm.norms import Norm, per_image, project
@@ -43,11 +44,13 @@ def spsa(
         result, means, squares, active = state.values()
         here = oracle.rows(active)
         target = targets[active] if targets is not None else None
+        wrong = torch.zeros_like(active, dtype=torch.bool)
         if early_stop and not oracle.stochastic:
             with torch.no_grad():
-                remaining = ~succeeded(here(result[active], here.noise()), labels[active], target)[0]
-            active, here = active[remaining], here.rows(remaining)
-            target = target[remaining] if target is not None else None
+                wrong = succeeded(here(result[active], here.noise()), labels[active], target)[0]
+            if oracle.looks(iteration) and len(remaining := (~wrong).nonzero()[:, 0]) < len(active):
+                active, wrong = active[remaining], wrong[remaining]
+                here, target = oracle.rows(active), target[remaining] if target is not None else None
             if len(active) == 0:
                 break
         gradients = estimate(here, result[active], labels[active], target, pairs=pairs, delta=delta)
@@ -56,7 +59,8 @@ def spsa(
         scale = (square / (1 - BETA_2**iteration)).sqrt() + ADAM_EPS
         moved = result[active] - learning_rate * (mean / (1 - BETA_1**iteration)) / scale
         means[active], squares[active], state["active"] = mean, square, active
-        result[active] = project(moved, images[active], norm, eps)
+        moved = project(moved, images[active], norm, eps)
+        result[active] = torch.where(per_image(wrong, moved), result[active], moved)
     return state["result"]
 
 
@@ -76,12 +80,12 @@ def estimate(
     """
     numbers, batch = images[0].numel(), len(images)
     noise, directions = oracle.noise(pairs, paired=True), oracle.choices(pairs)
-    state, table = {"total": torch.zeros_like(images).flatten(1)}, _SIGNS.to(images)
+    state, table = {"total": torch.zeros_like(images).flatten(1)}, _signs_of_bytes(images)
     at_once = max(1, oracle.chunk // (2 * batch))
     for start in oracle.resumable(range(0, pairs, at_once), state):
         part = slice(start, min(start + at_once, pairs))
         rows = directions.rows(slice(part.start * batch, part.stop * batch))
-        bits = rows.bytes("direction", -(-numbers // 8)).to(images.device)  # packed, for a faster copy to the device
+        bits = to_device(rows.bytes("direction", -(-numbers // 8)), images.device)  # packed, for a faster copy
         signs = table[bits.int()].flatten(-2)[..., :numbers].unflatten(0, (-1, batch))
         steps = (delta * signs).unflatten(-1, images.shape[1:])
         probes = images.new_empty(2 * len(steps), *images.shape)
@@ -93,8 +97,10 @@ def estimate(
     return (state["total"] / (2 * delta * pairs)).reshape(images.shape)
 
 
-# The eight signs of every byte, (256, 8), lowest bit first.
-_SIGNS = ((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2.0 - 1
+def _signs_of_bytes(like: Tensor) -> Tensor:
+    """The eight signs of every byte, (256, 8), lowest bit first."""
+    values, bits = torch.arange(256, device=like.device), torch.arange(8, device=like.device)
+    return ((values[:, None] >> bits) & 1).to(like.dtype) * 2 - 1
 
 
 def _pairs(noise: Draws, part: slice, pairs: int, batch: int) -> Draws:

@@ -6,6 +6,7 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.norms import Norm, per_image, project
@@ -42,22 +43,24 @@ def square(
     # `active` are the positions (b,) of the images under attack, `known` their margins: infinite if stochastic.
     state = {"result": start, "active": torch.arange(len(images), device=images.device), "known": known}
     for number in oracle.resumable(range(changes), state):
-        remaining = state["known"] >= 0
-        active, known = state["active"][remaining], state["known"][remaining]
+        active, known = state["active"], state["known"]
+        if oracle.looks(number) and len(remaining := (known >= 0).nonzero()[:, 0]) < len(active):
+            active, known = active[remaining], known[remaining]
         if len(active) == 0:
             break
         here, present, originals = oracle.rows(active), state["result"][active], images[active]
         target = targets[active] if targets is not None else None
         side = side_at(number, changes, p_init, images.shape[-2:], norm)
         # Two places (row, column), a flip, and a sign for each channel.
-        choices = here.choices().uniform("square", 5 + images.shape[1]).to(images.device)
+        choices = to_device(here.choices().uniform("square", 5 + images.shape[1]), images.device)
         moved = _change(present, originals, choices, side, norm, eps)
         if oracle.stochastic:
             better = _beats(here, moved, present, labels[active], target, draws)
         else:
             found = objective("margin", here(moved, here.noise()), labels[active], target)[0]
-            better, known = found < known, torch.minimum(found, known)
-        state["result"][active[better]] = moved[better]
+            better = (found < known) & (known >= 0)  # a misclassified image keeps its pixels
+            known = torch.where(better, found, known)
+        state["result"][active] = torch.where(per_image(better, moved), moved, present)
         state |= {"active": active, "known": known}
     return state["result"]
 
@@ -91,7 +94,7 @@ def _start(images: Tensor, norm: Norm, eps: float, addresses: Addresses) -> Tens
     side = max(1, min(height, width) // TILES)
     grid = (height // side, width // side)
     signs, flips = addresses.signs("sign", channels, *grid), addresses.signs("flip", 1, *grid) > 0
-    tile = _tile(side)
+    tile = _tile(side, signs.device)
     tiles = signs[..., None, None] * torch.where(flips[..., None, None], tile.T, tile)  # (B, C, rows, columns, h, h)
     offsets = torch.zeros(images.shape)
     offsets[..., : grid[0] * side, : grid[1] * side] = tiles.transpose(3, 4).flatten(4, 5).flatten(2, 3)
@@ -101,33 +104,40 @@ def _start(images: Tensor, norm: Norm, eps: float, addresses: Addresses) -> Tens
 
 def _change(present: Tensor, originals: Tensor, choices: Tensor, side: int, norm: Norm, eps: float) -> Tensor:
     """The images after one change each, by choices (b, 5 + C)."""
-    places, flips, signs = choices[:, :4], choices[:, 4] < 0.5, _signs(choices[:, 5:])[..., None, None]
-    free = torch.tensor([*present.shape[-2:]] * 2, device=present.device) - side + 1
-    rows, columns, other_rows, other_columns = (places * free).long().unbind(1)
+    flips, signs = choices[:, 4] < 0.5, _signs(choices[:, 5:])[..., None, None]
+    free = [size - side + 1 for size in (*present.shape[-2:], *present.shape[-2:])]
+    rows, columns, other_rows, other_columns = (
+        (places * n).long() for places, n in zip(choices[:, :4].unbind(1), free, strict=True)
+    )
     window = _window(rows, columns, side, present)
     if norm == "linf":  # algorithm 2: all of the square goes to the same side of the ball
         return project(torch.where(window, originals + eps * signs, present), originals, norm, eps)
-    other = _window(other_rows, other_columns, side, present)
-    tile = _tile(side).to(present)
+    tile = _tile(side, present.device)
     shape = signs * torch.where(per_image(flips, present), tile.T, tile)  # (b, C, h, h)
-    return _change_l2(present, originals, window, other, shape, eps)
+    steps = torch.arange(side, device=present.device)
+    inside = (rows[:, None, None] + steps[:, None]) * present.shape[-1] + columns[:, None, None] + steps  # (b, h, h)
+    other = _window(other_rows, other_columns, side, present)
+    return _change_l2(present, originals, window, other, inside.flatten(1)[:, None], shape, eps)
 
 
-def _change_l2(present: Tensor, originals: Tensor, window: Tensor, other: Tensor, shape: Tensor, eps: float) -> Tensor:
+def _change_l2(
+    present: Tensor, originals: Tensor, window: Tensor, other: Tensor, inside: Tensor, shape: Tensor, eps: float
+) -> Tensor:
     """Algorithm 3: the norm of one window, and the rest of the budget, move into the other, channel by channel.
 
-    window, other: masks (b, 1, H, W). shape: what is added in the first, (b, C, h, h), of norm 1 in each channel.
+    window, other: masks (b, 1, H, W). inside: the positions of the first in a flat channel, (b, 1, h · h). shape: what
+    is added there, (b, C, h, h), of norm 1 in each channel.
     """
     offsets = present - originals
-    inside = window.expand_as(offsets)
-    old = offsets[inside].reshape(shape.shape)
+    inside = inside.expand(-1, offsets.shape[1], -1)
+    old = offsets.flatten(2).gather(2, inside).reshape(shape.shape)
     unused = (eps**2 - offsets.square().sum((1, 2, 3), keepdim=True)).clamp_min(0)
     given_up = (offsets.square() * (window | other)).sum((2, 3), keepdim=True)
     available = (given_up + unused / offsets.shape[1]).sqrt()
     new = shape + old / _size(old)
-    offsets = offsets.masked_fill(other, 0)
-    offsets[inside] = (new / _size(new) * available).flatten()
-    return project(originals + offsets, originals, "l2", eps)
+    offsets = offsets.masked_fill(other, 0).flatten(2)
+    offsets.scatter_(2, inside, (new / _size(new) * available).flatten(2))
+    return project(originals + offsets.reshape(originals.shape), originals, "l2", eps)
 
 
 def _size(channels: Tensor) -> Tensor:
@@ -145,16 +155,17 @@ def _window(rows: Tensor, columns: Tensor, side: int, images: Tensor) -> Tensor:
     return ((ys >= 0) & (ys < side) & (xs >= 0) & (xs < side))[:, None]
 
 
-def _tile(side: int) -> Tensor:
+def _tile(side: int, device: torch.device) -> Tensor:
     """Two pyramids of opposite sign side by side, (h, h), of norm 1 (equation 2 of the paper and the text below it)."""
-    tile = torch.cat([_pyramid(side, side // 2), -_pyramid(side, side - side // 2)], dim=1)
+    left, right = (_pyramid(side, columns, device) for columns in (side // 2, side - side // 2))
+    tile = torch.cat([left, -right], dim=1)
     return tile / tile.norm()
 
 
-def _pyramid(long: int, short: int) -> Tensor:
+def _pyramid(long: int, short: int, device: torch.device) -> Tensor:
     """At a distance of d from the middle, Σ_k 1 / (n + 1 - k)² over k = 0 .. n - d, n = long // 2: (long, short)."""
-    down = (torch.arange(long) - long // 2).abs()[:, None]
-    right = (torch.arange(short) - short // 2).abs()[None, :]
-    terms = torch.arange(1, long // 2 + 2, dtype=torch.float32) ** -2
+    down = (torch.arange(long, device=device) - long // 2).abs()[:, None]
+    right = (torch.arange(short, device=device) - short // 2).abs()[None, :]
+    terms = torch.arange(1, long // 2 + 2, dtype=torch.float32, device=device) ** -2
     outer = terms.flip(0).cumsum(0).flip(0)  # outer[d]: the terms from 1 / (d + 1)² on
     return outer[torch.maximum(down, right)]

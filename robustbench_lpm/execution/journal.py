@@ -130,6 +130,7 @@ class _ResumableLoops:
         loop.covered = due and all(outer.covered for outer in self._running[:-1])
         if not loop.covered:
             return
+        self.ledger.check()
         tensors = {
             f"{number}.{name}": tensor.detach().clone()
             for number, state in enumerate(states)

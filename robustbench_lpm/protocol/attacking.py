@@ -152,7 +152,12 @@ def _attack(
         if plan.attack.function is not None:
             candidate = {"found": images}
             for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept whole
-                found = attack(oracle, images.clone(), labels, norm=options.norm, eps=options.eps, **arguments)
+                try:
+                    found = attack(oracle, images.clone(), labels, norm=options.norm, eps=options.eps, **arguments)
+                except Exception:
+                    ledger.check()  # logits that are not numbers would explain it
+                    raise
+                ledger.check()
                 candidate["found"] = found
             candidates.append(within_budget(candidate["found"], images, options.norm, options.eps, mask))
     choice = oracle.strongest(candidates, labels, targets)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import Norm, distance, project
 from robustbench_lpm.protocol.noise_control import NoiseControl
-from robustbench_lpm.protocol.oracle import check_logits
+from robustbench_lpm.protocol.oracle import check_largest, largest_of
 from robustbench_lpm.protocol.plan import Plan
 from robustbench_lpm.randomness import Purpose
 from robustbench_lpm.records.runs import DISTANCE_TOLERANCE
@@ -55,18 +56,20 @@ def predict(
     """
     draws = draws if noise_control.leaves_noise(classifier) else 1
     step = max(1, chunk // classifier.passes)
-    columns = []
-    for draw in range(draws):
-        predictions = []
+    together = max(1, step // len(images))  # draws
+    columns, largest = [], []
+    for draw in range(0, draws, together):
+        count, predictions = min(together, draws - draw), []
         for start in range(0, len(images), step):
             part = slice(start, start + step)
-            drawn = noise_control.sample(classifier, seed, indices[part], purpose, draw)
-            noise = {source: values.to(images.device) for source, values in drawn.items()}
-            logits = classifier(images[part], noise)
-            check_logits(logits, classes)
-            predictions.append(logits.argmax(1))
-        columns.append(torch.cat(predictions))
-    return torch.stack(columns, dim=1).cpu()
+            drawn = noise_control.sample(classifier, seed, indices[part], purpose, draw, count)
+            noise = {source: to_device(values, images.device) for source, values in drawn.items()}
+            logits = classifier(images[part], noise).unflatten(0, (count, -1))
+            largest.append(largest_of(logits, classes).flatten())
+            predictions.append(logits.argmax(-1))
+        columns.append(torch.cat(predictions, dim=1))
+    check_largest(torch.cat(largest))
+    return torch.cat(columns).T.cpu()
 
 
 def grade(plan: Plan, images: Tensor, indices: Sequence[int], purpose: Purpose) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws, Step
@@ -20,6 +21,9 @@ from robustbench_lpm.protocol.noise_control import NoiseControl
 from robustbench_lpm.randomness import Addresses, Purpose
 
 PROBES_FOR_ONE = 4  # in bfloat16: measured to be a quarter faster on small networks, and never slower
+# Elsewhere than on a CPU every read of a value waits until the device has computed all that it was given so far.
+LOOK_EVERY = 8  # steps of a loop, after which misclassified images may leave the batch
+CHECK_EVERY = 64  # passes, after which their logits are checked
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Ledger:
     draws: Tensor  # of noise, and of the attack's own choices
     on_spent: Callable[[int], None] = lambda _: None  # called at every pass, with the number of images
     notes: dict[str, str] = field(default_factory=dict)  # for the reader of the record, by subject
+    unchecked: list[Tensor] = field(default_factory=list)  # the largest logit of each image, of passes since `check`
 
     @classmethod
     def empty(cls, batch_size: int, **others: Any) -> Ledger:
@@ -51,6 +56,18 @@ class Ledger:
     def passes(self) -> int:
         """Forwards and backwards of all images."""
         return int(self.forwards.sum() + self.backwards.sum())
+
+    def answered(self, logits: Tensor, classes: int) -> None:
+        """Take in logits (..., K) of a pass. Raises LpmbenchError for another number of classes; see `check`."""
+        self.unchecked.append(largest_of(logits.detach(), classes).flatten())
+        if logits.device.type == "cpu" or len(self.unchecked) == CHECK_EVERY:
+            self.check()
+
+    def check(self) -> None:
+        """Raise LpmbenchError where logits of the passes so far are not numbers."""
+        largest, self.unchecked = self.unchecked, []
+        if largest:
+            check_largest(torch.cat(largest))
 
 
 class Loops(Protocol):
@@ -99,6 +116,7 @@ class ClassifierOracle:
         self._probed = quick or classifier
         self._differentiated = classifier if slow_backwards(classifier, str(images.device)) else self._probed
         self.indices, self.seed, self.classes = list(indices), rules.seed, rules.classes
+        self._part: tuple[Tensor, ClassifierOracle] | None = None  # the last answer of `rows`
         self._chunk = max(1, rules.chunk // classifier.passes)
         # A probe keeps no activations for a backward pass, and those of reduced precision are small.
         self.chunk = self._chunk * (PROBES_FOR_ONE if quick is not None else 1)
@@ -106,7 +124,8 @@ class ClassifierOracle:
         self.select_draws = rules.select_draws if self.stochastic else 1
         self.gradient_mode = gradient_mode
         self.ledger = ledger if ledger is not None else Ledger.empty(len(images))
-        self._rows, self._stream = torch.arange(len(images)), stream
+        self._rows, self._times_before = torch.arange(len(images)), torch.zeros(len(images), dtype=torch.int64)
+        self._stream = stream
         name = sha256_of_value([self.seed, stream, self.indices])[:16]
         self._loops = checkpoints(name, self.ledger) if checkpoints is not None else None
 
@@ -115,15 +134,26 @@ class ClassifierOracle:
         return self.noise_control.leaves_noise(self.classifier)
 
     def rows(self, keep: Tensor) -> ClassifierOracle:
-        """The oracle of some of the images; it writes into the same ledger."""
+        """The oracle of some of the images; it writes into the same ledger. See `Oracle.rows`."""
+        if self._part is not None and self._part[0] is keep:
+            return self._part[1]
         positions = keep.nonzero()[:, 0] if keep.dtype is torch.bool else keep
+        there = positions.cpu()
         part = object.__new__(ClassifierOracle)
         part.__dict__ |= self.__dict__
         part.originals = self.originals[positions]
         part.mask = self.mask[positions] if self.mask is not None else None
-        part.indices = [self.indices[i] for i in positions.tolist()]
-        part._rows = self._rows[positions.cpu()]
+        part.indices = [self.indices[i] for i in there.tolist()]
+        part._rows = self._rows[there]
+        # A row may occur several times (see `_View`): each time gets draws of its own.
+        part._times_before = (part._rows[:, None] == part._rows).tril(-1).sum(1)
+        part._part = None
+        self._part = keep, part
         return part
+
+    def looks(self, step: int) -> bool:
+        """Whether a loop reads values of the device in this step; see `Oracle.looks`."""
+        return self.originals.device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1
 
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Attack noise; see `Oracle.noise`."""
@@ -139,17 +169,15 @@ class ClassifierOracle:
 
     def _fresh(self, purpose: Purpose, draws: int) -> Addresses:
         """The next draws of each image, (draws · B) addresses, one draw after the other."""
-        # A row may occur several times (see `_View`): each time gets draws of its own.
-        times_before = (self._rows[:, None] == self._rows).tril(-1).sum(1)
-        first = self.ledger.draws[self._rows] + draws * times_before
+        first = self.ledger.draws[self._rows] + draws * self._times_before
         self._count(self.ledger.draws, draws, passes=False)
         return Addresses.of(self.seed, self.indices, purpose, first, stream=self._stream).draws(draws)
 
     def _on_device(self, noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {source: values.to(self.originals.device) for source, values in noise.items()}
+        return {source: to_device(values, self.originals.device) for source, values in noise.items()}
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
-        """Logits (draws, B, K); see `Oracle.__call__`. Raises LpmbenchError for NaN logits."""
+        """Logits (draws, B, K); see `Oracle.__call__`. Raises LpmbenchError for NaN logits, maybe passes later."""
         return self._logits(self.classifier, images, noise)
 
     @torch.no_grad()
@@ -166,7 +194,7 @@ class ClassifierOracle:
             return (classifier(pixels, values, gradient_mode=self.gradient_mode),)
 
         (logits,) = self._in_chunks(answer, images, noise, chunk or self._chunk)
-        check_logits(logits.flatten(0, 1), self.classes)
+        self.ledger.answered(logits, self.classes)
         return logits
 
     def gradient(
@@ -182,7 +210,7 @@ class ClassifierOracle:
         if self.gradient_mode == "score-function":
             images = images.detach().requires_grad_()
             logits, density = self._in_chunks(self._differentiated.scored, images, noise, self._chunk)
-            check_logits(logits.flatten(0, 1), self.classes)
+            self.ledger.answered(logits, self.classes)
             found = losses(logits)
             expected = found + advantages(found.detach()) * density
             (total,) = torch.autograd.grad(expected.mean(0).sum(), images)
@@ -211,16 +239,16 @@ class ClassifierOracle:
             part = slice(first * batch, (first + count) * batch)
             yield Draws({source: values[part] for source, values in noise.values.items()}, count)
 
-    def misclassified(self, images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Which images a deterministic classifier misclassifies, (B,); see `Oracle.misclassified`."""
-        found = succeeded(logits, labels, targets)[0]
-        if self._differentiated is self.classifier or not found.any():
-            return found
-        some = self.rows(found)
+    def confirmed(self, images: Tensor, wrong: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Which of the images that seem misclassified are so in full precision; see `Oracle.confirmed`."""
+        if self._differentiated is self.classifier or not wrong.any():
+            return wrong
+        some = self.rows(wrong)
         with torch.no_grad():
-            exact = some(images[found], some.noise())
-        found[found.clone()] = succeeded(exact, labels[found], targets[found] if targets is not None else None)[0]
-        return found
+            exact = some(images[wrong], some.noise())
+        confirmed = wrong.clone()
+        confirmed[wrong] = succeeded(exact, labels[wrong], targets[wrong] if targets is not None else None)[0]
+        return confirmed
 
     def gaze(self, images: Tensor, noise: Draws) -> Tensor:
         """The mean of the policy after each glimpse; see `Oracle.gaze`."""
@@ -327,6 +355,7 @@ class ClassifierOracle:
             better = fewer | ((score[0] == best_score[0]) & (score[1] < best_score[1]))
             best[better] = position
             best_score = torch.where(better, score, best_score)
+        self.ledger.check()
         return best
 
     @staticmethod
@@ -384,12 +413,22 @@ def advantages(losses: Tensor) -> Tensor:
 
 
 def check_logits(logits: Tensor, classes: int | None) -> None:
-    """Raise LpmbenchError unless logits (n, K) are numbers for the right number of classes.
+    """Raise LpmbenchError unless logits (..., K) are numbers for the right number of classes.
 
     -inf is legal for some of the classes, not for all.
     """
-    if logits.dim() != 2 or (classes is not None and logits.shape[1] != classes):
+    check_largest(largest_of(logits, classes))
+
+
+def largest_of(logits: Tensor, classes: int | None) -> Tensor:
+    """The largest of the logits (..., K) of each image, (...). Raises LpmbenchError for another number of classes."""
+    if logits.dim() < 2 or (classes is not None and logits.shape[-1] != classes):
         raise LpmbenchError(f"The model answers with shape {tuple(logits.shape)}, not with logits (n, {classes}).")
-    if not torch.isfinite(logits.amax(1)).all():  # of NaN the largest is NaN
-        kind = "NaN" if torch.isnan(logits).any() else "infinite"
+    return logits.amax(-1)
+
+
+def check_largest(largest: Tensor) -> None:
+    """Raise LpmbenchError unless the largest logits of images are numbers: of NaN the largest is NaN."""
+    if not torch.isfinite(largest).all():
+        kind = "NaN" if torch.isnan(largest).any() else "infinite"
         raise LpmbenchError(f"The model gives {kind} logits; nothing can be graded on them.")
