@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustbench_lpm.allocator import to_device
 from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.architectures.graphs import recorded
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws, Step
 from robustbench_lpm.attacks.losses import finite, objective, succeeded
@@ -189,13 +190,21 @@ class ClassifierOracle:
         """Logits (draws, B, K) whose gradient is wanted, in the precision of gradients."""
         return self._logits(self._differentiated, images, noise)
 
-    def _logits(self, classifier: Classifier, images: Tensor, noise: Draws, chunk: int | None = None) -> Tensor:
+    def _logits(
+        self, classifier: Classifier, images: Tensor, noise: Draws, chunk: int | None = None, *, alone: bool = False
+    ) -> Tensor:
+        """alone: the backward pass of these logits, if there is one, comes before any other pass."""
+        passes = classifier if images.requires_grad and not alone else self._recorded(classifier)
+
         def answer(pixels: Tensor, values: dict[str, Tensor]) -> tuple[Tensor]:
-            return (classifier(pixels, values, gradient_mode=self.gradient_mode),)
+            return (passes(pixels, values, gradient_mode=self.gradient_mode),)
 
         (logits,) = self._in_chunks(answer, images, noise, chunk or self._chunk)
         self.ledger.answered(logits, self.classes)
         return logits
+
+    def _recorded(self, classifier: Classifier) -> Callable[..., Tensor]:
+        return recorded(classifier, self.originals.device, lambda why: self.note("CUDA graphs are not used", why))
 
     def gradient(
         self, images: Tensor, noise: Draws, losses: Callable[[Tensor], Tensor]
@@ -226,7 +235,8 @@ class ClassifierOracle:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of the sum over draws."""
         images = images.detach().requires_grad_()
-        logits = self.estimate(images, noise)
+        alone = noise.count * len(images) <= self._chunk  # in one piece
+        logits = self._logits(self._differentiated, images, noise, alone=alone)
         found = losses(logits)
         (gradients,) = torch.autograd.grad(found.sum(), images)
         return gradients, found.detach(), logits.detach()
