@@ -9,6 +9,7 @@ import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +73,7 @@ class Recorded:
     def _record(self, once: Pass, images: Tensor, values: Sequence[Tensor]) -> Pass:
         sample = images.detach().clone().requires_grad_(images.requires_grad)
         try:
-            graph: Pass = torch.cuda.make_graphed_callables(once, (sample, *(value.clone() for value in values)))
+            graph: Any = torch.cuda.make_graphed_callables(once, (sample, *(value.clone() for value in values)))
         except Exception as error:  # a pass that waits for the device, or draws from a generator, and many more
             self.told(in_one_line(error))
             return once
