@@ -28,12 +28,14 @@ from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.tasks import Attack, resolve_attack, resolve_data
 from robustbench_lpm.registry.zoo import load_model
+from tests.classifiers import NoisyLinear
 from tests.small import budget
 from tests.waits import DEVICE, counted
 
 STEPS = 20
 # One card of each function; adapters run the loops of other libraries.
-OWN = list({e: n for n in cards.names("attack") if (e := cards.attack(n).entry) and "_adapter" not in e}.values())
+NAMES = [name for name in cards.names("attack") if "_adapter" not in (cards.attack(name).entry or "_adapter")]
+OWN = sorted({cards.attack(name).entry: name for name in reversed(NAMES)}.values())
 
 
 def examples(count: int) -> tuple[Tensor, Tensor]:
@@ -42,6 +44,8 @@ def examples(count: int) -> tuple[Tensor, Tensor]:
 
 
 def frozen(model: str) -> Classifier:
+    if model == "noisy":
+        return Classifier(NoisyLinear(torch.linspace(-1, 1, 32 * 32).reshape(1, 32, 32), sigma=1.0))
     return copy.deepcopy(load_model(model).classifier).requires_grad_(False).eval()
 
 
@@ -53,7 +57,9 @@ def long(name: str) -> tuple[Attack, dict[str, Any]]:
     return attack, budget(name) | {name: STEPS for name in declaration.steps if name in known}
 
 
-@pytest.mark.parametrize(("model", "norm"), [("cnn", "linf"), ("cnn", "l2"), ("ramlpm", "linf")])
+@pytest.mark.parametrize(("model", "norm"), [
+    ("cnn", "linf"), ("cnn", "l2"), ("noisy", "linf"), pytest.param("ramlpm", "linf", marks=pytest.mark.slow),
+])  # fmt: skip
 @pytest.mark.parametrize("name", OWN)
 def test_a_loop_hardly_ever_waits_for_the_device(name: str, model: str, norm: Norm) -> None:
     attack, parameters = long(name)
@@ -61,9 +67,10 @@ def test_a_loop_hardly_ever_waits_for_the_device(name: str, model: str, norm: No
     if norm not in attack.norms or not attack.applies(classifier):
         return
     images, labels = examples(8)
+    labels = labels % 2 if model == "noisy" else labels
     with counted() as waits:
         there, x, y = classifier.to(DEVICE), images.to(DEVICE), labels.to(DEVICE)
-        rules = Rules(0, 10, 64, 3)
+        rules = Rules(0, 2 if model == "noisy" else 10, 64, 3)
         there(x, {n: v.to(DEVICE) for n, v in there.sample_noise(Addresses.of(0, range(8), "clean")).items()})
         if attack.carried_over:
             parameters["surrogates"] = [ClassifierOracle(there, x, range(8), rules)]
