@@ -218,7 +218,7 @@ def announce(plan: Plan, seconds: float | None) -> None:
     from robustbench_lpm.protocol.plan import told_noise
 
     images = len(plan.indices)
-    head = f"{titled(plan)} · {images} image(s)"
+    head = f"{titled(plan)} · {images} image(s) on {plan.options.device}"
     if (cost := plan.cost()) is not None:
         head += f" · up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
         if images > 1 and cost.forwards:
