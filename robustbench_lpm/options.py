@@ -46,7 +46,11 @@ class Options:
     )
     target: str | None = setting(None, "A class to reach: its number or name, or 'random'.")
     seed: int = setting(0, "The seed of all random numbers.")
-    device: str = setting("auto", "cpu, cuda or cuda:N; auto is a CUDA GPU where there is one, else the CPU.")
+    device: str = setting(
+        "auto",
+        "cpu, cuda or cuda:N; auto is a CUDA GPU where there is one, else the CPU (never Apple's MPS: distances are "
+        "measured in float64, which it lacks).",
+    )
     precision: Precision = setting(
         "float32",
         "Of gradients and of SPSA's probes: bfloat16 is faster on processors with AMX and on GPUs. What is "
@@ -55,7 +59,7 @@ class Options:
     )
     memory: float | None = setting(
         None,
-        "The activations of one batch may take about so much: it bounds the batch. By default 2 on a processor; on a "
+        "The activations of one batch may take about so much: it bounds the batch. By default 2 on a CPU; on a "
         "GPU half of what is free.",
         above=0,
         metavar="GIB",

@@ -264,7 +264,8 @@ def _state(cell: Cell) -> str:
     if cell.finished:
         return "finished"
     if cell.blocks:
-        return f"{cell.blocks} of {len(cell.plan.blocks)} blocks are done"
+        # A run on a GPU goes on in the blocks that it started with, which may be others than this plan's.
+        return f"{cell.blocks} of {'?' if cell.plan.measured else len(cell.plan.blocks)} blocks are done"
     return "" if cell.listed else "for the audit"
 
 

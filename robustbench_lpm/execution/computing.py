@@ -77,7 +77,7 @@ def compute(
         return exhausted
 
     given = [index for index in indices if all(index in member.images for member in made.values())]
-    chunk = _fitting.get(plan.id, plan.chunk)
+    chunk = min(plan.chunk, _fitting.get(plan.id, plan.chunk)) if plan.measured else plan.chunk
     starts = range(0, len(given), chunk)
     halves = [attempt(given[i : i + chunk], number * plan.block_size + i, chunk) for i in starts]
     halved = any(halves) or chunk < plan.chunk

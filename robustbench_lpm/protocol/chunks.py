@@ -1,4 +1,4 @@
-"""How many rows (images times draws) pass a network at once: a fixed number on a processor, what fits on a GPU."""
+"""How many rows (images times draws) pass a network at once: a fixed number on a CPU, what fits on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustbench_lpm.devices import free_memory
 from robustbench_lpm.randomness import Addresses
 
 GIB = 2**30
-ON_A_PROCESSOR = 2.0  # GiB of activations, unless --memory says otherwise
+ON_A_CPU = 2.0  # GiB of activations, unless --memory says otherwise
 # A block is at most so many images. On a GPU more would hardly be faster, and a killed run loses the blocks in progress
 # but for their last checkpoints; with several GPUs a run is shared out in blocks.
 LARGEST_BLOCK = 512
@@ -32,7 +32,7 @@ def default_chunk(height: int, width: int) -> int:
 def chunk_for(classifier: Classifier, example: Tensor, memory: float | None, *, gradient: bool = True) -> int:
     """The rows that pass a classifier at once, for images like `example` (1, C, H, W).
 
-    On a processor the default batch, or a smaller one whose activations fit into `memory` GiB (by default 2). On a CUDA
+    On a CPU the default batch, or a smaller one whose activations fit into `memory` GiB (by default 2). On a CUDA
     GPU a power of two whose activations fit into half of the free memory, and into `memory`; measured once a process.
 
     gradient: whether backward passes are made.
@@ -57,7 +57,7 @@ def chunk_for(classifier: Classifier, example: Tensor, memory: float | None, *, 
         # The result keeps all saved tensors alive until they are counted, so that no address comes twice.
         _held = classifier(example.clone().requires_grad_(), noise)
     each = sum(size for address, size in saved.items() if address not in weights) + 4 * example.nbytes
-    return max(1, min(default_chunk(*example.shape[-2:]), int((memory or ON_A_PROCESSOR) * GIB / each)))
+    return max(1, min(default_chunk(*example.shape[-2:]), int((memory or ON_A_CPU) * GIB / each)))
 
 
 def rows_within(room: float, each: float, most: int) -> int:

@@ -220,7 +220,7 @@ def make_plan(
     lowered = _lowered(model, example) if options.precision == "bfloat16" else None
     if lowered is not None:
         surrogates = tuple(replace(s, classifier=_lowered(s, example)) for s in surrogates)
-    passed = (model, *surrogates) if example.is_cuda else (model,)  # on a processor the default is below what fits
+    passed = (model, *surrogates) if example.is_cuda else (model,)  # on a CPU the default is below what fits
     configuration = {
         "model": model.identity | {"stochastic": model.classifier.stochastic},
         "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
