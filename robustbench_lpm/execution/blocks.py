@@ -269,9 +269,9 @@ class _Locks:
 
     def leave(self) -> None:
         """Release all locks."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None  # first, for Ctrl-C may come while it is being closed
+        if file is not None:
+            file.close()
 
 
 def _remove(directory: Path) -> None:
