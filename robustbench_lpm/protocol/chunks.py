@@ -15,10 +15,11 @@ from robustbench_lpm.randomness import Addresses
 
 GIB = 2**30
 ON_A_CPU = 2.0  # GiB of activations, unless --memory says otherwise
-# A block is at most so many images. On a GPU more would hardly be faster, and a killed run loses the blocks in progress
-# but for their last checkpoints; with several GPUs a run is shared out in blocks.
+# A block is at most so many images. It is meant to fill a GPU; but a killed worker loses its block, another process loses
+# what came after the last checkpoint, and several GPUs share a run out in blocks.
 LARGEST_BLOCK = 512
-WIDEST = 64  # default batches at once on a GPU (4096 small images, 512 of 224 pixels): more rows are no faster
+# Default batches at once on a GPU: 4096 small images, 512 of 224 pixels. An assumption, not measured.
+WIDEST = 64
 SHARE = 0.5  # of the free memory; the rest is for the images of an attack, its state and fragmentation
 PROBED = 4  # rows of the passes that are measured
 
