@@ -15,8 +15,8 @@ from robustbench_lpm.randomness import Addresses
 
 GIB = 2**30
 ON_A_CPU = 2.0  # GiB of activations, unless --memory says otherwise
-# A block is at most so many images. It is meant to fill a GPU; but a killed worker loses its block, another process loses
-# what came after the last checkpoint, and several GPUs share a run out in blocks.
+# A block is at most so many images. It is meant to fill a GPU; but a killed worker loses its block, another process
+# loses what came after the last checkpoint, and several GPUs share a run out in blocks.
 LARGEST_BLOCK = 512
 # Default batches at once on a GPU: 4096 small images, 512 of 224 pixels. An assumption, not measured.
 WIDEST = 64
