@@ -46,15 +46,23 @@ class Options:
     )
     target: str | None = setting(None, "A class to reach: its number or name, or 'random'.")
     seed: int = setting(0, "The seed of all random numbers.")
-    device: str = setting("cpu", "cpu, cuda or cuda:N.")
+    device: str = setting(
+        "auto",
+        "cpu, cuda or cuda:N; auto is a CUDA GPU where there is one, else the CPU (never Apple's MPS: distances are "
+        "measured in float64, which it lacks).",
+    )
     precision: Precision = setting(
         "float32",
         "Of gradients and of SPSA's probes: bfloat16 is faster on processors with AMX and on GPUs. What is "
         "misclassified, and every grade, is decided in float32.",
         choices=("float32", "bfloat16"),
     )
-    memory: float = setting(
-        2.0, "The activations of one batch may take about so much: it bounds the batch.", above=0, metavar="GIB"
+    memory: float | None = setting(
+        None,
+        "The activations of one batch may take about so much: it bounds the batch. By default 2 on a CPU; on a "
+        "GPU half of what is free.",
+        above=0,
+        metavar="GIB",
     )
     save_adversarials: bool = setting(False, "Keep every adversarial image, not only the first 16.")
     labels_fit: bool = setting(False, "Say that model and data set have the same labels, whatever they are called.")
@@ -75,7 +83,7 @@ def _check(setting: Field[Any], value: Any) -> None:
         raise unknown(setting.name, str(value), choices)
     if least is not None and value is not None and value < least:
         raise LpmbenchError(f"{setting.name} must be at least {least}, not {value}.")
-    if above is not None and not above < value < math.inf:
+    if above is not None and value is not None and not above < value < math.inf:
         raise LpmbenchError(f"{setting.name} must be a number above {above}, not {value}.")
 
 

@@ -218,7 +218,7 @@ def announce(plan: Plan, seconds: float | None) -> None:
     from robustbench_lpm.protocol.plan import told_noise
 
     images = len(plan.indices)
-    head = f"{titled(plan)} · {images} image(s)"
+    head = f"{titled(plan)} · {images} image(s) on {plan.options.device}"
     if (cost := plan.cost()) is not None:
         head += f" · up to {cost.forwards * images:,} forwards and {cost.backwards * images:,} backwards"
         if images > 1 and cost.forwards:
@@ -264,7 +264,8 @@ def _state(cell: Cell) -> str:
     if cell.finished:
         return "finished"
     if cell.blocks:
-        return f"{cell.blocks} of {len(cell.plan.blocks)} blocks are done"
+        # A run on a GPU goes on in the blocks that it started with, which may be others than this plan's.
+        return f"{cell.blocks} of {'?' if cell.plan.measured else len(cell.plan.blocks)} blocks are done"
     return "" if cell.listed else "for the audit"
 
 

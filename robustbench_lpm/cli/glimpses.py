@@ -112,6 +112,8 @@ def look(plan: Plan, record: RunRecord, runs: Sequence[int]) -> tuple[Looks, Loo
     from robustbench_lpm.studies.glimpses import adversarials, looks, looks_cost
 
     found = adversarials(record)
+    # In the record's chunks: so the predictions are the record's, to the bit.
+    plan = replace(plan, chunk=record.execution["chunk"])
     passes = len(found) * (2 * looks_cost(plan, runs) + looks_cost(plan, [1]))
     say(f"Looking at the images, clean and attacked: {passes:,} forwards")
     with bar("  looking", passes) as move:

@@ -11,6 +11,7 @@ import click
 
 from robustbench_lpm.allocator import keep_freed_memory
 from robustbench_lpm.budgets import parse_eps_list
+from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options, asked
 from robustbench_lpm.registry import cards
@@ -103,22 +104,20 @@ attacking = together(
 )  # fmt: skip
 
 
-def prepare_machine(device: str, threads: int | None, precision: str = "float32") -> None:
-    """Set the threads, and check that the device is there. Raises LpmbenchError when it is not."""
+def prepare_machine(device: str, threads: int | None, precision: str = "float32") -> str:
+    """Set the threads; the device, "auto" resolved. Raises LpmbenchError when it is not there."""
     import torch
 
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise LpmbenchError(f"Device '{device}' is not available: {str(error).splitlines()[0]}") from None
+    device = resolve_device(device)
     if precision != "float32":
         from robustbench_lpm.architectures.precision import pays
 
         if not pays(device):
             click.echo("lpmbench: this device has no instructions for bfloat16: float32 would be faster.", err=True)
+    return device
 
 
 def read_settings(given: Mapping[str, Any], *, one: bool = False) -> list[Options]:

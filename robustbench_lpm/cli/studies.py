@@ -194,10 +194,10 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
     averages = whole_numbers("--mc", given["mc"])
     named = dataset_for([cards.model(name) for name in names], given["dataset"])
     cards.dataset(named)  # a wrong name is an error at once, without waiting for torch
-    options.prepare_machine(given["device"], given["threads"])
+    device = options.prepare_machine(given["device"], given["threads"])
     source = options.read_source(dict(given) | {"dataset": named})
-    shared = ("draws", "seed", "checkpoint", "limit", "labels_fit", "device", "trust")
-    return source, {"mc": averages} | {name: given[name] for name in shared}
+    shared = ("draws", "seed", "checkpoint", "limit", "labels_fit", "trust")
+    return source, {"mc": averages, "device": device} | {name: given[name] for name in shared}
 
 
 def default_directory(command: str, words: Sequence[str]) -> Path:
@@ -243,7 +243,7 @@ def announce(study: Study) -> None:
     from robustbench_lpm.studies.study import estimate_seconds, total_passes
 
     names = ", ".join(model.name for model in study.models)
-    data = f"{study.data.name} ({study.data.identity['split']}), {study.images:,} image(s)"
+    data = f"{study.data.name} ({study.data.identity['split']}), {study.images:,} image(s) on {study.device}"
     cost = f"{total_passes(study):,} forwards{about(estimate_seconds(study))}"
     say(f"{names} · {data} · {cost}; Ctrl-C keeps what is finished")
 

@@ -17,6 +17,7 @@ from robustbench_lpm.cli.attack import complain_of_failures, draw_single_images
 from robustbench_lpm.cli.audit import judge_result
 from robustbench_lpm.cli.console import about, console, say, show_plan, shown, shown_path
 from robustbench_lpm.cli.failures import Failures
+from robustbench_lpm.devices import AUTO
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 from robustbench_lpm.options import words_of
 from robustbench_lpm.registry import cards
@@ -44,8 +45,7 @@ Directories = dict[str, Path] | Path | None  # of the data: by data set, or one 
 @click.option("--ray", metavar="ADDRESS", help="Compute on the Ray cluster there: auto, HOST:PORT.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be run, what it costs and how long it takes.")
 @options.trust
-@click.pass_context
-def run(context: click.Context, /, name: str, directories: Sequence[str], **given: Any) -> None:
+def run(name: str, directories: Sequence[str], **given: Any) -> None:
     """Run every cell of the suite NAME (or of the card at that path), then make its leaderboard.
 
     Parts of a suite whose data do not come along may be optional: without their data they are left out, and named.
@@ -68,21 +68,18 @@ def run(context: click.Context, /, name: str, directories: Sequence[str], **give
     workers, address = given["workers"], given["ray"]
     if workers is not None and address is not None:
         raise LpmbenchError("--workers is for this machine and --ray for a cluster: give one of them.")
-    import torch
-
     from robustbench_lpm.execution.cluster import RayWorkers, threads_for
 
     with nullcontext() if workers is None and address is None else RayWorkers(workers, address) as pool:
         if pool is not None:
             given["threads"] = given["threads"] or (threads_for(workers) if workers else 1)
-            if context.get_parameter_source("device") is click.core.ParameterSource.DEFAULT:
-                # Plans are made in this process: it must have a GPU, too.
-                given["device"] = "cuda" if pool.gpus and torch.cuda.is_available() else "cpu"
-        options.prepare_machine(given["device"], given["threads"])
-        if pool is not None:
-            pool.use_threads(given["threads"])
         data = directories_of(directories)
         command = _command(name, data, given)
+        if given["device"] == AUTO and pool is not None and not pool.gpus:  # this process may have one
+            given["device"] = "cpu"
+        given["device"] = options.prepare_machine(given["device"], given["threads"])
+        if pool is not None:
+            pool.use_threads(given["threads"])
         given["out"] = given["out"] or Path("runs") / suite.name
         _run(suite, data, command, given, pool)
 
@@ -92,7 +89,7 @@ def _command(name: str, data: Directories, given: Mapping[str, Any]) -> str:
     found = [f"{key}={place}" for key, place in data.items()] if isinstance(data, dict) else [data] if data else []
     words = [f"--data {shlex.quote(str(directory))}" for directory in found]
     names = ("device", "threads", "out", "workers", "ray", "trust")
-    words += words_of({name: given[name] for name in names if given[name] not in (None, False, "cpu")})
+    words += words_of({name: given[name] for name in names if given[name] not in (None, False, AUTO)})
     return " ".join(["lpmbench run", shlex.quote(name), *words])
 
 
@@ -124,7 +121,9 @@ def _run(
         show_plan(matrix.cells)
         return
     left = [cell.seconds or 0.0 for cell in matrix.cells if not cell.finished]
-    say(f"{suite.name}: {len(matrix.cells)} runs, {len(left)} of them to be made{about(sum(left))}")
+    say(
+        f"{suite.name}: {len(matrix.cells)} runs, {len(left)} of them to be made on {given['device']}{about(sum(left))}"
+    )
     found: dict[str, RunRecord] = {}
     try:
         with shown(matrix.cells) as watcher:

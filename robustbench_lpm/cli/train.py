@@ -54,7 +54,7 @@ def train(name: str, recipe_name: str | None, out: Path | None, threads: int | N
     recipe = cards.recipe(recipe_name) if recipe_name is not None else None
     if recipe is None and card.recipe is None:
         raise LpmbenchError(f"Model '{card.name}' names no recipe; give one with --recipe.")
-    options.prepare_machine(given["device"], threads)
+    given["device"] = options.prepare_machine(given["device"], threads)
     from robustbench_lpm import training
     from robustbench_lpm.training.plans import command_of
 
@@ -62,7 +62,8 @@ def train(name: str, recipe_name: str | None, out: Path | None, threads: int | N
     directory = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{given['seed']}"
     epochs = given["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
     command = command_of(name, {"recipe": recipe_name, "seed": given["seed"], "device": given["device"]} | given)
-    say(f"Training {card.name} for {epochs} epochs into {shown_path(directory)}; Ctrl-C keeps all finished epochs.")
+    where = f"on {given['device']} into {shown_path(directory)}"
+    say(f"Training {card.name} for {epochs} epochs {where}; Ctrl-C keeps all finished epochs.")
     try:
         with counting_bar("training", epochs, "epochs") as move:
 

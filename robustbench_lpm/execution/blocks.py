@@ -3,7 +3,8 @@
 The directory of an unfinished run holds `manifest.json` (what decides its bits beyond the configuration: block and
 chunk size, threads, device, versions, code), a file for each finished block, the checkpoints of the blocks in progress
 (`journal`), and the locks of the processes that work on it. Files of another manifest are removed, unless a process
-still works on them. A block that is damaged is computed again.
+still works on them. Sizes that were measured on a GPU are taken from the manifest that is there. A block that is
+damaged is computed again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if sys.platform != "win32":
 
 LAYOUT = 3  # of a block's file: one with another number is computed again
 MANIFEST, CLAIMS = "manifest.json", "claims"
+SIZES = ("block_size", "chunk")  # of a manifest's `execution`
 IN_USE, WRITING, FIRST_BLOCK = 0, 1, 2  # bytes of the file of locks
 TAKEN = (errno.EACCES, errno.EAGAIN)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -67,16 +69,18 @@ class BlockStore:
         self._refused: dict[int, int] = {}  # blocks that are not used, by when they were written
         self._run = ""
 
-    def open(self, manifest: dict[str, Any]) -> None:
-        """Start, or resume with the blocks of an equal manifest.
+    def open(self, manifest: dict[str, Any], *, measured: bool = False) -> dict[str, Any]:
+        """Start, or resume with the blocks of an equal manifest; returns it.
+
+        measured: its SIZES depend on what memory was free: where nothing else differs, those that are there are used.
 
         Blocks of which a part failed are not used: they are tried again. Raises LpmbenchError where another process
         works under another manifest, NotKept where nothing can be written.
         """
         if self.directory is None:
-            return
+            return manifest
         with kept_below(self.directory):
-            while not self._entered(manifest):
+            while (used := self._entered(manifest, measured)) is None:
                 time.sleep(PATIENCE)
         self._run = sha256_of(self.directory / MANIFEST)
         for number in self._numbers():
@@ -85,14 +89,18 @@ class BlockStore:
                 self._refused[number] = _written(self._path(number))
                 failed = sum(len(failure["indices"]) for failure in block.failures)
                 self._tell(f"{failed} example(s) failed before ({block.failures[0]['error']}); they are tried again")
+        return used
 
-    def _entered(self, manifest: dict[str, Any]) -> bool:
-        """Use the directory under a manifest; False while another process is about to write its own."""
+    def _entered(self, manifest: dict[str, Any], measured: bool) -> dict[str, Any] | None:
+        """The manifest under which the directory is used; None while another process is about to write its own."""
         assert self.directory is not None
         assert self._locks is not None
-        path, content = self.directory / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode()
+        path = self.directory / MANIFEST
         alone = self._locks.enter()
         found = path.read_bytes() if path.is_file() else None
+        if measured and _content(resized := _with_sizes(manifest, _parsed(found))) == found:
+            manifest = resized
+        content = _content(manifest)
         if alone:
             if found != content:
                 self._forget(_parsed(found), manifest)
@@ -105,7 +113,7 @@ class BlockStore:
                     f"Another process works on the same run with other {differences(_parsed(found), manifest)}, in "
                     f"{self.directory}: wait for it, or give another directory with --out."
                 )
-        return alone or found == content
+        return manifest if alone or found == content else None
 
     def _forget(self, old: dict[str, Any], new: dict[str, Any]) -> None:
         """Remove the files of another manifest."""
@@ -261,9 +269,9 @@ class _Locks:
 
     def leave(self) -> None:
         """Release all locks."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None  # first, for Ctrl-C may come while it is being closed
+        if file is not None:
+            file.close()
 
 
 def _remove(directory: Path) -> None:
@@ -284,6 +292,16 @@ def _remove(directory: Path) -> None:
 def _written(path: Path) -> int:
     """When a file was written, in nanoseconds: a file that took its place was written later."""
     return path.stat().st_mtime_ns
+
+
+def _content(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1, sort_keys=True).encode()
+
+
+def _with_sizes(manifest: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A manifest with the sizes of another one."""
+    sizes = {name: size for name, size in other.get("execution", {}).items() if name in SIZES}
+    return manifest | {"execution": manifest["execution"] | sizes}
 
 
 def _parsed(manifest: bytes | None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,16 @@ from robustbench_lpm.protocol.plan import Plan
 
 log = logging.getLogger(__name__)
 
+_fitting: dict[str, int] = {}  # by the id of a run for which a GPU's memory ran out: the chunk that then fitted
+
 
 def compute(
     plan: Plan, number: int, indices: Sequence[int], progress: Progress, *, made: Mapping[str, Made] | None = None,
     journal: Journal | None = None,
 ) -> Block:  # fmt: skip
-    """Compute a block; where memory runs out it is tried again in halves, down to single images.
+    """Compute a block; where memory runs out it is tried again in halves, down to single images and passes.
+
+    A chunk that was measured on a GPU may be too large: what fitted in its place serves the next blocks, too.
 
     Images that cannot be read fail alone. Any other error would come again: then all images of the block fail. A disk
     that cannot be written or read raises: that has nothing to do with the block.
@@ -37,17 +42,20 @@ def compute(
     notes: dict[str, str] = {}
     checkpoints = journal.loops if journal is not None and journal.path is not None else None
 
-    def attempt(indices: Sequence[int], first_position: int) -> bool:
+    fitted: list[int] = []  # chunks
+
+    def attempt(indices: Sequence[int], first_position: int, chunk: int) -> bool:
         """Compute some examples; whether memory ran out."""
         if not indices:
             return False
         try:
             parts.append(
                 run_block(
-                    plan, indices, progress, first_position=first_position, made=made, checkpoints=checkpoints,
-                    notes=notes,
+                    replace(plan, chunk=chunk), indices, progress, first_position=first_position, made=made,
+                    checkpoints=checkpoints, notes=notes,
                 )
             )  # fmt: skip
+            fitted.append(chunk)
             return False
         except (OSError, NotKept):
             raise
@@ -57,19 +65,24 @@ def compute(
             traceback.clear_frames(error.__traceback__)  # they hold the tensors for which there was no room
         if not exhausted and (unreadable := _unreadable(plan, indices)):
             failed.extend(unreadable.items())
-            return attempt([index for index in indices if index not in unreadable], first_position)
+            return attempt([index for index in indices if index not in unreadable], first_position, chunk)
         if exhausted and torch.device(plan.options.device).type == "cuda":
             torch.cuda.empty_cache()
-        if exhausted and len(indices) > 1:
-            middle = (len(indices) + 1) // 2
-            attempt(indices[:middle], first_position)
-            attempt(indices[middle:], first_position + middle)
+        if exhausted and max(len(indices), chunk) > 1:
+            middle, fewer = (len(indices) + 1) // 2, max(1, chunk // 2)
+            attempt(indices[:middle], first_position, fewer)
+            attempt(indices[middle:], first_position + middle, fewer)
         else:
             failed.extend((index, reason) for index in indices)
         return exhausted
 
     given = [index for index in indices if all(index in member.images for member in made.values())]
-    halved = attempt(given, number * plan.chunk)
+    chunk = min(plan.chunk, _fitting.get(plan.id, plan.chunk)) if plan.measured else plan.chunk
+    starts = range(0, len(given), chunk)
+    halves = [attempt(given[i : i + chunk], number * plan.block_size + i, chunk) for i in starts]
+    halved = any(halves) or chunk < plan.chunk
+    if halved and plan.measured and fitted:
+        _fitting[plan.id] = max(fitted)
     for name, member in made.items():
         failed += [(index, f"the member '{name}' failed on it") for index in indices if index not in member.images]
     arrays = _joined(parts)

@@ -23,7 +23,7 @@ def estimate_seconds(plan: Plan, timed: dict[Any, tuple[float, float]] | None = 
         return None
     alike = (
         id(plan.model.classifier.network), sha256_of_value(plan.data.identity), plan.chunk, plan.options.precision,
-        plan.options.device, min(len(plan.indices), plan.chunk), cost.backwards > 0, _asks_about_many_versions(plan),
+        plan.options.device, len(plan.blocks[0]), cost.backwards > 0, _asks_about_many_versions(plan),
     )  # fmt: skip
     if alike not in timed:
         batch = plan.data.read(plan.blocks[0])

@@ -22,10 +22,11 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def hardware() -> dict[str, Any]:
-    """What the run ran on, for the reader of its seconds."""
+def hardware(device: str = "cpu") -> dict[str, Any]:
+    """What the run ran on, for the reader of its seconds; "cuda" is the first of the GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"processor": _processor(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
+    machine = {"processor": _processor(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
+    return {"device": device, **machine}
 
 
 def _processor() -> str:

@@ -81,7 +81,7 @@ class Matrix:
 
 
 def resolve_suite(
-    suite: SuiteCard, *, data: Mapping[str, Path] | Path | None = None, device: str = "cpu", trust: bool = False,
+    suite: SuiteCard, *, data: Mapping[str, Path] | Path | None = None, device: str = "auto", trust: bool = False,
     attempt: Attempt = nullcontext,
 ) -> Matrix:  # fmt: skip
     """Every run of a suite, in the order of its card; optional parts whose data are not available are left out.

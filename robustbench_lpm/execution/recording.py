@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,10 @@ def fill(record: RunRecord, plan: Plan, blocks: Sequence[Block]) -> None:
     record.failures = [failure for block in blocks for failure in block.failures]
     if note := chance_note(record, plan.classes):
         record.notes.append(note)
-    record.timing = {"seconds": float(sum(part["seconds"] for part in parts)), "hardware": hardware()}
+    record.timing = {
+        "seconds": float(sum(part["seconds"] for part in parts)),
+        "hardware": hardware(plan.options.device),
+    }
     # Of each subject the first block's reason.
     notes = {subject: reason for block in reversed(blocks) for subject, reason in block.notes.items()}
     record.notes += [f"{subject}: {reason}" for subject, reason in sorted(notes.items())]
@@ -129,6 +133,8 @@ def _stored(plan: Plan, out: Path, tell: Tell = lambda _: None) -> RunRecord | N
     except LpmbenchError as error:
         tell(f"not used, and run again: {error}")
         return None
+    if plan.measured:
+        expected = empty_record(replace(plan, chunk=record.execution.get("chunk", plan.chunk)))
     if record.id != expected.id:
         return None
     made, wanted = map(_made_with, (record, expected))

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,7 +106,10 @@ def _computed(
     record = empty_record(plan)
     store = BlockStore(out / PROGRESS / record.folder_name if out is not None else None, partial(watcher.tell, plan))
     with _one_thread_for(store.directory):
-        store.open(_manifest(plan, record, made))
+        used = store.open(_manifest(plan, record, made), measured=plan.measured)["execution"]["chunk"]
+        if used != plan.chunk:
+            plan = replace(plan, chunk=used)
+            record = empty_record(plan)
         try:
             if not again and out is not None and (found := finished_run(plan, out)) is not None:
                 store.close()

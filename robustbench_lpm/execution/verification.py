@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
+from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol.grading import predict
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
@@ -34,7 +35,7 @@ Claim = tuple[str, Literal["holds", "FAILS", "not checked"], str]  # of a record
 
 
 def verify(
-    directory: Path, *, model: str | None = None, checkpoint: Path | None = None, device: str = "cpu",
+    directory: Path, *, model: str | None = None, checkpoint: Path | None = None, device: str = "auto",
     trust: bool = False, loaded: dict[str, LoadedModel] | None = None,
 ) -> list[Claim]:  # fmt: skip
     """Every claim of a record that can be checked without running the attack again.
@@ -45,6 +46,7 @@ def verify(
 
     Raises LpmbenchError when the record cannot be read at all.
     """
+    device = resolve_device(device)
     try:
         record = records.read(directory)
     except LpmbenchError as error:

@@ -10,16 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, MonteCarlo, Noise
+from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, MonteCarlo
 from robustbench_lpm.architectures.precision import reduced
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
+from robustbench_lpm.devices import goes_unnamed, resolve_device
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS
 from robustbench_lpm.options import SETTINGS, STRONGEST, Options, words_of
+from robustbench_lpm.protocol.chunks import LARGEST_BLOCK, chunk_for, noise_for
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
+from robustbench_lpm.randomness import RANDOM_NUMBERS
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.admission import IMAGES, Admission, AsItIs, admit
 from robustbench_lpm.registry.contents import sha256_of_object
@@ -41,7 +43,7 @@ class Plan:
     options: Options  # the same, resolved for this model, attack and data set
     noise_control: NoiseControl
     classes: int
-    chunk: int
+    chunk: int  # rows (images times draws) that pass the network at once
     configuration: dict[str, Any]
     surrogates: tuple[LoadedModel, ...] = ()  # of a transfer attack: the models that it is made on
     members: tuple[Plan, ...] = ()  # of a worst case: the runs among which it chooses
@@ -49,6 +51,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # for the reader of the result
     code: dict[str, str] = field(default_factory=dict)  # hashes of what computes it, see `_code`
     no_gradient: str = ""  # why the model gives none, "" where it does
+    measured: bool = False  # whether `chunk` depends on a device's free memory, so that the next start may find another
 
     @property
     def id(self) -> str:
@@ -89,7 +92,12 @@ class Plan:
     @property
     def blocks(self) -> list[tuple[int, ...]]:
         """The work units: fixed slices of the indices."""
-        return [self.indices[i : i + self.chunk] for i in range(0, len(self.indices), self.chunk)]
+        return [self.indices[i : i + self.block_size] for i in range(0, len(self.indices), self.block_size)]
+
+    @property
+    def block_size(self) -> int:
+        """How many images a block has, at most."""
+        return min(self.chunk, LARGEST_BLOCK)
 
     def cost(self) -> Cost | None:
         """The most passes of the network that attacking one image takes, or None if the attack does not say."""
@@ -146,7 +154,7 @@ class Plan:
         given |= {"limit": len(self.indices), "seed": found.seed}
         if self.classifier.stochastic:
             given |= {"mc": found.mc, "draws": found.draws}
-        hidden = {"mc", "draws", "select_draws", "save_adversarials"}
+        hidden = {"mc", "draws", "select_draws", "save_adversarials", *["device"] * goes_unnamed(found.device)}
         for name, setting in SETTINGS.items():
             if name not in given.keys() | hidden and getattr(found, name) not in (setting.default, STRONGEST):
                 given[name] = getattr(found, name)
@@ -191,6 +199,7 @@ def make_plan(
     chosen = tuple(indices if indices is not None else range(min(asked.limit or len(data), len(data))))
     if not chosen:
         raise LpmbenchError("There are no examples to attack.")
+    asked = replace(asked, device=resolve_device(asked.device))
     model, admission, example = fitted(model, data, chosen, asked.device, labels_fit=asked.labels_fit)
     _check_attackable(model, attack, admission)
     control = parse_noise_control(asked.noise, model.classifier)
@@ -211,6 +220,7 @@ def make_plan(
     lowered = _lowered(model, example) if options.precision == "bfloat16" else None
     if lowered is not None:
         surrogates = tuple(replace(s, classifier=_lowered(s, example)) for s in surrogates)
+    passed = (model, *surrogates) if example.is_cuda else (model,)  # on a CPU the default is below what fits
     configuration = {
         "model": model.identity | {"stochastic": model.classifier.stochastic},
         "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
@@ -220,11 +230,11 @@ def make_plan(
     }
     return Plan(
         model, attack, data, chosen, asked, options, control, admission.classes,
-        chunk_for(model.classifier, example, options.memory, gradient=not admission.no_gradient),
+        min(chunk_for(each.classifier, example, options.memory, gradient=not admission.no_gradient) for each in passed),
         configuration, surrogates, members, lowered,
         notes=(*_notes(model, attack, data, admission, options.draws), *left_out),
         code=_code(model, attack, data, admission),
-        no_gradient=admission.no_gradient,
+        no_gradient=admission.no_gradient, measured=example.is_cuda and options.memory is None,
     )  # fmt: skip
 
 
@@ -366,40 +376,10 @@ def _sources_of_images(surrogates: Sequence[LoadedModel], members: Sequence[Plan
     return found
 
 
-def default_chunk(height: int, width: int) -> int:
-    """The default batch: 64 small images, 8 of 224 pixels; on processors larger ones were measured to be slower."""
-    fitting = max(1, 2**19 // (height * width))
-    return max(8, min(64, 1 << (fitting.bit_length() - 1)))
-
-
-def chunk_for(classifier: Classifier, example: Tensor, memory: float, *, gradient: bool = True) -> int:
-    """The default batch, or a smaller one whose activations fit into `memory` GiB."""
-    if not gradient:
-        return default_chunk(*example.shape[-2:])
-    saved: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        saved[tensor.data_ptr()] = tensor.nbytes
-        return tensor
-
-    weights = {tensor.data_ptr() for tensor in [*classifier.parameters(), *classifier.buffers()]}
-    noise = _noise_for(classifier, example)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        # The result keeps all saved tensors alive until they are counted, so that no address comes twice.
-        _held = classifier(example.clone().requires_grad_(), noise)
-    each = sum(size for address, size in saved.items() if address not in weights) + 4 * example.nbytes
-    return max(1, min(default_chunk(*example.shape[-2:]), int(memory * 2**30 / each)))
-
-
 def _lowered(model: LoadedModel, example: Tensor) -> Classifier:
     if isinstance(model.classifier.network, AsItIs):
         raise LpmbenchError(f"Model '{model.name}' cannot be copied, so it runs in float32 alone; leave out precision.")
-    return reduced(model.classifier, example, _noise_for(model.classifier, example))
-
-
-def _noise_for(classifier: Classifier, example: Tensor) -> Noise:
-    noise = classifier.sample_noise(Addresses.of(0, [0], "clean"))
-    return {source: values.to(example.device) for source, values in noise.items()}
+    return reduced(model.classifier, example, noise_for(model.classifier, example))
 
 
 def _resolve_mode(model: LoadedModel, attack: Attack, mode: str | None) -> str | None:
@@ -432,4 +412,4 @@ def _resolve_target(target: str | None, attack: Attack, data: Data, classes: int
 def execution(plan: Plan) -> dict[str, Any]:
     """How a run is computed; the same again, with the same versions, gives the same bits."""
     device = torch.device(plan.options.device).type
-    return {"device": device, "threads": torch.get_num_threads(), "block_size": plan.chunk, "chunk": plan.chunk}
+    return {"device": device, "threads": torch.get_num_threads(), "block_size": plan.block_size, "chunk": plan.chunk}

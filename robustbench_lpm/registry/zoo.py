@@ -18,6 +18,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.registry import cards, weight_files
@@ -105,7 +106,9 @@ def load_model(
 ) -> LoadedModel:
     """A registered model, or that of a card file, in eval mode, its weights verified and loaded.
 
-    checkpoint: replaces the weights of the card. Raises LpmbenchError when there are no weights, or none that fit.
+    checkpoint: replaces the weights of the card. device: as `Options.device`; a run moves the model to its own.
+
+    Raises LpmbenchError when there are no weights, or none that fit.
     """
     card = cards.model(name)
     network = build(card, trust=trust, **overrides)
@@ -122,7 +125,7 @@ def load_model(
         overrides = network.reference_parameters | overrides  # type: ignore[operator]
         network = build(card, trust=trust, **overrides)
     weight_files.load_state(network, state, source)
-    classifier = wrap(network, card).to(device).eval().requires_grad_(False)
+    classifier = wrap(network, card).to(resolve_device(device)).eval().requires_grad_(False)
     digest = sha256_of(path)
     identity = card.identity() | {"weights_sha256": digest, "stochastic": classifier.stochastic}
     identity["parameters"] = identity["parameters"] | overrides

@@ -94,7 +94,7 @@ class Invariance(Study):
 
 def make_invariance(
     names: Sequence[str], data: Data, values: Mapping[str, Sequence[float]], *, mc: Sequence[int] = (1,),
-    limit: int | None = None, device: str = "cpu", checkpoint: Path | None = None, trust: bool = False,
+    limit: int | None = None, device: str = "auto", checkpoint: Path | None = None, trust: bool = False,
     attempt: Attempt = nullcontext, **settings: Any,
 ) -> Invariance:  # fmt: skip
     """The study of registered models or cards; `values` are the magnitudes by name of a transformation.

@@ -28,6 +28,7 @@ from torch import Tensor
 from robustbench_lpm import statistics
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.datasets.examples import batches_by_shape
+from robustbench_lpm.devices import goes_unnamed, resolve_device
 from robustbench_lpm.errors import Attempt, LpmbenchError, in_one_line
 from robustbench_lpm.execution.blocks import Block, BlockStore, differences
 from robustbench_lpm.execution.machine import hardware
@@ -36,8 +37,9 @@ from robustbench_lpm.execution.runner import SILENT
 from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
 from robustbench_lpm.options import words_of
 from robustbench_lpm.protocol.attacking import Arrays, Progress
+from robustbench_lpm.protocol.chunks import LARGEST_BLOCK, chunk_for
 from robustbench_lpm.protocol.oracle import check_logits
-from robustbench_lpm.protocol.plan import default_chunk, fitted
+from robustbench_lpm.protocol.plan import fitted
 from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
 from robustbench_lpm.records.runs import read_json, read_sealed, write_atomically
 from robustbench_lpm.registry import cards
@@ -47,7 +49,6 @@ from robustbench_lpm.versions import versions
 
 SCHEMA_VERSION = 1
 CHUNKS_IN_A_BLOCK = 4
-WIDER = 8  # times as many images pass a GPU at once
 Row = dict[str, Any]
 Spent = Callable[[int], None]
 Shares = NDArray[np.float64]
@@ -68,7 +69,7 @@ class Study:
     mc: tuple[int, ...] = (1,)  # growing, 1 first; (1,) if no model is stochastic
     draws: int = 1  # K, of the average of max M runs
     seed: int = 0
-    device: str = "cpu"
+    device: str = "auto"
     classes: int = 0
     chunk: int = 1  # images that pass a network at once
     data_sha256: str = field(default="", repr=False)
@@ -108,7 +109,7 @@ class Study:
         names = [model.arguments.removeprefix("--model ") or shlex.quote(model.name) for model in self.models]
         options: dict[str, Any] = {name: self.data.identity[name] for name in ("size", "split")}
         options |= {"limit": self.images, "mc": ",".join(map(str, self.mc)), "draws": self.draws, "seed": self.seed}
-        options |= {"device": self.device} if torch.device(self.device).type != "cpu" else {}
+        options |= {} if goes_unnamed(self.device) else {"device": self.device}
         options |= {"labels_fit": True} if self.labels_fit else {}
         if self.data.foreign or any(model.card and cards.is_foreign(model.card) for model in self.models):
             options["trust"] = True
@@ -191,15 +192,15 @@ def resolved(study: StudyT, limit: int | None, attempt: Attempt = nullcontext) -
 
     Raises LpmbenchError for models that cannot read the images or do not answer in their labels.
     """
+    study = replace(study, device=resolve_device(study.device))
     images = min(limit or len(study.data), len(study.data))
     indices = range(images)
     models, chunks, classes = [], [], set()
     for given in study.models:
         with attempt(given.name):
             model, admission, example = fitted(given, study.data, indices, study.device, labels_fit=study.labels_fit)
-            wider = WIDER if torch.device(study.device).type == "cuda" else 1
             models.append(model)
-            chunks.append(wider * default_chunk(*example.shape[-2:]))
+            chunks.append(min(LARGEST_BLOCK, chunk_for(model.classifier, example, None, gradient=False)))
             classes.add(admission.classes)
     if not models:
         raise LpmbenchError("None of the models can be studied.")
@@ -237,17 +238,21 @@ def estimate_seconds(study: Study) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished study: its table, a row for each cell, and the seconds that it took."""
+    """A finished study: its table, a row for each cell, the seconds that it took, and how it was computed."""
 
     rows: list[Row]
     seconds: float
+    execution: dict[str, Any]
 
 
 def run(study: Study, out: Path | None = None, progress: Progress | None = None) -> Result:
     """Run a study block by block; with `out`, finished blocks are kept there until `write` has written the result."""
     watcher = progress or SILENT
     store = _store(study, out)
-    store.open({"configuration": study.configuration, "execution": _execution(study), "versions": versions()})
+    manifest = {"configuration": study.configuration, "execution": _execution(study), "versions": versions()}
+    on_gpu = torch.device(study.device).type == "cuda"
+    used = store.open(manifest, measured=on_gpu)["execution"]
+    study = replace(study, chunk=used["chunk"])
     parts, done = [], 0
     for number, indices in enumerate(study.blocks):
         block = store.read(number)
@@ -260,7 +265,7 @@ def run(study: Study, out: Path | None = None, progress: Progress | None = None)
         done += len(indices)
         watcher.finished(done)
     shares = [np.concatenate([part[str(i)] for part in parts]) for i in range(len(study.models))]
-    return Result(_rows(study, shares), sum(float(part["seconds"]) for part in parts))
+    return Result(_rows(study, shares), sum(float(part["seconds"]) for part in parts), used)
 
 
 def _store(study: Study, out: Path | None) -> BlockStore:
@@ -332,7 +337,8 @@ def finished(study: Study, out: Path) -> Result | None:
         return None
     try:
         content = read_sealed(path, (SCHEMA_VERSION,), SCHEMA_VERSION + 1)  # the first studies had no seal
-        stored, result = content["configuration"], Result(content["table"], float(content["timing"]["seconds"]))
+        stored, seconds = content["configuration"], float(content["timing"]["seconds"])
+        result = Result(content["table"], seconds, content["execution"])
         made_with = content["versions"]
         if content["id"] != sha256_of_value(stored):
             raise ValueError("its id is not the sha256 of its configuration")
@@ -354,8 +360,8 @@ def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -
         write_atomically(out / name, written)
     content: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION, "study": study.name, "id": study.id, "command": study.command(),
-        "configuration": study.configuration, "execution": _execution(study), "versions": versions(),
-        "timing": {"seconds": result.seconds, "hardware": hardware()},
+        "configuration": study.configuration, "execution": result.execution, "versions": versions(),
+        "timing": {"seconds": result.seconds, "hardware": hardware(study.device)},
         "artefacts": {name: sha256_of(out / name) for name in files},
         "table": result.rows,
     }  # fmt: skip

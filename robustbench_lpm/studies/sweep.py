@@ -46,7 +46,7 @@ class Sweep(Study):
 
 def make_sweep(
     name: str, data: Data, *, glimpses: Sequence[int], mc: Sequence[int] = (1,), limit: int | None = None,
-    device: str = "cpu", checkpoint: Path | None = None, trust: bool = False, **settings: Any,
+    device: str = "auto", checkpoint: Path | None = None, trust: bool = False, **settings: Any,
 ) -> tuple[Sweep, int]:  # fmt: skip
     """The sweep of a registered model or a card, and the number of glimpses of its card.
 

@@ -15,18 +15,19 @@ import torch.distributed
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 
+from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError
 
 Found = TypeVar("Found")
 
 
 def start(device: str, devices: int = 1) -> Fabric:
-    """The processes of a training on `devices` devices of a kind: "cpu", "cuda", "mps"; or on one such as "cuda:1".
+    """The processes of a training on `devices` devices of a kind: "auto", "cpu", "cuda"; or on one such as "cuda:1".
 
     Several start this very command in as many processes (lightning-fabric's strategy "ddp").
     Raises LpmbenchError for a device that is not there.
     """
-    kind, _, number = device.partition(":")
+    kind, _, number = resolve_device(device).partition(":")
     if number and devices > 1:
         raise LpmbenchError(f"--device {device} is one device; for several of them give the kind, --device {kind}.")
     # RAM-LPM has parts that some losses leave out, such as a baseline or the where path of a single glimpse.

@@ -88,7 +88,7 @@ def train(
     save_every: float | None = None,
     workers: int | None = None,
     tensorboard: bool = False,
-    device: str = "cpu",
+    device: str = "auto",
     devices: int = 1,
     threads: int | None = None,
     progress: Watch | None = None,
@@ -107,7 +107,8 @@ def train(
         workers: processes that read images ahead where the data stay on the disk (see training.examples); None for as
             many as there are processors to spare, at most 8.
         tensorboard: write the rows of the log for TensorBoard too.
-        device: "cpu", "cuda", "cuda:1", "mps". threads: of torch on the CPU; None leaves them as they are.
+        device: "auto" (a CUDA GPU, else the CPU), "cpu", "cuda", "cuda:1". threads: of torch on the CPU; None leaves
+            them as they are.
         devices: number of devices of that kind that share every batch; with several, the calling script is started
             again in as many processes, all of which call this function. Bits repeat with the same number of them.
         progress: called with the progress (see Watch). tell: called with each note of the data.

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from robustbench_lpm.devices import goes_unnamed
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import RANDOM_NUMBERS
 from robustbench_lpm.registry import cards, zoo
@@ -16,7 +17,7 @@ from robustbench_lpm.registry.cards import DatasetCard, ModelCard, RecipeCard
 WORDS = {"summary", "source"}
 # Options that change nothing about the network that is trained; --trust comes last.
 INCIDENTAL = ("resume", "trust", "save_every", "workers", "tensorboard")
-DEFAULTS = {"device": "cpu", "devices": 1}
+DEFAULTS = {"devices": 1}
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def _with(card: Any, **changes: Any) -> Any:
 def command_of(model: str, options: dict[str, Any]) -> str:
     """The `lpmbench train` command that repeats a training with these options, without the paths of data and output."""
     shown = {key: value for key, value in options.items() if value != DEFAULTS.get(key) and key not in INCIDENTAL}
+    if goes_unnamed(shown.get("device", "")):
+        del shown["device"]
     shown |= {"data": "DIR"} if "data" in shown else {}
     words = [f"--{key} {shlex.quote(str(value))}" for key, value in shown.items()]
     return " ".join(["lpmbench train", shlex.quote(model), *words, *["--trust"] * bool(options.get("trust"))])

@@ -17,7 +17,9 @@ from robustbench_lpm.training.examples import LabelledImages
 from robustbench_lpm.training.objectives import Objective, TrainingBatch
 
 FINAL_DRAWS = 10  # at the end; also the M of the averaged classifier
-CHUNK = 250  # images at once, fewer if their pixels would take more than
+# Images at once, fewer if their pixels would take more than CHUNK_BYTES. Fixed on a GPU, too: what memory is free
+# differs from start to start, and a training that is resumed must choose the same best epoch.
+CHUNK, CHUNK_ON_GPU = 250, 1000
 CHUNK_BYTES = 2**28
 CONTROLS: tuple[Policy, ...] = ("random", "centre")
 
@@ -117,7 +119,8 @@ def _chunks(
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """This process's share of the first `count` images (all by default), in their order."""
     end = len(images) if count is None else count
-    step = max(1, min(CHUNK, CHUNK_BYTES // (4 * images.shape.numel())))
+    most = CHUNK_ON_GPU if device.type == "cuda" else CHUNK
+    step = max(1, min(most, CHUNK_BYTES // (4 * images.shape.numel())))
     chunks = [list(range(start, min(start + step, end))) for start in range(0, end, step)]
     chunks = share(fabric, chunks)
     for indices, (pixels, labels) in zip(chunks, images.stream(chunks), strict=True):

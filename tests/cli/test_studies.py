@@ -74,7 +74,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_so(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = "sweep ram --glimpses 1,2 --mc 1 --limit 12 --out study"
-    monkeypatch.setattr(evaluation, "default_chunk", lambda height, width: 2)  # blocks of 8 images
+    monkeypatch.setattr(evaluation, "chunk_for", lambda *_, **__: 2)  # blocks of 8 images
     finished = ImageBar.finished
 
     def press(self: ImageBar, images: int) -> None:

@@ -16,8 +16,9 @@ from robustbench_lpm.attacks.pgd import pgd
 from robustbench_lpm.attacks.spsa import spsa
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.options import Options
+from robustbench_lpm.protocol.chunks import chunk_for, default_chunk
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
-from robustbench_lpm.protocol.plan import chunk_for, default_chunk, make_plan, vary
+from robustbench_lpm.protocol.plan import make_plan, vary
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data, resolve_model
 from tests.classifiers import Linear
 
@@ -93,7 +94,7 @@ def test_outcomes_hardly_differ(model: str, attack: str) -> None:
 def test_memory_bounds_the_chunk_and_nothing_else() -> None:
     model, data, attack = resolve_model("cnn"), resolve_data("digits"), resolve_attack("pgd")
     given: dict[str, Any] = {"eps": 0.1, "limit": 70}
-    usual, tight = (make_plan(model, attack, data, Options(**given, memory=memory)) for memory in (2.0, 0.005))
+    usual, tight = (make_plan(model, attack, data, Options(**given, memory=memory)) for memory in (None, 0.005))
     assert usual.chunk == default_chunk(32, 32) == 64
     assert 1 <= tight.chunk < 64
     assert usual.id == tight.id

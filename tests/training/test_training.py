@@ -213,7 +213,7 @@ MISTAKES: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"groups": {"were": 0.1}}, {}, "Unknown parameter group"),
     ({"objective": "robustbench_lpm.training.objectives:reinforce"}, {}, "Cnn is none"),
     ({"objective": "robustbench_lpm.training.objectives:adversarial"}, {}, "eps, steps, step_size missing"),
-    ({}, {"device": "abacus"}, "Device 'abacus' cannot be used"),
+    ({}, {"device": "abacus"}, "Device 'abacus' is not available"),
     ({}, {"epochs": 0}, "at least one epoch"),
     ({}, {"dataset": "imagenet"}, "cannot be trained on 'imagenet'"),
 ]
