@@ -45,7 +45,8 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device, without waiting for the copy."""
-    if device.type == "cuda":
+    """A tensor on a device, without waiting for its copy there; one that is there already is returned itself."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # a copy of other memory waits
-    return tensor.to(device, non_blocking=device.type != "mps")
+    # Values that come to the CPU are read at once; and MPS may read a copy before it is whole.
+    return tensor.to(device, non_blocking=device.type not in ("cpu", "mps"))

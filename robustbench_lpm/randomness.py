@@ -217,9 +217,7 @@ def isolated_globals(seed: int) -> Iterator[None]:
     """Seed the global generators of torch, numpy and random for code that draws from them, and restore them after."""
     torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+    seed_globals(seed)
     try:
         yield
     finally:
@@ -228,6 +226,13 @@ def isolated_globals(seed: int) -> Iterator[None]:
         random.setstate(python_state)
         if cuda_states:
             torch.cuda.set_rng_state_all(cuda_states)
+
+
+def seed_globals(seed: int) -> None:
+    """Seed the global generators of torch (those of all devices), numpy and random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def states() -> dict[str, bytes]:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.architectures.cnn import Cnn
 
 TRUNCATION = 4.0  # sigmas after which a Gaussian is truncated
@@ -49,7 +50,8 @@ class FovealBlur(nn.Module):
         if key not in self._prepared:
             with torch.inference_mode(False):  # otherwise a later backward pass could not use them
                 self._prepared[key] = [
-                    tuple(part.to(like.device, like.dtype) for part in copy) for copy in self._make(*like.shape[-2:])
+                    tuple(to_device(part.to(like.dtype), like.device) for part in copy)
+                    for copy in self._make(*like.shape[-2:])
                 ]
         return self._prepared[key]
 

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from robustbench_lpm.allocator import to_device
+
 
 class Retina(nn.Module):
     """Samples images on fixed patterns of points around a fixation, zeros outside the image.
@@ -42,7 +44,7 @@ class Retina(nn.Module):
         """
         key = (like.dtype, like.device)
         if key not in self._patterns:
-            self._patterns[key] = [points.to(like) for points in self.points]
+            self._patterns[key] = [to_device(points.to(like.dtype), like.device) for points in self.points]
         return self._patterns[key]
 
     def sample(self, images: Tensor, fixations: Tensor, pattern: Tensor) -> Tensor:

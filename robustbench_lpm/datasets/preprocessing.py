@@ -90,8 +90,9 @@ def as_bytes(image: Image.Image, size: Size, crop: float, channels: int, fit: Fi
 
 
 def as_shares(pixels: Tensor) -> Tensor:
-    """uint8 pixels as float32 in [0, 1], bit for bit as torchvision's to_tensor; on the CPU."""
-    return pixels.to(torch.float32).div(255)
+    """uint8 pixels as float32 in [0, 1], bit for bit as torchvision's to_tensor."""
+    # CUDA would multiply by the rounded reciprocal of a number; by a tensor of its own it divides.
+    return pixels.to(torch.float32).div(torch.full((), 255.0, device=pixels.device))
 
 
 def pad_to_square(pixels: Tensor) -> tuple[Tensor, Tensor | None]:

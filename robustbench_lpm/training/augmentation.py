@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry.cards import Augmentation
 
@@ -21,26 +22,45 @@ def augment(images: Tensor, settings: Augmentation, addresses: Addresses) -> Ten
     the frame is drawn again, at most TRIES times; then the image is not mapped.
     """
     if settings.flip:
-        chosen = (addresses.uniform("flip") < settings.flip).to(images.device)
+        chosen = to_device(addresses.uniform("flip") < settings.flip, images.device)
         images = torch.where(chosen[:, None, None, None], images.flip(3), images)
         settings = settings.model_copy(update={"flip": 0.0})
     if settings == Augmentation():
         return images  # interpolation on the identity grid would still round
-    shares = addresses.uniform("map", TRIES if settings.keep else 1, 5)
+    tries = TRIES if settings.keep else 1
+    shares = addresses.uniform("map", tries, 5)
+    maps = affine_maps(shares.flatten(0, 1), settings).unflatten(0, (-1, tries)).transpose(0, 1)
     if not settings.keep:
-        return _resample(images, affine_maps(shares[:, 0], settings))
-    result, left = images.clone(), torch.arange(len(images))
-    mass = images.flatten(1).sum(1)
-    for attempt in range(TRIES):
-        maps = affine_maps(shares[left, attempt], settings)
-        moved = _resample(images[left.to(images.device)], maps)
-        # A map that magnifies by s spreads an image over s^2 times the area.
-        expected = mass[left.to(mass.device)] / maps[:, :, :2].det().abs().to(mass)
-        fits = (moved.flatten(1).sum(1) >= settings.keep * expected).cpu()
-        result[left[fits].to(images.device)] = moved[fits.to(images.device)]
+        return _resample(images, to_device(maps[0], images.device))
+    # A map that magnifies by s spreads an image over s^2 times the area.
+    shrinks = maps[..., :2].det().abs()
+    first_kept = _first_kept if images.device.type == "cpu" else _first_kept_unread
+    return first_kept(images, to_device(maps, images.device), to_device(shrinks, images.device), settings.keep)
+
+
+def _first_kept(images: Tensor, maps: Tensor, shrinks: Tensor, keep: float) -> Tensor:
+    """Each image under the first of its maps (tries, B, 2, 3) that keeps enough of its brightness in the frame.
+
+    shrinks: 1 / s^2 of each map, (tries, B). An image that no map suits stays as it is.
+    """
+    result, left, mass = images.clone(), torch.arange(len(images)), images.flatten(1).sum(1)
+    for some, area in zip(maps, shrinks, strict=True):
+        moved = _resample(images[left], some[left])
+        fits = moved.flatten(1).sum(1) >= keep * (mass[left] / area[left])
+        result[left[fits]] = moved[fits]
         left = left[~fits]
         if not len(left):
             break
+    return result
+
+
+def _first_kept_unread(images: Tensor, maps: Tensor, shrinks: Tensor, keep: float) -> Tensor:
+    """The same without reading which images fit, which would wait for the device: all are resampled by all maps."""
+    result, mass = images, images.flatten(1).sum(1)
+    for some, area in zip(maps.flip(0), shrinks.flip(0), strict=True):  # an earlier map takes the place of a later one
+        moved = _resample(images, some)
+        fits = moved.flatten(1).sum(1) >= keep * (mass / area)
+        result = torch.where(fits[:, None, None, None], moved, result)
     return result
 
 

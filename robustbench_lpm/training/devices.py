@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
+from torch import Tensor
 
+from robustbench_lpm.allocator import to_device
+from robustbench_lpm.architectures.classifier import Noise
 from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError
 
@@ -48,6 +52,33 @@ def share(fabric: Fabric | None, parts: Sequence[Found]) -> list[Found]:
     return list(parts[rank * count // size : (rank + 1) * count // size])
 
 
+def noise_on(device: torch.device, noise: Noise) -> Noise:
+    """Noise on a device, which need not wait for the copy."""
+    return {source: to_device(values, device) for source, values in noise.items()}
+
+
+class Totals:
+    """Weighted sums of numbers on a device, by name. Only `read` waits for the device."""
+
+    def __init__(self, sums: dict[str, float]) -> None:
+        self._sums = dict(sums)
+        self._unread: list[tuple[str, Tensor, float]] = []
+
+    def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+        """Add a scalar, times its weight."""
+        self._unread.append((name, value, weight))
+
+    def read(self) -> dict[str, float]:
+        """The sums of all that was added, in double precision and in the order in which it was added."""
+        if self._unread:
+            device = self._unread[0][1].device
+            values = torch.stack([to_device(value.reshape(()), device) for _, value, _ in self._unread])
+            for (name, _, weight), value in zip(self._unread, values.cpu().tolist(), strict=True):
+                self._sums[name] = self._sums.get(name, 0.0) + value * weight
+            self._unread.clear()
+        return dict(self._sums)
+
+
 def sums(fabric: Fabric | None, found: dict[str, float]) -> dict[str, float]:
     """Numbers by name, each the sum over all processes; a process may lack some."""
     total: dict[str, float] = {}
@@ -73,5 +104,11 @@ def _gathered(fabric: Fabric | None, mine: Found) -> list[Found]:
     """The objects of all processes, in the order of their ranks."""
     everyone = [mine] * (fabric.world_size if fabric else 1)
     if len(everyone) > 1:
-        torch.distributed.all_gather_object(everyone, mine)
+        torch.distributed.all_gather_object(everyone, mine, group=_hosts())
     return everyone
+
+
+@cache
+def _hosts() -> Any:
+    """The processes, connected without their devices: a GPU's own connection would wait for all of its work."""
+    return torch.distributed.new_group(backend="gloo")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.datasets.preprocessing import as_bytes, as_shares, choose_size, pad_to_square
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator
@@ -20,6 +22,8 @@ from robustbench_lpm.registry import zoo
 from robustbench_lpm.training.plans import TrainingPlan
 
 LARGEST_IN_MEMORY = 2 * 2**30  # bytes, of 8-bit pixels; a larger split stays on the disk
+LARGEST_SHARE = 1 / 4  # of a GPU's free memory for the pixels of a split
+CPU = torch.device("cpu")
 MOST_WORKERS = 8  # by default
 Labelled = tuple[Tensor, Tensor]  # images (B, C, H, W) in [0, 1] and labels (B,)
 
@@ -31,6 +35,7 @@ class LabelledImages:
     read: the images (B, C, H, W) at some positions, uint8, or float in [0, 1]. labels: (N,). shape: (C, H, W).
     workers: processes that read the next batches ahead; with 0 this process reads them.
     notes: what a reader of results must know about the images, one line each.
+    kept: all pixels (N, C, H, W), where they are in memory.
     """
 
     read: Callable[[Sequence[int]], Tensor]
@@ -38,24 +43,33 @@ class LabelledImages:
     shape: torch.Size
     workers: int = 0
     notes: tuple[str, ...] = ()
+    kept: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, positions: Sequence[int]) -> Labelled:
-        """Copies of the images and labels at these positions of the pinned order."""
-        return self._labelled(self.read(positions), positions)
+    def on(self, device: torch.device) -> LabelledImages:
+        """The split with its pixels on the device, if they are in memory and small enough for it; else as it is."""
+        if self.kept is None or self.kept.nbytes > _room(device):
+            return self
+        return in_memory(self.kept.to(device), self.labels.to(device), self.notes)
 
-    def stream(self, batches: Iterable[Sequence[int]]) -> Iterator[Labelled]:
+    def take(self, positions: Sequence[int], device: torch.device = CPU) -> Labelled:
+        """Copies of the images and labels at these positions of the pinned order."""
+        return self._labelled(self.read(positions), positions, device)
+
+    def stream(self, batches: Iterable[Sequence[int]], device: torch.device = CPU) -> Iterator[Labelled]:
         """What `take` gives for each of these batches, in their order. Raises LpmbenchError if a worker ends."""
         listed = [list(batch) for batch in batches]
-        for batch, pixels in zip(listed, self._ahead(listed), strict=True):
-            yield self._labelled(pixels, batch)
+        for batch, pixels in zip(listed, self._ahead(listed, device), strict=True):
+            yield self._labelled(pixels, batch, device)
 
-    def _labelled(self, pixels: Tensor, positions: Sequence[int]) -> Labelled:
-        return as_shares(pixels) if pixels.dtype == torch.uint8 else pixels, self.labels[list(positions)]
+    def _labelled(self, pixels: Tensor, positions: Sequence[int], device: torch.device) -> Labelled:
+        pixels = to_device(pixels, device)  # as bytes, a quarter of the size
+        labels = to_device(_rows(self.labels, positions), device)
+        return as_shares(pixels) if pixels.dtype == torch.uint8 else pixels, labels
 
-    def _ahead(self, batches: list[list[int]]) -> Iterator[Tensor]:
+    def _ahead(self, batches: list[list[int]], device: torch.device) -> Iterator[Tensor]:
         """The pixels of each batch, read by the workers."""
         if not self.workers or len(batches) < 2:
             yield from map(self.read, batches)
@@ -69,6 +83,7 @@ class LabelledImages:
             num_workers=min(self.workers, len(batches)),
             multiprocessing_context="fork" if forked else None,
             generator=torch.Generator(),  # else it would draw from the global one
+            pin_memory=device.type == "cuda",  # by a thread, for `to_device`
         )
         try:
             for found in loader:
@@ -89,11 +104,18 @@ class LabelledImages:
 
 def in_memory(images: Tensor, labels: Tensor, notes: tuple[str, ...] = ()) -> LabelledImages:
     """A split as one tensor (N, C, H, W), float in [0, 1] or uint8 of a quarter of the size, with labels (N,)."""
+    return LabelledImages(partial(_rows, images), labels, images.shape[1:], notes=notes, kept=images)
 
-    def read(positions: Sequence[int]) -> Tensor:
-        return images[torch.tensor(positions, dtype=torch.long)]
 
-    return LabelledImages(read, labels, images.shape[1:], notes=notes)
+def _rows(table: Tensor, positions: Sequence[int]) -> Tensor:
+    return table[to_device(torch.tensor(positions, dtype=torch.long), table.device)]
+
+
+def _room(device: torch.device) -> float:
+    """Bytes that the pixels of a split may take on a device; 0 on the CPU, where they are already."""
+    if device.type == "cuda":
+        return min(LARGEST_IN_MEMORY, LARGEST_SHARE * torch.cuda.mem_get_info(device)[0])
+    return 0 if device.type == "cpu" else LARGEST_IN_MEMORY
 
 
 def load_split(plan: TrainingPlan, data: Path | None, split: str, workers: int | None = None) -> LabelledImages:

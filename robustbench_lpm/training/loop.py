@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.randomness import Addresses, Purpose, isolated_globals, key
+from robustbench_lpm.randomness import Addresses, Purpose, isolated_globals, key, seed_globals
 from robustbench_lpm.registry import cards, weight_files, zoo
 from robustbench_lpm.registry.cards import ModelCard, RecipeCard
 from robustbench_lpm.training import checkpoints, curves
 from robustbench_lpm.training.augmentation import augment
 from robustbench_lpm.training.checkpoints import BEST, CARD, CURVES, Row, Unfinished
-from robustbench_lpm.training.devices import share, start, sums, together
+from robustbench_lpm.training.devices import Totals, noise_on, share, start, sums, together
 from robustbench_lpm.training.examples import Labelled, LabelledImages, load_split, shuffled_batches
 from robustbench_lpm.training.objectives import (
     Objective,
@@ -43,6 +43,7 @@ from robustbench_lpm.versions import OURS, versions_of
 Watch = Callable[[float, Row | None], None]
 Tell = Callable[[str], None]  # called with a line for the reader
 Load = Callable[[str], LabelledImages]  # given "train", "validation" or "test"
+CHECK_EVERY = 50  # steps: so often it is read whether the loss is finite, which waits for the device
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class _Step(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, noise: Noise, positions: list[int], epoch: int) -> Terms:
         """The terms of the objective. positions: of the images in the training split."""
         addresses = Addresses.of(self.seed, positions, "objective", epoch)
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.mixed):
+        with _precision(images.device, self.mixed):
             return self.objective(self.classifier, TrainingBatch(images, labels, noise, addresses))
 
 
@@ -160,7 +161,7 @@ class _Training:
         self.unfinished: Unfinished = (0, {}, 0.0)
         self.board: Any = None
         self._drawn = time.perf_counter()
-        self.images, self.validation = load("train"), load("validation")
+        self.images, self.validation = (load(split).on(fabric.device) for split in ("train", "validation"))
         self.batches = -(-len(self.images) // plan.recipe.batch_size)
         with isolated_globals(key(plan.seed, "initialise")):
             self.network = zoo.build(plan.card, trust=plan.trust)
@@ -172,7 +173,8 @@ class _Training:
             keep_exact_parts(self.network)
         entry = cards.resolve(plan.recipe.objective, plan.recipe.path, trust=plan.trust)
         self.objective = bind(entry, plan.recipe.parameters, plan.recipe.path)
-        self.optimiser = make_optimiser(self.network, plan.recipe)
+        self.fused = fabric.device.type == "cuda"
+        self.optimiser = make_optimiser(self.network, plan.recipe, fused=self.fused)
         self.schedule = make_schedule(self.optimiser, plan.recipe, plan.recipe.epochs * self.batches)
         # On the device; self.optimiser stays the plain one.
         step = _Step(self.classifier, self.objective, seed=plan.seed, mixed=self.mixed)
@@ -201,6 +203,8 @@ class _Training:
         """Restore the state in last.ckpt. Raises LpmbenchError if it is of another plan."""
         content = checkpoints.load_last(self.out, self.plan.identity())
         self.rows, self.unfinished = content["rows"], content["unfinished"]
+        for group in content["optimiser"]["param_groups"]:
+            group["fused"] = self.fused or None  # as on this device, not on that which it was saved on
         for name, part in self._states().items():
             part.load_state_dict(content[name])
 
@@ -228,7 +232,7 @@ class _Training:
             self.network.sigma = self.sigma  # the model's own settings, not those of the training
         plan, device = self.plan, self.fabric.device
         asked = (plan.seed, device, plan.recipe.validation, self.fabric)
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.mixed):  # as in training
+        with _precision(device, self.mixed):  # as in training
             return validate(self.classifier, self.objective, self.validation, *asked)
 
     def _enter(self, row: Row) -> None:
@@ -263,27 +267,36 @@ class _Training:
         Returns the terms of the objective, averaged over images, and the seconds that the whole epoch took.
         """
         self.step.train()
-        first, totals, spent = self.unfinished
-        totals, begun, saved = dict(totals), time.perf_counter() - spent, time.perf_counter()
+        first, before, spent = self.unfinished
+        begun, saved = time.perf_counter() - spent, time.perf_counter()
+        # What was saved is of all processes, so one of them starts from it.
+        totals, sums_of_all = Totals(before if self.leads else {}), before
         batches = shuffled_batches(len(self.images), self.plan.recipe.batch_size, self.plan.seed, epoch)
-        stream = self.images.stream([share(self.fabric, batch) for batch in batches[first:]])
-        for number in range(first, len(batches)):
-            positions = batches[number]
-            found = together(self.fabric, lambda: next(stream))
-            # Dropout and similar layers draw from the global generators: each step seeds them.
-            with isolated_globals(key(self.plan.seed, "step", epoch, number, *self._rank)):
-                terms = self._train_batch(epoch, number, positions, found)
-            mine = {name: float(value) * len(found[1]) for name, value in terms.items()}
-            for name, value in sums(self.fabric, mine).items():
-                totals[name] = totals.get(name, 0.0) + value
-            _check_finite(totals["loss"], epoch, self.out)
-            done = number + 1
-            progress(epoch - 1 + done / len(batches), None)
-            if time.perf_counter() - saved > self.save_every and done < len(batches):
-                self.unfinished = (done, dict(totals), time.perf_counter() - begun)
-                self.save()
-                saved = time.perf_counter()
-        return {name: total / len(self.images) for name, total in totals.items()}, time.perf_counter() - begun
+        stream = self.images.stream([share(self.fabric, batch) for batch in batches[first:]], self.fabric.device)
+        with isolated_globals(0):
+            for number in range(first, len(batches)):
+                found = next(stream) if self.images.kept is not None else together(self.fabric, lambda: next(stream))
+                # Dropout and similar layers draw from the global generators.
+                seed_globals(key(self.plan.seed, "step", epoch, number, *self._rank))
+                for name, value in self._train_batch(epoch, number, batches[number], found).items():
+                    totals.add(name, value, len(found[1]))
+                done = number + 1
+                due = self._due(saved) and done < len(batches)
+                if due or done % CHECK_EVERY == 0 or done == len(batches):
+                    sums_of_all = sums(self.fabric, totals.read())
+                    _check_finite(sums_of_all["loss"], epoch, self.out)
+                progress(epoch - 1 + done / len(batches), None)
+                if due:
+                    self.unfinished = (done, sums_of_all, time.perf_counter() - begun)
+                    self.save()
+                    saved = time.perf_counter()
+        return {name: total / len(self.images) for name, total in sums_of_all.items()}, time.perf_counter() - begun
+
+    def _due(self, saved: float) -> bool:
+        """Whether a process finds that the last save is save_every ago."""
+        if self.save_every == math.inf:
+            return False
+        return sums(self.fabric, {"late": float(time.perf_counter() - saved > self.save_every)})["late"] > 0
 
     def _train_batch(self, epoch: int, number: int, positions: list[int], found: Labelled) -> Terms:
         """One step of the optimiser."""
@@ -291,9 +304,9 @@ class _Training:
         # The weight of this process's mean loss, so that the mean over processes is that of the batch.
         weight = len(found[1]) * self.fabric.world_size / len(positions)
         positions = share(self.fabric, positions)
-        images, labels = (self.fabric.to_device(tensor) for tensor in found)
+        images, labels = found
         images = augment(images, recipe.augmentation, Addresses.of(seed, positions, "augment", epoch))
-        noise = self._noise(epoch, number, positions)
+        noise = noise_on(images.device, self._noise(epoch, number, positions))
         terms: Terms = self.step(images, labels, noise, positions, epoch)
         self.stepper.zero_grad()
         self.fabric.backward(terms["loss"] * weight if weight != 1 else terms["loss"])
@@ -324,7 +337,7 @@ class _Training:
         accuracy: dict[str, float] = {}
         purposes: dict[str, Purpose] = {"validation": "validate", "test": "clean"}
         for split, purpose in purposes.items():
-            images = self.validation if split == "validation" else self.load(split)
+            images = self.validation if split == "validation" else self.load(split).on(self.fabric.device)
             shares = final_accuracy(self.classifier, images, plan.seed, purpose, self.fabric.device, self.fabric)
             accuracy |= {f"{split}{suffix}": value for suffix, value in shares.items()}
         seconds = sum(row["seconds"] for row in self.rows) + time.perf_counter() - started
@@ -352,6 +365,10 @@ def best_epoch(rows: list[Row]) -> int:
     validated = [row for row in rows if "validation_accuracy" in row]
     scores = [(row["validation_accuracy"], -row["validation_classification"]) for row in validated]
     return int(validated[scores.index(max(scores))]["epoch"]) if validated else 0
+
+
+def _precision(device: torch.device, mixed: bool) -> AbstractContextManager[None]:
+    return torch.autocast(device.type, torch.bfloat16) if mixed else nullcontext()
 
 
 @contextmanager

@@ -202,7 +202,8 @@ def policy_loss(means: Tensor, fixations: Tensor, sigma: float, advantages: Tens
     means, fixations: (T-1, B, 2), the second being what was drawn around the first. advantages: (T-1, B).
     """
     # Unchecked, so that a diverged network ends in a loss of NaN, which training reports in one line.
-    density = Normal(means, sigma, validate_args=False).log_prob(fixations.detach()).sum(2)
+    # Its sigma is a tensor that is made on the device: a number would be copied there, which waits.
+    density = Normal(means, means.new_full((), sigma), validate_args=False).log_prob(fixations.detach()).sum(2)
     return -(density * advantages.detach()).sum(0).mean()
 
 
@@ -210,8 +211,11 @@ def _accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (logits.argmax(1) == labels).float().mean()
 
 
-def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:
-    """The optimiser, with each group at its own rate: recipe.groups where it names one, else the learning rate."""
+def make_optimiser(network: nn.Module, recipe: RecipeCard, *, fused: bool = False) -> Optimizer:
+    """The optimiser, with each group at its own rate: recipe.groups where it names one, else the learning rate.
+
+    fused: one kernel for all parameters, which a GPU runs faster.
+    """
     grouping = offered(network, "parameter_groups")
     found: dict[str, list[nn.Parameter]] = grouping() if grouping else {"all": list(network.parameters())}
     for name in recipe.groups:
@@ -224,9 +228,9 @@ def make_optimiser(network: nn.Module, recipe: RecipeCard) -> Optimizer:
     if missing := set(network.parameters()).difference(*found.values()):  # they would never be trained
         raise LpmbenchError(f"parameter_groups() of {type(network).__name__} leaves out {len(missing)} parameter(s).")
     if recipe.optimiser == "sgd":
-        return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay)
+        return torch.optim.SGD(groups, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused or None)
     kind = torch.optim.AdamW if recipe.optimiser == "adamw" else torch.optim.Adam
-    return kind(groups, weight_decay=recipe.weight_decay)
+    return kind(groups, weight_decay=recipe.weight_decay, fused=fused or None)
 
 
 def make_schedule(optimiser: Optimizer, recipe: RecipeCard, steps: int) -> LRScheduler:

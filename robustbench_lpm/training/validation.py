@@ -12,7 +12,7 @@ from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.recurrent_attention import Policy, RecurrentAttention
 from robustbench_lpm.randomness import Addresses, Purpose
 from robustbench_lpm.registry.cards import Validation
-from robustbench_lpm.training.devices import share, sums
+from robustbench_lpm.training.devices import Totals, noise_on, share, sums
 from robustbench_lpm.training.examples import LabelledImages
 from robustbench_lpm.training.objectives import Objective, TrainingBatch
 
@@ -44,43 +44,39 @@ def validate(
     count = min(settings.limit or len(images), len(images))
     draws = settings.draws if classifier.stochastic else 1
     policies = CONTROLS if settings.controls and isinstance(classifier.network, RecurrentAttention) else ()
-    totals: dict[str, float] = {}
+    totals = Totals({})
     for indices, pixels, labels in _chunks(images, device, fabric, count):
         logits: Tensor | None = None
         for draw in range(draws):
             terms = objective(classifier, _keyed(classifier, indices, pixels, labels, seed, draw))
             answers = terms.pop("logits", None)
             for name, value in terms.items():
-                _add(totals, name, float(value) * len(indices) / draws)
+                totals.add(name, value, len(indices) / draws)
             if answers is not None:
                 logits = answers if logits is None else logits + answers
         if logits is not None and draws > 1:
-            _add(totals, f"accuracy_m{draws}", int((logits.argmax(1) == labels).sum()))
+            totals.add(f"accuracy_m{draws}", (logits.argmax(1) == labels).sum(dtype=torch.float32))
         for policy in policies:
             batch = _keyed(classifier, indices, pixels, labels, seed, 0)
-            _add(totals, f"accuracy_{policy}", _right_under(classifier, policy, batch))
-    whole = sums(fabric, totals)
+            totals.add(f"accuracy_{policy}", _right_under(classifier, policy, batch))
+    whole = sums(fabric, totals.read())
     return {name: total / count for name, total in whole.items()}
-
-
-def _add(totals: dict[str, float], name: str, value: float) -> None:
-    totals[name] = totals.get(name, 0.0) + value
 
 
 def _keyed(
     classifier: Classifier, indices: list[int], pixels: Tensor, labels: Tensor, seed: int, draw: int
 ) -> TrainingBatch:
-    noise = classifier.sample_noise(Addresses.of(seed, indices, "validate", draw))
+    noise = noise_on(pixels.device, classifier.sample_noise(Addresses.of(seed, indices, "validate", draw)))
     return TrainingBatch(pixels, labels, noise, Addresses.of(seed, indices, "objective", draw, stream="validate"))
 
 
-def _right_under(classifier: Classifier, policy: Policy, batch: TrainingBatch) -> int:
+def _right_under(classifier: Classifier, policy: Policy, batch: TrainingBatch) -> Tensor:
     """The number of right answers under another policy, with the same weights."""
     network = classifier.network
     assert isinstance(network, RecurrentAttention)
     learned, network.policy = network.policy, policy
     try:
-        return int((classifier(batch.images, batch.noise).argmax(1) == batch.labels).sum())
+        return (classifier(batch.images, batch.noise).argmax(1) == batch.labels).sum(dtype=torch.float32)
     finally:
         network.policy = learned
 
@@ -100,16 +96,16 @@ def final_accuracy(
     """
     classifier.eval()
     draws = FINAL_DRAWS if classifier.stochastic else 1
-    right = {"single": 0.0, "averaged": 0.0}
+    right = Totals({})
     for indices, pixels, labels in _chunks(images, device, fabric):
         logits = []
         for draw in range(draws):
-            noise = classifier.sample_noise(Addresses.of(seed, indices, purpose, draw))
+            noise = noise_on(device, classifier.sample_noise(Addresses.of(seed, indices, purpose, draw)))
             logits.append(classifier(pixels, noise).float())
         answers = torch.stack(logits)
-        right["single"] += int((answers.argmax(2) == labels).sum())
-        right["averaged"] += int((answers.mean(0).argmax(1) == labels).sum())
-    whole = sums(fabric, right)
+        right.add("single", (answers.argmax(2) == labels).sum(dtype=torch.float32))
+        right.add("averaged", (answers.mean(0).argmax(1) == labels).sum(dtype=torch.float32))
+    whole = sums(fabric, right.read())
     share = whole["single"] / (draws * len(images))
     return {"_m1": share, "_m10": whole["averaged"] / len(images)} if classifier.stochastic else {"": share}
 
@@ -123,5 +119,5 @@ def _chunks(
     step = max(1, min(most, CHUNK_BYTES // (4 * images.shape.numel())))
     chunks = [list(range(start, min(start + step, end))) for start in range(0, end, step)]
     chunks = share(fabric, chunks)
-    for indices, (pixels, labels) in zip(chunks, images.stream(chunks), strict=True):
-        yield indices, pixels.to(device), labels.to(device)
+    for indices, (pixels, labels) in zip(chunks, images.stream(chunks, device), strict=True):
+        yield indices, pixels, labels
