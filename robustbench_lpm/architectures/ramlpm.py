@@ -68,9 +68,41 @@ class GlimpseCnn(nn.Module):
                 height, width = height // pool[0], width // pool[1]
         return self.layers[-1][0] * height * width
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """Maps (B, C, H, W) -> features (B, F)."""
-        return self.blocks(maps).flatten(1)
+    def forward(self, maps: Tensor, glimpses: int = 1) -> Tensor:
+        """Maps (B, C, H, W) -> features (B, F). glimpses: see `per_glimpse`."""
+        return per_glimpse(self.blocks, maps, glimpses).flatten(1)
+
+
+def per_glimpse(layer: nn.Module, inputs: Tensor, glimpses: int) -> Tensor:
+    """A layer, or a chain of them, on inputs (B · T, ...), of which those of one image follow each other.
+
+    In training every batch norm normalises each glimpse by its own statistics, as T calls would.
+    """
+    if isinstance(layer, nn.Sequential):
+        for part in layer:
+            inputs = per_glimpse(part, inputs, glimpses)
+        return inputs
+    grouped = glimpses > 1 and layer.training and isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
+    return _norm_of_each(layer, inputs, glimpses) if grouped else layer(inputs)
+
+
+def _norm_of_each(norm: Any, inputs: Tensor, glimpses: int) -> Tensor:
+    """A batch norm in training on inputs (B · T, C, ...), as one of T · C channels; without a copy of contiguous ones.
+
+    The running statistics become those of T calls: r <- (1 - m)^T r + m sum_t (1 - m)^(T-1-t) found_t.
+    """
+    grouped = inputs.unflatten(0, (-1, glimpses)).flatten(1, 2)
+    found = norm.running_mean.new_zeros(2, glimpses * norm.num_features)  # means and variances
+    weight, bias = norm.weight.repeat(glimpses), norm.bias.repeat(glimpses)
+    grouped = F.batch_norm(grouped, found[0], found[1], weight, bias, training=True, momentum=1.0, eps=norm.eps)
+    with torch.no_grad():
+        kept = 1 - norm.momentum
+        shares = torch.pow(kept, torch.arange(glimpses - 1, -1, -1, dtype=found.dtype, device=found.device))
+        recent = (found.unflatten(1, (glimpses, -1)) * shares[:, None]).sum(1)
+        for running, part in zip((norm.running_mean, norm.running_var), recent, strict=True):
+            running.mul_(kept**glimpses).add_(part, alpha=norm.momentum)
+        norm.num_batches_tracked += glimpses
+    return grouped.unflatten(1, (glimpses, -1)).flatten(0, 1)
 
 
 class RamLpm(RecurrentAttention):
@@ -157,22 +189,27 @@ class RamLpm(RecurrentAttention):
         state = self.where_rnn(torch.cat([self.where_cnn(glimpse), fixations], dim=1), state)
         return self.locator(self.where_norm(state[0])), state
 
-    def _answer(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _answer(self, hidden: Tensor, glimpses: int = 1) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and the baseline (B,) from the output of the what path's LSTM, (B, hidden)."""
-        features = self.what_norm(hidden)
-        return self.head(features), F.relu(self.baseline(features.detach())).squeeze(1)
+        features = per_glimpse(self.what_norm, hidden, glimpses)
+        return per_glimpse(self.head, features, glimpses), F.relu(self.baseline(features.detach())).squeeze(1)
 
     def look(
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
     ) -> Trajectory:
         """As many glimpses as the noise has numbers for; the what path reads all together (see `forward`)."""
-        if self.training:  # batch statistics belong to one glimpse
+        # A CPU trains faster on one glimpse at a time: its maps fit into the caches, and keep their layout.
+        if self.training and images.device.type == "cpu":
             return super().look(images, noise, gradient_mode=gradient_mode)
         noise = self.noise_for(images, noise)
         means, fixations, glimpses = self._scan(images, noise, gradient_mode)
-        answers = [self._answer(hidden) for hidden in self._recognise(glimpses, torch.stack(fixations))]
-        logits, baselines = (torch.stack(column) for column in zip(*answers, strict=True))
-        return Trajectory(logits, torch.stack(means), torch.stack(fixations), baselines)
+        places = torch.stack(fixations)
+        if self.training:
+            logits, baselines = self._learn(glimpses, places)
+        else:
+            answers = [self._answer(hidden) for hidden in self._recognise(glimpses, places)]
+            logits, baselines = (torch.stack(column) for column in zip(*answers, strict=True))
+        return Trajectory(logits, torch.stack(means), places, baselines)
 
     def forward(
         self, images: Tensor, noise: dict[str, Tensor] | None = None, *, gradient_mode: str = "detached"
@@ -219,6 +256,18 @@ class RamLpm(RecurrentAttention):
             state = self.what_rnn(seen, state)
             known.append(state[0])
         return known
+
+    def _learn(self, glimpses: Sequence[Tensor], fixations: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (T, runs, K) and baselines (T, runs) of the what path in training; fixations are (T, runs, 2)."""
+        steps, runs, _ = fixations.shape
+        maps = torch.stack(list(glimpses), dim=1).flatten(0, 1)
+        features = self.what_cnn(maps, steps).unflatten(0, (runs, steps))
+        state, known = _blank(maps, runs, self.what_rnn), []
+        for seen in torch.cat([features, fixations.transpose(0, 1)], dim=2).unbind(1):
+            state = self.what_rnn(seen, state)
+            known.append(state[0])
+        logits, baselines = self._answer(torch.stack(known, dim=1).flatten(0, 1), steps)
+        return logits.unflatten(0, (runs, steps)).transpose(0, 1), baselines.unflatten(0, (runs, steps)).T
 
     # Settings of the original authors' checkpoints that differ from our defaults.
     reference_parameters: ClassVar = {"padding": "reference", "where_pooling": "max"}

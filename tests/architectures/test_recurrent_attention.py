@@ -17,10 +17,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo
 from robustbench_lpm.architectures.ram import Ram
 from robustbench_lpm.architectures.ramlpm import RamLpm
-from robustbench_lpm.architectures.recurrent_attention import GRADIENT_MODES, Glance, Policy, RecurrentAttention
+from robustbench_lpm.architectures.recurrent_attention import (
+    GRADIENT_MODES,
+    Glance,
+    Policy,
+    RecurrentAttention,
+    Trajectory,
+)
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards, zoo
+from tests.waits import DEVICE, counted
 
 TOLERANCE = 1e-12
 Build = Callable[..., RecurrentAttention]
@@ -492,3 +499,40 @@ def test_the_score_function_gives_the_gradient_of_the_expected_loss(draws: int, 
         assert abs(float(slopes[mode].mean()) - true) < 4 * error, mode
         assert error < 0.1 * (true - 1)  # far too small to confuse it with the detached one
     torch.testing.assert_close(slopes["detached"], torch.ones(copies, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mode", GRADIENT_MODES)
+@pytest.mark.parametrize("build", [ramlpm, ramlpm_with_mlp, rectangular])
+def test_glimpses_that_are_trained_together_are_those_of_the_loop(build: Build, mode: str) -> None:
+    """On an accelerator one batch of the what path holds all glimpses; each keeps its own batch statistics."""
+    alone = made(build).train()
+    together = copy.deepcopy(alone)
+    noise = noise_for(alone, range(5))
+
+    def loss(found: Trajectory) -> Tensor:
+        weights = torch.linspace(-1, 1, 4, dtype=torch.float64, device=found.logits.device)
+        value = (found.logits.log_softmax(2)[..., 0] + found.baselines).mean(1) @ weights
+        return value + found.means[..., 0].square().mean() + found.fixations.prod(2).mean()
+
+    by_loop = alone.look(images(), noise, gradient_mode=mode)
+    loss(by_loop).backward()
+    with counted() as waits:
+        together.to(DEVICE)
+        there = {source: values.to(DEVICE) for source, values in noise.items()}
+        seen = images().to(DEVICE)
+        waits.counts.clear()
+        at_once = together.look(seen, there, gradient_mode=mode)
+        loss(at_once).backward()
+        assert waits.total == 0, waits.places
+        found = {part: getattr(at_once, part).cpu() for part in ("logits", "means", "fixations", "baselines")}
+        gradients = {name: parameter.grad.cpu() for name, parameter in together.named_parameters()}
+        buffers = {name: buffer.cpu() for name, buffer in together.named_buffers()}
+    for part, values in found.items():
+        torch.testing.assert_close(values, getattr(by_loop, part), rtol=1e-10, atol=1e-10)
+    for name, parameter in alone.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-10, atol=1e-10)
+        assert parameter.grad is not None
+        assert parameter.grad.abs().max() > 0, name
+    for name, buffer in alone.named_buffers():
+        torch.testing.assert_close(buffers[name], buffer, rtol=1e-10, atol=1e-10)
+        assert not torch.equal(buffer, dict(made(build).named_buffers())[name]), name  # training moved it

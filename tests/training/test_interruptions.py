@@ -142,3 +142,17 @@ def test_a_checkpoint_from_before_a_key_was_added_resumes(
         tiny_train("cnn", "clean", old, {"augmentation": flipping}, resume=True)
     tiny_train("cnn", "clean", old, resume=True)
     assert_same(finished("cnn", "clean"), old)
+
+
+def test_a_checkpoint_of_a_gpu_goes_on_with_this_device_s_optimiser(
+    tiny_train: Trainer, finished: Finished, tmp_path: Path
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        tiny_train("cnn", "clean", tmp_path, progress=stop_at(2))
+    content: dict[str, Any] = last(tmp_path)
+    for group in content["optimiser"]["param_groups"]:
+        group["fused"] = True  # as a GPU trains
+    torch.save(content, tmp_path / "last.ckpt")
+    tiny_train("cnn", "clean", tmp_path, resume=True)
+    assert last(tmp_path)["optimiser"]["param_groups"][0]["fused"] is None
+    assert_same(finished("cnn", "clean"), tmp_path)
