@@ -54,12 +54,15 @@ class LabelledImages:
             return self
         return in_memory(self.kept.to(device), self.labels.to(device), self.notes)
 
-    def take(self, positions: Sequence[int], device: torch.device = CPU) -> Labelled:
+    def take(self, positions: Sequence[int]) -> Labelled:
         """Copies of the images and labels at these positions of the pinned order."""
-        return self._labelled(self.read(positions), positions, device)
+        return self._labelled(self.read(positions), positions, CPU)
 
     def stream(self, batches: Iterable[Sequence[int]], device: torch.device = CPU) -> Iterator[Labelled]:
-        """What `take` gives for each of these batches, in their order. Raises LpmbenchError if a worker ends."""
+        """What `take` gives for each of these batches, in their order, on a device, which need not wait for the copies.
+
+        Raises LpmbenchError if a worker ends.
+        """
         listed = [list(batch) for batch in batches]
         for batch, pixels in zip(listed, self._ahead(listed, device), strict=True):
             yield self._labelled(pixels, batch, device)
