@@ -29,6 +29,7 @@ THROUGH: dict[str, Any] = {"every_glimpse": True, "reward": "following", "throug
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("cnn", "clean", {}),
     ("cnn", "clean", {"augmentation": MOVED, "optimiser": "sgd", "gradient_clip": 1.0, "schedule": "cosine"}),
+    ("cnn", "adversarial", {}),
     ("ramlpm", "reinforce", CALM | {"glimpses": [(0.0, 1), (0.5, 4)], "sigma_start": 0.3}),
     ("ramlpm", "reinforce", CALM | {"parameters": THROUGH}),
 ]
