@@ -25,13 +25,13 @@ from tests.waits import DEVICE, counted
 MOVED = Augmentation(rotate=10, translate=0.3, scale=(0.9, 1.1), keep=0.9, flip=0.5)
 # Adam makes steps of gradients that are zero but for rounding; and large steps are chaotic.
 CALM = {"optimiser": "sgd", "learning_rate": 1e-4}
-THROUGH: dict[str, Any] = {"every_glimpse": True, "reward": "following", "through": "both"}
+EVERYTHING: dict[str, Any] = {"every_glimpse": True, "reward": "following", "through": "both", "entropy_weight": 0.1}
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("cnn", "clean", {}),
     ("cnn", "clean", {"augmentation": MOVED, "optimiser": "sgd", "gradient_clip": 1.0, "schedule": "cosine"}),
     ("cnn", "adversarial", {}),
     ("ramlpm", "reinforce", CALM | {"glimpses": [(0.0, 1), (0.5, 4)], "sigma_start": 0.3}),
-    ("ramlpm", "reinforce", CALM | {"parameters": THROUGH}),
+    ("ramlpm", "reinforce", CALM | {"parameters": EVERYTHING}),
 ]
 
 
