@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from robustbench_lpm.allocator import to_device
 from robustbench_lpm.datasets.preprocessing import as_bytes, as_shares, choose_size, pad_to_square
+from robustbench_lpm.devices import free_memory
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import generator
 from robustbench_lpm.registry import zoo
@@ -117,7 +118,7 @@ def _rows(table: Tensor, positions: Sequence[int]) -> Tensor:
 def _room(device: torch.device) -> float:
     """Bytes that the pixels of a split may take on a device; 0 on the CPU, where they are already."""
     if device.type == "cuda":
-        return min(LARGEST_IN_MEMORY, LARGEST_SHARE * torch.cuda.mem_get_info(device)[0])
+        return min(LARGEST_IN_MEMORY, LARGEST_SHARE * free_memory(str(device)))
     return 0 if device.type == "cpu" else LARGEST_IN_MEMORY
 
 
