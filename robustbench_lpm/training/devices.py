@@ -31,9 +31,10 @@ def start(device: str, devices: int = 1) -> Fabric:
     Several start this very command in as many processes (lightning-fabric's strategy "ddp").
     Raises LpmbenchError for a device that is not there.
     """
-    kind, _, number = resolve_device(device).partition(":")
+    kind, _, number = device.partition(":")
     if number and devices > 1:
         raise LpmbenchError(f"--device {device} is one device; for several of them give the kind, --device {kind}.")
+    kind = resolve_device(device).partition(":")[0]
     # RAM-LPM has parts that some losses leave out, such as a baseline or the where path of a single glimpse.
     strategy = DDPStrategy(find_unused_parameters=True) if devices > 1 else "auto"
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # lightning-fabric prints how it starts processes
