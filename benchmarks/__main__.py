@@ -17,6 +17,8 @@ from benchmarks.driver import Bench, closing
 from benchmarks.groups import GROUPS, groups_for
 from benchmarks.peers import PACKAGES, missing
 from benchmarks.tables import to_rich
+from robustbench_lpm.cli.options import prepare_machine
+from robustbench_lpm.errors import LpmbenchError
 
 console = Console(highlight=False, markup=False)
 if not console.is_terminal:
@@ -44,10 +46,13 @@ def main(
     folder = str(imagenet.resolve()) if imagenet else None
     bench = Bench(small, rounds, threads, device, folder, tell=lambda _: None)
     try:  # before the minutes of measuring, not after
+        prepare_machine(device, None)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.touch()
     except OSError as error:
         raise click.ClickException(f"{out} cannot be written: {error.strerror}") from None
+    except LpmbenchError as error:
+        raise click.ClickException(str(error)) from None
     for name, command in missing().items():
         console.print(f"{name} cannot be imported and is left out: {command}")
     for name in dict.fromkeys(names or groups_for(device)):

@@ -43,6 +43,13 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_p
     assert "lpmbench models" not in ran.output
 
 
+def test_a_device_that_is_not_there_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(main, ["startup", "--device", "cuda:99", "--out", str(tmp_path / "found.json")])
+    assert ran.exit_code == 1
+    assert "cuda:99" in ran.output
+    assert "lpmbench models" not in ran.output
+
+
 def test_an_unknown_group_is_refused() -> None:
     ran = CliRunner().invoke(main, ["sppsa"])
     assert ran.exit_code == 2
