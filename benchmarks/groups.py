@@ -41,8 +41,8 @@ def _pgd(
     bench: Bench, model: str, dataset: str, count: int, eps: float, steps: int, at_once: int | None = None, *,
     untrained: bool = False,
 ) -> Table:  # fmt: skip
-    """at_once: images in one of our batches on a CPU; None on a GPU, where memory is nobody's own. untrained: random
-    weights, whose every answer is wrong, so that an early stop would leave nothing to do."""
+    """at_once: images in one of our batches on a CPU; None on a GPU, where the allocator is torch's for everybody.
+    untrained: random weights, nearly always wrong, so that an early stop would leave nothing to do."""
     subject = _subject(bench, model, dataset, count) | ({"untrained": True} if untrained else {})
     step = 2.5 * eps / steps
     peers = _peers(PGD_PEERS, "pgd", subject, {"eps": eps, "steps": steps, "step_size": step})
