@@ -14,9 +14,11 @@ from rich.console import Console
 from rich.status import Status
 
 from benchmarks.driver import Bench, closing
-from benchmarks.groups import GROUPS
-from benchmarks.peers import PACKAGES
+from benchmarks.groups import GROUPS, groups_for
+from benchmarks.peers import PACKAGES, missing
 from benchmarks.tables import to_rich
+from robustbench_lpm.cli.options import prepare_machine
+from robustbench_lpm.errors import LpmbenchError
 
 console = Console(highlight=False, markup=False)
 if not console.is_terminal:
@@ -32,23 +34,28 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--imagenet", type=FOLDER, help="Photos as the data set imagenet has them; without, views of the panda.")
 @click.option("--out", type=FILE, default=Path("runs/benchmarks.json"), show_default=True)
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="With cuda the default is the group gpu alone.")
 def main(
     names: tuple[str, ...], small: bool, rounds: int, threads: int, imagenet: Path | None, out: Path, device: str
 ) -> None:
-    """Measure the groups NAME (all of them by default) side by side with other libraries. They are described in
-    benchmarks/README.md."""
+    """Measure the groups NAME (by default all that are made for the device) side by side with other libraries. They
+    are described in benchmarks/README.md."""
     settings = {"small": small, "rounds": rounds, "threads": threads, "device": device}
     result: dict[str, Any] = settings | {"photos": "imagenet" if imagenet else "panda", "versions": versions()}
     result |= {"hardware": hardware(), "groups": {}}
     folder = str(imagenet.resolve()) if imagenet else None
     bench = Bench(small, rounds, threads, device, folder, tell=lambda _: None)
     try:  # before the minutes of measuring, not after
+        prepare_machine(device, None)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.touch()
     except OSError as error:
         raise click.ClickException(f"{out} cannot be written: {error.strerror}") from None
-    for name in dict.fromkeys(names or GROUPS):
+    except LpmbenchError as error:
+        raise click.ClickException(str(error)) from None
+    for name, command in missing().items():
+        console.print(f"{name} cannot be imported and is left out: {command}")
+    for name in dict.fromkeys(names or groups_for(device)):
         start, tables = time.perf_counter(), []
         with console.status(name) as status, closing(bench):
             bench.tell = _teller(status, name)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,6 +20,7 @@ DIGITS_AT_ONCE, PHOTOS_AT_ONCE = 64, 8
 PGD_PEERS = ("torchattacks", "adv_lib", "cleverhans", "advertorch", "foolbox", "ART")
 SPSA_PEERS = ("cleverhans", "advertorch", "torchattacks")
 MIB = 2**20
+PEAK = {"peak_mib": "peak, MiB"}  # of the GPU's memory
 
 
 def pgd(bench: Bench) -> Iterator[Table]:
@@ -35,19 +37,31 @@ def pgd_fragile(bench: Bench) -> Iterator[Table]:
     yield _pgd(bench, "resnet18", "digits", 8 if bench.small else 64, DIGITS_EPS, 40, DIGITS_AT_ONCE)
 
 
-def _pgd(bench: Bench, model: str, dataset: str, count: int, eps: float, steps: int, at_once: int) -> Table:
-    subject = _subject(bench, model, dataset, count)
+def _pgd(
+    bench: Bench, model: str, dataset: str, count: int, eps: float, steps: int, at_once: int | None = None, *,
+    untrained: bool = False,
+) -> Table:  # fmt: skip
+    """at_once: images in one of our batches on a CPU; None on a GPU, where the allocator is torch's for everybody.
+    untrained: random weights, nearly always wrong, so that an early stop would leave nothing to do."""
+    subject = _subject(bench, model, dataset, count) | ({"untrained": True} if untrained else {})
     step = 2.5 * eps / steps
     peers = _peers(PGD_PEERS, "pgd", subject, {"eps": eps, "steps": steps, "step_size": step})
     every: dict[str, Any] = {"steps": steps, "step_size": step, "early_stop": False}
     own = [
-        *_own("pgd", subject, eps, every | {"early_stop": True}),
+        *([] if untrained else _own("pgd", subject, eps, every | {"early_stop": True})),
         *_own("pgd", subject, eps, every, suffix=", no early stop"),
     ]
     alone = Contestant("the passes of that alone", "ours", "floor", "passes", subject | {"steps": steps})
-    batch = at_once if count > at_once else None
-    rows = interleave(bench, [*peers, *own, alone], lambda seen: fastest_peer_in_our_memory(seen, batch=batch))
-    table = Table(f"PGD-{steps}, {model}, {count} images of {dataset}, eps {_eps(eps)}", "images", rows)
+    batch = at_once if at_once is not None and count > at_once else None
+
+    def late(seen: list[Row]) -> list[Contestant]:
+        return [] if at_once is None else fastest_peer_in_our_memory(seen, batch=batch)
+
+    rows = interleave(bench, [*peers, *own, alone], late)
+    title = f"PGD-{steps}, {model}, {count} images of {dataset}, eps {_eps(eps)}"
+    table = Table(title, "images", rows, columns=PEAK if at_once is None else {})
+    if untrained:
+        table.notes.append("random weights: only its speed means anything")
     named = {row.contestant.name: row for row in rows}
     over = _overhead(named["ours, float32, no early stop"], named[alone.name])
     if over is not None:
@@ -72,17 +86,24 @@ def spsa(bench: Bench) -> Iterator[Table]:
 
 
 def _spsa(
-    bench: Bench, model: str, dataset: str, count: int, eps: float, iterations: int, pairs: int, at_once: int
-) -> Table:
+    bench: Bench, model: str, dataset: str, count: int, eps: float, iterations: int, pairs: int,
+    at_once: int | None = None,
+) -> Table:  # fmt: skip
+    """at_once: versions of an image in one of our batches on a CPU; None on a GPU."""
     subject = _subject(bench, model, dataset, count)
     budget = {"eps": eps, "steps": iterations, "pairs": pairs}
     peers = _peers(SPSA_PEERS, "spsa", subject, budget)
+    own = _own("spsa", subject, eps, {"iterations": iterations, "pairs": pairs, "early_stop": False})
+    title = f"SPSA, {model}, {count} image{'s' * (count > 1)} of {dataset}, {iterations} x {pairs} pairs"
+    if at_once is None:
+        each = {"each": 2 * iterations * pairs}
+        alone = Contestant("the queries of that alone", "ours", "floor", "queries", subject | each)
+        return Table(title, "evaluations", interleave(bench, [*peers, *own, alone]), columns=PEAK)
     # Its best setting: as many queries at once as we make.
     small_batches = Contestant(
         f"torchattacks, max_batch_size={at_once}", "system", "tuned peer", "peer",
         subject | {"attack": "spsa", "peer": "torchattacks", "budget": budget | {"at_once": at_once}},
     )  # fmt: skip
-    own = _own("spsa", subject, eps, {"iterations": iterations, "pairs": pairs, "early_stop": False})
 
     def late(seen: list[Row]) -> list[Contestant]:
         best = small_batches
@@ -91,9 +112,7 @@ def _spsa(
             Contestant(f"{best.name}, with our memory", "ours", "peer in our memory", best.job, best.parameters),
         ]
 
-    rows = interleave(bench, [*peers, small_batches, *own], late)
-    title = f"SPSA, {model}, {count} image{'s' * (count > 1)} of {dataset}, {iterations} x {pairs} pairs"
-    return Table(title, "evaluations", rows)
+    return Table(title, "evaluations", interleave(bench, [*peers, small_batches, *own], late))
 
 
 def _strength(bench: Bench) -> Table:
@@ -268,6 +287,65 @@ def startup(bench: Bench) -> Iterator[Table]:
     yield Table("Start-up", None, list(rows.values()))
 
 
+def gpu(bench: Bench) -> Iterator[Table]:
+    """What a GPU is for: many images, networks of ImageNet, and trainings, each beside its passes alone."""
+    small = bench.small
+    digits, photos, drawn = (8, 1, 4) if small else (500, 128, 100)
+    tables: list[Callable[[], Table]] = [
+        lambda: _pgd(bench, "cnn", "digits", digits, DIGITS_EPS, 20),
+        lambda: _pgd(bench, "resnet18", "digits", digits, DIGITS_EPS, 20),
+        lambda: _eot_pgd(bench, "ramlpm", drawn, 10, 5),
+        lambda: _pgd(bench, "resnet50-imagenet", "noise", photos, PHOTO_EPS, 10, untrained=True),
+        lambda: _pgd(bench, "vit-b-16-imagenet", "noise", photos, PHOTO_EPS, 10, untrained=True),
+        lambda: _spsa(bench, "cnn", "digits", *((4, DIGITS_EPS, 1) if small else (200, DIGITS_EPS, 4)), 128),
+        *(
+            partial(_training, bench, model, side, 2 if small else batch)
+            for model, side, batch in (
+                ("ramlpm-imagenet", 512, 64), ("ramlpm-imagenet", 512, 256), ("resnet18-cifar10", 32, 256),
+            )
+        ),
+    ]  # fmt: skip
+    for table in tables:
+        yield table()
+        bench.close()  # the next one finds the GPU's memory empty
+
+
+def _eot_pgd(bench: Bench, model: str, count: int, steps: int, draws: int) -> Table:
+    """PGD on a stochastic model, its gradient averaged over draws of noise and detached from the fixations."""
+    subject = _subject(bench, model, "digits", count)
+    step = 2.5 * DIGITS_EPS / steps
+    budget = {"eps": DIGITS_EPS, "steps": steps, "step_size": step, "draws": draws}
+    parameters = {"steps": steps, "step_size": step, "eot": draws, "early_stop": False}
+    glimpsing = subject | {"gradient_mode": "detached"}
+    alone = Contestant(
+        "the passes of that alone", "ours", "floor", "passes", glimpsing | {"steps": steps, "draws": draws}
+    )
+    rows = interleave(
+        bench,
+        [
+            *_peers(("torchattacks",), "eot-pgd", subject, budget),
+            *_own("pgd", glimpsing, DIGITS_EPS, parameters),
+            alone,
+        ],
+    )
+    title = f"PGD-{steps} x {draws} draws, {model}, {count} images of digits, eps {_eps(DIGITS_EPS)}"
+    return Table(title, "images", rows, notes=["accuracy left: on one draw"], columns=PEAK)
+
+
+def _training(bench: Bench, model: str, side: int, batch: int) -> Table:
+    """Steps of the model's own recipe, data in memory: with augmentation, noise, optimiser and transfers."""
+    steps = 1 if bench.small else 10
+    setting: dict[str, Any] = {"model": model, "side": side, "batch": batch, "steps": steps}
+    contestants = []
+    for name, precision in (("float32", "32-true"), ("bfloat16", "bf16-mixed")):
+        given = setting | {"precision": precision}
+        alone = Contestant(f"the passes of that alone, {name}", "ours", "floor", "training", given | {"bare": True})
+        ours = Contestant(f"ours, {name}", "ours", "ours", "training", given, against=alone.name)
+        contestants += [ours, alone]
+    title = f"Training, {model}, {side} px, {steps} step{'s' * (steps > 1)} of {batch} images"
+    return Table(title, "images", interleave(bench, contestants), images=batch * steps, columns=PEAK)
+
+
 GROUPS: dict[str, Callable[[Bench], Iterator[Table]]] = {
     "pgd": pgd,
     "pgd-fragile": pgd_fragile,
@@ -277,7 +355,13 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Table]]] = {
     "precision": precision,
     "memory": memory,
     "startup": startup,
+    "gpu": gpu,
 }
+
+
+def groups_for(device: str) -> list[str]:
+    """The groups that are measured where none is named."""
+    return [name for name in GROUPS if (name == "gpu") == device.startswith("cuda")]
 
 
 def _photos(bench: Bench) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,8 +24,15 @@ from robustbench_lpm.attacks.spsa import estimate
 from robustbench_lpm.options import Precision
 from robustbench_lpm.randomness import Addresses, generator
 from robustbench_lpm.records.runs import RunRecord
+from robustbench_lpm.registry import cards
+from robustbench_lpm.training.devices import start
+from robustbench_lpm.training.examples import in_memory
+from robustbench_lpm.training.loop import _Training
+from robustbench_lpm.training.plans import make_plan
 
 Facts = dict[str, float]
+TrainingPrecision = Literal["32-true", "bf16-mixed"]
+MANY = 10_000  # epochs of which one is timed again and again: a schedule must not end
 AT_ONCE = 64  # images that are graded together
 
 
@@ -53,10 +60,11 @@ def peer(
     budget: dict[str, Any],
     folder: str | None = None,
     long: bool = False,
+    untrained: bool = False,
     batch: int | None = None,
 ) -> Job:
     """Another library's attack. long: warm up with a pass each way. batch: hand over so many images at a time."""
-    classifier = place.model(model).classifier
+    classifier = place.model(model, untrained=untrained).classifier
     images, labels = images_of(data(dataset, folder), count, place.device)
     function, limits, counter = PEERS[attack][peer], Budget(**budget), Counter([classifier])
 
@@ -84,13 +92,15 @@ def own(
     parameters: dict[str, Any],
     folder: str | None = None,
     long: bool = False,
+    untrained: bool = False,
+    gradient_mode: str | None = None,
 ) -> Job:
     """Our attack. long: warm up with a pass each way."""
     _check_that_it_pays(place, precision)
     source = data(dataset, folder)
     plan = ours.plan_for(
-        place.model(model), attack, source, eps=eps, count=count, precision=precision, device=place.device,
-        parameters=parameters,
+        place.model(model, untrained=untrained), attack, source, eps=eps, count=count, precision=precision,
+        device=place.device, parameters=parameters, gradient_mode=gradient_mode,
     )  # fmt: skip
     blocks, (images, labels) = ours.batches(plan), images_of(source, count, place.device)
     counter = Counter([plan.classifier, *([plan.quick] if plan.quick is not None else [])])
@@ -106,14 +116,37 @@ def own(
     return Job(work, facts, (lambda: _pass_each_way(plan.classifier, images)) if long else None)
 
 
-def passes(place: Place, *, model: str, dataset: str, count: int, steps: int, folder: str | None = None) -> Job:
+def passes(
+    place: Place, *, model: str, dataset: str, count: int, steps: int, draws: int = 1, folder: str | None = None,
+    untrained: bool = False, gradient_mode: str | None = None,
+) -> Job:  # fmt: skip
     """The passes that our PGD makes, alone."""
     plan = ours.plan_for(
-        place.model(model), "pgd", data(dataset, folder), eps=0.1, count=count, precision="float32",
-        device=place.device, parameters={},
+        place.model(model, untrained=untrained), "pgd", data(dataset, folder), eps=0.1, count=count,
+        precision="float32", device=place.device, parameters={}, gradient_mode=gradient_mode,
     )  # fmt: skip
-    blocks = ours.batches(plan)
-    return Job(lambda: ours.passes(plan, blocks, steps))
+    blocks, counter = ours.batches(plan), Counter([plan.classifier])
+
+    def work() -> None:
+        with counter.counting():
+            ours.passes(plan, blocks, steps, draws)
+
+    return Job(work, lambda _: counter.facts() | {"images": count})
+
+
+def queries(place: Place, *, model: str, dataset: str, count: int, each: int) -> Job:
+    """The forward passes of so many queries of each image, alone."""
+    plan = ours.plan_for(
+        place.model(model), "spsa", data(dataset), eps=0.1, count=count, precision="float32", device=place.device,
+        parameters={},
+    )  # fmt: skip
+    blocks, counter = ours.batches(plan), Counter([plan.classifier])
+
+    def work() -> None:
+        with counter.counting():
+            ours.queries(plan, blocks, each)
+
+    return Job(work, lambda _: counter.facts())
 
 
 def agreement(
@@ -225,13 +258,46 @@ def glimpsing(
     return Job(work, lambda found: {"mean_size_of_result": float(found.float().abs().mean())})
 
 
+def training(
+    place: Place, *, model: str, side: int, batch: int, steps: int, precision: TrainingPrecision, bare: bool = False
+) -> Job:
+    """So many steps of a model's own recipe on random images; bare: only their passes, forward and back."""
+    card = cards.model(model)
+    recipe = cards.recipe(str(card.recipe))
+    changed = recipe.model_copy(update={"batch_size": batch, "precision": precision, "epochs": MANY})
+    changed._path = recipe.path
+    plan = make_plan(model, recipe=changed, dataset=None, epochs=None, seed=0, command=None, trust=False)
+    pixels = torch.randint(256, (batch * steps, card.input.channels, side, side), dtype=torch.uint8)
+    images = in_memory(pixels, torch.arange(len(pixels)) % card.classes)
+    # Nothing is written: that happens between epochs.
+    trained = _Training(plan, Path("unused"), start(place.device), lambda _: images, None)
+    positions = list(range(batch))
+    found, labels = (trained.fabric.to_device(tensor) for tensor in images.take(positions))
+    noise = trained.fabric.to_device(trained._noise(1, 0, positions))
+
+    def epoch() -> float:
+        return trained._train_epoch(1, lambda *_: None)[0]["loss"]
+
+    def passes() -> float:
+        trained.step.train()
+        for _ in range(steps):
+            trained.stepper.zero_grad()
+            loss = trained.step(found, labels, noise, positions, 1)["loss"]
+            trained.fabric.backward(loss)
+        return float(loss.detach())
+
+    return Job(passes if bare else epoch, lambda loss: {"loss": loss})
+
+
 JOBS: dict[str, Callable[..., Job]] = {
     "peer": peer,
     "ours": own,
     "passes": passes,
+    "queries": queries,
     "agreement": agreement,
     "outcomes": outcomes,
     "glimpsing": glimpsing,
+    "training": training,
 }
 
 
@@ -246,8 +312,8 @@ class Counter:
         """Count from zero."""
         self._images = 0
 
-        def note(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
-            self._images += len(inputs[0])
+        def note(_: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> None:
+            self._images += len(logits)  # images may be shared by several draws of noise
 
         handles = [network.register_forward_hook(note) for network in self._networks]
         try:

@@ -26,10 +26,12 @@ def plan_for(
     precision: Precision,
     device: str,
     parameters: dict[str, Any],
+    gradient_mode: str | None = None,
 ) -> Plan:
-    """The plan of a run over the first images."""
+    """The plan of a run over the first images; a glimpsing model needs one gradient mode."""
     chosen = resolve_attack(attack, parameters=parameters)
-    return make_plan(model, chosen, source, Options(eps=eps, limit=count, precision=precision, device=device))
+    options = Options(eps=eps, limit=count, precision=precision, device=device, gradient_mode=gradient_mode)
+    return make_plan(model, chosen, source, options)
 
 
 def batches(plan: Plan) -> list[Batch]:
@@ -40,12 +42,14 @@ def batches(plan: Plan) -> list[Batch]:
 def oracle_of(plan: Plan, batch: Batch, *, quick: bool = True) -> ClassifierOracle:
     """The oracle that a run gives its attack for one block; without `quick` in full precision."""
     rules = Rules(plan.options.seed, plan.classes, plan.chunk, plan.options.select_draws, plan.noise_control)
+    (mode,) = plan.gradient_modes
     return ClassifierOracle(
         plan.classifier,
         batch.images.to(plan.options.device),
         batch.indices,
         rules,
         quick=plan.quick if quick else None,
+        gradient_mode=mode,
     )
 
 
@@ -64,10 +68,27 @@ def run(plan: Plan, blocks: Sequence[Batch]) -> Tensor:
     return torch.cat(found)
 
 
-def passes(plan: Plan, blocks: Sequence[Batch], steps: int) -> None:
-    """The passes forward and back that so many steps of PGD make on these blocks, and nothing else."""
+def passes(plan: Plan, blocks: Sequence[Batch], steps: int, draws: int = 1) -> None:
+    """The passes forward and back that so many steps of PGD make on these blocks, and nothing else.
+
+    draws: of a stochastic model's noise at every step; the noise is drawn once.
+    """
+    (mode,) = plan.gradient_modes
     for batch in blocks:
         images = batch.images.to(plan.options.device)
-        for _ in range(steps):
+        together = max(1, plan.chunk // len(images))  # draws that pass at once, as in a run
+        parts = [oracle_of(plan, batch).noise(min(together, draws - first)) for first in range(0, draws, together)]
+        for noise in parts * steps:
             pixels = images.detach().requires_grad_()
-            torch.autograd.grad(plan.classifier(pixels).sum(), pixels)
+            torch.autograd.grad(plan.classifier(pixels, noise.values, gradient_mode=mode).sum(), pixels)
+
+
+@torch.no_grad()
+def queries(plan: Plan, blocks: Sequence[Batch], count: int) -> None:
+    """The forward passes that so many queries of each image make on these blocks, and nothing else."""
+    for batch in blocks:
+        images = batch.images.to(plan.options.device)
+        rows = images.repeat(-(-plan.chunk // len(images)), 1, 1, 1)[: plan.chunk]
+        total = count * len(images)
+        for first in range(0, total, len(rows)):
+            plan.classifier(rows[: total - first])

@@ -6,6 +6,7 @@ one that is not installed is skipped, not an error.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class Budget:
 
     eps, step_size, delta, learning_rate: in pixel values. steps: of PGD, or iterations of SPSA. pairs: of SPSA, for
     each image and iteration. at_once: SPSA pairs that torchattacks queries together; None for its default of 64.
-    queries: of Square.
+    queries: of Square. draws: of a stochastic network's noise, for each gradient.
     """
 
     eps: float
@@ -34,6 +35,7 @@ class Budget:
     learning_rate: float = 0.01
     at_once: int | None = None
     queries: int = 0
+    draws: int = 1
 
 
 Peer = Callable[[nn.Module, Tensor, Tensor, Budget], Tensor]
@@ -46,13 +48,21 @@ def torchattacks_pgd(network: nn.Module, images: Tensor, labels: Tensor, budget:
     return attack(images, labels)
 
 
+def torchattacks_eot_pgd(network: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+    from torchattacks import EOTPGD
+
+    attack = EOTPGD(network, eps=budget.eps, alpha=budget.step_size, steps=budget.steps, eot_iter=budget.draws)
+    return attack(images, labels)
+
+
 def cleverhans_pgd(network: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
     from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
 
     # Without the bounds it leaves [0, 1]; the labels are given, or it takes the predictions for them.
     return projected_gradient_descent(
-        network, images, budget.eps, budget.step_size, budget.steps, np.inf, clip_min=0.0, clip_max=1.0, y=labels
-    )
+        network, images, budget.eps, budget.step_size, budget.steps, np.inf, clip_min=0.0, clip_max=1.0, y=labels,
+        sanity_checks=not images.is_cuda,  # they hand tensors to numpy
+    )  # fmt: skip
 
 
 def foolbox_pgd(network: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
@@ -112,6 +122,7 @@ def cleverhans_spsa(network: nn.Module, images: Tensor, labels: Tensor, budget: 
         learning_rate=budget.learning_rate,
         delta=budget.delta,
         spsa_samples=budget.pairs,  # twice as many queries an iteration, and one look at the iterate
+        sanity_checks=not images.is_cuda,
     )
 
 
@@ -148,16 +159,20 @@ def pyautoattack_standard(network: nn.Module, images: Tensor, labels: Tensor, bu
 
 
 def _advertorch() -> ModuleType:
-    """advertorch, which imports a function that torch has dropped."""
+    _mend_torch()
+    import advertorch.attacks
+
+    return advertorch.attacks
+
+
+def _mend_torch() -> None:
+    """Give torch back a function that it has dropped and advertorch imports."""
 
     def zero_gradients(tensor: Tensor) -> None:
         if tensor.grad is not None:
             tensor.grad.detach_().zero_()
 
     sys.modules["torch.autograd.gradcheck"].zero_gradients = zero_gradients  # type: ignore[attr-defined]
-    import advertorch.attacks
-
-    return advertorch.attacks
 
 
 PEERS: dict[str, dict[str, Peer]] = {
@@ -169,6 +184,7 @@ PEERS: dict[str, dict[str, Peer]] = {
         "foolbox": foolbox_pgd,
         "ART": art_pgd,
     },
+    "eot-pgd": {"torchattacks": torchattacks_eot_pgd},
     "spsa": {
         "cleverhans": cleverhans_spsa,
         "advertorch": advertorch_spsa,
@@ -187,3 +203,20 @@ PACKAGES = {
     "ART": "adversarial-robustness-toolbox",
     "pyautoattack": "pyautoattack",
 }
+MODULES = {"ART": "art", "adv_lib": "adv_lib.attacks"}  # where the library's name is not what must be imported
+NEEDED = {"git": "GitPython"}  # packages that a module which is missing is in, where its name does not say so
+
+
+def missing() -> dict[str, str]:
+    """The libraries that cannot be imported, each with the command that installs what is missing."""
+    _mend_torch()
+    found = {}
+    for name, package in PACKAGES.items():
+        module = MODULES.get(name, name)
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            lacking = (error.name or module).partition(".")[0]
+            own = lacking == module.partition(".")[0]
+            found[name] = f"pip install {package if own else NEEDED.get(lacking, lacking)}"
+    return found

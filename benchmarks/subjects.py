@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.precision import lay_out
+from robustbench_lpm.randomness import generator
 from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.registry.own_data import data_from_tensors
 from robustbench_lpm.registry.tasks import Data, resolve_data, resolve_model
@@ -29,9 +30,10 @@ class Place:
     device: str
 
     @cache  # noqa: B019 (one place for a whole process)
-    def model(self, name: str) -> LoadedModel:
-        """A registered model with its weights."""
-        model = resolve_model(name, device=self.device)
+    def model(self, name: str, *, untrained: bool = False) -> LoadedModel:
+        """A registered model with its weights, or with random ones."""
+        given = self.untrained(name) if untrained else name
+        model = resolve_model(given, device=self.device, name=name)
         self.restore(model.classifier)
         return model
 
@@ -55,7 +57,10 @@ class Place:
 
 @cache
 def data(dataset: str, folder: str | None = None) -> Data:
-    """Images to attack; "panda" stands for eight views of the registered picture."""
+    """Images to attack; "panda" stands for eight views of the registered picture, "noise" for 128 random images."""
+    if dataset == "noise":
+        pixels = torch.rand(128, 3, 224, 224, generator=generator("noise"))
+        return data_from_tensors(pixels, torch.arange(len(pixels)), name="noise")
     if dataset == "panda":
         return data_from_tensors(*_views_of_the_panda(), name="panda, 8 views")
     return resolve_data(dataset, data=Path(folder) if folder else None)

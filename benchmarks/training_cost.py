@@ -1,10 +1,9 @@
-"""What one epoch of a recipe costs: arithmetic and memory counted on the network itself, time computed from them.
+"""What a training costs: arithmetic and memory, counted on the network itself.
 
     python -m benchmarks.training_cost ramlpm-imagenet --recipe imagenet --images 1281167
 
 Counted, not timed: floating point operations of one step (torch's FlopCounterMode, which sees convolutions and
-matrix products) and the bytes that autograd keeps for the backward pass. The time at the end is an estimate: the
-operations of all epochs over a device's throughput, at an assumed share of its peak.
+matrix products) and the bytes that autograd keeps for the backward pass. `python -m benchmarks gpu` times steps.
 """
 
 from __future__ import annotations
@@ -19,13 +18,9 @@ from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.training.objectives import TrainingBatch, bind
 
-# Dense peaks of the makers' data sheets, in floating point operations a second: TF32, bfloat16.
-PEAKS = {"A100": (156e12, 312e12), "H100 SXM": (495e12, 989e12), "RTX 4090": (82.6e12, 165e12)}
-SHARE = 0.35  # of the peak that convolutions of this size usually reach; an assumption, not a measurement
-
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What one epoch of a recipe costs.")
+    parser = argparse.ArgumentParser(description="What a training costs.")
     parser.add_argument("model")
     parser.add_argument("--recipe")
     parser.add_argument("--side", type=int, default=512, help="of the images, in pixels")
@@ -39,11 +34,13 @@ def main() -> None:
     images = torch.rand(options.batch, card.input.channels, options.side, options.side)
     noise = classifier.sample_noise(Addresses.of(0, range(len(images)), "train"))
     objective = bind(cards.resolve(recipe.objective, recipe.path), recipe.parameters, recipe.path)
+    weights = {tensor.untyped_storage().data_ptr() for tensor in network.parameters()}  # the same for any batch
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
@@ -58,12 +55,6 @@ def main() -> None:
     total = flops * options.images * recipe.epochs
     print(f"{recipe.epochs} epochs of {options.images:,} images: {total:.2e} FLOP; "
           f"batch {recipe.batch_size}: {recipe.batch_size * bytes_kept / 2**30:.1f} GiB of activations")  # fmt: skip
-    for device, peaks in PEAKS.items():
-        for name, peak in zip(("TF32", "bfloat16"), peaks, strict=True):
-            rate = SHARE * peak / flops
-            hours = total / (SHARE * peak) / 3600
-            speed = f"{rate:6.0f} images/s, " + (f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days")
-            print(f"{device:9} {name:8} at {SHARE:.0%} of {peak / 1e12:.0f} TFLOP/s: {speed}")
 
 
 if __name__ == "__main__":

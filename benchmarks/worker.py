@@ -29,6 +29,7 @@ class Worker:
 
     def __init__(self, place: Place) -> None:
         self._place, self._jobs = place, dict[str, Job]()
+        self._on_gpu = torch.device(place.device).type == "cuda"
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what is asked for."""
@@ -57,15 +58,18 @@ class Worker:
         torch.manual_seed(0)
         gc.collect()
         self._wait()
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._place.device)
         start, cpu = time.perf_counter(), time.process_time()
         result = job.work()
         self._wait()
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
-        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "facts": job.facts(result)}
+        peak = {"peak_mib": torch.cuda.max_memory_allocated(self._place.device) / 2**20} if self._on_gpu else {}
+        return {"seconds": seconds, "cpu_seconds": cpu_seconds, "facts": peak | job.facts(result)}
 
     def _wait(self) -> None:
-        if torch.device(self._place.device).type == "cuda":
-            torch.cuda.synchronize()
+        if self._on_gpu:
+            torch.cuda.synchronize(self._place.device)
 
 
 def _peak(job: Job) -> dict[str, Any]:

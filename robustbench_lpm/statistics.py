@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm as normal
 
 MIN_IMAGES_FOR_INTERVAL = 20
 
@@ -29,10 +28,17 @@ def wilson(value: float, n: int, confidence: float = 0.95) -> tuple[float, float
     """Wilson's score interval (Wilson 1927) for a share `value` in [0, 1] of n trials; value·n may be fractional."""
     if n <= 0:
         raise ValueError("an interval needs at least one trial")
-    z = float(normal.ppf(0.5 + confidence / 2))
+    z = _half_width(confidence)
     centre = (value + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def _half_width(confidence: float) -> float:
+    """Of the central interval of a standard normal distribution."""
+    from scipy.special import ndtri  # imported late: most commands need no interval
+
+    return float(ndtri(0.5 + confidence / 2))
 
 
 def rate(per_image: NDArray[np.floating] | NDArray[np.bool_]) -> Rate:
@@ -58,7 +64,7 @@ def paired_interval(differences: NDArray[np.floating], confidence: float = 0.95)
     n = len(differences) + 2
     mean = float(np.sum(differences)) / n
     variance = (float(np.sum(np.square(differences))) + 1) / n - mean**2
-    half = float(normal.ppf(0.5 + confidence / 2)) * np.sqrt(variance / n)
+    half = _half_width(confidence) * np.sqrt(variance / n)
     return max(-1.0, float(mean - half)), min(1.0, float(mean + half))
 
 

@@ -6,14 +6,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import markdown, reference
+from benchmarks import jobs, markdown, reference
 from benchmarks.__main__ import main
-from benchmarks.groups import GROUPS
+from benchmarks.groups import GROUPS, groups_for
+from benchmarks.subjects import Place
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.registry import cards, zoo
 
@@ -41,10 +43,53 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_measured(tmp_p
     assert "lpmbench models" not in ran.output
 
 
+def test_a_device_that_is_not_there_is_told_before_anything_is_measured(tmp_path: Path) -> None:
+    ran = CliRunner().invoke(main, ["startup", "--device", "cuda:99", "--out", str(tmp_path / "found.json")])
+    assert ran.exit_code == 1
+    assert "cuda:99" in ran.output
+    assert "lpmbench models" not in ran.output
+
+
 def test_an_unknown_group_is_refused() -> None:
     ran = CliRunner().invoke(main, ["sppsa"])
     assert ran.exit_code == 2
     assert all(name in ran.output for name in GROUPS)
+
+
+def test_the_group_of_a_gpu_is_measured_there_alone() -> None:
+    assert groups_for("cuda") == groups_for("cuda:1") == ["gpu"]
+    assert {*groups_for("cpu"), "gpu"} == {*GROUPS}
+    assert "gpu" not in groups_for("cpu")
+
+
+STOCHASTIC = {"gradient_mode": "detached"}
+ATTACKS = [
+    ("cnn", "pgd", {"steps": 3}, {}, jobs.passes, {"steps": 3}),
+    ("ramlpm", "pgd", {"steps": 2, "eot": 5}, STOCHASTIC, jobs.passes, {"steps": 2, "draws": 5} | STOCHASTIC),
+    ("cnn", "spsa", {"iterations": 2, "pairs": 3}, {}, jobs.queries, {"each": 12}),
+]
+
+
+@pytest.mark.parametrize(("model", "attack", "parameters", "options", "alone", "settings"), ATTACKS)
+def test_the_passes_alone_are_as_many_as_the_attack_makes(
+    model: str, attack: str, parameters: dict[str, Any], options: dict[str, Any], alone: Any, settings: dict[str, Any]
+) -> None:
+    place, subject = Place("ours", "cpu"), {"model": model, "dataset": "digits", "count": 2}
+    parameters = parameters | {"early_stop": False}
+    made = jobs.own(place, attack=attack, eps=0.1, precision="float32", parameters=parameters, **subject, **options)
+    floor = alone(place, **subject, **settings)
+    counted = [job.facts(job.work())["evaluations"] for job in (made, floor)]
+    assert counted[0] == counted[1] > 0
+
+
+def test_a_training_moves_the_weights_and_its_passes_alone_do_not() -> None:
+    losses = {}
+    for bare in (False, True):
+        setting: dict[str, Any] = {"model": "resnet18-cifar10", "side": 32, "batch": 4, "steps": 2}
+        job = jobs.training(Place("ours", "cpu"), precision="32-true", bare=bare, **setting)
+        losses[bare] = [job.facts(job.work())["loss"] for _ in range(3)]
+    assert len({*losses[False]}) == 3
+    assert len({*losses[True]}) == 1
 
 
 @pytest.mark.parametrize("runs", [1, 3])

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import pad
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as transforms
 
 from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.errors import LpmbenchError
@@ -81,12 +80,24 @@ def as_bytes(image: Image.Image, size: Size, crop: float, channels: int, fit: Fi
     if size == "original" or image.size == (size, size):
         pass
     elif fit == "pad":
-        square = transforms.pad(image, list(_margins(image.height, image.width)))
-        image = transforms.resize(square, [size, size], InterpolationMode.BICUBIC)
+        square = ImageOps.expand(image, _margins(image.height, image.width))
+        image = square.resize((size, size), Image.Resampling.BICUBIC)
     else:
-        resized = transforms.resize(image, [round(size / crop)], InterpolationMode.BICUBIC)
-        image = transforms.center_crop(resized, [size, size])
-    return transforms.pil_to_tensor(image).contiguous()  # Pillow's own memory layout slows convolutions down
+        image = _centre(_resized(image, round(size / crop)), size)
+    pixels = np.array(image).reshape(image.height, image.width, channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # Pillow's own memory layout slows convolutions down
+
+
+def _resized(image: Image.Image, side: int) -> Image.Image:
+    """Bicubic, the shorter side to `side`; the longer is rounded down, as torchvision does."""
+    short, long = min(image.size), int(side * max(image.size) / min(image.size))
+    size = (side, long) if image.width == short else (long, side)
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
 
 
 def as_shares(pixels: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from robustbench_lpm.records.runs import RunRecord, write_atomically
 from robustbench_lpm.reporting import (
     cells,
     comparisons,
-    page,
     pictures,
     plots,
     robustbench,
@@ -87,6 +86,8 @@ EXPLANATION = (
 def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, Audit] | None = None) -> list[Path]:
     """Write every export below `out`, each atomically, and delete the plots of an older report; the paths written, HTML
     last."""
+    from robustbench_lpm.reporting import page  # with jinja2, which a terminal table does not need
+
     records, audits = tables.in_order(records), audits or {}
     runs = tables.table(records, audits)
     ranked = ranking(runs)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes a second to import
 from torch import Tensor
 
 from robustbench_lpm import statistics
@@ -216,7 +216,7 @@ def _mean(name: str, values: NDArray[Any]) -> dict[str, float]:
     n, mean = len(values), float(values.mean())
     if n < statistics.MIN_IMAGES_FOR_INTERVAL:
         return {name: mean, f"{name}_low": float("nan"), f"{name}_high": float("nan")}
-    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1) / np.sqrt(n))
     return {name: mean, f"{name}_low": float(np.maximum(0.0, mean - half)), f"{name}_high": mean + half}
 
 

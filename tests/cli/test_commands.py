@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -70,6 +72,27 @@ def test_attack_report_verify_publish(tmp_path: Path, capsys: Capture) -> None:
     (published,) = records.read_all(tmp_path / "results")
     assert published.id == found[0].id
     assert (tmp_path / "results" / "leaderboard.html").is_file()
+
+
+# Each takes up to two seconds of the processor to import, torch._dynamo by way of torchvision; pandas writes records.
+SLOW_IMPORTS = {
+    "art", "cleverhans", "jinja2", "lightning_fabric", "matplotlib", "pyautoattack", "ray", "scipy.stats", "seaborn",
+    "sklearn", "sympy", "tensorboard", "torch._dynamo", "torch._inductor", "torchvision", "triton",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["cnn", "ramlpm"])
+def test_an_attack_imports_only_what_it_uses(tmp_path: Path, model: str) -> None:
+    words = ["attack", "--model", model, "--attack", "pgd", "--steps", "1", "--limit", "20", "--draws", "1"]
+    code = (
+        "import json, sys\n"
+        "from robustbench_lpm.cli import run\n"
+        f"status = run({words!r})\n"
+        f"json.dump([status, sorted({SLOW_IMPORTS!r} & set(sys.modules))], sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads(done.stderr) == [0, []]
+    assert len(records.read_all(tmp_path / "runs")) == 1
 
 
 def test_the_same_command_again_runs_nothing(tmp_path: Path, capsys: Capture) -> None:
