@@ -42,7 +42,7 @@ def main(
     are described in benchmarks/README.md."""
     settings = {"small": small, "rounds": rounds, "threads": threads, "device": device}
     result: dict[str, Any] = settings | {"photos": "imagenet" if imagenet else "panda", "versions": versions()}
-    result |= {"hardware": hardware(), "groups": {}}
+    result |= {"hardware": hardware(device), "groups": {}}
     folder = str(imagenet.resolve()) if imagenet else None
     bench = Bench(small, rounds, threads, device, folder, tell=lambda _: None)
     try:  # before the minutes of measuring, not after
@@ -87,11 +87,11 @@ def versions() -> dict[str, str]:
     return known
 
 
-def hardware() -> dict[str, Any]:
+def hardware(device: str) -> dict[str, Any]:
     """The machine."""
     from robustbench_lpm.execution.machine import hardware as found
 
-    return found()
+    return found(device)
 
 
 if __name__ == "__main__":
