@@ -159,6 +159,9 @@ class ClassifierOracle:
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Attack noise; see `Oracle.noise`."""
         draws = draws if self.stochastic else 1
+        if not self.classifier.stochastic:
+            self._count(self.ledger.draws, draws, passes=False)
+            return Draws({}, 2 * draws if paired else draws)
         drawn = self.noise_control.attack_noise(self.classifier, self._fresh("attack", draws), draws)
         if paired:
             drawn, draws = {source: torch.cat([values, values]) for source, values in drawn.items()}, 2 * draws
