@@ -64,7 +64,7 @@ def apgd(
                 wrong[active] |= succeeded(logits, labels[active], target)[0]
                 if look:
                     wrong[active] = here.confirmed(found["last"][active], wrong[active], labels[active], target)
-            if stop and look and len(remaining := (~wrong[active]).nonzero()[:, 0]) < len(active):
+            if stop and look and len(remaining := here.remaining(wrong[active])) < len(active):
                 active, gradients = active[remaining], gradients[remaining]
                 memory.keep(remaining)
                 if len(active) == 0:

@@ -146,6 +146,12 @@ class Oracle(Protocol):
         The same tensor again gives the same oracle; another one is read, which waits for the device.
         """
 
+    def remaining(self, done: Tensor) -> Tensor:
+        """The positions of the images that stay in the batch, (b,), by which of them are done, (B,).
+
+        They may include some that are done. Reads values of the device, see `looks`.
+        """
+
     def resumable(self, steps: Sequence[Step], *states: dict[str, Tensor]) -> Iterator[Step]:
         """The steps of a long loop; an interrupted run resumes at its last checkpoint. Optional for an attack.
 

@@ -67,7 +67,7 @@ def pgd(
                 if look := oracle.looks(step):
                     wrong = here.confirmed(current, wrong, label, target)
                 moved = torch.where(per_image(wrong, moved), current, moved)
-                if look and len(remaining := (~wrong).nonzero()[:, 0]) < len(active):
+                if look and len(remaining := here.remaining(wrong)) < len(active):
                     state["result"][active] = moved
                     active, moved = active[remaining], moved[remaining]
             state |= {"active": active, "current": moved}

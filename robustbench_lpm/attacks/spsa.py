@@ -48,7 +48,7 @@ def spsa(
         if early_stop and not oracle.stochastic:
             with torch.no_grad():
                 wrong = succeeded(here(result[active], here.noise()), labels[active], target)[0]
-            if oracle.looks(iteration) and len(remaining := (~wrong).nonzero()[:, 0]) < len(active):
+            if oracle.looks(iteration) and len(remaining := here.remaining(wrong)) < len(active):
                 active, wrong = active[remaining], wrong[remaining]
                 here, target = oracle.rows(active), target[remaining] if target is not None else None
             if len(active) == 0:

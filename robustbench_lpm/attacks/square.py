@@ -44,7 +44,7 @@ def square(
     state = {"result": start, "active": torch.arange(len(images), device=images.device), "known": known}
     for number in oracle.resumable(range(changes), state):
         active, known = state["active"], state["known"]
-        if oracle.looks(number) and len(remaining := (known >= 0).nonzero()[:, 0]) < len(active):
+        if oracle.looks(number) and len(remaining := oracle.rows(active).remaining(known < 0)) < len(active):
             active, known = active[remaining], known[remaining]
         if len(active) == 0:
             break

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustbench_lpm.allocator import to_device
 from robustbench_lpm.architectures.classifier import Classifier
-from robustbench_lpm.architectures.graphs import recorded
+from robustbench_lpm.architectures.graphs import recorded, wanted
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws, Step
 from robustbench_lpm.attacks.losses import finite, objective, succeeded
@@ -155,6 +155,17 @@ class ClassifierOracle:
     def looks(self, step: int) -> bool:
         """Whether a loop reads values of the device in this step; see `Oracle.looks`."""
         return self.originals.device.type == "cpu" or step % LOOK_EVERY == LOOK_EVERY - 1
+
+    def remaining(self, done: Tensor) -> Tensor:
+        """The positions of the images that stay in the batch; see `Oracle.remaining`."""
+        left = (~done).nonzero()[:, 0]
+        if not wanted(self.originals.device):
+            return left
+        # Recorded passes serve one size of a batch: it is halved, and filled up with images that are done.
+        size = len(done)
+        while size >= 2 * max(1, len(left)):
+            size //= 2
+        return torch.cat([left, done.nonzero()[:, 0][: size - len(left)]]) if len(left) else left
 
     def noise(self, draws: int = 1, *, paired: bool = False) -> Draws:
         """Attack noise; see `Oracle.noise`."""

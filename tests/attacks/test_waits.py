@@ -134,6 +134,42 @@ def test_the_same_images_are_found_whenever_they_leave_the_batch(attack: Any, pa
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(("done", "remaining"), [
+    ([0, 0, 0, 0, 0, 0, 0, 0], 8),
+    ([1, 0, 0, 1, 0, 1, 0, 0], 8),
+    ([1, 0, 1, 1, 0, 1, 0, 1], 4),
+    ([1, 1, 1, 1, 0, 1, 1, 1], 1),
+    ([1, 1, 1, 1, 1, 1, 1, 1], 0),
+])  # fmt: skip
+def test_batches_are_halved_where_passes_are_recorded(
+    done: list[int], remaining: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, _ = examples(8)
+    finished = torch.tensor(done).bool()
+    oracle = ClassifierOracle(frozen("noisy"), images, range(8), Rules(0, 2, 8))
+    assert oracle.remaining(finished).tolist() == [i for i, is_done in enumerate(done) if not is_done]
+    monkeypatch.setattr("robustbench_lpm.protocol.oracle.wanted", lambda _: True)
+    kept = oracle.remaining(finished).tolist()
+    assert len(kept) == len(set(kept)) == remaining
+    assert {i for i, is_done in enumerate(done) if not is_done} <= set(kept)
+
+
+@pytest.mark.parametrize(("attack", "parameters"), [
+    (pgd, {"eps": 0.1, "steps": 21}),
+    (apgd, {"eps": 0.1, "steps": 21}),
+    (square, {"eps": 0.2, "queries": 60}),
+])  # fmt: skip
+def test_halved_batches_find_the_same(attack: Any, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = examples(16)
+    classifier, rules = frozen("cnn"), Rules(0, 10, 64)
+    found = []
+    for halves in (False, True):
+        monkeypatch.setattr("robustbench_lpm.protocol.oracle.wanted", lambda _, halves=halves: halves)
+        oracle = LooksRarely(classifier, images, range(16), rules)
+        found.append(attack(oracle, images, labels, norm="linf", **parameters))
+    torch.testing.assert_close(*found, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["pgd", "apgd-margin"])
 def test_what_only_seems_misclassified_is_attacked_further(name: str) -> None:
     """In reduced precision an image may seem misclassified; it is looked at in full precision before it leaves."""
