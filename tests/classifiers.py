@@ -59,6 +59,26 @@ class TwoSources(Linear):
         return torch.stack([margin, tilt], dim=1)
 
 
+class Affine(nn.Module):
+    """Logits W x + b of several classes, with Gaussian noise of standard deviation sigma on each."""
+
+    weights: Tensor
+    bias: Tensor
+
+    def __init__(self, weights: Tensor, bias: Tensor, sigma: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
+        self.register_buffer("bias", bias)
+        self.sigma, self.stochastic = sigma, sigma > 0
+
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"logits": addresses.normal("logits", len(self.bias))}
+
+    def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
+        logits = images.flatten(1) @ self.weights.T + self.bias
+        return logits + self.sigma * noise["logits"] if noise else logits
+
+
 class Fair(nn.Module):
     """Right with probability p on every input, whatever an attack does: its flips are decided by noise and a hash.
 

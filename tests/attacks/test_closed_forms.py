@@ -10,14 +10,16 @@ import torch
 from torch import Tensor
 
 import robustbench_lpm
+from robustbench_lpm.norms import Norm
 from robustbench_lpm.records.runs import RunRecord
-from tests.classifiers import Linear, NoisyLinear
+from tests.classifiers import Affine, Linear, NoisyLinear
 
 STRONG: dict[str, dict[str, Any]] = {
     "fgsm": {},
     "pgd": {"steps": 20},
     "apgd-ce": {"steps": 20},
     "apgd-margin": {"steps": 20},
+    "momentum": {"steps": 40},
     "autoattack": {"steps": 20, "queries": 20},
     "autoattack-rand": {"steps": 20},
     "art-pgd": {"steps": 20, "eot": 5},
@@ -78,7 +80,7 @@ def test_gradient_attacks_reach_the_worst_margin(attack: str, norm: str) -> None
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd-ce", "apgd-margin", "spsa"])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd-ce", "apgd-margin", "momentum", "spsa"])
 def test_targeted_attacks_reach_the_best_margin_of_the_target(attack: str, norm: str) -> None:
     weight, images, labels = linear_data(8)
     # Everything is class 1, and the target, class 0, is out of reach.
@@ -124,6 +126,7 @@ POWER: list[tuple[str, dict[str, Any]]] = [
     ("pgd-kiritani2020", {"steps": 60}),  # 60 steps of 0.2/255 cross the ball from edge to edge
     ("apgd-ce", {"steps": 20, "eot": 2}),
     ("apgd-margin", {"steps": 20, "eot": 2}),
+    ("momentum", {"steps": 40}),
     ("autoattack-rand", {"steps": 30, "eot": 5}),
     ("art-pgd", {"steps": 20, "eot": 2}),
     ("cleverhans-pgd", {"steps": 20, "eot": 2}),
@@ -165,3 +168,26 @@ def test_power_of_noise_is_missing() -> None:
     """An attack that does (almost) nothing fails the test of power."""
     record, expected = graded_and_expected("noise", {})
     assert record.robust_accuracy.value > expected + 0.1
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_descents_towards_every_class_find_the_one_in_reach(norm: Norm, stochastic: bool) -> None:
+    """Four classes, of which the likeliest other one cannot be reached, and the least likely one can.
+
+    Away from the label the descent follows the likeliest other class, whose margin it cannot move.
+    """
+    images, labels = torch.full((3, 1, 4, 4), 0.5), torch.zeros(3, dtype=torch.long)
+    steep = torch.ones(16) if norm == "linf" else torch.ones(16) * 4
+    weights = torch.stack([*torch.zeros(3, 16), steep])
+    # Of the grey image, the last logit is 0.5: it lacks 0.5, and eps times the dual norm of its weights is 0.8.
+    bias = torch.tensor([1.0, 0.9, 0.0, 0.5 - 0.5 * float(steep.sum())])
+    network = Affine(weights, bias, sigma=0.01 if stochastic else 0.0)
+    found = {
+        count: robustbench_lpm.evaluate(
+            network, "momentum", (images, labels), eps=0.05, norm=norm, draws=5,
+            parameters={"steps": 20, "classes": count},
+        ).robust_accuracy.value
+        for count in (0, 1, 2, 3)
+    }  # fmt: skip
+    assert found == {0: 1.0, 1: 1.0, 2: 0.0, 3: 0.0}
