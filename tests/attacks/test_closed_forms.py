@@ -186,7 +186,7 @@ def test_descents_towards_every_class_find_the_one_in_reach(norm: Norm, stochast
     found = {
         count: robustbench_lpm.evaluate(
             network, "momentum", (images, labels), eps=0.05, norm=norm, draws=5,
-            parameters={"steps": 20, "classes": count},
+            parameters={"steps": 60, "classes": count},
         ).robust_accuracy.value
         for count in (0, 1, 2, 3)
     }  # fmt: skip

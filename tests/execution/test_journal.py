@@ -39,6 +39,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("ramlpm", "pgd", {"steps": 2, "restarts": 2, "eot": 2}),
     ("cnn", "apgd-ce", {"steps": 8, "restarts": 2}),
     ("ram", "apgd-margin", {"steps": 4, "eot": 2}),
+    ("cnn", "momentum", {"steps": 9}),
+    ("ram", "momentum", {"steps": 4, "classes": 2}),
     ("ram", "square", {"queries": 8}),
 ]
 

@@ -29,7 +29,7 @@ LABELS = torch.zeros(3, dtype=torch.long)
 # These spend all that they announce. AutoAttack does not: with fewer than ten classes its targeted stages are fewer.
 EXACT = {
     "apgd-ce", "apgd-dlr", "apgd-margin", "art-pgd", "autoattack-rand", "cleverhans-pgd", "cleverhans-spsa", "fgsm",
-    "gaze", "momentum", "momentum-t", "noise", "pgd", "pgd-kiritani2020", "rays", "spsa", "spsa-kiritani2020", "square", "transfer",
+    "gaze", "momentum", "noise", "pgd", "pgd-kiritani2020", "rays", "spsa", "spsa-kiritani2020", "square", "transfer",
 }  # fmt: skip
 
 
