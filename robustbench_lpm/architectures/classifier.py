@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import Addresses, isolated_globals, key
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from robustbench_lpm.architectures.recurrent_attention import Trajectory
 
 Noise = dict[str, Tensor]
+
+
+def on_device(noise: Noise, device: torch.device) -> Noise:
+    """Noise on a device, without waiting for the copies."""
+    return {source: to_device(values, device) for source, values in noise.items()}
 
 
 class Offers(Protocol):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from robustbench_lpm.architectures.classifier import on_device
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.protocol.plan import Plan
@@ -42,7 +43,7 @@ def _time_passes(plan: Plan, images: torch.Tensor, *, with_backward: bool) -> tu
     if len(images) < plan.chunk and _asks_about_many_versions(plan):
         images = images.repeat(-(-plan.chunk // len(images)), 1, 1, 1)[: plan.chunk]
     noise = classifier.sample_noise(Addresses.of(0, range(len(images)), "clean"))
-    noise = {source: values.to(images.device) for source, values in noise.items()}
+    noise = on_device(noise, images.device)
     for _ in range(2):
         inputs = images.clone().requires_grad_(with_backward)
         start = time.perf_counter()

@@ -22,7 +22,7 @@ def code_sha256() -> str:
     return digest.hexdigest()
 
 
-def hardware(device: str = "cpu") -> dict[str, Any]:
+def hardware(device: str) -> dict[str, Any]:
     """What the run ran on, for the reader of its seconds; "cuda" is the first of the GPUs."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     machine = {"processor": _processor(), "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise, on_device
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError
@@ -163,7 +163,7 @@ def _compared(
         """Logits (1, K) on the noise of one graded draw, in a batch of so many copies of the image."""
         indices = [index] * copies
         drawn = noise_control.sample(classifier, seed, indices, purpose, draw)
-        noise = {source: values.to(images[index].device) for source, values in drawn.items()}
+        noise = on_device(drawn, images[index].device)
         return classifier(images[index].repeat(copies, 1, 1, 1), noise)[:1]
 
     def by_rounding(index: int, draw: int, claimed: int) -> bool:

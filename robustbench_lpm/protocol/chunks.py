@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_lpm.allocator import out_of_memory
-from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.architectures.classifier import Classifier, Noise, on_device
 from robustbench_lpm.devices import free_memory
 from robustbench_lpm.randomness import Addresses
 
@@ -106,5 +106,4 @@ def _pass(classifier: Classifier, images: Tensor, noise: Noise, mode: str | None
 
 def noise_for(classifier: Classifier, images: Tensor) -> Noise:
     """Some noise for a batch of images (B, C, H, W), on their device."""
-    noise = classifier.sample_noise(Addresses.of(0, range(len(images)), "clean"))
-    return {source: values.to(images.device) for source, values in noise.items()}
+    return on_device(classifier.sample_noise(Addresses.of(0, range(len(images)), "clean")), images.device)

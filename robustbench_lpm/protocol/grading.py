@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robustbench_lpm.allocator import to_device
-from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.architectures.classifier import Classifier, on_device
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import Norm, distance, project
 from robustbench_lpm.protocol.noise_control import NoiseControl
@@ -63,8 +62,7 @@ def predict(
         for start in range(0, len(images), step):
             part = slice(start, start + step)
             drawn = noise_control.sample(classifier, seed, indices[part], purpose, draw, count)
-            noise = {source: to_device(values, images.device) for source, values in drawn.items()}
-            logits = classifier(images[part], noise).unflatten(0, (count, -1))
+            logits = classifier(images[part], on_device(drawn, images.device)).unflatten(0, (count, -1))
             largest.append(largest_of(logits, classes).flatten())
             predictions.append(logits.argmax(-1))
         columns.append(torch.cat(predictions, dim=1))

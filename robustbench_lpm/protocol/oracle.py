@@ -10,8 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustbench_lpm.allocator import to_device
-from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.architectures.classifier import Classifier, on_device
 from robustbench_lpm.architectures.graphs import recorded, wanted
 from robustbench_lpm.architectures.precision import slow_backwards
 from robustbench_lpm.attacks.contract import Draws, Step
@@ -176,7 +175,7 @@ class ClassifierOracle:
         drawn = self.noise_control.attack_noise(self.classifier, self._fresh("attack", draws), draws)
         if paired:
             drawn, draws = {source: torch.cat([values, values]) for source, values in drawn.items()}, 2 * draws
-        return Draws(self._on_device(drawn), draws)
+        return Draws(on_device(drawn, self.originals.device), draws)
 
     def choices(self, count: int = 1) -> Addresses:
         """Fresh addresses for the attack's own choices; see `Oracle.choices`."""
@@ -187,9 +186,6 @@ class ClassifierOracle:
         first = self.ledger.draws[self._rows] + draws * self._times_before
         self._count(self.ledger.draws, draws, passes=False)
         return Addresses.of(self.seed, self.indices, purpose, first, stream=self._stream).draws(draws)
-
-    def _on_device(self, noise: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {source: to_device(values, self.originals.device) for source, values in noise.items()}
 
     def __call__(self, images: Tensor, noise: Draws) -> Tensor:
         """Logits (draws, B, K); see `Oracle.__call__`. Raises LpmbenchError for NaN logits, maybe passes later."""
@@ -371,7 +367,7 @@ class ClassifierOracle:
         if len(candidates) == 1:
             return best
         drawn = self.noise_control.sample(self.classifier, self.seed, self.indices, "select", draws=self.select_draws)
-        noise = Draws(self._on_device(drawn), self.select_draws)
+        noise = Draws(on_device(drawn, self.originals.device), self.select_draws)
         best_score = self._score(self(candidates[0], noise), labels, targets)
         for position, candidate in enumerate(candidates[1:], start=1):
             score = self._score(self(candidate, noise), labels, targets)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise, offered
+from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise, offered, on_device
 from robustbench_lpm.architectures.precision import channels_last, plain_layout
 from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.errors import LpmbenchError, in_one_line
@@ -274,7 +274,7 @@ class _Trial:
             raise LpmbenchError(
                 "its sample_noise draws from a global generator; it must draw from the addresses that it is given."
             )
-        return {source: values.to(self.images.device) for source, values in first.items()}
+        return on_device(first, self.images.device)
 
     def _sampled_under(self, seed: int) -> Noise:
         with isolated_globals(seed):
@@ -395,7 +395,7 @@ class _Trial:
         fixed = (fixed * torch.linspace(0.2, 1, len(fixed))[:, None, None, None]).to(self.images)
         noise = self.classifier.sample_noise(Addresses.of(0, range(len(fixed)), "clean"))
         with self.asking():
-            logits = self.ask(fixed, noise={source: values.to(fixed.device) for source, values in noise.items()})
+            logits = self.ask(fixed, noise=on_device(noise, fixed.device))
         logits = torch.nan_to_num(logits.double().cpu(), neginf=-1e30)
         scale = logits[logits > -1e29].abs().max().clamp_min(1e-30)
         top = logits.topk(min(3, logits.shape[1]), dim=1)

@@ -20,7 +20,7 @@ from scipy.special import stdtrit  # Student's quantiles; scipy.stats takes a se
 from torch import Tensor
 
 from robustbench_lpm import statistics
-from robustbench_lpm.architectures.classifier import Classifier, Noise, offered
+from robustbench_lpm.architectures.classifier import Classifier, Noise, offered, on_device
 from robustbench_lpm.architectures.recurrent_attention import Trajectory
 from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
@@ -141,7 +141,7 @@ def _one_draw(
 
 def _look(classifier: Classifier, images: Tensor, noise: Noise) -> Trajectory:
     """A deterministic classifier has no noise to be given."""
-    return classifier.look(images, {source: values.to(images.device) for source, values in noise.items()} or None)
+    return classifier.look(images, on_device(noise, images.device) or None)
 
 
 def _aims(classifier: Classifier, trajectory: Trajectory) -> Tensor:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustbench_lpm import statistics
-from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.architectures.classifier import Classifier, Noise, on_device
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.devices import goes_unnamed, resolve_device
 from robustbench_lpm.errors import Attempt, LpmbenchError, in_one_line
@@ -303,7 +303,7 @@ def _noises(study: Study, model: LoadedModel, indices: Sequence[int], runs: int)
     found = []
     for run in range(runs):
         noise = model.classifier.sample_noise(Addresses.of(study.seed, indices, "clean", run))
-        found.append({source: values.to(study.device) for source, values in noise.items()})
+        found.append(on_device(noise, torch.device(study.device)))
     return found
 
 

@@ -18,7 +18,6 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
 from robustbench_lpm.allocator import to_device
-from robustbench_lpm.architectures.classifier import Noise
 from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError
 
@@ -51,11 +50,6 @@ def share(fabric: Fabric | None, parts: Sequence[Found]) -> list[Found]:
     """This process's part of a list; parts are as equal as possible. The whole list without a fabric."""
     rank, size, count = (fabric.global_rank, fabric.world_size, len(parts)) if fabric else (0, 1, len(parts))
     return list(parts[rank * count // size : (rank + 1) * count // size])
-
-
-def noise_on(device: torch.device, noise: Noise) -> Noise:
-    """Noise on a device, which need not wait for the copy."""
-    return {source: to_device(values, device) for source, values in noise.items()}
 
 
 class Totals:

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from robustbench_lpm.architectures.classifier import Classifier, Noise
+from robustbench_lpm.architectures.classifier import Classifier, Noise, on_device
 from robustbench_lpm.architectures.precision import keep_exact_parts, lay_out
 from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
 from robustbench_lpm.errors import LpmbenchError
@@ -24,7 +24,7 @@ from robustbench_lpm.registry.cards import ModelCard, RecipeCard
 from robustbench_lpm.training import checkpoints, curves
 from robustbench_lpm.training.augmentation import augment
 from robustbench_lpm.training.checkpoints import BEST, CARD, CURVES, Row, Unfinished
-from robustbench_lpm.training.devices import Totals, noise_on, share, start, sums, together
+from robustbench_lpm.training.devices import Totals, share, start, sums, together
 from robustbench_lpm.training.examples import Labelled, LabelledImages, load_split, shuffled_batches
 from robustbench_lpm.training.objectives import (
     Objective,
@@ -306,7 +306,7 @@ class _Training:
         positions = share(self.fabric, positions)
         images, labels = found
         images = augment(images, recipe.augmentation, Addresses.of(seed, positions, "augment", epoch))
-        noise = noise_on(images.device, self._noise(epoch, number, positions))
+        noise = on_device(self._noise(epoch, number, positions), images.device)
         terms: Terms = self.step(images, labels, noise, positions, epoch)
         self.stepper.zero_grad()
         self.fabric.backward(terms["loss"] * weight if weight != 1 else terms["loss"])

@@ -8,11 +8,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.architectures.classifier import Classifier, on_device
 from robustbench_lpm.architectures.recurrent_attention import Policy, RecurrentAttention
 from robustbench_lpm.randomness import Addresses, Purpose
 from robustbench_lpm.registry.cards import Validation
-from robustbench_lpm.training.devices import Totals, noise_on, share, sums
+from robustbench_lpm.training.devices import Totals, share, sums
 from robustbench_lpm.training.examples import LabelledImages
 from robustbench_lpm.training.objectives import Objective, TrainingBatch
 
@@ -66,7 +66,7 @@ def validate(
 def _keyed(
     classifier: Classifier, indices: list[int], pixels: Tensor, labels: Tensor, seed: int, draw: int
 ) -> TrainingBatch:
-    noise = noise_on(pixels.device, classifier.sample_noise(Addresses.of(seed, indices, "validate", draw)))
+    noise = on_device(classifier.sample_noise(Addresses.of(seed, indices, "validate", draw)), pixels.device)
     return TrainingBatch(pixels, labels, noise, Addresses.of(seed, indices, "objective", draw, stream="validate"))
 
 
@@ -100,7 +100,7 @@ def final_accuracy(
     for indices, pixels, labels in _chunks(images, device, fabric):
         logits = []
         for draw in range(draws):
-            noise = noise_on(device, classifier.sample_noise(Addresses.of(seed, indices, purpose, draw)))
+            noise = on_device(classifier.sample_noise(Addresses.of(seed, indices, purpose, draw)), device)
             logits.append(classifier(pixels, noise).float())
         answers = torch.stack(logits)
         right.add("single", (answers.argmax(2) == labels).sum(dtype=torch.float32))
