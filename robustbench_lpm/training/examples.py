@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,11 +93,13 @@ class LabelledImages:
             pin_memory=device.type == "cuda",  # by a thread, for `to_device`
         )
         try:
-            for found in loader:
-                if isinstance(found, str):
-                    raise LpmbenchError(found)
-                yield found
-        except RuntimeError as error:  # a worker was killed, or /dev/shm is full
+            with _workers_of(loader) as read_ahead:
+                for found in read_ahead:
+                    if isinstance(found, str):
+                        raise LpmbenchError(found)
+                    yield found
+        # A worker was killed, or /dev/shm is full. A connection to the dead may fail before that is noticed.
+        except (RuntimeError, OSError, EOFError) as error:
             reason = " ".join(str(error).split())[:200]
             raise LpmbenchError(f"A process that reads images ended: {reason}. Try --workers 0.") from None
 
@@ -104,6 +109,24 @@ class LabelledImages:
             return self.read(positions)
         except LpmbenchError as error:
             return str(error)
+
+
+@contextmanager
+def _workers_of(loader: DataLoader[Any]) -> Iterator[Iterator[Any]]:
+    """What the loader gives. Within it a killed worker is an error of the loader's next batch, a few seconds later.
+
+    Left alone, torch raises it from a handler of SIGCHLD, wherever the process is: in the step that uses a batch, say.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield iter(loader)  # torch sets no handler then
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        iterator = iter(loader)  # starts the workers and sets the handler
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        yield iterator
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def in_memory(images: Tensor, labels: Tensor, notes: tuple[str, ...] = ()) -> LabelledImages:

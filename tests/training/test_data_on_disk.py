@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -215,13 +216,28 @@ def test_more_classes_than_the_model_has_are_refused(tree: Tree, tmp_path: Path)
         train_photos(tree, tmp_path / "out")
 
 
-def test_a_killed_worker_is_told_in_one_line() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_is_told_in_one_line(workers: int) -> None:
+    """Also where it dies while its batches wait and a step is under way: torch would raise in the middle of that."""
+
     def read(positions: Sequence[int]) -> Tensor:
         if 7 in positions:
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.zeros(len(positions), 1, 4, 4)
 
-    deadly = LabelledImages(read, torch.zeros(12), torch.Size((1, 4, 4)), workers=2)
-    with pytest.raises(LpmbenchError, match=r"reads images ended: .*--workers 0") as caught:
-        list(deadly.stream([list(range(start, start + 3)) for start in range(0, 12, 3)]))
+    before = signal.getsignal(signal.SIGCHLD)
+    deadly = LabelledImages(read, torch.zeros(12), torch.Size((1, 4, 4)), workers=workers)
+    batches = deadly.stream([list(range(start, start + 3)) for start in range(0, 12, 3)])
+    with pytest.raises(LpmbenchError, match=r"reads images ended: .*--workers 0") as caught:  # noqa: PT012
+        while True:
+            next(batches)
+            _step_of(0.3)
     assert "\n" not in str(caught.value)
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+def _step_of(seconds: float) -> None:
+    try:
+        time.sleep(seconds)
+    except RuntimeError:
+        pytest.fail("told in the middle of a step")
