@@ -5,26 +5,36 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective, succeeded
+from robustbench_lpm.attacks.pgd import ASKED, towards_likeliest
 from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
 
 # Section 3.1: the share of a step that is new (the rest is momentum), and when the step size is checked.
 ALPHA = 0.75
 FIRST_PERIOD, SHORTER_BY, SHORTEST_PERIOD = 0.22, 0.03, 0.06
+RESULTS = 2  # of one run: the iterate of lowest loss, and the last one
 
 
-# Each run yields two results.
-@Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, 2 * restarts))
+def _cost(steps: int, restarts: int, eot: int, classes: int, stochastic: bool) -> Cost:
+    passes = steps * restarts * max(1, classes) * eot
+    between = (
+        (ASKED if stochastic else 1 + classes * RESULTS * restarts) if classes else 0
+    )  # ranking the classes; who stays
+    return Cost(passes + between, passes, RESULTS * restarts * max(1, classes))
+
+
+@Declaration(cost=_cost)
 def apgd(
     oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
     steps: PositiveInt = 100, restarts: PositiveInt = 1, eot: PositiveInt = 5, loss: Loss = "cross-entropy",
-    rho: PositiveFloat = 0.75, early_stop: bool = True,
+    rho: PositiveFloat = 0.75, classes: NonNegativeInt = 0, early_stop: bool = True,
 ) -> Tensor:  # fmt: skip
     """Auto-PGD (algorithm 1) from random points of the ball.
 
@@ -38,23 +48,58 @@ def apgd(
         restarts: independent starts.
         eot: draws of noise over which a stochastic classifier's loss and gradient are averaged.
         rho: the step size is halved when fewer than this share of the steps since the last checkpoint were
-        improvements. early_stop: a misclassified image is left alone, with a deterministic classifier only: there that
-        is final.
+        improvements.
+        classes: instead of runs away from the label, runs towards each of so many of the likeliest other classes (the
+            paper's targeted version, with nine). With targets the runs are towards them.
+        early_stop: a misclassified image is left alone, with a deterministic classifier only: there that is final.
     """
-    stop, periods = early_stop and not oracle.stochastic, checkpoints(steps)
+    run = _Run(norm, eps, steps, eot, loss, rho, early_stop)
+    count = min(classes, oracle.classes - 1) if targets is None else 0
 
-    def descend(start: Tensor) -> list[Tensor]:
+    def from_starts(here: Oracle, originals: Tensor, label: Tensor, aimed: Tensor | None = None) -> list[Tensor]:
+        found: list[Tensor] = []
+        for _ in range(restarts):
+            start = uniform_in_ball(originals, norm, eps, here.choices())
+            found += run(here, originals, label, start, targets, aimed=aimed)
+        return found
+
+    if not count:
+        return oracle.choose(from_starts(oracle, images, labels), labels, targets)
+    found = towards_likeliest(
+        oracle, images, labels, count, from_starts, results=RESULTS * restarts, early_stop=early_stop
+    )
+    return oracle.choose(found, labels)
+
+
+class _Run(NamedTuple):
+    """One run of algorithm 1; the fields are parameters of `apgd`."""
+
+    norm: Norm
+    eps: float
+    steps: int
+    eot: int
+    loss: Loss
+    rho: float
+    early_stop: bool
+
+    def __call__(
+        self, oracle: Oracle, images: Tensor, labels: Tensor, start: Tensor, targets: Tensor | None = None, *,
+        aimed: Tensor | None = None,
+    ) -> list[Tensor]:  # fmt: skip
+        """The iterate of lowest loss and the last one, or the first misclassified one; aimed: see `Descent`."""
+        stop, periods = self.early_stop and not oracle.stochastic, checkpoints(self.steps)
+        towards = targets if aimed is None else aimed
         everyone = torch.arange(len(images), device=images.device)
         wrong = torch.zeros_like(everyone, dtype=torch.bool)
         # Of all B images; `active` are the positions (b,) of those under attack.
         found = {"best": start.clone(), "last": start.clone(), "misclassified": wrong, "active": everyone}
-        memory = _Memory.at(start, 2 * eps)
-        for step in oracle.resumable(range(steps), found, vars(memory)):
+        memory = _Memory.at(start, 2 * self.eps)
+        for step in oracle.resumable(range(self.steps), found, vars(memory)):
             active, wrong, look = found["active"], found["misclassified"], oracle.looks(step)
             here = oracle.rows(active)
-            target = targets[active] if targets is not None else None
-            losses = partial(objective, loss, labels=labels[active], targets=target)
-            gradients, values, logits = here.gradient(memory.current, here.noise(eot), losses)
+            target, aim = (classes[active] if classes is not None else None for classes in (targets, towards))
+            losses = partial(objective, self.loss, labels=labels[active], targets=aim)
+            gradients, values, logits = here.gradient(memory.current, here.noise(self.eot), losses)
             values = values.mean(0)
             if stop:  # no later iterate replaces the first misclassified one
                 values = values.masked_fill(wrong[active], torch.inf)
@@ -71,19 +116,13 @@ def apgd(
                     break
             if step in periods:
                 before = max((period for period in periods if period < step), default=0)
-                stuck = per_image(memory.look(step - before, rho), gradients)
+                stuck = per_image(memory.look(step - before, self.rho), gradients)
                 memory.current = torch.where(stuck, memory.best, memory.current)
                 gradients = torch.where(stuck, memory.best_gradient, gradients)
-            memory.move(gradients, images[active], norm, eps, ALPHA if step else 1.0)
+            memory.move(gradients, images[active], self.norm, self.eps, ALPHA if step else 1.0)
             last = torch.where(per_image(wrong[active], memory.current), found["last"][active], memory.current)
             found["last"][active], found["active"] = last, active
         return [found["best"], found["last"]]
-
-    found: list[Tensor] = []
-    for _ in range(restarts):
-        start = uniform_in_ball(images, norm, eps, oracle.choices())
-        found += descend(start)
-    return oracle.choose(found, labels, targets)
 
 
 def checkpoints(steps: int) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -98,21 +98,41 @@ def momentum(
     descent = Descent(norm, eps, lengths, eot, loss, early_stop, decay)
     if not count:
         return descent(oracle, images, labels, images.clone(), targets)
+
+    def descend(here: Oracle, originals: Tensor, label: Tensor, aimed: Tensor) -> list[Tensor]:
+        return [descent(here, originals, label, originals.clone(), aimed=aimed)]
+
+    found = towards_likeliest(oracle, images, labels, count, descend, early_stop=early_stop)
+    return oracle.choose(found, labels)
+
+
+def towards_likeliest(
+    oracle: Oracle, images: Tensor, labels: Tensor, count: int,
+    descend: Callable[[Oracle, Tensor, Tensor, Tensor], list[Tensor]], *, results: int = 1, early_stop: bool = True,
+) -> list[Tensor]:  # fmt: skip
+    """What runs towards each of the `count` likeliest other classes find: count · results candidates (B, C, H, W).
+
+    descend: makes `results` candidates (b, C, H, W) from an oracle, images, labels and the classes aimed at, (b,).
+    early_stop: an image that an earlier run led to be misclassified is left alone, with a deterministic classifier.
+    """
     rivals = likeliest_others(oracle, images, labels, count)
-    state = {"found": images.repeat(count, 1, 1, 1, 1), "active": torch.arange(len(images), device=images.device)}
+    everyone = torch.arange(len(images), device=images.device)
+    state = {"found": images.repeat(count * results, 1, 1, 1, 1), "active": everyone}
     for rank in oracle.resumable(range(count), state):
         active = state["active"]
         here = oracle.rows(active) if len(active) < len(images) else oracle
-        start, label = images[active], labels[active]
-        found = descent(here, start, label, start.clone(), aimed=rivals[active, rank])
-        state["found"][rank:, active] = found  # for all later descents, which leave out what is misclassified
+        label = labels[active]
+        candidates = descend(here, images[active], label, rivals[active, rank])
+        for place, candidate in enumerate(candidates):
+            # Also of all later runs, which leave out what is misclassified.
+            state["found"][rank * results + place :: results, active] = candidate
         if early_stop and not oracle.stochastic:
             with torch.no_grad():
-                wrong = succeeded(here(found, here.noise()), label)[0]
-            state["active"] = active[here.remaining(wrong)]
+                wrong = [succeeded(here(candidate, here.noise()), label)[0] for candidate in candidates]
+            state["active"] = active[here.remaining(torch.stack(wrong).any(0))]
             if len(state["active"]) == 0:
                 break
-    return oracle.choose(list(state["found"]), labels)
+    return list(state["found"])
 
 
 def _descents(classes: int | None, stochastic: bool) -> int:

@@ -59,7 +59,7 @@ def cli() -> None:
 
     \b
     lpmbench models
-    lpmbench attack --model ramlpm --attack pgd --eps 0.1 --limit 100
+    lpmbench attack --model ramlpm --eps 0.1 --limit 100
     lpmbench attack --attack spsa --size 224 --dataset panda
     lpmbench report
     """

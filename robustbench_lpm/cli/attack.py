@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--model", "models", multiple=True,
               help="A model, or the path of its card; may be given again. Default: all that fit.")  # fmt: skip
 @options.checkpoint
-@click.option("--attack", "attacks", multiple=True, default=("pgd",), show_default=True,
+@click.option("--attack", "attacks", multiple=True, default=("momentum",), show_default=True,
               help="An attack, or the path of its card; several with commas between, or given again.")  # fmt: skip
 @options.data
 @options.budget
@@ -39,12 +39,12 @@ def attack(models: Sequence[str], attacks: Sequence[str], out: Path, force: bool
     model or a run that fails does not stop the others: it is named, and the status at the end is not zero.
 
     \b
-    lpmbench attack --model ramlpm --attack pgd --eps 1/255,2/255,0.1 --limit 200
+    lpmbench attack --model ramlpm --eps 1/255,2/255,0.1 --limit 200
     lpmbench attack --model cnn --attack pgd,square --attack fgsm --eps 0.05 --eps 0.1
     lpmbench attack --attack spsa --size 224 --dataset panda
     lpmbench attack --dataset panda --image photo.jpg --label 388 --attack pgd --target random
     lpmbench attack --model ramlpm --attack apgd-margin --eot 20 --noise first_fixation=frozen
-    lpmbench attack --model ramlpm --attack worst-case --set apgd-margin.steps=100
+    lpmbench attack --model ramlpm --attack worst-case --set momentum.steps=400
     """
     settings = options.read_settings(given)
     wanted = options.read_names("--attack", attacks)

@@ -44,7 +44,7 @@ CASES: list[tuple[str, str]] = [
     ("attack --model cnn --attack pgd --surrogate cnn-at --limit 1", "takes no surrogates"),
     ("attack --model cnn --attack transfer --surrogate cmn --limit 1", "Did you mean 'cnn'?"),
     ("attack --model cnn --attack worst-case --set steps=3", "a worst case has no parameter 'steps'"),
-    ("attack --model cnn --attack worst-case --set pgd.stepz=3", "Did you mean 'steps'?"),
+    ("attack --model cnn --attack worst-case --set momentum.stepz=3", "Did you mean 'steps'?"),
     ("attack --model cnn --device cuda:99", "not available"),
     ("attack --model cnn --device toaster", "not available"),
     ("attack --model cnn --checkpoint nowhere.pt", "no checkpoint at nowhere.pt"),

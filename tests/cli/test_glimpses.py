@@ -21,7 +21,7 @@ def test_a_whole_study(tmp_path: Path, capsys: Capture) -> None:
     line = f"glimpses ramlpm --limit 20 --draws 3 --mc 1,3 --pictures 1 --eps 0.1 --out study {FAST}"
     lpmbench(line)
     shown = capsys.readouterr().out
-    assert "ramlpm (1 glimpse) · pgd" in shown
+    assert "ramlpm (1 glimpse) · momentum" in shown
     assert "At equal compute" in shown
     out = tmp_path / "study"
     found = {record.model: record for record in records.read_all(out)}
@@ -71,7 +71,7 @@ def test_truncated_runs_are_verified_and_their_command_makes_them_again(tmp_path
 
 def test_without_adaptive_attacks_and_pictures_into_a_folder_of_its_own(tmp_path: Path, capsys: Capture) -> None:
     lpmbench(f"glimpses ram --limit 2 --draws 1 --no-adaptive --pictures 0 --eps 8/255 {FAST}")
-    out = tmp_path / "runs" / "glimpses" / "ram-digits-pgd-linf-8-255"
+    out = tmp_path / "runs" / "glimpses" / "ram-digits-momentum-linf-8-255"
     assert [record.model for record in records.read_all(out)] == ["ram"]
     assert {path.name for path in out.iterdir() if path.is_file()} == {
         "glimpses.csv", "fixations.csv", "glimpses.png", "glimpses.svg",
@@ -79,4 +79,4 @@ def test_without_adaptive_attacks_and_pictures_into_a_folder_of_its_own(tmp_path
     assert pd.read_csv(out / "glimpses.csv")["adaptive_accuracy"].isna().all()
     shown = capsys.readouterr().out
     assert "anew" not in shown
-    assert "Written to runs/glimpses/ram-digits-pgd-linf-8-255" in re.sub(r"\s+", " ", shown)
+    assert "Written to runs/glimpses/ram-digits-momentum-linf-8-255" in re.sub(r"\s+", " ", shown)

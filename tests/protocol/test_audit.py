@@ -86,7 +86,7 @@ def test_a_worst_case_is_doubled_in_its_gradient_attacks() -> None:
     doubled = twice(worst, "steps")
     assert doubled is not None
     before, after = ({m.name: m.parameters for m in attack.members} for attack in (worst, doubled))
-    assert after["pgd"]["steps"] == 2 * before["pgd"]["steps"]
+    assert after["momentum"]["steps"] == 2 * before["momentum"]["steps"]
     assert after["square"] == before["square"]
     assert twice(resolve_attack("noise"), "steps") is None
 
