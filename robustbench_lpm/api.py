@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from robustbench_lpm.errors import LpmbenchError, in_one_line
 from robustbench_lpm.execution.keeping import NotKept
 from robustbench_lpm.execution.runner import run, told_failures
 from robustbench_lpm.options import SETTINGS, TYPES, Options, asked
-from robustbench_lpm.protocol.audit import BLACK_BOX, auditable, comparisons, judge, runs_of
+from robustbench_lpm.protocol.audit import BLACK_BOX, auditable, looks
 from robustbench_lpm.protocol.plan import Plan, make_plan
 from robustbench_lpm.randomness import isolated_globals
 from robustbench_lpm.records import audits
@@ -161,6 +162,7 @@ def audit(
     *,
     eps: OneEps,
     black_box: Sequence[str | Attack] = BLACK_BOX,
+    until_decided: bool = False,
     out: Path | str | None = None,
     **options: Any,
 ) -> Audit:
@@ -170,20 +172,25 @@ def audit(
         model, attack, dataset, eps, options: as for `evaluate`. With fewer than 195 images no difference can be bounded
             by one point, so that no check can pass.
         black_box: attacks without gradients, with which a white-box result is compared.
+        until_decided: judge stronger runs, and more images, until every check passes or fails, or nothing is left to
+            spend.
         out: the directory of the records and the audit; None writes nothing.
 
     Returns:
-        The audit; `audit.verdict` is "pass", "fail" or "undecided", `audit.checks` hold the evidence.
+        The audit (with until_decided the last); `audit.verdict` is "pass", "fail" or "undecided", `audit.checks` hold
+        the evidence.
 
     Raises:
         LpmbenchError: for anything that cannot be run as asked.
     """
     folder = Path(out) if out is not None else None
     with untouched():
+        if until_decided and not isinstance(dataset, str | Path | Data):
+            dataset = data_of_ones_own(dataset)  # more of it than the limit may be needed
         judged = auditable(prepare(model, attack, dataset, eps=eps, **options))
         others = [resolve_attack(other) for other in black_box]
-        wanted = comparisons(judged, others)
-        found = judge(judged, others, wanted, {plan.id: _whole(run(plan, folder)) for plan in runs_of(judged, wanted)})
+        every = looks(judged, others, lambda plan: _whole(run(plan, folder)), until_decided=until_decided)
+        found = deque(every, maxlen=1)[0][1]
     if folder is not None:
         audits.write(found, folder)
     return found

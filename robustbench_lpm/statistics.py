@@ -6,6 +6,7 @@ of images, however many draws there are (conservative for the mean over draws).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +67,19 @@ def paired_interval(differences: NDArray[np.floating], confidence: float = 0.95)
     variance = (float(np.sum(np.square(differences))) + 1) / n - mean**2
     half = _half_width(confidence) * np.sqrt(variance / n)
     return max(-1.0, float(mean - half)), min(1.0, float(mean + half))
+
+
+def ratio_interval(
+    sums: NDArray[np.floating], statistic: Callable[[NDArray[np.floating]], NDArray[np.floating]], draws: int = 2000
+) -> tuple[float, float, float]:
+    """A statistic of the mean over images (n, k) -> (k,), and its 95 % interval by the bootstrap over images.
+
+    statistic: from means (..., k) to numbers (...,). Percentiles of `draws` resamples (Efron and Tibshirani 1993,
+    chapter 13), from generators of a fixed seed.
+    """
+    chosen = np.random.default_rng(0).integers(len(sums), size=(draws, len(sums)))
+    low, high = np.percentile(statistic(sums[chosen].mean(axis=1)), [2.5, 97.5])
+    return float(statistic(sums.mean(axis=0))), float(low), float(high)
 
 
 def mean_draw(correct: NDArray[np.bool_]) -> Rate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from robustbench_lpm.randomness import Addresses
@@ -53,3 +54,44 @@ class RandomFrontEnd(nn.Module):
     def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
         assert noise is not None
         return self.network(images + self.sigma * noise["pixels"])
+
+
+class StraightThrough(Quantised):
+    """The same front end with the gradient of the identity, as the literature attacks it (BPDA)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        rounded = (images.detach() * self.levels).round() / self.levels
+        return self.network(images + rounded - images.detach())
+
+
+class Remembering(nn.Module):
+    """Answers for images near one that it has seen as it answered then: no attack from a clean image changes it."""
+
+    def __init__(self, network: nn.Module, near: float = 0.15) -> None:
+        super().__init__()
+        self.network, self.near = network, near
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        answers = self.network(images)
+        for row, image in enumerate(images.detach()):
+            known = next((logits for seen, logits in self.seen if (seen - image).abs().max() <= self.near), None)
+            if known is None:
+                self.seen.append((image.clone(), answers[row].detach().clone()))
+            else:
+                answers = answers.index_fill(0, torch.tensor([row]), 0.0)
+                answers[row] = answers[row] + known
+        return answers
+
+
+class Tiring(nn.Module):
+    """Answers at random, and without a gradient, after so many calls."""
+
+    def __init__(self, network: nn.Module, patience: int) -> None:
+        super().__init__()
+        self.network, self.patience, self.calls = network, patience, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        answers: Tensor = self.network(images)
+        return answers if self.calls <= self.patience else 0 * answers + answers.detach().roll(1, -1)

@@ -32,19 +32,28 @@ IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
                    "attack among its members.")  # fmt: skip
 @click.option("--black-box", "black_box", multiple=True, default=("square", "transfer"), show_default=True,
               help="The attacks without gradients that a white-box result is compared with, likewise.")  # fmt: skip
+@click.option(
+    "--until-decided",
+    is_flag=True,
+    help="Go on with more images where checks are undecided, and with more work where that takes more.",
+)
 @options.data
 @options.budget
 @options.attack
 @options.attacking
 @options.trust
-def audit(model: str, attacks: Sequence[str], black_box: Sequence[str], out: Path, **given: Any) -> None:
+def audit(
+    model: str, attacks: Sequence[str], black_box: Sequence[str], until_decided: bool, out: Path, **given: Any
+) -> None:
     """Judge the results of MODEL: is it robust, or were the attacks blind?
 
     Each result, an attack or the worst case over several, is compared, example by example, with what must not be
     stronger: one step, random noise, attacks without gradients, twice the steps, draws and restarts, a larger eps,
-    frozen noise. A check fails when the 95 % interval of the paired difference is above one point, passes when it
-    is below, and is undecided otherwise: more images decide it. The verdicts are written beside the records;
-    `report` shows them, and a result that fails gets no rank. Runs that are finished in --out are not repeated. Without
+    frozen noise. And the model must answer the same whatever it was asked before. A check fails when the 95 % interval
+    of the paired difference is above one point, passes when it is below, and is undecided otherwise: more images decide
+    it. With --until-decided those are taken, and where twice the work takes more, the stronger attack is judged in
+    place of the weaker one. The verdicts are written beside the records; `report` shows them, and a result that fails
+    gets no rank. Runs that are finished in --out are not repeated. Without
     --limit the first 200 examples are judged.
 
     \b
@@ -89,7 +98,7 @@ def audit(model: str, attacks: Sequence[str], black_box: Sequence[str], out: Pat
                         raise
                     say(f"Left out: {attack.name} on {loaded.name}. {error}")
                     break
-                found.append(judge_result(plan, others, obtain, out))
+                found.append(judge_result(plan, others, obtain, out, until_decided=until_decided))
     if failed := [result.attack for result in found if result.verdict == "fail"]:
         fate = f"fail their audit ({', '.join(failed)}): they do not say how robust the model is."
         say(f"{len(failed)} of {len(found)} results {fate}")
@@ -117,24 +126,29 @@ def _resolve(
     return with_steps(resolve(names, parameters), given, strict=strict), others
 
 
-def judge_result(plan: Plan, black_box: Sequence[Attack], obtain: Callable[[Plan], RunRecord], out: Path) -> Audit:
-    """Audit one result, print the evidence, and write it below `out`. obtain: gives the record of a run."""
-    from robustbench_lpm.protocol.audit import auditable, comparisons, judge, runs_of
+def judge_result(
+    plan: Plan, black_box: Sequence[Attack], obtain: Callable[[Plan], RunRecord], out: Path, *,
+    until_decided: bool = False,
+) -> Audit:  # fmt: skip
+    """Audit one result, print the evidence, and write it below `out`; the last audit. obtain: gives a run's record."""
+    from robustbench_lpm.protocol.audit import auditable, looks
     from robustbench_lpm.records import audits
 
-    judged = auditable(plan)
-    wanted = comparisons(judged, black_box)
-    records = {run.id: obtain(run) for run in runs_of(judged, wanted)}
-    complain_of_failures(records.values())  # what is compared example by example must be whole
-    result = judge(judged, black_box, wanted, records)
-    path = audits.write(result, out)
-    _print(result, plan)
-    say(f"Audit: {shown_path(path)}\n")
+    def whole(run: Plan) -> RunRecord:
+        record = obtain(run)
+        complain_of_failures([record])  # what is compared example by example must be whole
+        return record
+
+    for judged, result in looks(auditable(plan), black_box, whole, until_decided=until_decided):
+        path = audits.write(result, out)
+        _print(result, judged)
+        say(f"Audit: {shown_path(path)}\n")
     return result
 
 
 def _print(result: Audit, plan: Plan) -> None:
     """The checks of one result as a table, the verdict below."""
+    from robustbench_lpm.registry.tasks import changed_parameters
     from robustbench_lpm.reporting.cells import evidence
 
     table = grid(
@@ -145,5 +159,10 @@ def _print(result: Audit, plan: Plan) -> None:
         shown = difference if check.judged is not None else check.note
         table.add_row(check.name, check.against, check.verdict, judged, reference, shown)
     show_wide(table)
-    where = f"{result.model} under {result.attack}, {shown_eps(plan)}, {len(plan.indices)} images"
+    for check in result.checks:
+        if check.verdict == "undecided" and check.note:
+            say(f"{check.name}: {check.note}.")
+    budget = changed_parameters(plan.attack)
+    settings = f" ({', '.join(f'{name}={value}' for name, value in budget.items())})" * bool(budget)
+    where = f"{result.model} under {result.attack}{settings}, {shown_eps(plan)}, {len(plan.indices)} images"
     say(f"Verdict on {where}: {result.verdict.upper()}")

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model")
 @options.checkpoint
-@click.option("--attack", "attack_name", default="momentum", show_default=True, help="An attack, or the path of its card.")
+@click.option(
+    "--attack", "attack_name", default="momentum", show_default=True, help="An attack, or the path of its card."
+)
 @options.data
 @options.budget
 @options.attack

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustbench_lpm.architectures.classifier import Classifier, on_device
 from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_image
@@ -19,9 +20,11 @@ from robustbench_lpm.norms import distance
 from robustbench_lpm.protocol.grading import grade, within_budget
 from robustbench_lpm.protocol.oracle import Checkpoints, ClassifierOracle, Ledger, Rules, pick
 from robustbench_lpm.protocol.plan import STORED_PICTURES, Plan
-from robustbench_lpm.randomness import Addresses
-from robustbench_lpm.records.runs import Picture, group_pictures
+from robustbench_lpm.randomness import Addresses, Purpose
+from robustbench_lpm.records.runs import UNSTEADY, Picture, group_pictures
+from robustbench_lpm.registry.admission import ROUNDING, near
 
+ASKED_AGAIN = 16  # one of so many images is asked for again after the attack
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -99,10 +102,19 @@ def _run_batch(
         raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
     targets = _targets(plan, batch.indices, labels)
     before = grade(plan, images, batch.indices, "clean")
+    few = slice(len(images) // ASKED_AGAIN + 1)
+    first = _answers(plan, plan.classifier, images[few], batch.indices[few], "clean")
     ledger = Ledger.empty(len(images), on_spent=progress.spent, notes=notes)
     found, choice = _attack(plan, batch.indices, images, labels, targets, mask, made, ledger, checkpoints)
     found = within_budget(found, images, plan.options.norm, plan.options.eps, mask)
     after = grade(plan, found, batch.indices, "grade")
+    again = _answers(plan, plan.classifier, images[few], batch.indices[few], "clean")
+    if not near(again, first, ROUNDING):
+        notes[UNSTEADY] = "asked again for clean images after the attack, it answers otherwise"
+    elif (fresh := plan.at_first()) is not None:
+        here, there = (_answers(plan, c, found[few], batch.indices[few], "grade") for c in (plan.classifier, fresh))
+        if not near(here, there, ROUNDING):
+            notes[UNSTEADY] = "a copy that was asked nothing answers otherwise on attacked images"
     progress.spent(len(images) * plan.grading_passes())
     inputs = [bytes.fromhex(sha256_of_image(image.numpy())) for image in batch.images]
     columns = {
@@ -115,6 +127,13 @@ def _run_batch(
         "index": batch.indices, "input_sha256": [np.frombuffer(digest, np.uint8) for digest in inputs]
     }  # fmt: skip
     return rows | {name: column.tolist() for name, column in columns.items()}, found
+
+
+@torch.no_grad()
+def _answers(plan: Plan, classifier: Classifier, images: Tensor, indices: Sequence[int], purpose: Purpose) -> Tensor:
+    """The logits of one draw, (B, K)."""
+    noise = plan.noise_control.sample(classifier, plan.options.seed, indices, purpose)
+    return classifier(images, on_device(noise, images.device))
 
 
 def _attack(

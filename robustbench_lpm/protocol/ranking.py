@@ -16,7 +16,7 @@ import pandas as pd
 
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.records.audits import TOLERANCE
-from robustbench_lpm.records.runs import RunRecord
+from robustbench_lpm.records.runs import UNSTEADY, RunRecord
 from robustbench_lpm.statistics import Rate, rate_of
 
 # What decides which images a run attacks, beside the name and the size of the data set.
@@ -373,6 +373,8 @@ def _obstacles(scored: Sequence[Row], expected: Sequence[Row]) -> list[str]:
     found = []
     if failed := sum(run["failed_examples"] for run in scored):
         found.append(f"{failed} example(s) failed")
+    elif any(UNSTEADY in run["notes"] for run in scored):
+        found.append(f"{UNSTEADY[0].lower()}{UNSTEADY[1:]}")
     elif any(math.isnan(run["robust_accuracy"]) for run in scored):
         found.append("a run without images")
     if absent := _absent(scored, expected):

@@ -50,6 +50,15 @@ class Check:
     records: tuple[str, ...] = ()  # ids of the records compared with
     unit: Literal["share", "cosine"] = "share"
 
+    @property
+    def decides(self) -> bool:
+        """Whether a verdict rests on it: gradients are evidence alone.
+
+        Past a front end that has no derivative, an attack through the identity is as strong as any. Where a wrong
+        gradient does harm, other attacks are stronger.
+        """
+        return self.unit == "share"
+
 
 @dataclass
 class Audit:
@@ -67,8 +76,8 @@ class Audit:
 
     @property
     def verdict(self) -> Verdict:
-        """fail if any check fails; pass if every check that applies passes; else undecided."""
-        verdicts = {check.verdict for check in self.checks} - {"not applicable"}
+        """fail if any check that decides fails; pass if every such check that applies passes; else undecided."""
+        verdicts = {check.verdict for check in self.checks if check.decides} - {"not applicable"}
         if "fail" in verdicts:
             return "fail"
         return "pass" if verdicts == {"pass"} else "undecided"

@@ -42,6 +42,8 @@ SCHEMA_VERSION = 5
 READABLE = (1, 2, 3, 4, 5)
 SEALED_SINCE = 3
 # The keys of record.json that are fields of RunRecord.
+# The beginning of a note: such a run measures nothing, and its model gets no rank.
+UNSTEADY = "The model's answers depend on what it was asked before"
 STATED = ("command", "configuration", "execution", "versions", "code", "failures", "notes")
 RECORD, OUTCOMES, ADVERSARIALS, TIMING = "record.json", "outcomes.parquet", "adversarials.safetensors", "timing.json"
 PUBLISHED_PICTURES = 16  # of a run that stored more: results are kept small
@@ -120,6 +122,11 @@ class RunRecord:
     @property
     def stochastic(self) -> bool:
         return bool(self.configuration["model"]["stochastic"])
+
+    @property
+    def steady(self) -> bool:
+        """Whether the model answered as if nothing had been asked before, where that was looked at."""
+        return not any(note.startswith(UNSTEADY) for note in self.notes)
 
     @cached_property
     def predictions(self) -> NDArray[np.int64]:

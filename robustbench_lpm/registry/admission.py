@@ -44,6 +44,7 @@ class Admission:
 
     classes: the number of its logits. sources: of its randomness. no_gradient: why its answers give none with respect
     to the images, "" where they do. answers: a fingerprint of its logits on fixed images. notes: for the reader.
+    untouched: a copy that is asked nothing more, None of a model that cannot be copied.
     """
 
     classes: int
@@ -51,6 +52,7 @@ class Admission:
     no_gradient: str = ""
     answers: str = ""
     notes: tuple[str, ...] = ()
+    untouched: Classifier | None = None
 
 
 class AsItIs(nn.Module):
@@ -142,6 +144,16 @@ def _copied(model: Any) -> nn.Module | None:
         return None
 
 
+def untouched(classifier: Classifier) -> Classifier | None:
+    """A copy that shares its parameters and nothing else, such as a count of its calls; None where there is none."""
+    if any(isinstance(part, AsItIs) for part in classifier.modules()):
+        return None
+    try:
+        return copy.deepcopy(classifier, {id(shared): shared for shared in classifier.parameters()})
+    except Exception:  # as in `_copied`
+        return None
+
+
 # The admission of a classifier, and what it runs as, by shape and device. Nothing here may keep the classifier alive.
 _admitted: WeakKeyDictionary[Classifier, dict[Any, tuple[Admission, Classifier | None]]] = WeakKeyDictionary()
 
@@ -191,7 +203,8 @@ class _Trial:
             self.check_independence()
             no_gradient = self.check_gradient()
             self.choose_layout(gradient=not no_gradient)
-            return Admission(classes, sources, no_gradient, self.fingerprint(), tuple(self.notes))
+            answers = self.fingerprint()
+            return Admission(classes, sources, no_gradient, answers, tuple(self.notes), untouched(self.classifier))
         finally:
             with torch.no_grad():
                 for value, _, copied in held.values():
@@ -298,7 +311,7 @@ class _Trial:
                     f"is not repeatable: it draws from a generator of its own, {_shown(path)}, "
                     "whose state no seed sets; let it draw from torch's generator, or offer sample_noise"
                 )
-        if not all(_near(again, answers[0], ROUNDING) for again in answers[:SAME_SEED]):
+        if not all(near(again, answers[0], ROUNDING) for again in answers[:SAME_SEED]):
             seed_and = "seed and noise" if self.noise else "seed"
             raise self.refused(
                 f"is not repeatable: it answers the same images differently under one and the same {seed_and}"
@@ -306,7 +319,7 @@ class _Trial:
         # A generator that ends in the same state under every seed was seeded by the model.
         moved = [name for name, state in after[0].items() if before[0][name] != state != after[-1][name]]
         drawn = [f"{GENERATORS_OF[name]} generator" for name in moved]
-        if not drawn and all(_near(answer, answers[0], ROUNDING) for answer in answers):
+        if not drawn and all(near(answer, answers[0], ROUNDING) for answer in answers):
             return tuple(self.noise)
         if self.noise:
             elsewhere = ", ".join(drawn) or "elsewhere"
@@ -330,11 +343,11 @@ class _Trial:
         # which depends on the size of the batch.
         comparable = not isinstance(network, GloballyRandom) and not self.classifier.glimpsing
         for how, found in (("among others", answers), ("alone", [alone] if comparable else [])):
-            if not all(_near(answer, answers[0], BATCH) for answer in found):
+            if not all(near(answer, answers[0], BATCH) for answer in found):
                 raise self.refused(
                     f"answers an image differently {how}: it depends on the rest of the batch ({_blamed(network)})"
                 )
-        if not all(_near(answer, answers[0], ROUNDING) for answer in answers):
+        if not all(near(answer, answers[0], ROUNDING) for answer in answers):
             self.notes.append(f"{self.name}'s answer to an image depends a little on the rest of the batch")
 
     def check_gradient(self) -> str:
@@ -383,7 +396,7 @@ class _Trial:
         # A glimpsing network enlarges rounding beyond any bound: it only has to work.
         pairs = [(one.double(), other.double()) for one, other in zip(turned, slopes, strict=True)]
         agrees = all(bool((one - other).norm() <= LAYOUT_GRADIENT * other.norm()) for one, other in pairs)
-        if not (self.classifier.glimpsing or (agrees and _near(found, plain, LAYOUT))):
+        if not (self.classifier.glimpsing or (agrees and near(found, plain, LAYOUT))):
             plain_layout(kept)
 
     def fingerprint(self) -> str:
@@ -420,7 +433,7 @@ def _check_signature(network: nn.Module) -> None:
         pass
 
 
-def _near(found: Tensor, wanted: Tensor, share: float) -> bool:
+def near(found: Tensor, wanted: Tensor, share: float) -> bool:
     """Whether logits agree, up to a share of the largest finite one; infinity and NaN agree with themselves."""
     if found.shape != wanted.shape:
         return False

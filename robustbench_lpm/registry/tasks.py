@@ -251,7 +251,10 @@ def worst_case_over(members: Sequence[Attack], name: str = "worst-case", argumen
 
 
 def changed_parameters(attack: Attack) -> dict[str, Any]:
-    """The parameters in which an attack differs from the registered card of its name."""
+    """The parameters in which an attack differs from the registered card of its name; of members by MEMBER.NAME."""
+    if attack.members:
+        differing = {member.name: changed_parameters(member) for member in attack.members}
+        return {f"{name}.{key}": value for name, given in differing.items() for key, value in given.items()}
     registered = cards.attack(attack.name).parameters if attack.name in cards.names("attack") else {}
     return {name: value for name, value in attack.parameters.items() if registered.get(name) != value}
 

@@ -116,7 +116,7 @@ def _row(record: RunRecord) -> Row:
 
 def _judgement(audit: Audit | None) -> dict[str, str]:
     """The columns about the audit of a run."""
-    failed = [check for check in audit.checks if check.verdict == "fail"] if audit else []
+    failed = [check for check in audit.checks if check.verdict == "fail" and check.decides] if audit else []
     return {
         "verdict": audit.verdict if audit else "",
         "failed_checks": ", ".join(plain(check.name) for check in failed),

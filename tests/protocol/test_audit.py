@@ -14,14 +14,15 @@ from robustbench_lpm.attacks.contract import Oracle
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import Norm
 from robustbench_lpm.protocol.audit import twice
-from robustbench_lpm.records import audits
+from robustbench_lpm.randomness import Addresses
+from robustbench_lpm.records import audits, runs
 from robustbench_lpm.records.audits import Audit
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import resolve_attack
 from robustbench_lpm.statistics import paired_interval
 from tests.attacks.test_closed_forms import linear_data
 from tests.classifiers import NoisyLinear
-from tests.planted import Detached, Loud, Quantised, RandomFrontEnd
+from tests.planted import Detached, Loud, Quantised, RandomFrontEnd, Remembering, StraightThrough, Tiring
 
 IMAGES = 200
 SQUARE = resolve_attack("square", parameters={"queries": 100, "draws": 2})
@@ -142,6 +143,63 @@ def test_a_result_of_nothing_cannot_be_too_high(share: float, verdict: str) -> N
     (check,) = [check for check in audit.checks if check.name == "unbounded"]
     assert check.judged == pytest.approx(1 - share)
     assert check.verdict == verdict
+
+
+@pytest.mark.parametrize("model", [lambda: Remembering(Tiny(False)), lambda: Tiring(Tiny(False), patience=60)])
+def test_answers_that_depend_on_what_was_asked_before_fail(model: Any, tmp_path: Any) -> None:
+    audit = audited(model(), "pgd", tiny_data(64), parameters={"steps": 20}, eps=0.1, limit=64, out=tmp_path)
+    assert "same answers" in failed(audit)
+    assert audit.verdict == "fail"
+    assert any(not record.steady for record in runs.read_all(tmp_path))
+
+
+class Turned(nn.Module):
+    """A noisy linear margin; its gradient is turned away from the true one by an angle, in a plane with another."""
+
+    def __init__(self, cosine: float) -> None:
+        super().__init__()
+        weight, aside = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        aside -= weight * (weight * aside).sum() / weight.square().sum()
+        aside *= weight.norm() / aside.norm()
+        self.weight, self.seen = weight, cosine * weight + (1 - cosine**2) ** 0.5 * aside
+
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"weight": addresses.normal("weight", 1, 8, 8)}
+
+    def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
+        assert noise is not None
+        change = 2 * noise["weight"]  # a single draw's gradient is mostly noise
+        margin = ((self.seen + change) * images).flatten(1).sum(1)
+        right = ((self.weight + change) * images).flatten(1).sum(1)
+        margin = margin + (right - margin).detach() - 0.5 * self.weight.sum()
+        return torch.stack([margin, -margin], dim=1)
+
+
+@pytest.mark.parametrize(("cosine", "verdict"), [(1.0, "pass"), (0.8, "pass"), (0.1, "fail"), (-1.0, "fail")])
+def test_directions_are_those_of_expected_gradients(cosine: float, verdict: str) -> None:
+    audit = audited(Turned(cosine), "fgsm", (torch.full((32, 1, 8, 8), 0.5), torch.zeros(32).long()), limit=32)
+    (check,) = [check for check in audit.checks if check.name == "direction"]
+    assert check.judged == pytest.approx(cosine, abs=0.1)
+    assert check.low is not None
+    assert check.high is not None
+    assert check.low <= cosine - 1 <= check.high
+    assert check.verdict == verdict
+
+
+@pytest.mark.slow
+def test_a_straight_through_gradient_fails_nothing() -> None:
+    """Rounding to 8 bits changes nothing that an attack of 0.1 would see, and the identity is its best gradient."""
+    audit = audited(StraightThrough(cnn(), levels=255), "apgd-margin", eps=0.2, parameters={"steps": 20})
+    assert audit.verdict == "pass", [check for check in audit.checks if check.verdict != "pass"]
+
+
+def test_an_audit_goes_on_until_it_is_decided() -> None:
+    """50 images can bound no difference by one point; 200 that are all misclassified can."""
+    few: dict[str, Any] = {"parameters": {"steps": 5}, "limit": 50, "eps": 0.3}
+    assert audited(Tiny(blind=False), "pgd", tiny_data(800), **few).verdict == "undecided"
+    audit = audited(Tiny(blind=False), "pgd", tiny_data(800), until_decided=True, **few)
+    assert audit.verdict == "pass", [check for check in audit.checks if check.verdict != "pass"]
+    assert max(check.images for check in audit.checks) > 195
 
 
 def test_few_images_decide_little() -> None:

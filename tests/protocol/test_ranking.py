@@ -249,10 +249,10 @@ def test_any_other_result_keeps_its_rank_and_says_its_verdict(make, verdict):
     assert (row["rank"], row["verdict"], row["audit"], row["notes"]) == (1, verdict or "", "", "")
 
 
-def test_the_evidence_of_a_cosine_is_no_percentage(make):
+def test_a_gradient_that_points_elsewhere_fails_no_result(make):
     a = make("a")
     row = row_of([a], "a", audited(a, "fail", name="direction", unit="cosine"))
-    assert row["audit"] == "direction: 0.62 against 0.40, difference [0.14, 0.30]"
+    assert (row["rank"], row["verdict"], row["audit"], row["notes"]) == (1, "undecided", "", "")
 
 
 def test_audits_are_read_from_beside_the_records(make, tmp_path):
