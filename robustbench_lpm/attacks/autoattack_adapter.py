@@ -108,7 +108,7 @@ def _fab_cost(steps: int, eot: int, classes: int) -> Cost:
     return Cost(classes * (1 + 2 * steps) * eot, classes * steps * eot, choices=classes * (POINTS + 1))
 
 
-@Declaration(cost=_fab_cost)
+@Declaration(cost=_fab_cost, nearest=True)
 @torch.no_grad()
 def fab(
     oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float,
@@ -116,7 +116,7 @@ def fab(
 ) -> Tensor:  # fmt: skip
     """FAB alone (Croce and Hein 2020, arXiv 1907.02044): the nearest adversarial example towards any class.
 
-    It does not use eps, see `attacks.minimum`. Where it finds none it returns the image.
+    It does not use eps, see `attacks.minimum`. Where it finds none it returns the farthest corner of the box.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels: (B,).
@@ -138,7 +138,7 @@ def fab(
             nearer = far < state["nearest"]
             state["found"] = torch.where(per_image(nearer, images), candidates, state["found"])
             state["nearest"] = state["nearest"].minimum(far)
-    return state["found"]
+    return torch.where(per_image(state["nearest"].isinf(), images), (images < 0.5).to(images), state["found"])
 
 
 @torch.no_grad()  # the stages switch gradients on where they take them

@@ -44,6 +44,7 @@ class Declaration:
         None: not known. For a deterministic classifier, which needs one draw, each parameter in `draws` is 1 there.
     steps, draws, restarts: names of the parameters for its length, for the draws of noise that it averages over or
         that vote, and for its starts; names that the attack does not have are ignored.
+    nearest: whether it looks for the smallest perturbation, whatever eps is.
 
     Raises LpmbenchError where the cost asks for a parameter that the function does not have.
     """
@@ -52,6 +53,7 @@ class Declaration:
     steps: tuple[str, ...] = ("steps", "iterations", "queries")
     draws: tuple[str, ...] = ("eot", "draws", "votes")
     restarts: tuple[str, ...] = ("restarts", "tries")
+    nearest: bool = False
 
     def __call__(self, function: Function) -> Function:
         known = {*inspect.signature(function).parameters, "stochastic"}

@@ -27,7 +27,7 @@ TINY = 1e-12  # the least slope that divides
 BEYOND = 1e-4  # DeepFool steps so much farther than to the boundary, in the norm
 
 
-@Declaration(cost=lambda steps, eot: Cost(steps * eot, steps * eot, POINTS))
+@Declaration(cost=lambda steps, eot: Cost(steps * eot, steps * eot, POINTS), nearest=True)
 def ddn(
     oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
     steps: PositiveInt = 100, eot: PositiveInt = 1, radius: PositiveFloat = 1.0, gamma: PositiveFloat = 0.05,
@@ -55,7 +55,7 @@ def ddn(
     return nearest_on_ray(oracle, images, _candidate(oracle, state), labels, targets)
 
 
-@Declaration(cost=lambda steps, eot: Cost(steps * eot, steps * eot, POINTS))
+@Declaration(cost=lambda steps, eot: Cost(steps * eot, steps * eot, POINTS), nearest=True)
 def fmn(
     oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
     steps: PositiveInt = 100, eot: PositiveInt = 1, step_size: PositiveFloat = 1.0, gamma: PositiveFloat = 0.05,
@@ -95,7 +95,7 @@ def _deepfool_cost(steps: int, eot: int, classes: int, stochastic: bool) -> Cost
     return Cost(passes + (ASKED if stochastic else 1), passes, POINTS)
 
 
-@Declaration(cost=_deepfool_cost)
+@Declaration(cost=_deepfool_cost, nearest=True)
 def deepfool(
     oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
     steps: PositiveInt = 50, eot: PositiveInt = 5, classes: PositiveInt = 9, overshoot: NonNegativeFloat = 0.02,
