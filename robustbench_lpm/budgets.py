@@ -1,4 +1,4 @@
-"""Read perturbation budgets as people write them: 8/255, 0.03, 1/255,2/255, numbers. Knows nothing about torch."""
+"""Perturbation budgets: their norms, and numbers as people write them (8/255, 0.03). Knows nothing about torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from decimal import Decimal
 from numbers import Real
-from typing import Any, TypeGuard
+from typing import Any, Literal, TypeGuard, get_args
 
 from robustbench_lpm.errors import LpmbenchError
+
+Norm = Literal["linf", "l2", "l1"]  # that bounds a perturbation
+NORMS: tuple[Norm, ...] = get_args(Norm)
 
 
 def parse_eps(given: object, norm: str | None = None) -> float:

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
-from robustbench_lpm.budgets import parse_eps
+from robustbench_lpm.budgets import NORMS, Norm, parse_eps
 from robustbench_lpm.errors import LpmbenchError, unknown
 
-Norm = Literal["linf", "l2"]
 Precision = Literal["float32", "bfloat16"]
 STRONGEST = "strongest"  # the gradient mode that takes, for each image, the strongest of all
 
@@ -31,7 +30,7 @@ class Options:
     """The settings of one run, beside its model, attack and data set. Raises LpmbenchError for values out of range."""
 
     eps: float = setting(MISSING, "The budget, in pixel values of [0, 1]: 8/255, 0.1.")
-    norm: Norm = setting("linf", "The norm that bounds a perturbation.", choices=("linf", "l2"))
+    norm: Norm = setting("linf", "The norm that bounds a perturbation.", choices=NORMS)
     size: str | None = setting(None, "224, original, or another side in pixels; the default is on the data set's card.")
     limit: int | None = setting(None, "Only the first so many examples.", least=1)
     mc: int = setting(1, "Attack and grade the average of so many Monte-Carlo runs of a stochastic model.", least=1)

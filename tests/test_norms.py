@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy.optimize import brentq, linprog
 from torch import Tensor
 
-from robustbench_lpm.norms import NORMS, Norm, distance, project, steepest, uniform_in_ball
+from robustbench_lpm.norms import NORMS, Norm, distance, farthest, lowest, project, sparse, steepest, uniform_in_ball
 from robustbench_lpm.protocol.grading import within_budget
 from robustbench_lpm.randomness import Addresses
 
 SHAPE = (6, 3, 5, 4)
-EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.3}
+EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.3, "l1": 0.4}
 TYPES = {torch.float32: 1e-6, torch.float64: 1e-14}
 
-for_both_norms = pytest.mark.parametrize("norm", NORMS)
+for_all_norms = pytest.mark.parametrize("norm", NORMS)
 in_both_precisions = pytest.mark.parametrize("dtype", TYPES)
 
 
@@ -40,17 +44,18 @@ def scaled(offsets: Tensor, norm: Norm, length: float) -> Tensor:
     return (offsets / distance(offsets, torch.zeros_like(offsets), norm)[:, None, None, None] * length).to(offsets)
 
 
-@for_both_norms
+@for_all_norms
 @in_both_precisions
 def test_distance(norm: Norm, dtype: torch.dtype) -> None:
     offsets = noise(0, dtype)
     for i, found in enumerate(distance(offsets, torch.zeros_like(offsets), norm)):
         values = offsets[i].flatten().tolist()
-        expected = max(map(abs, values)) if norm == "linf" else math.sqrt(sum(v * v for v in values))
-        assert float(found) == pytest.approx(expected, rel=TYPES[dtype])
+        sizes = [abs(value) for value in values]
+        expected = {"linf": max(sizes), "l2": math.sqrt(sum(v * v for v in values)), "l1": sum(sizes)}
+        assert float(found) == pytest.approx(expected[norm], rel=TYPES[dtype])
 
 
-@for_both_norms
+@for_all_norms
 @in_both_precisions
 @pytest.mark.parametrize("share", [0.0, 1e-5, 0.3, 0.99])
 def test_what_is_inside_keeps_its_bits(norm: Norm, dtype: torch.dtype, share: float) -> None:
@@ -65,22 +70,102 @@ def test_tiny_pixels_inside_keep_their_bits(dtype: torch.dtype) -> None:
     originals = torch.full((1, 1, 2, 2), 0.3, dtype=dtype)
     images = torch.full((1, 1, 2, 2), 1e-9, dtype=dtype)
     for norm in NORMS:
-        assert torch.equal(project(images, originals, norm, 1.0), images)
+        assert torch.equal(project(images, originals, norm, 2.0), images)
 
 
-@for_both_norms
+def nearest_in_l1(images: Tensor, originals: Tensor, eps: float) -> NDArray[np.float64]:
+    """The nearest point of L1 ball and box, one image after the other: the threshold is found by root finding."""
+    found = []
+    for image, centre in zip(images.double().numpy(), originals.double().numpy(), strict=True):
+        offset = image - centre
+        room = np.where(offset > 0, 1 - centre, centre)
+
+        def left(threshold: float, offset: Any = offset, room: Any = room) -> Any:
+            return np.clip(np.abs(offset) - threshold, 0, room)
+
+        inside = left(0).sum() <= eps
+        threshold = (
+            0.0 if inside else brentq(lambda t: left(t).sum() - eps, 0, np.abs(offset).max(), xtol=1e-15, rtol=1e-14)
+        )
+        found.append(centre + np.sign(offset) * left(threshold))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0, 30.0])
+@pytest.mark.parametrize("eps", [1e-6, 0.01, 1.2, 10.0, 60.0])
+@pytest.mark.parametrize("each", [False, True])
+def test_the_l1_projection_is_the_nearest_point(scale: float, eps: float, each: bool) -> None:
+    """Of ball and box together, for pixels at the ends of the box too, and with one radius or one for each image."""
+    originals = box(0, torch.float64)
+    images = originals + scale * noise(1, torch.float64)
+    radii = eps * (1 + each * torch.arange(len(images), dtype=torch.float64))
+    found = project(images, originals, "l1", radii if each else eps)
+    for i, radius in enumerate(radii.tolist()):
+        expected = nearest_in_l1(images[i : i + 1], originals[i : i + 1], radius)
+        assert np.abs(found[i : i + 1].numpy() - expected).max() < 1e-12
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_each_image_may_have_its_own_radius(norm: Norm) -> None:
+    originals = box(0, torch.float32)
+    images = originals + noise(1, torch.float32)
+    radii = 0.02 * (1 + torch.arange(len(images)))
+    found = project(images, originals, norm, radii)
+    for i, radius in enumerate(radii.tolist()):
+        alone = project(images[i : i + 1], originals[i : i + 1], norm, radius)
+        torch.testing.assert_close(found[i : i + 1], alone, atol=1e-6, rtol=0)
+
+
+@for_all_norms
+def test_the_farthest_image(norm: Norm) -> None:
+    black, white = torch.zeros(1, 3, 4, 5), torch.ones(1, 3, 4, 5)
+    assert farthest(norm, 60) == pytest.approx(float(distance(black, white, norm)))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.3, 2.0, 7.5, 100.0])
+def test_the_lowest_point_in_l1_fills_the_largest_gradients(eps: float) -> None:
+    """The linear programme over ball and box, solved by scipy: offsets are p - n with p, n >= 0 within the rooms."""
+    originals, gradients = box(0, torch.float64), noise(1, torch.float64)
+    gradients[:, 1] = 0
+    found = lowest(originals, gradients, "l1", eps)
+    for original, gradient, point in zip(originals.flatten(1), gradients.flatten(1), found.flatten(1), strict=True):
+        costs = torch.cat([gradient, -gradient]).numpy()
+        rooms = [(0, float(room)) for room in torch.cat([1 - original, original])]
+        best = linprog(costs, A_ub=np.ones((1, len(costs))), b_ub=[eps], bounds=rooms).fun
+        assert float(gradient @ (point - original)) == pytest.approx(best, abs=1e-9)
+    assert torch.equal(found[:, 1], originals[:, 1])  # no gradient, no change
+    assert distance(found, originals, "l1").max() <= eps + 1e-12
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 1.0])
+def test_sparse_directions(share: float) -> None:
+    gradients = noise(0, torch.float32)
+    count = max(1, int(share * 60))
+    for found in (sparse(gradients, share), sparse(gradients, torch.full((6,), share + 1e-6))):
+        sizes = gradients.flatten(1).abs()
+        moved = found.flatten(1) != 0
+        assert (moved.sum(1) == count).all()
+        assert (sizes.where(moved, torch.inf).amin(1) > sizes.where(~moved, 0).amax(1)).all() or share == 1
+        assert torch.equal(found.sign(), torch.where(moved.reshape(found.shape), gradients.sign(), 0))
+        assert distance(found, torch.zeros_like(found), "l1") == pytest.approx(1, abs=1e-6)
+
+
+@for_all_norms
 @in_both_precisions
 @pytest.mark.parametrize("factor", [1.01, 3.0, 1e4])
 def test_what_is_outside_lands_on_the_sphere(norm: Norm, dtype: torch.dtype, factor: float) -> None:
     originals, eps = away_from_the_box(0, dtype), EPS[norm]
     offsets = scaled(noise(1, dtype), norm, factor * eps)
     found = project(originals + offsets, originals, norm, eps)
-    assert distance(found, originals, norm) == pytest.approx(eps, rel=0, abs=TYPES[dtype])
+    rounding = TYPES[dtype] * (60 if norm == "l1" else 1)  # it adds up over the pixels
+    assert distance(found, originals, norm) == pytest.approx(eps, rel=0, abs=rounding)
     expected = offsets.clamp(-eps, eps) if norm == "linf" else offsets / factor
-    assert found - originals == pytest.approx(expected, rel=0, abs=TYPES[dtype])
+    if norm == "l1":
+        expected = torch.from_numpy(nearest_in_l1(originals + offsets, originals, eps)).to(dtype) - originals
+    assert found - originals == pytest.approx(expected, rel=0, abs=rounding)
 
 
-@for_both_norms
+@for_all_norms
 @in_both_precisions
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 def test_projections_keep_to_ball_and_box(norm: Norm, dtype: torch.dtype, scale: float) -> None:
@@ -99,7 +184,7 @@ def photograph(side: int) -> tuple[Tensor, Tensor, Tensor]:
     return original, torch.rand(1, 1, side, side, generator=generator) < 0.5, direction - 0.5
 
 
-@for_both_norms
+@for_all_norms
 @pytest.mark.parametrize("side", [1, 32, 500])
 def test_no_size_and_no_radius_leaves_the_ball(norm: Norm, side: int) -> None:
     """Sums over the pixels of a photograph, and radii near the rounding of a pixel, are not float32's to tell."""
@@ -123,7 +208,7 @@ def test_photographs_use_their_budget(eps: float) -> None:
         assert distance(found, originals, "l2") == pytest.approx(eps, rel=1e-4)
 
 
-@for_both_norms
+@for_all_norms
 @in_both_precisions
 def test_projecting_twice_is_projecting_once(norm: Norm, dtype: torch.dtype) -> None:
     originals = box(0, dtype)
@@ -134,27 +219,27 @@ def test_projecting_twice_is_projecting_once(norm: Norm, dtype: torch.dtype) -> 
     assert twice == pytest.approx(once, rel=0, abs=0.0 if exact else TYPES[dtype])
 
 
-@for_both_norms
-def test_linf_projection_is_the_nearest_point_and_l2_stays_in_the_ball(norm: Norm) -> None:
-    """No random point of the intersection is nearer than the projection in linf, as the docstring claims."""
+@for_all_norms
+def test_linf_and_l1_projections_are_nearest_points_and_l2_stays_in_the_ball(norm: Norm) -> None:
+    """No random point of the intersection is nearer than the projection in linf and l1, as the docstring claims."""
     originals = box(0, torch.float64)
     images = originals + 0.1 * noise(1, torch.float64)
     found = project(images, originals, norm, EPS[norm])
     others = [uniform_in_ball(originals, norm, EPS[norm], Addresses.of(0, range(6), "search", k)) for k in range(50)]
-    if norm == "linf":
+    if norm != "l2":
         assert all((distance(images, other, "l2") >= distance(images, found, "l2")).all() for other in others)
     else:
         assert all((distance(other, originals, "l2") <= EPS["l2"] + 1e-14).all() for other in others)
 
 
-@for_both_norms
+@for_all_norms
 def test_a_ball_of_radius_zero_is_its_centre(norm: Norm) -> None:
     originals = box(0, torch.float32)
     assert torch.equal(project(originals + noise(1, torch.float32), originals, norm, 0.0), originals)
     assert torch.equal(uniform_in_ball(originals, norm, 0.0, Addresses.of(0, range(6), "search")), originals)
 
 
-@for_both_norms
+@for_all_norms
 @in_both_precisions
 @pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-3, 1.0, 1e15])
 def test_steepest_directions_have_norm_one(norm: Norm, dtype: torch.dtype, scale: float) -> None:
@@ -163,10 +248,11 @@ def test_steepest_directions_have_norm_one(norm: Norm, dtype: torch.dtype, scale
     assert distance(found, torch.zeros_like(found), norm) == pytest.approx(1.0, rel=0, abs=TYPES[dtype])
     # Of all directions of norm 1 it climbs fastest: its slope is the dual norm of the gradient.
     slope = (found * (gradients / scale)).flatten(1).sum(1)
-    assert slope == pytest.approx((gradients / scale).flatten(1).norm(p=1 if norm == "linf" else 2, dim=1), rel=1e-5)
+    dual = {"linf": 1, "l2": 2, "l1": math.inf}[norm]  # a hundredth of these 60 pixels is one
+    assert slope == pytest.approx((gradients / scale).flatten(1).norm(p=dual, dim=1), rel=1e-5)
 
 
-@for_both_norms
+@for_all_norms
 def test_no_gradient_no_step(norm: Norm) -> None:
     gradients = noise(0, torch.float32)
     gradients[2] = 0
@@ -177,7 +263,7 @@ def test_no_gradient_no_step(norm: Norm) -> None:
     assert found[3].abs().max() > 0
 
 
-@for_both_norms
+@for_all_norms
 @in_both_precisions
 def test_random_points_lie_in_ball_and_box(norm: Norm, dtype: torch.dtype) -> None:
     originals = box(0, dtype)
@@ -189,7 +275,7 @@ def test_random_points_lie_in_ball_and_box(norm: Norm, dtype: torch.dtype) -> No
     assert distance(found, originals, norm).min() > 0
 
 
-@for_both_norms
+@for_all_norms
 def test_random_points_are_keyed(norm: Norm) -> None:
     """The same key gives the same point, however the batch is split; another key gives another."""
     originals = box(0, torch.float32)
@@ -202,7 +288,7 @@ def test_random_points_are_keyed(norm: Norm) -> None:
         assert (uniform_in_ball(originals, norm, EPS[norm], other) != whole).flatten(1).any(1).all()
 
 
-@for_both_norms
+@for_all_norms
 def test_random_points_fill_the_ball_evenly(norm: Norm) -> None:
     """Of a uniform point in d dimensions (radius / eps)^d is uniform on [0, 1], and its direction has no preference."""
     n, d = 4000, 4
@@ -211,6 +297,8 @@ def test_random_points_fill_the_ball_evenly(norm: Norm) -> None:
     volume = ((distance(found, torch.zeros_like(found), norm) / EPS[norm]) ** d).sort().values
     ideal = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     assert (volume - ideal).abs().max() < 1.95 / math.sqrt(n)  # Kolmogorov and Smirnov, p = 0.001
-    # A coordinate has variance eps²/3 in the cube and eps²/(d + 2) in the ball.
-    deviation = EPS[norm] / math.sqrt((3 if norm == "linf" else d + 2) * n)
+    # A coordinate's variance in units of eps² in the cube, the ball and the cross-polytope.
+    variance = {"linf": 1 / 3, "l2": 1 / (d + 2), "l1": 2 / ((d + 1) * (d + 2))}[norm]
+    deviation = EPS[norm] * math.sqrt(variance / n)
+    assert found.square().mean(0) == pytest.approx(variance * EPS[norm] ** 2, rel=0.12)
     assert found.mean(0).abs().max() < 4 * deviation

@@ -1,8 +1,13 @@
-"""Auto-PGD: projected gradient descent that sets its own step size (Croce and Hein 2020, arXiv 2003.01690)."""
+"""Auto-PGD: projected gradient descent that sets its own step size (Croce and Hein 2020, arXiv 2003.01690).
+
+In L1 that of Croce and Hein 2021 (arXiv 2103.01208): steps along few pixels, in balls that shrink to eps.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -11,15 +16,19 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective, succeeded
 from robustbench_lpm.attacks.pgd import ASKED, towards_likeliest
-from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
+from robustbench_lpm.norms import Norm, per_image, project, sparse, steepest, uniform_in_ball
 
 # Section 3.1: the share of a step that is new (the rest is momentum), and when the step size is checked.
 ALPHA = 0.75
 FIRST_PERIOD, SHORTER_BY, SHORTEST_PERIOD = 0.22, 0.03, 0.06
 RESULTS = 2  # of one run: the iterate of lowest loss, and the last one
+# In L1: the share of the steps after which the ball's radius is 3, 2 and 1 eps; the share of a radius's steps between
+# checkpoints; the factor of sparsity and step size; how few more pixels mean progress; the smallest step size in radii.
+RADII, L1_PERIOD, FACTOR, SPARSER, SMALLEST = {0.0: 3.0, 0.3: 2.0, 0.6: 1.0}, 0.04, 1.5, 0.95, 0.1
 
 
 def _cost(steps: int, restarts: int, eot: int, classes: int, stochastic: bool) -> Cost:
@@ -40,7 +49,7 @@ def apgd(
 
     Two results of every run are compared on selection noise: the iterate of lowest loss, which with a stochastic
     classifier is partly chance, and the last one. With a deterministic classifier an image keeps its first
-    misclassified iterate.
+    misclassified iterate. In L1 the radius of the ball is 3 eps, 2 eps and eps in turn.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
@@ -59,7 +68,10 @@ def apgd(
     def from_starts(here: Oracle, originals: Tensor, label: Tensor, aimed: Tensor | None = None) -> list[Tensor]:
         found: list[Tensor] = []
         for _ in range(restarts):
-            start = uniform_in_ball(originals, norm, eps, here.choices())
+            if norm == "l1":
+                start = originals + to_device(here.choices().normal("start", *originals.shape[1:]), originals.device)
+            else:
+                start = uniform_in_ball(originals, norm, eps, here.choices())
             found += run(here, originals, label, start, targets, aimed=aimed)
         return found
 
@@ -87,25 +99,32 @@ class _Run(NamedTuple):
         aimed: Tensor | None = None,
     ) -> list[Tensor]:  # fmt: skip
         """The iterate of lowest loss and the last one, or the first misclassified one; aimed: see `Descent`."""
-        stop, periods = self.early_stop and not oracle.stochastic, checkpoints(self.steps)
+        stop = self.early_stop and not oracle.stochastic
+        radii = {int(share * self.steps): times * self.eps for share, times in RADII.items()}
+        radii = radii if self.norm == "l1" else {0: self.eps}
+        periods = sparse_checkpoints([*radii, self.steps]) if self.norm == "l1" else checkpoints(self.steps)
         towards = targets if aimed is None else aimed
         everyone = torch.arange(len(images), device=images.device)
         wrong = torch.zeros_like(everyone, dtype=torch.bool)
         # Of all B images; `active` are the positions (b,) of those under attack.
         found = {"best": start.clone(), "last": start.clone(), "misclassified": wrong, "active": everyone}
-        memory = _Memory.at(start, 2 * self.eps)
+        memory, radius = (_Sparse if self.norm == "l1" else _Memory).at(start, 2 * self.eps), self.eps
         for step in oracle.resumable(range(self.steps), found, vars(memory)):
             active, wrong, look = found["active"], found["misclassified"], oracle.looks(step)
             here = oracle.rows(active)
+            radius = next(radii[first] for first in reversed(radii) if first <= step)
+            if step in radii:
+                memory.begin(images[active], radius)
+                found["last"][active] = memory.current
             target, aim = (classes[active] if classes is not None else None for classes in (targets, towards))
             losses = partial(objective, self.loss, labels=labels[active], targets=aim)
             gradients, values, logits = here.gradient(memory.current, here.noise(self.eot), losses)
             values = values.mean(0)
             if stop:  # no later iterate replaces the first misclassified one
                 values = values.masked_fill(wrong[active], torch.inf)
-            memory.note(gradients, values, first=step == 0)
+            memory.note(gradients, values, first=step in radii)
             found["best"][active] = memory.best
-            if not oracle.stochastic:
+            if not oracle.stochastic and radius == self.eps:
                 wrong[active] |= succeeded(logits, labels[active], target)[0]
                 if look:
                     wrong[active] = here.confirmed(found["last"][active], wrong[active], labels[active], target)
@@ -116,10 +135,10 @@ class _Run(NamedTuple):
                     break
             if step in periods:
                 before = max((period for period in periods if period < step), default=0)
-                stuck = per_image(memory.look(step - before, self.rho), gradients)
+                stuck = per_image(memory.look(step - before, self.rho, images[active], radius), gradients)
                 memory.current = torch.where(stuck, memory.best, memory.current)
                 gradients = torch.where(stuck, memory.best_gradient, gradients)
-            memory.move(gradients, images[active], self.norm, self.eps, ALPHA if step else 1.0)
+            memory.move(gradients, images[active], self.norm, radius, ALPHA if step else 1.0)
             last = torch.where(per_image(wrong[active], memory.current), found["last"][active], memory.current)
             found["last"][active], found["active"] = last, active
         return [found["best"], found["last"]]
@@ -132,6 +151,15 @@ def checkpoints(steps: int) -> list[int]:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - SHORTER_BY, SHORTEST_PERIOD))
     # Rounded first, for 0.41 · 100 must not become 42.
     return sorted({math.ceil(round(share * steps, 9)) for share in shares[1:-1]})
+
+
+def sparse_checkpoints(bounds: Sequence[int]) -> list[int]:
+    """Those of L1, between the first steps of one radius and the next: periods of 0.04 of the steps in between."""
+    found: list[int] = []
+    for first, end in itertools.pairwise(bounds):
+        period = max(1, int(L1_PERIOD * (end - first)))
+        found += range(first + period, end, period)
+    return found
 
 
 @dataclass
@@ -172,7 +200,10 @@ class _Memory:
         self.best_gradient = torch.where(per_image(better, gradients), gradients, self.best_gradient)
         self.best_loss = torch.where(better, losses, self.best_loss)
 
-    def look(self, period: int, rho: float) -> Tensor:
+    def begin(self, originals: Tensor, radius: float) -> None:
+        """Go on in a ball of another radius, as L1 does."""
+
+    def look(self, period: int, rho: float, originals: Tensor, radius: float) -> Tensor:
         """Halve the step size of images that make no progress (conditions 1 and 2); returns which, (b,)."""
         halve = (self.improvements < rho * period) | (~self.halved & (self.best_then <= self.best_loss))
         self.step_size = torch.where(halve, self.step_size / 2, self.step_size)
@@ -186,3 +217,40 @@ class _Memory:
         target = project(self.current - length * steepest(gradients, norm), originals, norm, eps)
         moved = self.current + alpha * (target - self.current) + (1 - alpha) * (self.current - self.previous)
         self.previous, self.current = self.current, project(moved, originals, norm, eps)
+
+
+@dataclass
+class _Sparse(_Memory):
+    """The same in L1 (Croce and Hein 2021, algorithm 1): steps along a share of the pixels, without momentum."""
+
+    share: Tensor  # (b,), of the pixels, that a step moves
+    pixels: Tensor  # (b,), that the best iterate had changed at the last checkpoint
+
+    @classmethod
+    def at(cls, start: Tensor, step_size: float) -> _Sparse:
+        zero = start.new_zeros(len(start))
+        return cls(**vars(_Memory.at(start, step_size)), share=zero, pixels=zero.clone())
+
+    def begin(self, originals: Tensor, radius: float) -> None:
+        """Start from the best iterate, or the first one, projected onto the new ball."""
+        self.best = self.current = project(self.best, originals, "l1", radius)
+        self.best_loss = torch.full_like(self.best_loss, torch.inf)
+        self.step_size = torch.full_like(self.step_size, radius)
+        self._sparsify(originals)
+
+    def look(self, period: int, rho: float, originals: Tensor, radius: float) -> Tensor:
+        """Shorten the steps; where the best iterate became sparser, go back to it, with long steps. Returns where."""
+        before = self.pixels
+        self._sparsify(originals)
+        sparser = self.pixels < SPARSER * before
+        self.step_size = torch.where(sparser, radius, self.step_size / FACTOR).clamp_min(SMALLEST * radius)
+        return sparser
+
+    def move(self, gradients: Tensor, originals: Tensor, norm: Norm, eps: float, alpha: float) -> None:
+        length = per_image(self.step_size, self.current)
+        moved = self.current - length * sparse(gradients, self.share)
+        self.previous, self.current = self.current, project(moved, originals, norm, eps)
+
+    def _sparsify(self, originals: Tensor) -> None:
+        self.pixels = (self.best != originals).flatten(1).sum(1).to(self.share)
+        self.share = self.pixels / (FACTOR * originals[0].numel())

@@ -10,6 +10,7 @@ square) is left out with a note.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -25,22 +26,26 @@ from robustbench_lpm.allocator import out_of_memory
 from robustbench_lpm.attacks.art_adapter import seed_of
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import succeeded
+from robustbench_lpm.attacks.minimum import POINTS, nearest_on_ray
 from robustbench_lpm.errors import LpmbenchError, in_one_line
-from robustbench_lpm.norms import Norm, project
+from robustbench_lpm.norms import Norm, distance, per_image, project
 from robustbench_lpm.randomness import isolated_globals
 
 TARGETS = 9  # target classes of the targeted stages, one after the other; all others if there are fewer
+# In L1: restarts of APGD and target classes of its targeted stage. Each runs at three radii, with a start each.
+L1_RESTARTS, L1_TARGETS = 5, 5
 SILENT = logging.Logger("pyautoattack", logging.CRITICAL + 1)
 # Its name, and from a module, images and labels to candidates; the next stage starts from the last one.
 Stage = tuple[str, Callable[[nn.Module, Tensor, Tensor], list[Tensor]]]
 
 
-def _standard_cost(steps: int, queries: int) -> Cost:
-    """With nine targets; APGD's start, each target and each stage's result cost a forward pass more."""
-    apgd = Cost(steps + 1, steps + 1)
-    forwards = apgd.forwards + TARGETS * (1 + apgd.forwards) + TARGETS * (1 + 2 * steps) + (queries + 1)
-    looks = 2 + 2 * TARGETS
-    return Cost(forwards + looks, apgd.backwards * (1 + TARGETS) + TARGETS * steps, choices=3 + 3 * TARGETS)
+def _standard_cost(steps: int, queries: int, norm: Norm = "linf") -> Cost:
+    """With all targets; APGD's starts, each target and each stage's result cost a forward pass more."""
+    runs, aimed, starts = (L1_RESTARTS, L1_TARGETS, 3) if norm == "l1" else (1, TARGETS, 1)
+    apgd = (runs + aimed) * (steps + starts)
+    forwards = apgd + aimed + TARGETS * (1 + 2 * steps) + (queries + 1)
+    looks = runs + aimed + TARGETS + 1
+    return Cost(forwards + looks, apgd + TARGETS * steps, choices=2 * (runs + aimed) + TARGETS + 1)
 
 
 @Declaration(cost=_standard_cost)
@@ -50,8 +55,10 @@ def autoattack_standard(
 ) -> Tensor:  # fmt: skip
     """The standard version: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square.
 
-    The targets are the 9 likeliest other classes, or all K - 1. With three classes or fewer the targeted
-    DLR does not exist and its stage is left out; so is Square in l2 on images of less than 5 pixels.
+    The targets are the 9 likeliest other classes, or all K - 1. In L1 APGD runs from 5 starts, and towards 5 targets,
+    at three radii each. With three classes or fewer the targeted
+    DLR does not exist and its stage is left out; so is Square in l2 and l1 on images of less than 5
+    pixels.
 
     Args:
         images: (B, C, H, W) in [0, 1]. labels: (B,).
@@ -59,9 +66,11 @@ def autoattack_standard(
     """
     options: dict[str, Any] = {"norm": _name(norm), "eps": eps}
     ranks = range(min(TARGETS, oracle.classes - 1))
-    stages: list[Stage] = [("APGD on ce", partial(_apgd, loss="ce", n_iter=steps, **options))]
+    starts, aimed = (L1_RESTARTS, ranks[:L1_TARGETS]) if norm == "l1" else (1, ranks)
+    options_of_apgd = options | {"n_iter": steps, "use_largereps": norm == "l1"}
+    stages: list[Stage] = [("APGD on ce", partial(_apgd, loss="ce", **options_of_apgd))] * starts
     if oracle.classes > 3:
-        stages += [("targeted APGD", partial(_apgd, rank=rank, n_iter=steps, **options)) for rank in ranks]
+        stages += [("targeted APGD", partial(_apgd, rank=rank, **options_of_apgd)) for rank in aimed]
     stages += [("targeted FAB", partial(_fab, rank=rank, n_iter=steps, **options)) for rank in ranks]
     if norm == "linf" or min(images.shape[-2:]) >= 5:
         stages.append(("Square", partial(_square, n_queries=queries, **options)))
@@ -92,6 +101,44 @@ def autoattack_rand(
     losses = ["ce", "dlr"] if oracle.classes > 2 else ["ce"]
     stages: list[Stage] = [(f"APGD on {loss}", partial(_apgd, loss=loss, **options)) for loss in losses]
     return _strongest(oracle, images, labels, stages, norm, eps)
+
+
+def _fab_cost(steps: int, eot: int, classes: int) -> Cost:
+    """FAB asks for each iterate's label and gradient; for its targets once."""
+    return Cost(classes * (1 + 2 * steps) * eot, classes * steps * eot, choices=classes * (POINTS + 1))
+
+
+@Declaration(cost=_fab_cost, nearest=True)
+@torch.no_grad()
+def fab(
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float,
+    steps: PositiveInt = 50, eot: PositiveInt = 5, classes: PositiveInt = TARGETS,
+) -> Tensor:  # fmt: skip
+    """FAB alone (Croce and Hein 2020, arXiv 1907.02044): the nearest adversarial example towards any class.
+
+    It does not use eps, see `attacks.minimum`. Where it finds none it returns the farthest corner of the box.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels: (B,).
+        steps: towards each of so many of the likeliest other classes.
+        eot: draws of noise over which a stochastic classifier's probabilities are averaged.
+    """
+    found, nearest = images.clone(), torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
+    state = {"found": found, "nearest": nearest}
+    with isolated_globals(seed_of(oracle)):
+        for rank in oracle.resumable(range(min(classes, oracle.classes - 1)), state):
+            view = oracle.view(eot, exact=False)
+            (candidates,) = _fab(
+                view, images.clone(), labels.long(), rank=rank, norm=_name(norm), eps=eps, n_iter=steps
+            )
+            candidates = torch.where(candidates.isfinite(), candidates, images).clamp(0, 1)
+            candidates = nearest_on_ray(oracle, images, candidates, labels, None)
+            far = distance(candidates, images, norm)
+            far = torch.where(oracle.outvoted(candidates, labels), far, torch.inf)
+            nearer = far < state["nearest"]
+            state["found"] = torch.where(per_image(nearer, images), candidates, state["found"])
+            state["nearest"] = state["nearest"].minimum(far)
+    return torch.where(per_image(state["nearest"].isinf(), images), (images < 0.5).to(images), state["found"])
 
 
 @torch.no_grad()  # the stages switch gradients on where they take them
@@ -140,7 +187,15 @@ def _apgd(model: nn.Module, images: Tensor, labels: Tensor, *, rank: int | None 
         attack = APGDAttack_targeted(model, logger=SILENT, **options)
         attack.y_target = _rivals(model(images), labels)[:, rank + 1]
     attack.init_hyperparam(images)
-    best, right, _, flipped = attack.attack_single_run(images, labels)
+    if attack.use_largereps:
+        first = math.ceil(0.3 * attack.n_iter) if attack.n_iter > 1 else 0
+        run = partial(
+            attack.decr_eps_pgd, epss=[3 * attack.eps, 2 * attack.eps, attack.eps],
+            iters=[first, first, attack.n_iter - 2 * first],
+        )  # fmt: skip
+    else:
+        run = attack.attack_single_run
+    best, right, _, flipped = run(images, labels)
     right = right.bool().reshape(-1, *[1] * (images.dim() - 1))
     return [best, torch.where(right, best, flipped)]
 
@@ -207,4 +262,4 @@ class _EveryImage(FABAttack_PT):  # type: ignore[misc]  # the package has no typ
 
 
 def _name(norm: Norm) -> str:
-    return "Linf" if norm == "linf" else "L2"
+    return {"linf": "Linf", "l2": "L2", "l1": "L1"}[norm]

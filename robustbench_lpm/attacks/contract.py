@@ -28,7 +28,7 @@ class Draws:
 class Cost:
     """Passes of the classifier that an attack needs for one image, at most.
 
-    choices: how many candidates it hands to `Oracle.choose`, whose passes come on top.
+    choices: how many candidates it hands to `Oracle.choose` or `Oracle.outvoted`, whose passes come on top.
     """
 
     forwards: int
@@ -40,10 +40,11 @@ class Cost:
 class Declaration:
     """A decorator that declares the cost of an attack and the names of its budget parameters.
 
-    cost: the most passes for one image, from any of the attack's parameters and `stochastic`, by their names; None:
-        not known. For a deterministic classifier, which needs one draw, every parameter named in `draws` is 1 there.
+    cost: the most passes for one image, from any of the attack's parameters, `norm` and `stochastic`, by their names;
+        None: not known. For a deterministic classifier, which needs one draw, each parameter in `draws` is 1 there.
     steps, draws, restarts: names of the parameters for its length, for the draws of noise that it averages over or
         that vote, and for its starts; names that the attack does not have are ignored.
+    nearest: whether it looks for the smallest perturbation, whatever eps is.
 
     Raises LpmbenchError where the cost asks for a parameter that the function does not have.
     """
@@ -52,6 +53,7 @@ class Declaration:
     steps: tuple[str, ...] = ("steps", "iterations", "queries")
     draws: tuple[str, ...] = ("eot", "draws", "votes")
     restarts: tuple[str, ...] = ("restarts", "tries")
+    nearest: bool = False
 
     def __call__(self, function: Function) -> Function:
         known = {*inspect.signature(function).parameters, "stochastic"}
@@ -166,6 +168,12 @@ class Oracle(Protocol):
 
     def choose(self, candidates: Sequence[Tensor], labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """For each image the strongest of the candidates (each (B, C, H, W)), compared on noise reserved for this."""
+
+    def outvoted(self, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Whether at most half of the selection draws get each image right, or at least half predict its target, (B,).
+
+        In full precision. The draws are those of `choose`, and in `Cost` every call counts as one of its candidates.
+        """
 
     def view(self, draws: int = 1, *, exact: bool = True) -> nn.Module:
         """A module from images to logits for other libraries: it draws fresh attack noise at every call.

@@ -48,6 +48,11 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return _logits_of(logits, labels) - others
 
 
+def lead(logits: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+    """z_y - z_other, (N, B), for another class of each image (B,)."""
+    return _logits_of(logits, labels) - _logits_of(logits, others)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log softmax(z)_y, (N, B)."""
     return F.cross_entropy(logits.movedim(-1, 1), labels.expand(logits.shape[:-1]), reduction="none")
@@ -68,8 +73,7 @@ def targeted_logits_ratio(logits: Tensor, labels: Tensor, targets: Tensor) -> Te
     Raises LpmbenchError with fewer than 4 classes.
     """
     ranked = _ranked(logits, 4)
-    lead = _logits_of(logits, labels) - _logits_of(logits, targets)
-    return lead / (ranked[..., 0] - ranked[..., 2:4].mean(-1)).clamp_min(TINY)
+    return lead(logits, labels, targets) / (ranked[..., 0] - ranked[..., 2:4].mean(-1)).clamp_min(TINY)
 
 
 def _ranked(logits: Tensor, needed: int) -> Tensor:

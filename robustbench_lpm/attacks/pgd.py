@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective, succeeded
-from robustbench_lpm.norms import Norm, per_image, project, steepest, uniform_in_ball
+from robustbench_lpm.norms import Norm, lowest, per_image, project, stepped, uniform_in_ball
 
 # Of the momentum method: the first and the last length of its steps, in shares of eps; the classes towards which it
 # leads a deterministic classifier (at 100 to 400 steps three found more than two, four or nine on most networks); and
@@ -34,7 +34,7 @@ def fgsm(
     """
     noise = oracle.noise(eot)
     gradients, _, _ = oracle.gradient(images, noise, lambda logits: objective(loss, logits, labels, targets))
-    return project(images - eps * steepest(gradients, norm), images, norm, eps)
+    return lowest(images, gradients, norm, eps)
 
 
 @Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, restarts))
@@ -189,7 +189,7 @@ class Descent(NamedTuple):
             if self.decay:
                 gradients = self.decay * state["mean"] + gradients
                 state["mean"] = gradients
-            moved = current - self.lengths[step] * steepest(gradients, self.norm)
+            moved = stepped(current, gradients, self.norm, self.lengths[step])
             moved = project(moved, images[active], self.norm, self.eps)
             if stop:
                 wrong = succeeded(logits, label, target)[0]

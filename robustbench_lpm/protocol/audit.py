@@ -25,6 +25,7 @@ from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.attacks.spsa import estimate
 from robustbench_lpm.datasets.examples import batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.norms import farthest
 from robustbench_lpm.options import STRONGEST
 from robustbench_lpm.protocol.grading import grade
 from robustbench_lpm.protocol.noise_control import FROZEN, can_freeze
@@ -208,8 +209,8 @@ def _not_weaker_than(name: str, question: str, judged: Plan, other: Attack) -> C
 def _with_other_budgets(judged: Plan) -> list[Comparison]:
     """Comparisons with other eps: more never raises accuracy, and without a bound accuracy is 0."""
     name, question, eps = "more eps", "Does more eps never raise accuracy?", judged.options.eps
-    linf = judged.options.norm == "linf"
-    most = 1.0 if linf else math.inf  # beyond 1 every pixel may take any value already
+    norm = judged.options.norm
+    most = 1.0 if norm == "linf" else math.inf  # beyond 1 every pixel may take any value already
     smaller, larger = vary(judged, eps=eps / 2), vary(judged, eps=min(eps * 2, most))
     found = [
         Comparison(name, question, "half the eps", judged, smaller),
@@ -220,7 +221,7 @@ def _with_other_budgets(judged: Plan) -> list[Comparison]:
         why = "a stochastic model may be right by chance on any image: not decidable by this check"
         return [*found, _inapplicable(name, question, why)]
     shape = judged.data.read(judged.indices[:1]).images[0].shape
-    unbounded = vary(judged, eps=1.0 if linf else math.sqrt(math.prod(shape)))
+    unbounded = vary(judged, eps=farthest(norm, math.prod(shape)))
     return [*found, Comparison(name, question, "0 %", unbounded, judged, "floor")]
 
 

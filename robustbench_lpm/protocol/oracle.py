@@ -366,8 +366,7 @@ class ClassifierOracle:
         best = torch.zeros_like(labels)
         if len(candidates) == 1:
             return best
-        drawn = self.noise_control.sample(self.classifier, self.seed, self.indices, "select", draws=self.select_draws)
-        noise = Draws(on_device(drawn, self.originals.device), self.select_draws)
+        noise = self._selection()
         best_score = self._score(self(candidates[0], noise), labels, targets)
         for position, candidate in enumerate(candidates[1:], start=1):
             score = self._score(self(candidate, noise), labels, targets)
@@ -377,6 +376,17 @@ class ClassifierOracle:
             best_score = torch.where(better, score, best_score)
         self.ledger.check()
         return best
+
+    def _selection(self) -> Draws:
+        """The selection draws: the same at every call."""
+        drawn = self.noise_control.sample(self.classifier, self.seed, self.indices, "select", draws=self.select_draws)
+        return Draws(on_device(drawn, self.originals.device), self.select_draws)
+
+    @torch.no_grad()
+    def outvoted(self, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Whether at most half of the selection draws are right; see `Oracle.outvoted`."""
+        hits = succeeded(self(images, self._selection()), labels, targets)
+        return hits.sum(0) * 2 >= len(hits)
 
     @staticmethod
     def _score(logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:

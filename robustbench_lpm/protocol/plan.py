@@ -107,7 +107,7 @@ class Plan:
 
     def cost(self) -> Cost | None:
         """The most passes of the network that attacking one image takes, or None if the attack does not say."""
-        once = self.attack.cost(stochastic=self.stochastic)
+        once = self.attack.cost(stochastic=self.stochastic, norm=self.options.norm)
         if once is None:
             return None
         modes, passes = len(self.gradient_modes), self.classifier.passes

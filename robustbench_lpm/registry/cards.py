@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from robustbench_lpm.budgets import parse_eps, parse_eps_list
+from robustbench_lpm.budgets import Norm, parse_eps, parse_eps_list
 from robustbench_lpm.errors import LpmbenchError, explained, unknown
 from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options
 
@@ -166,7 +166,7 @@ class AttackCard(Card):
     entry: str = ""
     members: list[str] = []  # for each image the strongest of these attacks, chosen on noise of its own
     knowledge: Literal["white-box", "black-box", "none"]
-    norms: list[Literal["linf", "l2"]]
+    norms: list[Norm]
     targeted: bool = False  # whether it can be targeted at a given class
     applies_to: Literal["any", "glimpsing"] = "any"  # the models that it can attack
     # For a transfer attack: the names of the other models, by data set or the same for all.
@@ -205,11 +205,11 @@ class DatasetCard(Card):
     size: str = "original"  # the default of --size
     keep_shared_size: bool = False  # whether that default is "original" where all images share one size
     crop: float = Field(default=1.0, gt=0, le=1)  # share of the resized image that the centre crop keeps
-    eps: dict[Literal["linf", "l2"], str] = {"linf": "2/255", "l2": "0.5"}  # the default of --eps, by norm
+    eps: dict[Norm, str] = {"linf": "2/255", "l2": "0.5", "l1": "12"}  # the default of --eps, by norm
     needs: str = ""  # the files that a user must provide; empty when the data are included
     parameters: Parameters = {}
 
-    def default_eps(self, norm: Literal["linf", "l2"]) -> str:
+    def default_eps(self, norm: Norm) -> str:
         """The budget when none is given. Raises LpmbenchError when the card has none for the norm."""
         if norm not in self.eps:
             raise LpmbenchError(f"{self.path}: there is no default eps for '{norm}'; give one with --eps.")

@@ -19,7 +19,7 @@ from robustbench_lpm.datasets.examples import Examples, read_examples
 from robustbench_lpm.datasets.preprocessing import choose_size, told_changes
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of_value
-from robustbench_lpm.norms import NORMS
+from robustbench_lpm.norms import NORMS, Norm
 from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.registry.admission import handed_over
 from robustbench_lpm.registry.cards import ModelCard
@@ -35,7 +35,7 @@ class Attack:
     parameters: dict[str, Any]
     identity: dict[str, Any]
     knowledge: str
-    norms: tuple[str, ...] = ("linf", "l2")
+    norms: tuple[str, ...] = NORMS
     targeted: bool = True
     known_defects: str = ""
     arguments: str = ""  # what names it on the command line
@@ -61,7 +61,7 @@ class Attack:
         """What is declared beside its function."""
         return declared(self.function) if self.function is not None else Declaration()
 
-    def cost(self, *, stochastic: bool) -> Cost | None:
+    def cost(self, *, stochastic: bool, norm: Norm = "linf") -> Cost | None:
         """The most passes one image takes; None if the attack does not declare it."""
         if self.function is None:
             return Cost(0)  # its members have run before; the plan adds the cost of the choice
@@ -71,7 +71,7 @@ class Attack:
         defaults = {name: taken.default for name, taken in inspect.signature(self.function).parameters.items()}
         # A deterministic classifier needs one draw: its answers are all the same.
         draws = {} if stochastic else dict.fromkeys(self.declaration.draws, 1)
-        values = defaults | self.parameters | draws | {"stochastic": stochastic}
+        values = defaults | self.parameters | draws | {"stochastic": stochastic, "norm": norm}
         return estimate(**{name: values[name] for name in inspect.signature(estimate).parameters if name in values})
 
 

@@ -95,7 +95,7 @@ def seconds(number: Any) -> str:
 
 def norm(name: str) -> str:
     """A norm as people write it."""
-    return {"linf": "L∞", "l2": "L2"}.get(name, name)
+    return {"linf": "L∞", "l2": "L2", "l1": "L1"}.get(name, name)
 
 
 def size(name: str) -> str:

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 import robustbench_lpm
 from robustbench_lpm.architectures.classifier import Classifier
-from robustbench_lpm.attacks.apgd import _Memory, apgd, checkpoints
+from robustbench_lpm.attacks.apgd import _Memory, _Sparse, apgd, checkpoints, sparse_checkpoints
 from robustbench_lpm.attacks.autoattack_adapter import autoattack_rand, autoattack_standard
 from robustbench_lpm.attacks.gaze import centre_of, gaze
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.attacks.square import side_at
 from robustbench_lpm.attacks.transfer import transfer
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.norms import uniform_in_ball
+from robustbench_lpm.norms import NORMS, Norm, uniform_in_ball
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data
@@ -35,8 +35,8 @@ def oracle_of(network: nn.Module | Classifier, images: Tensor = IMAGES, classes:
     return ClassifierOracle(classifier, images, range(len(images)), Rules(0, classes, 64))
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_standard_autoattack_stays_within_its_cost(norm: str) -> None:
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_standard_autoattack_stays_within_its_cost(norm: Norm) -> None:
     class TwelveClasses(Linear):
         def forward(self, images: Tensor) -> Tensor:
             margin = self.margin(images)[:, None]
@@ -44,7 +44,9 @@ def test_the_standard_autoattack_stays_within_its_cost(norm: str) -> None:
 
     oracle = oracle_of(TwelveClasses(WEIGHT), classes=12)
     autoattack_standard(oracle, IMAGES, LABELS, norm=norm, eps=0.05, steps=3, queries=4)
-    promised = resolve_attack(autoattack_standard, parameters={"steps": 3, "queries": 4}).cost(stochastic=False)
+    promised = resolve_attack(autoattack_standard, parameters={"steps": 3, "queries": 4}).cost(
+        stochastic=False, norm=norm
+    )
     assert promised is not None
     # No image is misclassified, so FAB never draws an iterate back: one pass tells its label and its gradient.
     assert oracle.ledger.forwards.tolist() == [promised.forwards + promised.choices - 9 * (3 - 1)] * 3
@@ -69,6 +71,30 @@ def test_the_step_size_is_looked_at_where_the_paper_says() -> None:
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
+def test_in_l1_the_ball_shrinks_and_the_checkpoints_start_again() -> None:
+    """The radius is 3 eps, 2 eps and eps for 30, 30 and 40 % of the steps; periods are 4 % of each."""
+    assert sparse_checkpoints([0, 300, 600, 1000]) == [
+        *range(12, 300, 12), *range(612 - 300, 600, 12), *range(616, 1000, 16),
+    ]  # fmt: skip
+    assert sparse_checkpoints([0, 1, 2, 4]) == [3]
+
+
+def test_in_l1_steps_become_sparser_and_shorter() -> None:
+    """The share of the pixels is 1 / 1.5 of those of the best iterate; without progress steps shrink by 1.5."""
+    originals = torch.full((2, 1, 4, 4), 0.5)
+    memory = _Sparse.at(originals + 0.1, 9.0)
+    memory.begin(originals, 4.0)  # within the ball: all 16 pixels
+    assert memory.share.tolist() == pytest.approx([1 / 1.5] * 2)
+    memory.best[0, 0, 0] = 0.5  # 12 pixels remain, of 16
+    stuck = memory.look(period=1, rho=0.75, originals=originals, radius=4.0)
+    assert stuck.tolist() == [True, False]
+    assert memory.step_size.tolist() == pytest.approx([4.0, 4.0 / 1.5])
+    assert memory.share.tolist() == pytest.approx([12 / 24, 16 / 24])
+    for _ in range(9):
+        memory.look(period=1, rho=0.75, originals=originals, radius=4.0)
+    assert memory.step_size.tolist() == pytest.approx([0.4, 0.4])  # a tenth of the radius
+
+
 @pytest.mark.parametrize(("losses", "halved"), [
     ([5, 4, 3, 2, 1], False),
     ([5, 4, 3, 4, 3.5], False),  # 3 of 4 steps are improvements, no fewer than rho
@@ -82,7 +108,7 @@ def test_the_first_checkpoint_is_that_of_the_paper(losses: list[float], halved: 
     memory = _Memory.at(start, step_size=1.0)
     for step, loss in enumerate(losses):
         memory.note(start, torch.tensor([float(loss)]), first=step == 0)
-    assert memory.look(period=4, rho=0.75).tolist() == [halved]
+    assert memory.look(period=4, rho=0.75, originals=start, radius=1.0).tolist() == [halved]
     assert memory.step_size.tolist() == [0.5 if halved else 1.0]
     assert memory.best_loss.tolist() == [min(losses)]
 

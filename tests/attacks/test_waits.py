@@ -58,7 +58,8 @@ def long(name: str) -> tuple[Attack, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("model", "norm"), [
-    ("cnn", "linf"), ("cnn", "l2"), ("noisy", "linf"), pytest.param("ramlpm", "linf", marks=pytest.mark.slow),
+    ("cnn", "linf"), ("cnn", "l2"), ("cnn", "l1"), ("noisy", "linf"),
+    pytest.param("ramlpm", "linf", marks=pytest.mark.slow),
 ])  # fmt: skip
 @pytest.mark.parametrize("name", OWN)
 def test_a_loop_hardly_ever_waits_for_the_device(name: str, model: str, norm: Norm) -> None:

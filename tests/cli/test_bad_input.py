@@ -19,7 +19,7 @@ CASES: list[tuple[str, str]] = [
     ("attack --model cnn --eps -0.1", "zero or more"),
     ("attack --model cnn --eps ,", "empty"),
     ("attack --model cnn --eps many", "not a number"),
-    ("attack --model cnn --norm l1", "l1"),
+    ("attack --model cnn --norm l3", "l3"),
     ("attack --model cnn --size huge", "Size 'huge'"),
     ("attack --model cnn --limit 0", "--limit"),
     ("attack --model cnn --limit ten", "ten"),

@@ -142,7 +142,7 @@ def test_an_attack_that_learns_its_noise_by_heart_gains_nothing() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"norm": "l1"}, "Unknown norm 'l1'. Did you mean 'l2'?"),
+    ({"norm": "l3"}, "Unknown norm 'l3'. Did you mean 'l2'?"),
     ({"eps": float("nan")}, "finite"),
     ({"mc": 0}, "mc must be"),
     ({"draws": 0}, "draws must be"),

@@ -28,8 +28,9 @@ IMAGES = 0.3 + 0.4 * torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_s
 LABELS = torch.zeros(3, dtype=torch.long)
 # These spend all that they announce. AutoAttack does not: with fewer than ten classes its targeted stages are fewer.
 EXACT = {
-    "apgd-ce", "apgd-dlr", "apgd-margin", "art-pgd", "autoattack-rand", "cleverhans-pgd", "cleverhans-spsa", "fgsm",
-    "gaze", "momentum", "noise", "pgd", "pgd-kiritani2020", "rays", "spsa", "spsa-kiritani2020", "square", "transfer",
+    "apgd-ce", "apgd-dlr", "apgd-margin", "art-pgd", "autoattack-rand", "cleverhans-pgd", "cleverhans-spsa", "ddn",
+    "fgsm", "fmn", "gaze", "momentum", "noise", "pgd", "pgd-kiritani2020", "rays", "spsa", "spsa-kiritani2020",
+    "square", "transfer",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import robustbench_lpm
+from robustbench_lpm.budgets import NORMS
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import SEAL, sealed, sha256_of, sha256_of_value
 from robustbench_lpm.records import runs as records
@@ -419,7 +420,21 @@ def test_all_records_below_a_folder(originals: dict[bool, RunRecord], tmp_path: 
         records.read_all(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_l1_distance_is_a_column_of_runs_in_l1_alone(tmp_path: Path) -> None:
+    others, record = (evaluated(tmp_path / norm, stochastic=False, norm=norm) for norm in ("l2", "l1"))
+    assert "l1" not in others.outcomes
+    assert record.path is not None
+    found = records.read(record.path)
+    assert found.outcomes.columns.to_list() == [*records.COLUMNS, "l1"]
+    for picture, distance in zip(found.pictures(), found.outcomes["l1"], strict=True):
+        assert distance == pytest.approx(np.abs(picture.adversarial.astype(float) - picture.clean).sum(), abs=1e-9)
+    assert 0 < found.outcomes["l1"].max() <= record.eps
+    found.outcomes.drop(columns="l1", inplace=True)
+    with pytest.raises(LpmbenchError, match=r"lack the column\(s\) l1"):
+        records.check(found)
+
+
+@pytest.mark.parametrize("norm", NORMS)
 def test_pictures_agree_with_their_rows(norm: str, tmp_path: Path) -> None:
     record = evaluated(tmp_path, stochastic=False, norm=norm)
     rows = record.outcomes.set_index("index")

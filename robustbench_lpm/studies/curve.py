@@ -1,0 +1,172 @@
+"""Accuracy against every eps, from one run of an attack that looks for the smallest perturbation.
+
+The attack runs at the largest eps of its norm, so that the distances in its record are those that it found. At a
+smaller eps an image is as accurate as it is clean if its adversarial example is farther than eps, else as its
+adversarial example is on held-out draws. Of a stochastic model that is one that half of the draws get right, so that a
+curve hardly falls below a half on any image; an attack at one eps may.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustbench_lpm import statistics
+from robustbench_lpm.budgets import format_eps
+from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.hashing import sealed, sha256_of, sha256_of_value
+from robustbench_lpm.norms import farthest
+from robustbench_lpm.options import Options
+from robustbench_lpm.protocol.plan import Plan, make_plan
+from robustbench_lpm.records.runs import RunRecord, write_atomically
+from robustbench_lpm.registry import cards
+from robustbench_lpm.registry.tasks import Attack, Data, resolve_attack
+from robustbench_lpm.registry.zoo import LoadedModel
+from robustbench_lpm.versions import versions
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+Verdict = Literal["agree", "above", "below"]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """For N images how far the nearest adversarial example is, and the shares of draws that are right, (N,) each."""
+
+    distances: Numbers
+    clean: Numbers  # on the image as it is
+    attacked: Numbers  # on the nearest adversarial example
+
+    def at(self, eps: float) -> Numbers:
+        """The share of draws that get each image right at this eps, (N,)."""
+        return np.where(self.distances > eps, self.clean, self.attacked)
+
+    def table(self) -> pd.DataFrame:
+        """A row for every eps from which on the accuracy is another: accuracy in [0, 1] with its 95 % interval."""
+        import pandas as pd
+
+        places = [float(eps) for eps in np.unique(np.concatenate([[0.0], self.distances]))]
+        rows = [{"eps": eps, **_rate(statistics.rate(self.at(eps)))} for eps in places]
+        return _with_floats(pd.DataFrame(rows)).assign(images=len(self.distances))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An attack at one eps beside the curve there; accuracies and their difference in [0, 1], paired by image."""
+
+    attack: str
+    eps: float
+    accuracy: float
+    accuracy_low: float | None
+    accuracy_high: float | None
+    on_curve: float
+    low: float  # 95 % interval of accuracy less on_curve
+    high: float
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.low <= 0 <= self.high:
+            return "agree"
+        return "above" if self.low > 0 else "below"
+
+    def told(self, searcher: str, *, stochastic: bool) -> str:
+        """What it means, in a sentence. searcher: the attack whose curve it is."""
+        numbers = f"At eps {format_eps(self.eps)} {self.attack} leaves {100 * self.accuracy:.1f} %"
+        interval = f"difference {100 * self.low:+.1f} to {100 * self.high:+.1f} points"
+        if self.verdict == "agree":
+            return f"{numbers}, the curve {100 * self.on_curve:.1f} %: they agree ({interval})."
+        beside = f"{numbers}, significantly {self.verdict} the curve's {100 * self.on_curve:.1f} % ({interval})"
+        if self.verdict == "above":
+            return f"{beside}: {self.attack} misses perturbations that {searcher} finds."
+        half = f", and {searcher} stops where half of the draws are right" if stochastic else ""
+        return f"{beside}: {searcher} misses perturbations that exist{half}; the curve is too high here."
+
+
+def _rate(rate: statistics.Rate) -> dict[str, float | None]:
+    return {"accuracy": rate.value, "accuracy_low": rate.low, "accuracy_high": rate.high}
+
+
+def _with_floats(table: pd.DataFrame) -> pd.DataFrame:
+    """A missing end of an interval is NaN."""
+    return table.astype(dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float))
+
+
+def as_table(comparisons: Sequence[Comparison]) -> pd.DataFrame:
+    """A row for each comparison; an empty table for none."""
+    import pandas as pd
+
+    rows = [vars(each) | {"verdict": each.verdict} for each in comparisons]
+    return _with_floats(pd.DataFrame(rows)) if rows else pd.DataFrame()
+
+
+def curve_of(records: Sequence[RunRecord]) -> Curve:
+    """The curve of the runs of one attack in several gradient modes: for each image that of the smallest distance."""
+    distances = np.stack([record.outcomes[record.norm].to_numpy(np.float64) for record in records])
+    chosen = distances.argmin(axis=0), np.arange(distances.shape[1])
+    clean, attacked = (
+        np.stack([getattr(record, name).mean(axis=1) for record in records])[chosen]
+        for name in ("clean_correct", "correct")
+    )
+    return Curve(distances[chosen], clean, attacked)
+
+
+def compare(curve: Curve, record: RunRecord) -> Comparison:
+    """A run at one eps, on the images of the curve, beside the curve."""
+    found, expected = record.correct.mean(axis=1), curve.at(record.eps)
+    low, high = statistics.paired_interval(found - expected)
+    rate: dict[str, Any] = _rate(record.robust_accuracy)
+    return Comparison(record.attack, record.eps, **rate, on_curve=float(expected.mean()), low=low, high=high)
+
+
+def search_plans(model: LoadedModel, attack: Attack, data: Data, asked: Options) -> list[Plan]:
+    """The runs of which the curve is made: at the largest eps, one for each gradient mode that is wanted.
+
+    Raises LpmbenchError for an attack that does not look for the smallest perturbation.
+    """
+    if not attack.declaration.nearest:
+        named = [name for name in cards.names("attack") if resolve_attack(name).declaration.nearest]
+        raise LpmbenchError(
+            f"Attack '{attack.name}' spends all of eps; a curve needs one that looks for the smallest perturbation: "
+            f"{', '.join(named)}."
+        )
+    pixels = math.prod(data.read([0]).images[0].shape)
+    asked = replace(asked, eps=farthest(asked.norm, pixels))
+    plan = make_plan(model, attack, data, asked)
+    if len(plan.gradient_modes) < 2:
+        return [plan]
+    # Within a run the strongest mode would be chosen, not the nearest.
+    return [make_plan(model, attack, data, replace(asked, gradient_mode=mode)) for mode in plan.gradient_modes]
+
+
+def write(
+    command: str, plans: Sequence[Plan], table: pd.DataFrame, comparisons: Sequence[Comparison],
+    files: Mapping[str, bytes], out: Path,
+) -> None:  # fmt: skip
+    """Write the files of a curve and, last, curve.json with their hashes. plans: of all runs that it is made of."""
+    path = out / "curve.json"
+    path.unlink(missing_ok=True)  # of an earlier curve: it does not describe these files
+    for name, written in files.items():
+        write_atomically(out / name, written)
+    configuration = {"runs": [plan.id for plan in plans]}
+    content = {
+        "schema_version": SCHEMA_VERSION, "study": "curve", "id": sha256_of_value(configuration), "command": command,
+        "configuration": configuration, "versions": versions(),
+        "artefacts": {name: sha256_of(out / name) for name in files},
+        "comparisons": _rows(as_table(comparisons)), "table": _rows(table),
+    }  # fmt: skip
+    write_atomically(path, (json.dumps(sealed(content), indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode())
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """For JSON, which has no NaN."""
+    return [{str(name): value for name, value in row.items()} for row in table.replace(np.nan, None).to_dict("records")]
