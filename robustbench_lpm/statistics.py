@@ -116,6 +116,19 @@ def majority(correct: NDArray[np.bool_]) -> Rate:
     return rate(np.asarray(correct.sum(axis=1) * 2 > correct.shape[1]))
 
 
+def attempts(correct: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """The share of images that K draws get right one after the other, for K = 1 to the number of draws, (draws,).
+
+    An attacker who may submit one image again and again wins with the first draw that is wrong. From D draws of which r
+    are right, all of K are right with a probability of C(r, K) / C(D, K), over the choice of K of them without
+    replacement: at K = 1 it is the mean draw, at K = D `worst_of_k`.
+    """
+    draws = correct.shape[1]
+    right = correct.sum(axis=1).astype(np.float64)
+    factors = [np.clip(right - taken, 0, None) / (draws - taken) for taken in range(draws)]
+    return np.asarray(np.cumprod(factors, axis=0).mean(axis=1))
+
+
 def worst_of_k(correct: NDArray[np.bool_]) -> Rate:
     """The share of images that every one of the K draws (images, draws) gets right."""
     return rate(np.asarray(correct.all(axis=1)))

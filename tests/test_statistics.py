@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from robustbench_lpm.statistics import MIN_IMAGES_FOR_INTERVAL, flip_rate, majority, mean_draw, rate, wilson, worst_of_k
+from robustbench_lpm.statistics import (
+    MIN_IMAGES_FOR_INTERVAL,
+    attempts,
+    flip_rate,
+    majority,
+    mean_draw,
+    rate,
+    ratio_interval,
+    wilson,
+    worst_of_k,
+)
 
 # Wilson's formula worked out with forty decimal places of z = 1.95996....
 WILSON = [
@@ -108,3 +118,24 @@ def test_flip_rate_by_enumeration(classes: int, draws: int) -> None:
 ])  # fmt: skip
 def test_flip_rate_by_hand(predictions: list[list[int]], expected: float) -> None:
     assert flip_rate(np.array(predictions)) == pytest.approx(expected, abs=1e-15)
+
+
+def test_attempts_are_what_all_choices_of_draws_say() -> None:
+    """Against the mean over every choice of K of the draws."""
+    correct = np.random.default_rng(0).random((7, 5)) < 0.7
+    for k, found in enumerate(attempts(correct), 1):
+        chosen = [correct[:, list(some)].all(axis=1).mean() for some in combinations(range(5), k)]
+        assert found == pytest.approx(np.mean(chosen))
+    assert attempts(correct)[0] == pytest.approx(mean_draw(correct).value)
+    assert attempts(correct)[-1] == pytest.approx(worst_of_k(correct).value)
+    assert attempts(np.array([[True], [False]])).tolist() == [0.5]
+
+
+def test_the_interval_of_a_ratio_of_means_against_its_linearisation() -> None:
+    """Of 4000 pairs of mean 2 and 1 the ratio is normal: its standard error is sd(x - r y) / (mean(y) sqrt(n))."""
+    pairs = np.random.default_rng(1).normal((2.0, 1.0), (0.5, 0.2), size=(4000, 2))
+    value, low, high = ratio_interval(pairs, lambda means: means[..., 0] / means[..., 1])
+    error = np.std(pairs[:, 0] - value * pairs[:, 1]) / np.mean(pairs[:, 1]) / np.sqrt(len(pairs))
+    assert value == pytest.approx(pairs[:, 0].mean() / pairs[:, 1].mean())
+    assert (high - low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.1)
+    assert low < value < high

@@ -25,6 +25,7 @@ COMMANDS = {
     "glimpses": ("glimpses", "What each glimpse of a model contributes, clean and under attack."),
     "sweep": ("studies", "Accuracy for every number of glimpses and of averaged runs, in one pass."),
     "invariance": ("studies", "Accuracy against rotation, scale and translation of the images."),
+    "converge": ("converge", "Accuracy against the length of an attack, and the limit that it tends to."),
     "curve": ("curve", "Accuracy against every eps, from one run of an attack that looks for the smallest one."),
     "audit": ("audit", "Judge a model's results: is it robust, or were the attacks blind?"),
     "run": ("suite", "Run a matrix of models and attacks from a suite card."),

@@ -293,7 +293,9 @@ def result_in_words(record: RunRecord) -> str:
     if len(record.outcomes) == 0:
         return f"nothing could be computed{lost}"
     clean, robust = record.clean_accuracy, record.robust_accuracy
-    return f"clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{took}{lost}"
+    tries = record.robust_attempts
+    again = f" ({100 * tries[-1]:.1f} % after {len(tries)} attempts)" if len(tries) > 1 else ""
+    return f"clean {100 * clean.value:.1f} %, under attack {100 * robust.value:.1f} %{again}{took}{lost}"
 
 
 def print_result(record: RunRecord, announced: Sequence[str]) -> None:

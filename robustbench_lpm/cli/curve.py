@@ -74,7 +74,7 @@ def curve(model: str, attack_name: str, against: Sequence[str], out: Path | None
     title = f"{plan.model.name} on {plan.data.name}, {len(plan.indices):,} images"
     files = {"curve.csv": to_csv(table).encode()}
     files |= curve_figure(table, beside, title, searcher.name, plan.options.norm)
-    study.write(command(), [*searches, *grid], table, comparisons, files, directory)
+    study.write("curve", command(), [*searches, *grid], {"comparisons": beside, "table": table}, files, directory)
     say("")
     curve_table(table, beside, console)
     for each in comparisons:
@@ -85,10 +85,14 @@ def curve(model: str, attack_name: str, against: Sequence[str], out: Path | None
 def command() -> str:
     """The command as it was given (DIR is the directory of the data)."""
     context = click.get_current_context()
-    words = ["lpmbench curve", shlex.quote(context.params["model"])]
+    arguments = [part for part in context.command.params if isinstance(part, click.Argument)]
+    words = [f"lpmbench {context.command.name}"]
+    for argument in arguments:
+        given = context.params[str(argument.name)]
+        words += map(shlex.quote, [given] if isinstance(given, str) else given)
     for parameter in context.command.params:
         name, option = str(parameter.name), parameter.opts[0].removeprefix("--")
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in ("model", "out", "force", "threads"):
+        if given and parameter not in arguments and name not in ("out", "force", "threads"):
             words += words_of({option: "DIR" if name == "data" else context.params[name]})
     return " ".join(words)

@@ -194,6 +194,11 @@ class RunRecord:
         return statistics.worst_of_k(self.correct)
 
     @property
+    def robust_attempts(self) -> NDArray[np.float64]:
+        """The share of attacked images that are right after K attempts, for K = 1 to the number of draws: (draws,)."""
+        return statistics.attempts(self.correct)
+
+    @property
     def clean_flip_rate(self) -> float:
         """The probability that two draws disagree on a clean image."""
         return statistics.flip_rate(self.clean_predictions)

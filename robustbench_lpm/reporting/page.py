@@ -212,6 +212,7 @@ def _rows(records: Sequence[RunRecord], runs: pd.DataFrame, audits: Mapping[str,
         row["details"] = [(name, plain(text), code) for name, text, code in _details(record, row) if text]
         row["record_notes"] = [plain(note) for note in record.notes]
         row["failures"] = [_failure(failure) for failure in record.failures]
+        row["attempts"] = _attempts(record)
     for row in rows:
         audit = audits.get(row["record"])
         row["findings"] = [_finding(check, row["record"], first) for check in audit.checks] if audit else []
@@ -223,9 +224,7 @@ def _rows(records: Sequence[RunRecord], runs: pd.DataFrame, audits: Mapping[str,
 
 
 def _finding(check: Check, judged: str, known: Mapping[str, Row]) -> dict[str, Any]:
-    """One check of an audit for the page; runs: (anchor, short id) of the other runs, without an anchor if they are not
-    in
-    the page."""
+    """One check of an audit for the page; runs: (anchor, short id) of others, with no anchor if they are not in it."""
     numbers = dict(zip(("judged", "reference", "difference"), cells.evidence(check), strict=False))
     return numbers | {
         "name": plain(check.name),
@@ -236,6 +235,17 @@ def _finding(check: Check, judged: str, known: Mapping[str, Row]) -> dict[str, A
         "note": plain(check.note),
         "runs": [(anchor(r) if r in known else "", plain(r)[:8]) for r in check.records if r != judged],
     }
+
+
+def _attempts(record: RunRecord) -> dict[str, Any] | None:
+    """Accuracy after 1, 2, ... K attempts on a stochastic model: the points of a curve 100 x 100, and some in words."""
+    if not record.stochastic or len(record.outcomes) == 0 or record.predictions.shape[1] < 2:
+        return None
+    shares = record.robust_attempts
+    last = len(shares)
+    points = [f"{100 * k / (last - 1):.1f},{100 - 100 * share:.1f}" for k, share in enumerate(shares)]
+    told = [f"{k}: {100 * shares[k - 1]:.1f} %" for k in sorted({1, 2, 5, 10, last}) if k <= last]
+    return {"points": " ".join(points), "told": ", ".join(told), "last": last}
 
 
 def anchor(record_id: str) -> str:

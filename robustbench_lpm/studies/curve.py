@@ -149,20 +149,20 @@ def search_plans(model: LoadedModel, attack: Attack, data: Data, asked: Options)
 
 
 def write(
-    command: str, plans: Sequence[Plan], table: pd.DataFrame, comparisons: Sequence[Comparison],
-    files: Mapping[str, bytes], out: Path,
+    study: str, command: str, plans: Sequence[Plan], tables: Mapping[str, pd.DataFrame], files: Mapping[str, bytes],
+    out: Path,
 ) -> None:  # fmt: skip
-    """Write the files of a curve and, last, curve.json with their hashes. plans: of all runs that it is made of."""
-    path = out / "curve.json"
-    path.unlink(missing_ok=True)  # of an earlier curve: it does not describe these files
+    """Write the files of a study that is made of runs and, last, STUDY.json with their hashes and the tables."""
+    path = out / f"{study}.json"
+    path.unlink(missing_ok=True)  # of an earlier one: it does not describe these files
     for name, written in files.items():
         write_atomically(out / name, written)
     configuration = {"runs": [plan.id for plan in plans]}
     content = {
-        "schema_version": SCHEMA_VERSION, "study": "curve", "id": sha256_of_value(configuration), "command": command,
+        "schema_version": SCHEMA_VERSION, "study": study, "id": sha256_of_value(configuration), "command": command,
         "configuration": configuration, "versions": versions(),
         "artefacts": {name: sha256_of(out / name) for name in files},
-        "comparisons": _rows(as_table(comparisons)), "table": _rows(table),
+        **{name: _rows(table) for name, table in tables.items()},
     }  # fmt: skip
     write_atomically(path, (json.dumps(sealed(content), indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode())
 

@@ -135,7 +135,8 @@ def test_what_is_written_says_where_it_comes_from(tmp_path: Path) -> None:
     fixed = make_plan(loaded, resolve_attack("fgsm"), source, Options(eps=0.1))
     found = curve_of([run(plan) for plan in plans])
     beside = [compare(found, run(fixed))]
-    write("lpmbench curve linear", [*plans, fixed], found.table(), beside, {"curve.csv": b"table"}, tmp_path)
+    tables = {"comparisons": as_table(beside), "table": found.table()}
+    write("curve", "lpmbench curve linear", [*plans, fixed], tables, {"curve.csv": b"table"}, tmp_path)
     stored = json.loads((tmp_path / "curve.json").read_text())
     assert stored["configuration"]["runs"] == [plan.id for plan in (*plans, fixed)]
     assert stored["table"][0]["accuracy_low"] is None  # below 20 images
