@@ -2,8 +2,8 @@
 
     python -m tools.library_table docs/library-attacks.md
 
-It tries them on a small network and two images at tiny budgets: whether they run, not how strong they are. Install the
-extra `libraries` first; without one of the libraries its rows are lost.
+It tries them on a small network and two images at tiny budgets: whether they run, not how strong they are. Install all
+five libraries first, and what some of their attacks need: cma, kornia, multiprocess and numba.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks import libraries
 from robustbench_lpm.attacks.libraries.offers import Offer
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.norms import Norm
 from robustbench_lpm.protocol.grading import within_budget
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Ledger, Rules
 
@@ -100,8 +99,9 @@ def section(library: str) -> str:
 
 def main(page: Path) -> None:
     """Write the sections of all libraries below the first part of the page."""
+    made = "\n\n".join(map(section, libraries.LIBRARIES))  # it takes minutes
     head, mark, _ = page.read_text().partition("<!-- made by tools/library_table.py -->\n")
-    page.write_text(f"{head}{mark}\n" + "\n\n".join(map(section, libraries.LIBRARIES)) + "\n")
+    page.write_text(f"{head}{mark}\n{made}\n")
 
 
 if __name__ == "__main__":

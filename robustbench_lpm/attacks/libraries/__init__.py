@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.versions import versions_of
@@ -23,15 +23,14 @@ class Library(NamedTuple):
 
     package: str
     adapter: str
-    extra: bool  # whether it comes with `pip install 'robustbench-lpm[libraries]'` only
 
 
 LIBRARIES = {
-    "art": Library("adversarial-robustness-toolbox", "of_art", extra=False),
-    "torchattacks": Library("torchattacks", "of_torchattacks", extra=True),
-    "foolbox": Library("foolbox", "of_foolbox", extra=True),
-    "advlib": Library("adv-lib", "of_advlib", extra=True),
-    "cleverhans": Library("cleverhans", "of_cleverhans", extra=False),
+    "art": Library("adversarial-robustness-toolbox", "of_art"),
+    "torchattacks": Library("torchattacks", "of_torchattacks"),
+    "foolbox": Library("foolbox", "of_foolbox"),
+    "advlib": Library("adv-lib", "of_advlib"),
+    "cleverhans": Library("cleverhans", "of_cleverhans"),
 }
 
 
@@ -82,10 +81,8 @@ def told_version(library: str) -> str:
 def _adapter(library: str) -> ModuleType:
     if library not in LIBRARIES:
         raise unknown("library", library, LIBRARIES)
-    adapter: Any = LIBRARIES[library].adapter
+    package, adapter = LIBRARIES[library]
     try:
         return import_module(f"{__name__}.{adapter}")
-    except ModuleNotFoundError as error:
-        package, _, extra = LIBRARIES[library]
-        how = "pip install 'robustbench-lpm[libraries]'" if extra else f"pip install {package}"
-        raise LpmbenchError(f"Library '{library}' is not installed ({error}): {how}") from None
+    except ImportError as error:
+        raise LpmbenchError(f"Library '{library}' is not installed ({error}): pip install {package}") from None

@@ -174,8 +174,8 @@ def _made(address: str, run: Callable[[Call], Tensor], call: Call) -> Tensor:
             warnings.simplefilter("ignore")
             found = run(call).detach().to(call.images)
     except ModuleNotFoundError as error:
-        how = "pip install 'robustbench-lpm[libraries]'"
-        raise LpmbenchError(f"{address} needs the package '{error.name}', which is not installed: {how}") from None
+        missing = f"{address} needs a package that is not installed: pip install {error.name}"
+        raise LpmbenchError(missing) from None
     except Exception as error:
         if isinstance(error, LpmbenchError) or out_of_memory(error):
             raise
@@ -189,7 +189,11 @@ def _made(address: str, run: Callable[[Call], Tensor], call: Call) -> Tensor:
 
 
 class _Asked(nn.Module):
-    """A model as the libraries expect it: it takes float64, too, and some look for its device among its parameters."""
+    """A model as the libraries expect it: it takes float64, too, and some look for its device among its parameters.
+
+    Where a library divided by zero, it asks about pixels that are not numbers. The model would answer with NaN, which
+    the oracle takes for a defect of the model.
+    """
 
     def __init__(self, model: nn.Module, images: Tensor) -> None:
         super().__init__()
@@ -197,7 +201,7 @@ class _Asked(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, K) of images (n, C, H, W)."""
-        return self.model(images.to(self.placed))
+        return self.model(images.to(self.placed).nan_to_num(0.0, 1.0, 0.0))
 
 
 def ours_of(norms: Iterable[str]) -> tuple[Norm, ...]:
