@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol.grading import within_budget
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Ledger, Rules
 
+HEAD = "| attack | norms | knows | targeted | tried |\n|---|---|---|---|---|"
 EPS: dict[str, float] = {"linf": 0.05, "l2": 1.5, "l1": 20.0}
 MOST = 10  # of every count among the parameters, but for these, which would fail, or take long
 COUNTS = re.compile(r"steps|iter|eval|trial|queries|query|sample|directions|repeats|parallel")
@@ -78,22 +78,23 @@ def small_network() -> nn.Module:
     return nn.Sequential(*layers, last).eval().requires_grad_(False)
 
 
-def rows(library: str) -> Iterator[str]:
-    """The rows of a library's table, one for each attack."""
-    for name in libraries.names(library):
-        offer = libraries.find(f"{library}:{name}")
-        tried = try_once(offer)
-        norms = ", ".join(offer.norms) or "any"
-        targeted = "only" if offer.only_targeted else "yes" if offer.targeted else "no"
-        outcome = "runs" if tried.images is not None else tried.reason
-        yield f"| `{name}` | {norms}{', minimised' * offer.minimises} | {offer.knowledge} | {targeted} | {outcome} |"
+def row(offer: Offer, tried: Tried) -> str:
+    """The row of an attack."""
+    norms = ", ".join(offer.norms) or "any"
+    targeted = "only" if offer.only_targeted else "yes" if offer.targeted else "no"
+    cells = [
+        f"`{offer.address.partition(':')[2]}`", norms + ", minimised" * offer.minimises, offer.knowledge, targeted,
+        tried.reason or "runs",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
 
 
 def section(library: str) -> str:
     """All that the page says of a library."""
-    head = "| attack | norms | knows | targeted | tried |\n|---|---|---|---|---|"
+    offers = [libraries.find(f"{library}:{name}") for name in libraries.names(library)]
+    table = [HEAD, *(row(offer, try_once(offer)) for offer in offers)]
+    parts = [f"## {library}: {libraries.told_version(library)}", "\n".join(table)]
     without = [f"`{name}` ({reason})" for name, reason in libraries.left_out(library).items()]
-    parts = [f"## {library}: {libraries.told_version(library)}", "\n".join([head, *rows(library)])]
     return "\n\n".join([*parts, *(["Left out:\n" + ",\n".join(without) + "."] if without else [])])
 
 

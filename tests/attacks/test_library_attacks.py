@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from robustbench_lpm.norms import distance
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_attacks
 from tests.classifiers import Linear, NoisyLinear
-from tools.library_table import try_once
+from tools.library_table import Tried, row, try_once
 
 WEIGHT = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(1))
 IMAGES = 0.3 + 0.4 * torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(2))
@@ -234,44 +233,43 @@ def test_parameters_are_read_from_a_signature() -> None:
 
 
 def table() -> dict[str, dict[str, str]]:
-    """What the page says of each attack that was tried, by library and name."""
+    """The rows of the page, by library and attack."""
     found: dict[str, dict[str, str]] = {}
     for line in PAGE.read_text().splitlines():
         if heading := re.match(r"## (\w+): ", line):
             rows = found.setdefault(heading[1], {})
-        elif row := re.match(r"\| `(\w+)` \|.*\| (.+) \|$", line):
-            rows[row[1]] = row[2]
-    return {library: rows for library, rows in found.items() if library in libraries.LIBRARIES}
+        elif found and (named := re.match(r"\| `(\w+)` \|", line)):
+            rows[named[1]] = line
+    return found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("library", libraries.LIBRARIES)
 def test_every_attack_does_what_the_page_says(library: str) -> None:
-    """It runs or fails as in the table; it knows what it declares; a second run gives the same bytes."""
+    """It runs or fails as in the table, knows what it declares, and gives the same bytes again."""
     if importlib.util.find_spec({"advlib": "adv_lib"}.get(library, library)) is None:
         pytest.skip(f"{library} is not installed")
-    expected = table()[library]
-    names = libraries.names(library)
-    assert set(names) <= set(expected)
+    rows, names = table()[library], libraries.names(library)
+    assert set(names) <= set(rows)
     for name in names:
         offer = libraries.find(f"{library}:{name}")
         tried = try_once(offer)
-        if tried.images is None:
-            missing = "needs a package that is not installed" in tried.reason
-            assert missing or tried.reason == expected[name], offer.address
+        if "needs a package" in tried.reason or "needs a package" in rows[name]:
             continue
-        assert expected[name] == "runs", offer.address
-        forwards, backwards = (min(counts.tolist()) for counts in (tried.ledger.forwards, tried.ledger.backwards))
-        knows = "white-box" if backwards else "black-box" if forwards else "none"
-        assert knows == offer.knowledge, offer.address
-        again = try_once(offer).images
-        assert again is not None
-        assert torch.equal(again, tried.images), offer.address
+        assert row(offer, tried) == rows[name]
+        if tried.images is not None:
+            assert torch.equal(tried.images, pixels(try_once(offer)))
+            forwards, backwards = (min(counts.tolist()) for counts in (tried.ledger.forwards, tried.ledger.backwards))
+            assert offer.knowledge == ("white-box" if backwards else "black-box" if forwards else "none"), offer.address
 
 
-def test_every_library_has_its_table() -> None:
-    rows = table()
-    assert list(rows) == list(libraries.LIBRARIES)
-    tried = [*rows["art"].values(), *rows["cleverhans"].values()]
-    assert tried.count("runs") >= len(tried) - 2
-    assert math.prod(map(len, rows.values())) > 0
+def pixels(tried: Tried) -> Tensor:
+    assert tried.images is not None
+    return tried.images
+
+
+def test_the_page_has_a_table_for_each_library_in_which_nearly_all_attacks_run() -> None:
+    found = table()
+    assert list(found) == list(libraries.LIBRARIES)
+    for rows in found.values():
+        assert sum(line.endswith("| runs |") for line in rows.values()) >= 0.9 * len(rows) > 0

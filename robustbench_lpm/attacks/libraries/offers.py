@@ -170,7 +170,8 @@ def _behind_the_contract(offer: Offer) -> Callable[..., Tensor]:
 def _made(address: str, run: Callable[[Call], Tensor], call: Call) -> Tensor:
     """The images that a library makes. Whatever goes wrong in it is an LpmbenchError of one line."""
     try:
-        with warnings.catch_warnings(), torch.enable_grad():
+        # ART asks for the current GPU, not for that of the images.
+        with warnings.catch_warnings(), torch.enable_grad(), torch.cuda.device_of(call.images):
             warnings.simplefilter("ignore")
             found = run(call).detach().to(call.images)
     except ModuleNotFoundError as error:
