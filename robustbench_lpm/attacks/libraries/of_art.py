@@ -49,9 +49,9 @@ LEFT_OUT = {
 NORMS: dict[str, tuple[str, ...]] = {
     "BasicIterativeMethod": ("linf",), "BoundaryAttack": ("l2",), "CarliniL2Method": ("l2",),
     "CarliniLInfMethod": ("linf",), "DeepFool": ("l2",), "ElasticNet": ("l1",), "HopSkipJump": ("linf", "l2"),
-    "NewtonFool": ("l2",), "SignOPTAttack": ("l2",), "TargetedUniversalPerturbation": ("linf", "l2"),
-    "ThresholdAttack": ("linf",), "UniversalPerturbation": ("linf", "l2"), "VirtualAdversarialMethod": ("l2",),
-    "ZooAttack": ("l2",),
+    "NewtonFool": ("l2",), "SignOPTAttack": ("l2",), "SquareAttack": ("linf", "l2"),  # in l1 it does nothing
+    "TargetedUniversalPerturbation": ("linf", "l2"), "ThresholdAttack": ("linf",),
+    "UniversalPerturbation": ("linf", "l2"), "VirtualAdversarialMethod": ("l2",), "ZooAttack": ("l2",),
 }  # fmt: skip
 # Attacks with gradients, though they do not require them of their model.
 GRADIENTS = ("AutoAttack", "BrendelBethgeAttack", "TargetedUniversalPerturbation", "UniversalPerturbation")

@@ -22,6 +22,7 @@ NO_GRADIENTS: dict[str, Knowledge] = {
     "GN": "none", "OnePixel": "black-box", "Pixle": "black-box", "SPSA": "black-box", "Square": "black-box"
 }  # fmt: skip
 NO_TARGET = ("FAB",)  # it takes one, and then does nothing
+NORMS = {"FAB": ("linf", "l2")}  # in l1, which its documentation names, it fails
 OURS = ("model", "eps", "max_epsilon", "norm", "seed", "verbose", "n_classes")
 ONE_STEP = 1.25  # alpha of FFGSM, as a share of eps: as the library's own
 
@@ -41,7 +42,7 @@ def describe(name: str) -> Offer:
     attack = getattr(torchattacks, name)
     taken, words = inspect.signature(attack).parameters, inspect.getdoc(attack) or ""
     measured = re.search(r"Distance Measure : (.*)", words)
-    norms = ours_of(re.findall(r"l\w+", measured[1].lower()) if measured else ())
+    norms = ours_of(NORMS.get(name) or (re.findall(r"l\w+", measured[1].lower()) if measured else ()))
     title = re.search(r"'(.+?)'", words)
     modes = attack(nn.Linear(1, 1)).supported_mode
     return Offer(
