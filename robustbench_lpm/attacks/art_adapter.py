@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,13 +29,8 @@ def art_pgd(
         return images.clone()
     with isolated_globals(seed_of(oracle)):
         from art.attacks.evasion import ProjectedGradientDescentPyTorch
-        from art.estimators.classification import PyTorchClassifier
 
-        logging.getLogger("art").setLevel(logging.ERROR)
-        classifier = PyTorchClassifier(
-            model=oracle.view(eot), loss=nn.CrossEntropyLoss(), input_shape=tuple(images.shape[1:]),
-            nb_classes=oracle.classes, clip_values=(0.0, 1.0), device_type="gpu" if images.is_cuda else "cpu",
-        )  # fmt: skip
+        classifier = art_classifier(oracle.view(eot), images, oracle.classes)
         attack = ProjectedGradientDescentPyTorch(
             classifier, norm=np.inf if norm == "linf" else 2, eps=eps, max_iter=steps, targeted=targets is not None,
             eps_step=2.5 * eps / steps if step_size is None else step_size, num_random_init=restarts,
@@ -43,6 +39,17 @@ def art_pgd(
         aim = labels if targets is None else targets
         found = attack.generate(x=images.cpu().numpy(), y=aim.cpu().numpy())
     return torch.from_numpy(found).to(images)
+
+
+def art_classifier(model: nn.Module, images: Tensor, classes: int) -> Any:
+    """A model from images to logits as ART sees it. images: some like those that it will get."""
+    from art.estimators.classification import PyTorchClassifier
+
+    logging.getLogger("art").setLevel(logging.ERROR)
+    return PyTorchClassifier(
+        model=model, loss=nn.CrossEntropyLoss(), input_shape=tuple(images.shape[1:]), nb_classes=classes,
+        clip_values=(0.0, 1.0), device_type="gpu" if images.is_cuda else "cpu",
+    )  # fmt: skip
 
 
 def seed_of(oracle: Oracle) -> int:

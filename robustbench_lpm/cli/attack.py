@@ -24,7 +24,8 @@ if TYPE_CHECKING:
               help="A model, or the path of its card; may be given again. Default: all that fit.")  # fmt: skip
 @options.checkpoint
 @click.option("--attack", "attacks", multiple=True, default=("momentum",), show_default=True,
-              help="An attack, or the path of its card; several with commas between, or given again.")  # fmt: skip
+              help="An attack, the path of its card, or LIBRARY:NAME as in art:HopSkipJump; several with commas "
+                   "between, or given again.")  # fmt: skip
 @options.data
 @options.budget
 @options.attack
@@ -44,6 +45,7 @@ def attack(models: Sequence[str], attacks: Sequence[str], out: Path, force: bool
     lpmbench attack --attack spsa --size 224 --dataset panda
     lpmbench attack --dataset panda --image photo.jpg --label 388 --attack pgd --target random
     lpmbench attack --model ramlpm --attack apgd-margin --eot 20 --noise first_fixation=frozen
+    lpmbench attack --model cnn --attack art:HopSkipJump --norm l2 --eps 1 --set max_iter=10
     lpmbench attack --model ramlpm --attack worst-case --set momentum.steps=400
     """
     settings = options.read_settings(given)

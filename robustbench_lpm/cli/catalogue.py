@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
+import tomli_w
 
+from robustbench_lpm.attacks import libraries
 from robustbench_lpm.cli.console import grid, show_wide
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.registry import cards
@@ -41,26 +43,63 @@ DATASETS: Columns = {
 }
 
 
-def _listing(kind: cards.Kind, find: Callable[[str], Any], columns: Columns) -> click.Command:
-    """The command that lists the cards of one kind, shows one of them (`show NAME`), or prints JSON."""
+def _listing(
+    kind: cards.Kind, find: Callable[[str], Any], columns: Columns, option: Callable[..., Any] = lambda command: command
+) -> click.Command:
+    """The command that lists the cards of one kind, shows one of them (`show NAME`), or prints JSON.
+
+    option: decorates the command with one more, `--library`, of which it then lists the attacks.
+    """
     kinds = cards.FOLDERS[kind]
     shown: Columns = {"name": lambda card: card.name, **columns, "summary": lambda card: card.summary}
 
     @click.command(name=kinds, help=f"The registered {kinds}; `show NAME` prints one card in full.")
     @click.argument("words", nargs=-1, metavar="[show NAME]")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-    def listing(words: tuple[str, ...], as_json: bool) -> None:
-        if not words:
+    @option
+    def listing(words: tuple[str, ...], as_json: bool, library: str | None = None) -> None:
+        if library is not None and not words:
+            _list_library(library, as_json)
+        elif not words:
             rows = [{name: text(card) for name, text in shown.items()} for card in map(find, cards.names(kind))]
             click.echo(json.dumps(rows, indent=1)) if as_json else _print(rows)
+            if kind == "attack" and not as_json:
+                known = ", ".join(libraries.LIBRARIES)
+                click.echo(f"Attacks of other libraries: `lpmbench attacks --library NAME`, NAME one of {known}.")
         elif len(words) == 2 and words[0] == "show":
             card = find(words[1])
-            text = card.path.read_text().rstrip()
+            text = card.path.read_text().rstrip() if card.path.suffix == ".toml" else _as_toml(card)
             click.echo(json.dumps(card.model_dump(mode="json"), indent=1) if as_json else text)
         else:
             raise LpmbenchError(f"Write `lpmbench {kinds}` or `lpmbench {kinds} show NAME`.")
 
     return listing
+
+
+def _list_library(library: str, as_json: bool) -> None:
+    """The attacks of a library: what each knows, its norms, whether it can be targeted, its parameters."""
+    rows = []
+    for name in libraries.names(library):
+        offer = libraries.find(f"{library}:{name}")
+        norms = ", ".join(offer.norms) or "any"
+        rows.append({
+            "address": offer.address, "knowledge": offer.knowledge,
+            "norms": f"{norms} (minimised)" if offer.minimises and offer.norms else norms,
+            "targeted": "only" if offer.only_targeted else "yes" if offer.targeted else "no",
+            "parameters": offer.shown_parameters,
+        })  # fmt: skip
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    click.echo(f"{libraries.told_version(library)}. What they do: lpmbench attacks show {rows[0]['address']}")
+    _print(rows)
+    for name, reason in libraries.left_out(library).items():
+        click.echo(f"Left out: {name} ({reason}).")
+
+
+def _as_toml(card: Any) -> str:
+    """A card that is in no file, as it would be in one."""
+    return tomli_w.dumps(card.model_dump(mode="json", exclude_defaults=True)).rstrip()
 
 
 def _print(rows: list[dict[str, str]]) -> None:
@@ -73,5 +112,8 @@ def _print(rows: list[dict[str, str]]) -> None:
 
 
 models = _listing("model", cards.model, MODELS)
-attacks = _listing("attack", cards.attack, ATTACKS)
+attacks = _listing(
+    "attack", cards.attack, ATTACKS,
+    click.option("--library", metavar="NAME", help=f"Instead, the attacks of {', '.join(libraries.LIBRARIES)}."),
+)  # fmt: skip
 datasets = _listing("dataset", cards.dataset, DATASETS)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, MonteCarlo
 from robustbench_lpm.architectures.precision import reduced
+from robustbench_lpm.attacks import libraries
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
 from robustbench_lpm.devices import goes_unnamed, resolve_device
@@ -321,7 +322,9 @@ def fitted(
 
 
 def needs_gradient(attack: Attack) -> bool:
-    """Whether an attack declares backward passes."""
+    """Whether an attack declares backward passes; of a library's attack, whether it sees gradients."""
+    if libraries.of_library(str(attack.identity.get("entry"))):
+        return attack.knowledge == "white-box"
     cost = attack.cost(stochastic=True)
     return cost is not None and cost.backwards > 0
 

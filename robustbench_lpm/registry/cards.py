@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from robustbench_lpm.attacks import libraries
 from robustbench_lpm.budgets import Norm, parse_eps, parse_eps_list
 from robustbench_lpm.errors import LpmbenchError, explained, unknown
 from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options
@@ -370,10 +371,27 @@ def _finder(kind: Kind, card_class: type[CardT]) -> Callable[[str], CardT]:
 
 
 model = _finder("model", ModelCard)
-attack = _finder("attack", AttackCard)
+_attack = _finder("attack", AttackCard)
 dataset = _finder("dataset", DatasetCard)
 recipe = _finder("recipe", RecipeCard)
 suite = _finder("suite", SuiteCard)
+
+
+def attack(name: str) -> AttackCard:
+    """The card of that name, in that .toml file, or made of what a library offers at that address, see `libraries`.
+
+    Raises LpmbenchError where there is none.
+    """
+    if name.endswith(".toml") or not libraries.is_address(name):
+        return _attack(name)
+    offer = libraries.find(name)
+    card = AttackCard(
+        name=name, summary=offer.summary, source=libraries.told_version(name.partition(":")[0]), entry=name,
+        knowledge=offer.knowledge, norms=list(offer.usable), targeted=offer.targeted,
+        parameters=offer.defaults,
+    )  # fmt: skip
+    card._path = Path(name)
+    return card
 
 
 def read(path: Path, card_class: type[CardT]) -> CardT:
@@ -394,7 +412,9 @@ def read(path: Path, card_class: type[CardT]) -> CardT:
 
 
 def resolve_entry(card: ModelCard | AttackCard | DatasetCard, *, trust: bool = False) -> Callable[..., Any]:
-    """The object at the address of a card's entry; see `resolve`."""
+    """The object at the address of a card's entry: an attack of a library, or see `resolve`."""
+    if isinstance(card, AttackCard) and libraries.of_library(card.entry):
+        return libraries.find(card.entry).function
     return resolve(card.entry, card.path, trust=trust)
 
 
@@ -441,7 +461,12 @@ def _import_as_written(name: str) -> ModuleType:
 
 
 def is_foreign(card: ModelCard | AttackCard | DatasetCard) -> bool:
-    """Whether a card names code from outside this package, which runs only with --trust."""
+    """Whether a card names code from outside this package, which runs only with --trust.
+
+    Attacks of the known libraries run without: nothing else can be named by their addresses.
+    """
+    if isinstance(card, AttackCard) and libraries.of_library(card.entry):
+        return False
     return bool(card.entry) and card.entry.split(":")[0].split(".")[0] != OWN_PACKAGE
 
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.attacks import libraries
 from robustbench_lpm.attacks.contract import Cost, Declaration, declared
 from robustbench_lpm.datasets.examples import Examples, read_examples
 from robustbench_lpm.datasets.preprocessing import choose_size, told_changes
@@ -156,8 +157,9 @@ def resolve_attack(
             members = [resolve_attack(name, parameters=own.get(name), trust=trust) for name in card.members]
             return worst_case_over(members, card.name, named)
         card, function, given = zoo.load_attack(attack, trust=trust, parameters=parameters)
+        identity = card.identity() | {"parameters": given} | libraries.identity(card.entry)
         return Attack(
-            card.name, function, given, card.identity() | {"parameters": given}, card.knowledge, tuple(card.norms),
+            card.name, function, given, identity, card.knowledge, tuple(card.norms),
             card.targeted, card.known_defects, named, cards.is_foreign(card), card.applies_to,
             surrogates=card.surrogates,
         )  # fmt: skip

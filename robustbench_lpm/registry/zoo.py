@@ -18,6 +18,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.attacks import libraries
 from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of
@@ -227,6 +228,11 @@ def load_attack(
     card = cards.attack(name)
     function = cards.resolve_entry(card, trust=trust)
     given = card.parameters | dict(parameters or {})
+    if libraries.of_library(card.entry):
+        offer = libraries.find(card.entry)
+        own = [name for name in given if name not in GIVEN_BY_THE_RUN]
+        offer.check(card.path, own, card.norms, targeted=card.targeted)
+        given = offer.defaults | given
     for name in given:
         if name in GIVEN_BY_THE_RUN:
             raise LpmbenchError(f"{card.path}: '{name}' is set for each run, not as a parameter of the attack.")
