@@ -31,7 +31,11 @@ class Options:
 
     eps: float = setting(MISSING, "The budget, in pixel values of [0, 1]: 8/255, 0.1.")
     norm: Norm = setting("linf", "The norm that bounds a perturbation.", choices=NORMS)
-    size: str | None = setting(None, "224, original, or another side in pixels; the default is on the data set's card.")
+    size: str | None = setting(
+        None,
+        "224, original, or another side in pixels; crop-224 resizes the whole image and keeps its middle, as the "
+        "script of the RAM-LPM paper does. The default is on the data set's card.",
+    )
     limit: int | None = setting(None, "Only the first so many examples.", least=1)
     mc: int = setting(1, "Attack and grade the average of so many Monte-Carlo runs of a stochastic model.", least=1)
     draws: int = setting(20, "Held-out draws on which a stochastic model is graded.", least=1)

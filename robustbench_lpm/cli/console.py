@@ -300,6 +300,9 @@ def result_in_words(record: RunRecord) -> str:
 
 def print_result(record: RunRecord, announced: Sequence[str]) -> None:
     """One line at the end of a run, and one for each of its notes that was not announced."""
+    if record.attack.endswith("-kiritani2020") and len(record.outcomes):
+        counts = " : ".join(map(str, record.reference_counts))
+        say(f"  success : failure : incorrect, as the paper's script counts single passes: {counts}")
     for line in (result_in_words(record), *(note for note in record.notes if note not in announced)):
         say(f"  {line}")
 

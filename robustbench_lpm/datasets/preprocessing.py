@@ -15,18 +15,33 @@ from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.errors import LpmbenchError
 
 Size = int | Literal["original"]
+
+
+class Cropped(int):
+    """A side that `crop-N` asks for: the shorter side becomes N, whatever share a data set's card crops, bilinearly.
+
+    With N = 224 that is how the reference of RAM-LPM prepares images.
+    """
+
+    def __str__(self) -> str:
+        return f"crop-{int(self)}"
+
+
 Fit = Literal["crop", "pad"]  # how an image becomes a square: its middle, or zeros around it
 LARGEST = 8192  # pixels; beyond it a typing error would ask for gigabytes
 MODES = {1: "L", 3: "RGB"}
 
 
 def parse_size(text: str) -> Size:
-    """ "original", or the side in pixels. Raises LpmbenchError for anything else."""
+    """ "original", the side in pixels, or "crop-" and that. Raises LpmbenchError for anything else."""
     if text == "original":
         return "original"
-    if re.fullmatch(r"[0-9]{1,4}", text) and 1 <= int(text) <= LARGEST:
-        return int(text)
-    raise LpmbenchError(f"Size '{text}' must be 'original' or a number of pixels from 1 to {LARGEST}, such as '224'.")
+    side, kind = (text[5:], Cropped) if text.startswith("crop-") else (text, int)
+    if re.fullmatch(r"[0-9]{1,4}", side) and 1 <= int(side) <= LARGEST:
+        return kind(side)
+    raise LpmbenchError(
+        f"Size '{text}' must be 'original' or a number of pixels from 1 to {LARGEST}, such as '224' or 'crop-224'."
+    )
 
 
 def choose_size(images: ImageSet, asked: str | None, default: str, *, keep_shared: bool) -> Size:
@@ -47,7 +62,7 @@ def told_changes(images: ImageSet, size: Size, crop: float) -> str:
         return f"{many} -> padded with black to {max(shared)}x{max(shared)}" if shared and uneven else ""
     if shared == (size, size):
         return ""
-    side, square = round(size / crop), shared is not None and shared[0] == shared[1]
+    side, size, square = round(_before_crop(size, crop)), int(size), shared is not None and shared[0] == shared[1]
     steps = [many]
     if shared is None or min(shared) != side:
         steps.append(f"{side}" if square else f"shorter side {side}")
@@ -83,16 +98,22 @@ def as_bytes(image: Image.Image, size: Size, crop: float, channels: int, fit: Fi
         square = ImageOps.expand(image, _margins(image.height, image.width))
         image = square.resize((size, size), Image.Resampling.BICUBIC)
     else:
-        image = _centre(_resized(image, round(size / crop)), size)
+        resampling = Image.Resampling.BILINEAR if isinstance(size, Cropped) else Image.Resampling.BICUBIC
+        image = _centre(_resized(image, round(_before_crop(size, crop)), resampling), size)
     pixels = np.array(image).reshape(image.height, image.width, channels)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # Pillow's own memory layout slows convolutions down
 
 
-def _resized(image: Image.Image, side: int) -> Image.Image:
-    """Bicubic, the shorter side to `side`; the longer is rounded down, as torchvision does."""
+def _before_crop(size: int, crop: float) -> float:
+    """The shorter side before the centre is cut out."""
+    return size if isinstance(size, Cropped) else size / crop
+
+
+def _resized(image: Image.Image, side: int, resampling: Image.Resampling) -> Image.Image:
+    """The shorter side to `side`; the longer is rounded down, as torchvision does."""
     short, long = min(image.size), int(side * max(image.size) / min(image.size))
     size = (side, long) if image.width == short else (long, side)
-    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    return image if image.size == size else image.resize(size, resampling)
 
 
 def _centre(image: Image.Image, side: int) -> Image.Image:

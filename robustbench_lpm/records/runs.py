@@ -194,6 +194,15 @@ class RunRecord:
         return statistics.worst_of_k(self.correct)
 
     @property
+    def reference_counts(self) -> tuple[int, int, int]:
+        """Images as the reference of RAM-LPM counts them, one pass deciding each: success, failure, incorrect.
+
+        Incorrect are those that are wrong before the attack; of the others it succeeds where one pass is wrong.
+        """
+        before, after = self.clean_correct[:, 0], self.correct[:, 0]
+        return int((before & ~after).sum()), int((before & after).sum()), int((~before).sum())
+
+    @property
     def robust_attempts(self) -> NDArray[np.float64]:
         """The share of attacked images that are right after K attempts, for K = 1 to the number of draws: (draws,)."""
         return statistics.attempts(self.correct)

@@ -10,6 +10,7 @@ from torchvision import transforms
 
 from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.datasets.preprocessing import (
+    Cropped,
     Fit,
     Size,
     as_bytes,
@@ -55,6 +56,16 @@ def test_224_is_torchvisions_256_then_224(width: int, height: int) -> None:
     assert mask is None
 
 
+@pytest.mark.parametrize("sides", [(300, 500), (500, 301), (224, 224), (100, 130)])
+def test_crop_224_is_torchvisions_resize_and_centre_crop(sides: tuple[int, int]) -> None:
+    """As the attack script of the RAM-LPM paper prepares images, whatever share a card crops."""
+    image = noise_image(0, *sides)
+    standard = transforms.Compose([transforms.Resize(224), transforms.CenterCrop(224), transforms.ToTensor()])
+    size = parse_size("crop-224")
+    assert str(size) == "crop-224"
+    assert torch.equal(prepare(image, size, 0.875, 3)[0], standard(image))
+
+
 @pytest.mark.parametrize("fit", ["crop", "pad"])
 @pytest.mark.parametrize("crop", [0.875, 1.0])
 @pytest.mark.parametrize("side", [1, 32, 224])
@@ -81,6 +92,7 @@ CHANGES: list[tuple[ImageSet, Size, float, str]] = [
     (pictures((32, 32)), 32, 0.875, ""),
     (pictures((420, 360)), 224, 0.875, "images of 420x360 -> shorter side 256 -> crop 224"),
     (pictures((300, 256)), 224, 0.875, "images of 300x256 -> crop 224"),
+    (pictures((420, 360)), Cropped(224), 0.875, "images of 420x360 -> shorter side 224 -> crop 224"),
     (pictures((40, 30)), 30, 1.0, "images of 40x30 -> crop 30"),
     (SEVERAL, 224, 0.875, "images of several sizes -> shorter side 256 -> crop 224"),
     (pictures((32, 32), known=False), 224, 0.875, "images -> shorter side 256 -> crop 224"),
