@@ -42,6 +42,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("cnn", "momentum", {"steps": 9}),
     ("ram", "momentum", {"steps": 4, "classes": 2}),
     ("ram", "square", {"queries": 8}),
+    ("ram", "art:SquareAttack", {"max_iter": 4, "eot": 2}),
 ]
 
 

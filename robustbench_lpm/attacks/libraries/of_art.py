@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 from unittest.mock import patch
 
@@ -170,12 +172,18 @@ def _run(name: str, call: Call) -> Tensor:
 def _seeded_and_quiet() -> Iterator[None]:
     """Seed the generators that ART makes without a seed, as for HopSkipJump, from numpy's global one.
 
-    Brendel and Bethge's attack shows a bar whatever `verbose` says.
+    The evolution of PixelAttack and ThresholdAttack, of the package cma, would seed that one by the clock. Brendel and
+    Bethge's attack shows a bar whatever `verbose` says.
     """
 
     class Seeded(np.random.RandomState):
         def __init__(self, seed: Any = None) -> None:
             super().__init__(np.random.randint(2**31) if seed is None else seed)
 
-    with patch.object(np.random, "RandomState", Seeded), patch("tqdm.auto.trange", range):
+    cma: Any = import_module("cma") if find_spec("cma") is not None else None
+    options = cma.CMAOptions.defaults() if cma is not None else {}
+    with (
+        patch.object(np.random, "RandomState", Seeded), patch.dict(options, seed=float("nan")),
+        patch("tqdm.auto.trange", range),
+    ):  # fmt: skip
         yield
