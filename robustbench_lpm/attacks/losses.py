@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustbench_lpm.errors import LpmbenchError
 
-Loss = Literal["cross-entropy", "margin", "dlr"]
+Loss = Literal["cross-entropy", "margin", "probability-margin", "dlr"]
 
 RULED_OUT = 100.0  # logits below the lowest of those that are numbers
 TINY = 1e-12  # the denominator of a ratio of logits that are all alike
@@ -19,16 +19,20 @@ TINY = 1e-12  # the denominator of a ratio of logits that are all alike
 def objective(loss: str, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
     """The attacker's loss (N, B), lower is better for the attack, of logits (N, B, K) and labels (B,).
 
+    "probability-margin" is the margin of probabilities (arXiv 2411.15210).
     Raises ValueError for a loss that does not exist, and LpmbenchError for "dlr" of too few classes.
     """
     logits = finite(logits)
     if loss == "margin":
         return margin(logits, labels) if targets is None else -margin(logits, targets)
+    if loss == "probability-margin":  # of several draws those that are decided already count little
+        probabilities = logits.softmax(-1)
+        return margin(probabilities, labels) if targets is None else -margin(probabilities, targets)
     if loss == "cross-entropy":
         return -cross_entropy(logits, labels) if targets is None else cross_entropy(logits, targets)
     if loss == "dlr":
         return logits_ratio(logits, labels) if targets is None else targeted_logits_ratio(logits, labels, targets)
-    raise ValueError(f"loss must be 'cross-entropy', 'margin' or 'dlr', not '{loss}'")
+    raise ValueError(f"loss must be one of {', '.join(get_args(Loss))}, not '{loss}'")
 
 
 def finite(logits: Tensor) -> Tensor:

@@ -222,3 +222,14 @@ def test_autoattack_is_not_weaker_than_pgd_on_the_cnn() -> None:
     theirs = robustbench_lpm.evaluate("cnn", "autoattack", **settings, parameters={"steps": 20, "queries": 50})
     assert ours.robust_accuracy.value < 1
     assert theirs.robust_accuracy.value <= ours.robust_accuracy.value
+
+
+def test_the_probability_margin_is_that_of_the_softmax() -> None:
+    """Of two classes it is tanh of half the margin, and draws that are decided already hardly move it."""
+    logits = torch.tensor([[[3.0, 1.0], [0.5, 0.2]], [[9.0, -9.0], [1.0, 4.0]]], requires_grad=True)
+    labels = torch.tensor([0, 0])
+    found = objective("probability-margin", logits, labels)
+    assert torch.allclose(found, torch.tanh(objective("margin", logits, labels) / 2))
+    assert torch.allclose(found, -objective("probability-margin", logits, labels, targets=torch.tensor([1, 1])))
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    assert gradient[1, 0].abs().max() < 1e-6 < gradient[0, 1].abs().max()
