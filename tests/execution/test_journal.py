@@ -42,6 +42,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("cnn", "momentum", {"steps": 9}),
     ("ram", "momentum", {"steps": 4, "classes": 2}),
     ("ram", "square", {"queries": 8}),
+    ("cnn", "fmn", {"steps": 12}),
+    ("cnn", "deepfool", {"steps": 4, "classes": 2}),
 ]
 
 
