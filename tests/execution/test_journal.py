@@ -44,6 +44,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("ram", "square", {"queries": 8}),
     ("cnn", "fmn", {"steps": 12}),
     ("cnn", "deepfool", {"steps": 4, "classes": 2}),
+    ("ram", "fab", {"steps": 2, "classes": 2, "eot": 1}),
 ]
 
 
