@@ -43,7 +43,7 @@ def adv_lib(name: str, norm: Norm, steps: int) -> Peer | None:
         return partial(attacks.fmn, norm=P[norm], steps=steps)
     if name == "deepfool":
         return partial(attacks.df, norm=P[norm], steps=steps)
-    return partial(attacks.fab, norm=P[norm], n_iter=steps, targeted=True)
+    return partial(attacks.fab, norm=P[norm], n_iter=steps)
 
 
 def foolbox(name: str, norm: Norm, steps: int) -> Peer | None:

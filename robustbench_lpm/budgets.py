@@ -14,6 +14,7 @@ from robustbench_lpm.errors import LpmbenchError
 
 Norm = Literal["linf", "l2", "l1"]  # that bounds a perturbation
 NORMS: tuple[Norm, ...] = get_args(Norm)
+MOST_STEPS = 3 * 255  # that are written as a fraction; sums over pixels are larger
 
 
 def parse_eps(given: object, norm: str | None = None) -> float:
@@ -94,8 +95,8 @@ def several(given: object) -> TypeGuard[Iterable[Any]]:
 
 
 def format_eps(eps: float) -> str:
-    """The way people write it: '2/255' when it is a whole number of 8-bit steps, else a short decimal."""
+    """The way people write it: '2/255' when it is a whole number of 8-bit steps, up to 3, else a short decimal."""
     steps = eps * 255
-    if round(steps) >= 1 and abs(steps - round(steps)) < 1e-9:
+    if 1 <= round(steps) <= MOST_STEPS and abs(steps - round(steps)) < 1e-9:
         return f"{round(steps)}/255"
     return f"{eps:.6g}"

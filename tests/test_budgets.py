@@ -145,6 +145,8 @@ def test_lists_that_are_none(text: object, complaint: str) -> None:
     (2.5 / 255, "0.00980392"),
     (1e-13, "1e-13"),
     (3.0, "765/255"),
+    (12.0, "12"),  # in l1
+    (1024.0, "1024"),
 ])  # fmt: skip
 def test_how_budgets_are_written(eps: float, text: str) -> None:
     assert format_eps(eps) == text

@@ -134,7 +134,8 @@ def fab(
             candidates = torch.where(candidates.isfinite(), candidates, images).clamp(0, 1)
             candidates = nearest_on_ray(oracle, images, candidates, labels, None)
             far = distance(candidates, images, norm)
-            far = torch.where(oracle.outvoted(candidates, labels), far, torch.inf)
+            # Where FAB finds no boundary it returns the image.
+            far = torch.where(oracle.outvoted(candidates, labels) & (far > 0), far, torch.inf)
             nearer = far < state["nearest"]
             state["found"] = torch.where(per_image(nearer, images), candidates, state["found"])
             state["nearest"] = state["nearest"].minimum(far)

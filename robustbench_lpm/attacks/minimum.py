@@ -126,7 +126,8 @@ def deepfool(
             losses = partial(_lead_of, labels=label, others=rival)
             gradients, values, logits = here.gradient(current, noise, losses)
             margin = values.mean(0).double()
-            far = margin.abs() / _slope(gradients, norm)
+            # Of classes that the model rules out the label itself is no less likely.
+            far = (margin.abs() / _slope(gradients, norm)).masked_fill(rival == label, torch.inf)
             # A stochastic classifier's boundary is approached from both sides.
             length = (far + BEYOND) * (1 + overshoot) * (margin.sign() if oracle.stochastic else 1)
             toward = per_image(length.to(images), current) * steepest(gradients, norm)

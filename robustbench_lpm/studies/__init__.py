@@ -1,1 +1,1 @@
-"""Clean accuracy as one thing varies: glimpses and averaged runs, or what is done to the image."""
+"""Accuracy as one thing varies: glimpses and averaged runs, what is done to the image, or eps."""

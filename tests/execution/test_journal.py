@@ -43,6 +43,9 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("ram", "momentum", {"steps": 4, "classes": 2}),
     ("ram", "square", {"queries": 8}),
     ("ram", "art:SquareAttack", {"max_iter": 4, "eot": 2}),
+    ("cnn", "fmn", {"steps": 12}),
+    ("cnn", "deepfool", {"steps": 4, "classes": 2}),
+    ("ram", "fab", {"steps": 2, "classes": 2, "eot": 1}),
 ]
 
 

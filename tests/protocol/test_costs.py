@@ -79,7 +79,8 @@ def announced(plan: Plan) -> Cost:
 @pytest.mark.parametrize("model", [Sure(), Unsure()], ids=["deterministic", "stochastic"])
 def test_every_registered_attack_spends_what_it_announces(name: str, model: nn.Module) -> None:
     """No image is misclassified here, so that none leaves early."""
-    plan = planned(model, small(name, [resolve_model(Sure()), resolve_model(Unsure())]))
+    attack = small(name, [resolve_model(Sure()), resolve_model(Unsure())])
+    plan = planned(model, attack, norm=attack.norms[0])
     if plan.cost() is None and not plan.members:
         pytest.skip("it announces nothing")
     spent = run(plan).outcomes

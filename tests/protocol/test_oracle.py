@@ -200,7 +200,9 @@ def test_attacks_go_on_where_a_class_is_ruled_out(attack: str, label: int) -> No
     if card.applies_to == "any" and not card.members and card.surrogates is None:
         images, labels = images_of(4), torch.full((4,), label)
         found = [
-            robustbench_lpm.evaluate(Answering(last), attack, (images, labels), eps=0.1, parameters=budget(attack))
+            robustbench_lpm.evaluate(
+                Answering(last), attack, (images, labels), eps=0.1, norm=card.norms[0], parameters=budget(attack)
+            )
             for last in (-math.inf, -200.0)
         ]
         assert found[0].robust_accuracy.value == found[1].robust_accuracy.value
