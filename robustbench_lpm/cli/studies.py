@@ -1,10 +1,11 @@
-"""lpmbench sweep and invariance: clean accuracy as the number of glimpses, or the images, vary."""
+"""The commands of the studies: lpmbench sweep, invariance and certify."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,19 @@ STEPS = {"rotate": "15", "scale": "0.125", "translate": "0.1"}
 
 
 def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options of a study, with its defaults."""
+    """The options of a study that averages runs, with its defaults."""
     return options.together(
         click.option("--mc", default=mc, show_default=True,
                      help="Values of M, the runs whose mean logits decide, like 1,5 or 1..4; 1 is always among them."),
         click.option("--draws", type=click.IntRange(1), default=draws, show_default=True,
                      help="Draws K of the average of the most runs; smaller M get more, for all runs serve each M."),
+        shared_options,
+    )  # fmt: skip
+
+
+def shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that all studies have."""
+    return options.together(
         options.of_settings("seed"),
         options.checkpoint,
         click.option("--dataset", help="A data set, or the path of its card; default: the one that the model learned."),
@@ -47,7 +55,7 @@ def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callab
         options.path("--out", "Where everything goes; default: below runs/."),
         click.option("--force", is_flag=True, help="Run again what has been run, and write over another study."),
         options.trust,
-    )  # fmt: skip
+    )(command)  # fmt: skip
 
 
 @click.command()
@@ -103,25 +111,64 @@ def invariance(names: Sequence[str], out: Path | None, force: bool, **shared: An
     """
     given = {name: shared[name] for name in DEFAULTS if shared[name] is not None} or DEFAULTS
     values = {name: magnitudes(f"--{name}", text, STEPS[name]) for name, text in given.items()}
-    models = list(dict.fromkeys(names))
-    if shared["checkpoint"] is not None and len(models) != 1:
-        raise LpmbenchError("--checkpoint goes with exactly one NAME.")
-    source, asked = prepare(models, shared)
     from robustbench_lpm.reporting.studies import invariance_figure, invariance_table
     from robustbench_lpm.studies.invariance import make_invariance
-    from robustbench_lpm.studies.study import ModelFailed, without
 
-    failures = Failures(alone=len(models) == 1)
-    study = make_invariance(models, source, values, attempt=failures.of, **asked)
-    title = f"{study.data.name}, {study.images:,} images"
-    while True:
-        try:
-            carry_out(study, out, force, invariance_table, lambda table: invariance_figure(table, title))
-            break
-        except ModelFailed as error:
-            failures.note(error.model.name, error)
-            study = without(study, error.model, shared["limit"])
-    failures.complain("studied")
+    make = partial(make_invariance, values=values)
+    study_all(names, shared, out, force, make, invariance_table, invariance_figure)
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "--sigma",
+    type=click.FloatRange(0, min_open=True),
+    help="Standard deviation of the noise, in pixel values; default: the smoothing on the model's card.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Passes that estimate how often an image is given its class.",
+)
+@click.option(
+    "--select",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Passes, on other noise, that select the class.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+    default=0.001,
+    show_default=True,
+    help="The probability that the certificate of an image is wrong.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Passes of a stochastic model for its accuracy without smoothing.",
+)
+@shared_options
+def certify(names: Sequence[str], out: Path | None, force: bool, sigma: float | None, **shared: Any) -> None:
+    """Within which L2 radius no attack at all changes the answers of the models NAME..., smoothed with Gaussian noise.
+
+    Randomised smoothing (Cohen, Rosenfeld and Kolter 2019): the smoothed classifier gives the answer that is most
+    frequent under the noise, or abstains. The table shows the share of images that are right and certified up to each
+    radius. Of a stochastic model the most frequent answer over its own noise, too, is certified.
+
+    \b
+    lpmbench certify cnn --sigma 0.25 --limit 50
+    lpmbench certify cnn ramlpm --sigma 0.12 --samples 1000 --alpha 0.001 --limit 20
+    """
+    from robustbench_lpm.reporting.studies import certify_figure, certify_table
+    from robustbench_lpm.studies.certify import make_certificates
+
+    study_all(names, shared, out, force, partial(make_certificates, sigma=sigma), certify_table, certify_figure)
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
@@ -191,13 +238,41 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
 
     The machine is made ready on the way. given: a command's options. Raises LpmbenchError where they cannot be met.
     """
-    averages = whole_numbers("--mc", given["mc"])
     named = dataset_for([cards.model(name) for name in names], given["dataset"])
     cards.dataset(named)  # a wrong name is an error at once, without waiting for torch
     device = options.prepare_machine(given["device"], given["threads"])
     source = options.read_source(dict(given) | {"dataset": named})
-    shared = ("draws", "seed", "checkpoint", "limit", "labels_fit", "trust")
-    return source, {"mc": averages, "device": device} | {name: given[name] for name in shared}
+    of_studies = ("mc", "draws", "samples", "select", "alpha", "seed", "checkpoint", "limit", "labels_fit", "trust")
+    asked = {name: given[name] for name in of_studies if name in given} | {"device": device}
+    return source, asked | ({"mc": whole_numbers("--mc", given["mc"])} if "mc" in given else {})
+
+
+def study_all(
+    names: Sequence[str], given: Mapping[str, Any], out: Path | None, force: bool, make: Callable[..., Study],
+    show: Callable[[pd.DataFrame, Console], None], figure: Callable[[pd.DataFrame, str], dict[str, bytes]],
+) -> None:  # fmt: skip
+    """Study several models; one that fails is left out, and named in the end.
+
+    make: the study, from names, images and keywords, see `prepare`. show, figure: its table, and its figure with a
+    title.
+    """
+    models = list(dict.fromkeys(names))
+    if given["checkpoint"] is not None and len(models) != 1:
+        raise LpmbenchError("--checkpoint goes with exactly one NAME.")
+    source, asked = prepare(models, given)
+    from robustbench_lpm.studies.study import ModelFailed, without
+
+    failures = Failures(alone=len(models) == 1)
+    study = make(models, source, attempt=failures.of, **asked)
+    title = f"{study.data.name}, {study.images:,} images"
+    while True:
+        try:
+            carry_out(study, out, force, show, lambda table: figure(table, title))
+            break
+        except ModelFailed as error:
+            failures.note(error.model.name, error)
+            study = without(study, error.model, given["limit"])
+    failures.complain("studied")
 
 
 def default_directory(command: str, words: Sequence[str]) -> Path:
@@ -230,7 +305,8 @@ def carry_out(
         say(f"Already run, in {duration(finished.seconds)} (--force runs it again).")
     result = finished or run(study, out)
     table = pd.DataFrame(list(result.rows))
-    table = table.astype(dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float))  # a missing end is NaN
+    rates = [name for name in ("accuracy", "accuracy_low", "accuracy_high") if name in table]
+    table = table.astype(dict.fromkeys(rates, float))  # a missing end is NaN
     if finished is None or not studies.whole(study, out):
         studies.write(study, result, {f"{study.name}.csv": to_csv(table).encode()} | draw(table), out)
     say("")

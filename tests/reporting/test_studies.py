@@ -1,4 +1,4 @@
-"""The tables and figures of the studies: sweep, invariance, glimpses."""
+"""The tables and figures of the studies: sweep, invariance, certify, glimpses."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def warped(models: tuple[str, ...] = ("ramlpm", "cnn"), ms: tuple[int, ...] = (1
          "accuracy": 0.9 - 0.2 * place - 0.1 * (model == "cnn"), "accuracy_high": low + 0.65} | LINES
         for model in models for m in (ms if model != "cnn" else (1,))
         for kind in kinds for place, value in enumerate(VALUES[kind])
+    ])  # fmt: skip
+
+
+def certified(models: tuple[str, ...] = ("cnn",), radii: tuple[float, ...] = (0.5, 0.2, 0.3, 0.0)) -> pd.DataFrame:
+    """Four images a model: the first two right, the third wrong, the last without an answer."""
+    return pd.DataFrame([
+        {"model": model, "index": index, "label": 1, "natural": 1.0, "radius": radius, "sigma": 0.25, "alpha": 0.001,
+         "prediction": (1, 1, 2, -1)[index], "samples": 1000}
+        for model in models for index, radius in enumerate(radii)
     ])  # fmt: skip
 
 
@@ -103,6 +112,27 @@ def test_the_lowest_of_a_curve_owes_nothing_to_luck() -> None:
     assert curves.mean(axis=1).min(axis=-1).mean() < 0.6 - 20 * error
 
 
+def test_certificates_count_what_is_right_as_far_as_it_is_certified() -> None:
+    rows = {
+        line.rpartition("  ")[0].strip(): line.split()[-1]
+        for line in printed(studies.certify_table, certified()).splitlines()
+    }
+    expected = {"without smoothing": "100.0", "abstains": "25.0", "radius 0": "50.0", "radius 0.125": "50.0"}
+    expected |= {"radius 0.25": "25.0", "radius 0.5": "25.0"}  # the radius itself counts
+    assert expected.items() <= rows.items()
+    assert "at most radius 0.616" in printed(studies.certify_table, certified())  # 0.25 Φ⁻¹(0.001^(1/1000))
+
+
+def test_the_curve_of_certificates_has_a_step_at_each_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "step", lambda self, x, y, **style: drawn.append((x, y)) or self.plot(x, y))
+    studies.certify_figure(certified(), "title")
+    ((radii, shares),) = drawn
+    assert (radii[:-1], shares) == ([0.0, 0.2, 0.5], [0.5, 0.5, 0.25, 0.0])
+
+
 def test_glimpses_show_every_row_and_what_was_asked_for_alone() -> None:
     shown = printed(studies.glimpse_tables, accuracies(), fixations(), width=100)
     for text in ("Attacked anew", "42.0 [32.0, 52.0]", "At equal compute", "0.250 [0.250, 0.250]", "2.5"):
@@ -125,6 +155,10 @@ def warped_figure(table: pd.DataFrame) -> dict[str, bytes]:
     return studies.invariance_figure(table, "a $model_ & <digits>")
 
 
+def certified_figure(table: pd.DataFrame) -> dict[str, bytes]:
+    return studies.certify_figure(table, "a $model_ & <digits>")
+
+
 def glimpses_figure(table: pd.DataFrame) -> dict[str, bytes]:
     return studies.glimpse_figure(table, fixations()[: 2 * (table["mc"].max() > 1)], "a $model_ & <digits>")
 
@@ -136,6 +170,8 @@ FIGURES: list[tuple[Any, pd.DataFrame, list[str]]] = [
     (warped_figure, warped(ms=(1, 5)), ["ramlpm, M = 5", "cnn"]),
     (warped_figure, warped(("_model", "$x", *(f"model-{i}" for i in range(9))), low=NAN, kinds=("scale",)), ["_model"]),
     (warped_figure, warped(("ramlpm",)).query("value == 1"), ["ramlpm"]),
+    (certified_figure, certified(("cnn", "_model")), ["cnn", "_model", "sigma 0.25"]),
+    (certified_figure, certified().assign(prediction=-1, radius=0.0), ["cnn"]),
     (glimpses_figure, accuracies(), ["M = 2", "How far the next fixation is displaced"]),
     (glimpses_figure, accuracies((1,)), ["attacked anew for each number of glimpses"]),
 ]
