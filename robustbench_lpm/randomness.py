@@ -30,11 +30,12 @@ from torch import Tensor
 RANDOM_NUMBERS = "philox4x32-10"  # named in the configuration of every run: other numbers make another run
 
 # "search" and "objective" are the choices of an attack and of a training objective (random starts, directions);
-# "augment" changes training images; the others are noise of the model. "replayed" is the same at every query of an
-# attack, "frozen" the one draw of a source that is switched off, in the attack and in the grading.
+# "augment" changes training images, "corrupt" those of a test; the others are noise of the model. "replayed" is the
+# same at every query of an attack, "frozen" the one draw of a source that is switched off, in the attack and in the
+# grading.
 Purpose = Literal[
     "attack", "search", "select", "grade", "clean", "frozen", "replayed", "target",
-    "train", "validate", "augment", "objective", "own",
+    "train", "validate", "augment", "corrupt", "objective", "own",
 ]  # fmt: skip
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype="<u8")

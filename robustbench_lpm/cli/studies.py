@@ -1,4 +1,4 @@
-"""The commands of the studies: lpmbench sweep, invariance and certify."""
+"""The commands of the studies: lpmbench sweep, invariance, certify and corruptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.progress import TaskProgressColumn
 from robustbench_lpm.cli import options
 from robustbench_lpm.cli.console import ImageBar, about, bar, console, duration, say, shown_path
 from robustbench_lpm.cli.failures import Failures
-from robustbench_lpm.errors import Interrupted, LpmbenchError
+from robustbench_lpm.errors import Interrupted, LpmbenchError, unknown
 from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from robustbench_lpm.registry.cards import ModelCard
     from robustbench_lpm.registry.tasks import Data
     from robustbench_lpm.studies.study import Result, Study
+
+Show = Callable[["pd.DataFrame", "Console"], None]
+Draw = Callable[["pd.DataFrame"], dict[str, bytes]]
 
 MOST_NUMBERS = 1000  # in a list; beyond it a typing error would ask for days
 DEFAULTS = {"rotate": "0..360", "scale": "0.5..2", "translate": "-0.5..0.5"}
@@ -114,8 +117,8 @@ def invariance(names: Sequence[str], out: Path | None, force: bool, **shared: An
     from robustbench_lpm.reporting.studies import invariance_figure, invariance_table
     from robustbench_lpm.studies.invariance import make_invariance
 
-    make = partial(make_invariance, values=values)
-    study_all(names, shared, out, force, make, invariance_table, invariance_figure)
+    report = _with_title(invariance_table, invariance_figure)
+    study_all(names, shared, out, force, partial(make_invariance, values=values), report)
 
 
 @click.command()
@@ -168,7 +171,49 @@ def certify(names: Sequence[str], out: Path | None, force: bool, sigma: float | 
     from robustbench_lpm.reporting.studies import certify_figure, certify_table
     from robustbench_lpm.studies.certify import make_certificates
 
-    study_all(names, shared, out, force, partial(make_certificates, sigma=sigma), certify_table, certify_figure)
+    report = _with_title(certify_table, certify_figure)
+    study_all(names, shared, out, force, partial(make_certificates, sigma=sigma), report)
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--corruption", "kinds", multiple=True, help="Only these, with commas between or given again.")
+@click.option("--severity", default="1..5", show_default=True, help="Severities, like 1..5 or 1,3,5.")
+@click.option("--reference", metavar="NAME", help="The model to whose errors the mean corruption error is related.")
+@study_options(draws=4, mc="1")
+def corruptions(
+    names: Sequence[str], out: Path | None, force: bool, kinds: Sequence[str], severity: str, reference: str | None,
+    **shared: Any,
+) -> None:  # fmt: skip
+    """How accurate the models NAME... are under noise, blur, weather and compression.
+
+    The fifteen corruptions of ImageNet-C at five severities (Hendrycks and Dietterich 2019), for images of any size.
+    With --reference the mean corruption error (mCE) relates errors to those of that model. Intervals (95 %) are over
+    images.
+
+    \b
+    lpmbench corruptions ramlpm ram cnn --limit 100
+    lpmbench corruptions ramlpm --reference cnn --limit 100
+    lpmbench corruptions cnn --corruption fog,snow --severity 1,3,5
+    """
+    severities = whole_numbers("--severity", severity)
+    chosen = options.read_names("--corruption", kinds)
+    from robustbench_lpm.datasets.corruptions import CORRUPTIONS
+    from robustbench_lpm.reporting.studies import corruptions_figures, corruptions_table
+    from robustbench_lpm.studies.corruptions import gallery, make_corruptions
+
+    if wrong := [kind for kind in chosen if kind not in CORRUPTIONS]:
+        raise unknown("corruption", wrong[0], CORRUPTIONS)
+
+    def report(study: Any) -> tuple[Show, Draw]:
+        pictures = gallery(study)
+        return (
+            partial(corruptions_table, reference=study.reference),
+            lambda table: corruptions_figures(table, pictures, study.kinds, study.severities, _title(study)),
+        )
+
+    make = partial(make_corruptions, kinds=chosen, severities=severities, reference=reference)
+    study_all(names, shared, out, force, make, report)
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
@@ -249,12 +294,11 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
 
 def study_all(
     names: Sequence[str], given: Mapping[str, Any], out: Path | None, force: bool, make: Callable[..., Study],
-    show: Callable[[pd.DataFrame, Console], None], figure: Callable[[pd.DataFrame, str], dict[str, bytes]],
+    report: Callable[[Any], tuple[Show, Draw]],
 ) -> None:  # fmt: skip
     """Study several models; one that fails is left out, and named in the end.
 
-    make: the study, from names, images and keywords, see `prepare`. show, figure: its table, and its figure with a
-    title.
+    make: the study, from names, images and keywords, see `prepare`. report: how it is shown and drawn, see `carry_out`.
     """
     models = list(dict.fromkeys(names))
     if given["checkpoint"] is not None and len(models) != 1:
@@ -264,10 +308,9 @@ def study_all(
 
     failures = Failures(alone=len(models) == 1)
     study = make(models, source, attempt=failures.of, **asked)
-    title = f"{study.data.name}, {study.images:,} images"
     while True:
         try:
-            carry_out(study, out, force, show, lambda table: figure(table, title))
+            carry_out(study, out, force, *report(study))
             break
         except ModelFailed as error:
             failures.note(error.model.name, error)
@@ -275,18 +318,24 @@ def study_all(
     failures.complain("studied")
 
 
+def _title(study: Study) -> str:
+    return f"{study.data.name}, {study.images:,} images"
+
+
+def _with_title(show: Show, figure: Callable[[pd.DataFrame, str], dict[str, bytes]]) -> Any:
+    """The report of a study whose figure takes a title."""
+    return lambda study: (show, lambda table: figure(table, _title(study)))
+
+
 def default_directory(command: str, words: Sequence[str]) -> Path:
     """A directory for each result of a command, named by these words."""
     return Path("runs") / command / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
 
 
-def carry_out(
-    study: Study, out: Path | None, force: bool, show: Callable[[pd.DataFrame, Console], None],
-    draw: Callable[[pd.DataFrame], dict[str, bytes]],
-) -> None:  # fmt: skip
+def carry_out(study: Study, out: Path | None, force: bool, show: Show, draw: Draw) -> None:
     """Run a study, or read the finished one in its directory; show its table and write its files.
 
-    show: prints the table. draw: the figure, as {name of a file: content}.
+    show: prints the table. draw: the figures, as {name of a file: content}.
     Raises LpmbenchError where another study is stored there, and Interrupted for Ctrl-C.
     """
     import pandas as pd
@@ -311,7 +360,7 @@ def carry_out(
         studies.write(study, result, {f"{study.name}.csv": to_csv(table).encode()} | draw(table), out)
     say("")
     show(table, console)
-    say(f"\nWritten to {shown_path(out)}: {study.name}.csv, {study.name}.json, summary.png, summary.svg")
+    say(f"\nWritten to {shown_path(out)}: {', '.join(studies.files_of(study, out))}")
 
 
 def announce(study: Study) -> None:

@@ -406,6 +406,12 @@ def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -
     _store(study, out).close()
 
 
+def files_of(study: Study, out: Path) -> list[str]:
+    """The names of the files of a finished study: the table, NAME.json, the figures."""
+    table, *figures = read_json(out / f"{study.name}.json").get("artefacts") or {}
+    return [table, f"{study.name}.json", *figures]
+
+
 def whole(study: Study, out: Path) -> bool:
     """Whether every file that a finished study's NAME.json lists is there as it was written."""
     artefacts = read_json(out / f"{study.name}.json").get("artefacts") or {}

@@ -1,8 +1,10 @@
-"""The tables and figures of the studies: sweep, invariance, certify, glimpses."""
+"""The tables and figures of the studies: sweep, invariance, certify, corruptions, glimpses."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO, StringIO
 from typing import Any
 from xml.etree import ElementTree
@@ -44,6 +46,17 @@ def certified(models: tuple[str, ...] = ("cnn",), radii: tuple[float, ...] = (0.
         {"model": model, "index": index, "label": 1, "natural": 1.0, "radius": radius, "sigma": 0.25, "alpha": 0.001,
          "prediction": (1, 1, 2, -1)[index], "samples": 1000}
         for model in models for index, radius in enumerate(radii)
+    ])  # fmt: skip
+
+
+def corrupted(models: tuple[str, ...] = ("ram", "cnn"), ms: tuple[int, ...] = (1,)) -> pd.DataFrame:
+    """The second model errs half as often in fog, and never in snow."""
+    cells = [("none", 0), ("fog", 1), ("fog", 5), ("snow", 1), ("snow", 5)]
+    return pd.DataFrame([
+        {"model": model, "mc": m, "corruption": kind, "severity": severity, "images": 40, "accuracy_low": 0.1,
+         "accuracy": 1 - severity / 10 / (1 + number if kind == "fog" else 1 - number or math.inf),
+         "accuracy_high": 1.0}
+        for number, model in enumerate(models) for m in ms for kind, severity in cells
     ])  # fmt: skip
 
 
@@ -120,7 +133,7 @@ def test_certificates_count_what_is_right_as_far_as_it_is_certified() -> None:
     expected = {"without smoothing": "100.0", "abstains": "25.0", "radius 0": "50.0", "radius 0.125": "50.0"}
     expected |= {"radius 0.25": "25.0", "radius 0.5": "25.0"}  # the radius itself counts
     assert expected.items() <= rows.items()
-    assert "at most radius 0.616" in printed(studies.certify_table, certified())  # 0.25 Φ⁻¹(0.001^(1/1000))
+    assert "at most radius 0.616" in printed(studies.certify_table, certified(), width=100)  # 0.25 Φ⁻¹(0.001^(1/1000))
 
 
 def test_the_curve_of_certificates_has_a_step_at_each_radius(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +144,17 @@ def test_the_curve_of_certificates_has_a_step_at_each_radius(monkeypatch: pytest
     studies.certify_figure(certified(), "title")
     ((radii, shares),) = drawn
     assert (radii[:-1], shares) == ([0.0, 0.2, 0.5], [0.5, 0.5, 0.25, 0.0])
+
+
+def test_corruptions_show_their_means_and_relate_errors() -> None:
+    lines = printed(partial(studies.corruptions_table, reference="cnn"), corrupted(), width=120).splitlines()
+    assert ["fog", "90.0", "50.0", "70.0"] in [line.split() for line in lines]
+    ram, cnn = ([line for line in lines if line.startswith(model)][-1].split() for model in ("ram", "cnn"))
+    assert ram[:5] == ["ram", "1", "100.0", "[10.0,", "100.0]"]
+    assert (ram[5], cnn[5]) == ("70.0", "92.5")
+    assert (ram[-1], cnn[-1]) == ("200.0", "100.0")  # in fog alone: the reference makes no error in snow
+    assert "over the 1 corruptions where it errs" in " ".join(lines)
+    assert "mCE" not in printed(studies.corruptions_table, corrupted())
 
 
 def test_glimpses_show_every_row_and_what_was_asked_for_alone() -> None:
@@ -159,6 +183,14 @@ def certified_figure(table: pd.DataFrame) -> dict[str, bytes]:
     return studies.certify_figure(table, "a $model_ & <digits>")
 
 
+def corrupted_figure(table: pd.DataFrame) -> dict[str, bytes]:
+    kinds = [kind for kind in dict.fromkeys(table["corruption"]) if kind != "none"]
+    pictures = np.random.default_rng(0).random((len(kinds), 2, 3, 8, 8), dtype=np.float32)
+    figures = studies.corruptions_figures(table, pictures, kinds, (1, 5), "a $model_ & <digits>")
+    assert Image.open(BytesIO(figures.pop("images.png"))).height > 200 * len(kinds)
+    return figures
+
+
 def glimpses_figure(table: pd.DataFrame) -> dict[str, bytes]:
     return studies.glimpse_figure(table, fixations()[: 2 * (table["mc"].max() > 1)], "a $model_ & <digits>")
 
@@ -172,6 +204,8 @@ FIGURES: list[tuple[Any, pd.DataFrame, list[str]]] = [
     (warped_figure, warped(("ramlpm",)).query("value == 1"), ["ramlpm"]),
     (certified_figure, certified(("cnn", "_model")), ["cnn", "_model", "sigma 0.25"]),
     (certified_figure, certified().assign(prediction=-1, radius=0.0), ["cnn"]),
+    (corrupted_figure, corrupted(("_model", "cnn"), (1, 5)), ["_model, M = 5", "cnn, M = 1", "fog", "snow"]),
+    (corrupted_figure, corrupted(("cnn",)).query("corruption != 'snow'"), ["cnn", "fog"]),
     (glimpses_figure, accuracies(), ["M = 2", "How far the next fixation is displaced"]),
     (glimpses_figure, accuracies((1,)), ["attacked anew for each number of glimpses"]),
 ]
