@@ -27,6 +27,7 @@ COMMANDS = {
     "invariance": ("studies", "Accuracy against rotation, scale and translation of the images."),
     "certify": ("studies", "The L2 radius within which no attack changes the answers of a smoothed model."),
     "corruptions": ("studies", "Accuracy under noise, blur, weather and compression: ImageNet-C at any size."),
+    "spatial": ("studies", "Accuracy on the worst rotation and translation of each image."),
     "audit": ("audit", "Judge a model's results: is it robust, or were the attacks blind?"),
     "run": ("suite", "Run a matrix of models and attacks from a suite card."),
     "report": ("report", "Make the leaderboard from records: CSV, Markdown, LaTeX, HTML."),

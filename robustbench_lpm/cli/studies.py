@@ -1,4 +1,4 @@
-"""The commands of the studies: lpmbench sweep, invariance, certify and corruptions."""
+"""The commands of the studies: lpmbench sweep, invariance, certify, corruptions and spatial."""
 
 from __future__ import annotations
 
@@ -216,6 +216,72 @@ def corruptions(
     study_all(names, shared, out, force, make, report)
 
 
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "--rotation",
+    type=click.FloatRange(0, 180),
+    default=30,
+    show_default=True,
+    help="The largest angle, in degrees, either way.",
+)
+@click.option(
+    "--translation",
+    type=click.FloatRange(0),
+    default=3,
+    show_default=True,
+    help="The largest move, in pixels, to either side and up or down.",
+)
+@click.option(
+    "--steps",
+    default="31,5",
+    show_default=True,
+    metavar="ANGLES,PLACES",
+    help="Angles of the grid, and places in each direction; both are odd.",
+)
+@click.option(
+    "--random",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Transformations of the grid that a random search tries.",
+)
+@click.option(
+    "--select",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Draws of a stochastic model on which transformations are compared.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Held-out draws on which a stochastic model is graded.",
+)
+@shared_options
+def spatial(names: Sequence[str], out: Path | None, force: bool, steps: str, **shared: Any) -> None:
+    """How accurate the models NAME... are on the worst rotation and translation of each image.
+
+    Every transformation of a grid is tried (Engstrom et al. 2019). For a stochastic model the worst one is chosen on
+    selection draws and graded on others. The worst of some random transformations, the worst rotation alone and the
+    worst translation alone are shown beside it. Intervals (95 %) are over images.
+
+    \b
+    lpmbench spatial ramlpm ram cnn --limit 100
+    lpmbench spatial cnn --rotation 180 --translation 0 --steps 73,1
+    """
+    numbers = re.fullmatch(r"\s*([0-9]{1,4})\s*,\s*([0-9]{1,3})\s*", steps)
+    if numbers is None:
+        raise LpmbenchError(f"--steps '{steps}' must be two numbers, of angles and of places, such as 31,5.")
+    from robustbench_lpm.reporting.studies import spatial_figure, spatial_table
+    from robustbench_lpm.studies.spatial import make_spatial
+
+    make = partial(make_spatial, steps=(int(numbers[1]), int(numbers[2])))
+    study_all(names, shared, out, force, make, _with_title(spatial_table, spatial_figure))
+
+
 def whole_numbers(option: str, text: str) -> list[int]:
     """The numbers in '1..14', '1,2,4' or '1..3,6', growing, each once.
 
@@ -287,8 +353,8 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
     cards.dataset(named)  # a wrong name is an error at once, without waiting for torch
     device = options.prepare_machine(given["device"], given["threads"])
     source = options.read_source(dict(given) | {"dataset": named})
-    of_studies = ("mc", "draws", "samples", "select", "alpha", "seed", "checkpoint", "limit", "labels_fit", "trust")
-    asked = {name: given[name] for name in of_studies if name in given} | {"device": device}
+    elsewhere = {"mc", "threads", "device", "dataset", "data", "split", "size", *DEFAULTS}
+    asked = {name: value for name, value in given.items() if name not in elsewhere} | {"device": device}
     return source, asked | ({"mc": whole_numbers("--mc", given["mc"])} if "mc" in given else {})
 
 

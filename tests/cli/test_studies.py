@@ -26,8 +26,10 @@ CERTIFY = "certify cnn ram-centre --sigma 0.3 --samples 40 --select 9 --limit 21
 
 
 CORRUPTIONS = "corruptions ram --corruption fog,snow --severity 2,5 --reference cnn --limit 21 --draws 2 --threads 1"
+SPATIAL = "spatial ram cnn --steps 3,1 --rotation 20 --select 2 --draws 2 --limit 21 --threads 1"
 STUDIES = [
     ("sweep", SWEEP, 6), ("invariance", INVARIANCE, 10), ("certify", CERTIFY, 42), ("corruptions", CORRUPTIONS, 10),
+    ("spatial", SPATIAL, 12),
 ]  # fmt: skip
 
 
@@ -171,3 +173,9 @@ DATASETS = [
 def test_the_data_set_is_the_one_that_the_model_learned() -> None:
     for models, named, expected in DATASETS:
         assert studies.dataset_for(list(map(cards.model, models)), named) == expected
+
+
+def test_steps_of_a_grid_are_two_numbers(capsys: Capture) -> None:
+    for steps in ("31", "31;5", "a,b", "4,3"):
+        assert run(["spatial", "cnn", "--steps", steps, "--limit", "2"]) == 1
+        assert "teps" in capsys.readouterr().err

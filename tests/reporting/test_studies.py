@@ -1,4 +1,4 @@
-"""The tables and figures of the studies: sweep, invariance, certify, corruptions, glimpses."""
+"""The tables and figures of the studies: sweep, invariance, certify, corruptions, spatial, glimpses."""
 
 from __future__ import annotations
 
@@ -57,6 +57,14 @@ def corrupted(models: tuple[str, ...] = ("ram", "cnn"), ms: tuple[int, ...] = (1
          "accuracy": 1 - severity / 10 / (1 + number if kind == "fog" else 1 - number or math.inf),
          "accuracy_high": 1.0}
         for number, model in enumerate(models) for m in ms for kind, severity in cells
+    ])  # fmt: skip
+
+
+def searched(models: tuple[str, ...] = ("ram", "cnn"), low: float = 0.1) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"model": model, "mc": 1, "searched": name, "words": words, "images": 40, "accuracy": 0.9 - 0.1 * place,
+         "accuracy_low": low, "accuracy_high": low + 0.85}
+        for model in models for place, (name, words) in enumerate([("none", "as it is"), ("grid", "worst of both")])
     ])  # fmt: skip
 
 
@@ -153,8 +161,16 @@ def test_corruptions_show_their_means_and_relate_errors() -> None:
     assert ram[:5] == ["ram", "1", "100.0", "[10.0,", "100.0]"]
     assert (ram[5], cnn[5]) == ("70.0", "92.5")
     assert (ram[-1], cnn[-1]) == ("200.0", "100.0")  # in fog alone: the reference makes no error in snow
-    assert "over the 1 corruptions where it errs" in " ".join(lines)
+    assert "over the 1 corruptions where it errs" in " ".join(" ".join(lines).split())
     assert "mCE" not in printed(studies.corruptions_table, corrupted())
+
+
+def test_spatial_shows_a_row_for_each_search() -> None:
+    lines = [line.split() for line in printed(studies.spatial_table, searched()).splitlines()]
+    assert ["worst", "of", "both", *("80.0", "[10.0,", "95.0]") * 2] in lines
+    assert ["as", "it", "is", *["90.0"] * 3] in [
+        line.split() for line in printed(studies.spatial_table, searched(("a", "b", "c"))).splitlines()
+    ]
 
 
 def test_glimpses_show_every_row_and_what_was_asked_for_alone() -> None:
@@ -191,6 +207,10 @@ def corrupted_figure(table: pd.DataFrame) -> dict[str, bytes]:
     return figures
 
 
+def searched_figure(table: pd.DataFrame) -> dict[str, bytes]:
+    return studies.spatial_figure(table, "a $model_ & <digits>")
+
+
 def glimpses_figure(table: pd.DataFrame) -> dict[str, bytes]:
     return studies.glimpse_figure(table, fixations()[: 2 * (table["mc"].max() > 1)], "a $model_ & <digits>")
 
@@ -206,6 +226,8 @@ FIGURES: list[tuple[Any, pd.DataFrame, list[str]]] = [
     (certified_figure, certified().assign(prediction=-1, radius=0.0), ["cnn"]),
     (corrupted_figure, corrupted(("_model", "cnn"), (1, 5)), ["_model, M = 5", "cnn, M = 1", "fog", "snow"]),
     (corrupted_figure, corrupted(("cnn",)).query("corruption != 'snow'"), ["cnn", "fog"]),
+    (searched_figure, searched(("_model", "cnn")), ["_model", "as it is", "worst of both"]),
+    (searched_figure, searched(low=NAN).assign(accuracy=1.0), ["ram"]),
     (glimpses_figure, accuracies(), ["M = 2", "How far the next fixation is displaced"]),
     (glimpses_figure, accuracies((1,)), ["attacked anew for each number of glimpses"]),
 ]
