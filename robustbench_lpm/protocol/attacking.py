@@ -16,9 +16,11 @@ from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.norms import distance
+from robustbench_lpm.protocol import patches
 from robustbench_lpm.protocol.grading import grade, within_budget
 from robustbench_lpm.protocol.oracle import Checkpoints, ClassifierOracle, Ledger, Rules, pick
 from robustbench_lpm.protocol.plan import STORED_PICTURES, Plan
+from robustbench_lpm.protocol.windows import cut, paste
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.records.runs import Picture, group_pictures
 
@@ -136,8 +138,7 @@ def _attack(
     options = plan.options
     rules = Rules(options.seed, plan.classes, plan.chunk, options.select_draws)
     arguments = plan.attack.parameters | ({"targets": targets} if targets is not None else {})
-    if plan.surrogates:
-        arguments["surrogates"] = [
+    surrogates = [
             ClassifierOracle(
                 surrogate.classifier, images, indices, rules, mask=mask, stream=f"on {surrogate.name}",
                 ledger=Ledger.empty(len(images), on_spent=ledger.on_spent, notes=ledger.notes),
@@ -150,18 +151,39 @@ def _attack(
             mask=mask, gradient_mode=mode, stream=mode or "", ledger=ledger, checkpoints=checkpoints,
         )  # fmt: skip
         if plan.attack.function is not None:
-            candidate = {"found": images}
+            window = _window(plan, oracle, labels, targets)
+            seen = images if window is None else cut(images, window)
+            free = mask if window is None or mask is None else cut(mask, window)
+            if surrogates:
+                arguments["surrogates"] = [surrogate.inside(window) for surrogate in surrogates]
+            candidate = {"found": seen}
             for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept whole
                 try:
-                    found = attack(oracle, images.clone(), labels, norm=options.norm, eps=options.eps, **arguments)
+                    found = attack(
+                        oracle.inside(window), seen.clone(), labels, norm=options.norm, eps=options.eps, **arguments
+                    )
                 except Exception:
                     ledger.check()  # logits that are not numbers would explain it
                     raise
                 ledger.check()
                 candidate["found"] = found
-            candidates.append(within_budget(candidate["found"], images, options.norm, options.eps, mask))
+            kept = within_budget(candidate["found"], seen, options.norm, options.eps, free)
+            candidates.append(kept if window is None else paste(kept, images, window))
     choice = oracle.strongest(candidates, labels, targets)
     return pick(candidates, choice), choice
+
+
+def _window(plan: Plan, oracle: ClassifierOracle, labels: Tensor, targets: Tensor | None) -> Tensor | None:
+    """Where the patch of each image is, (B, k, k); None where the whole image may change."""
+    options = plan.options
+    if options.patch is None:
+        return None
+    side = patches.side_of(options.patch, oracle.originals.shape)
+    if options.patch_at is not None:
+        return patches.fixed(options.patch_at, side, oracle.originals)
+    if plan.places == 0:
+        return patches.promising(oracle, labels, targets, side, options.norm, options.eps)
+    return patches.tried(oracle, labels, targets, side, options.norm, options.eps, plan.places)
 
 
 def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:
