@@ -181,9 +181,8 @@ def _window(plan: Plan, oracle: ClassifierOracle, labels: Tensor, targets: Tenso
     side = patches.side_of(options.patch, oracle.originals.shape)
     if options.patch_at is not None:
         return patches.fixed(options.patch_at, side, oracle.originals)
-    if plan.places == 0:
-        return patches.promising(oracle, labels, targets, side, options.norm, options.eps)
-    return patches.tried(oracle, labels, targets, side, options.norm, options.eps, plan.places)
+    search = patches.promising if plan.places_by_gradient else patches.tried
+    return search(oracle, labels, targets, side, options.norm, options.eps, plan.places)
 
 
 def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:

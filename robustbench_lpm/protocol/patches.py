@@ -4,9 +4,9 @@
 An attack sees the patch alone, as an image of its own: the oracle pastes it into the whole. So every attack searches
 among the pixels that it may change, with the squares, directions and steps that it would use on a small image.
 
-The place is given, or chosen for each image on selection draws. An attack that knows gradients takes the place where
-the gradient at the clean image promises most: exact for a linear classifier. One that knows answers alone compares
-random fills of a few random places.
+The place is given, or chosen for each image on selection draws, by comparing a few places with some pixels in them. An
+attack that knows gradients compares the places of which the gradient at the clean image promises most, filled with what
+it says: exact for a linear classifier. One that knows answers alone compares random pixels in random places.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from robustbench_lpm.architectures.classifier import on_device
 from robustbench_lpm.attacks.contract import Draws
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.norms import Norm, uniform_in_ball
+from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
 from robustbench_lpm.options import CENTRE
 from robustbench_lpm.protocol.oracle import ClassifierOracle, pick
 from robustbench_lpm.protocol.windows import cut, paste, window_at
@@ -52,24 +52,36 @@ def fixed(place: str, side: int, images: Tensor) -> Tensor:
 
 
 def promising(
-    oracle: ClassifierOracle, labels: Tensor, targets: Tensor | None, side: int, norm: Norm, eps: float
+    oracle: ClassifierOracle, labels: Tensor, targets: Tensor | None, side: int, norm: Norm, eps: float, count: int
 ) -> Tensor:
-    """The window (B, side, side) in which the margin decreases most, to first order at the clean images."""
+    """The window (B, side, side) of the strongest of `count` places, filled with the worst pixels to first order.
+
+    They are those of which the gradient at the clean images promises most, none within half a side of another.
+    """
     images = oracle.originals
     drawn = oracle.noise_control.sample(
         oracle.classifier, oracle.seed, oracle.indices, "select", draws=oracle.select_draws
     )
     noise = Draws(on_device(drawn, images.device), oracle.select_draws)
     gradients = oracle.gradient(images, noise, partial(objective, "margin", labels=labels, targets=targets))[0]
-    if norm == "linf":
-        up, down = (images + eps).clamp(max=1) - images, (images - eps).clamp(min=0) - images
-        gains = torch.maximum(-gradients * up, -gradients * down).sum(1, keepdim=True)
-    else:
-        gains = gradients.square().sum(1, keepdim=True)
-    gains = gains if oracle.mask is None else gains * oracle.mask
-    sums = F.avg_pool2d(gains.double(), side, stride=1)[:, 0]
-    best = sums.flatten(1).argmax(1)
-    return window_at(best // sums.shape[2], best % sums.shape[2], side, images.shape[-1])
+    if oracle.mask is not None:
+        gradients = gradients * oracle.mask
+    # In linf every pixel has a worst value of its own; in other norms pixels share a budget.
+    worst = project(images - eps * gradients.sign(), images, "linf", eps)
+    gains = gradients * (images - worst) if norm == "linf" else gradients.square()
+    left = F.avg_pool2d(gains.sum(1, keepdim=True).double(), side, stride=1)[:, 0]
+    rows, columns = (torch.arange(length, device=images.device) for length in left.shape[1:])
+    windows, filled = [], []
+    for _ in range(count):
+        best = left.flatten(1).argmax(1)
+        row, column = best // left.shape[2], best % left.shape[2]
+        near = [(places - chosen[:, None]).abs() * 2 <= side for places, chosen in ((rows, row), (columns, column))]
+        left = left.masked_fill(near[0][:, :, None] & near[1][:, None], -torch.inf)
+        window = window_at(row, column, side, images.shape[-1])
+        clean, slopes = cut(images, window), cut(gradients, window)
+        windows.append(window)
+        filled.append(paste(project(clean - eps * steepest(slopes, norm), clean, norm, eps), images, window))
+    return pick(windows, oracle.strongest(filled, labels, targets))
 
 
 def tried(

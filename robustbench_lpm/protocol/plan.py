@@ -30,7 +30,7 @@ from robustbench_lpm.registry.zoo import LoadedModel
 
 STORED_PICTURES = 16
 CONTROL = "none"  # the knowledge of an attack that is a control
-PLACES = 9  # of a patch, that an attack without gradients compares
+PLACES = 9  # of a patch, that an attack compares
 
 
 @dataclass(frozen=True)
@@ -119,17 +119,20 @@ class Plan:
 
     @property
     def places(self) -> int:
-        """How many places of a patch an attack compares; 0 where it takes the best by its gradient."""
-        if self.attack.knowledge == "white-box" and not self.no_gradient:
-            return 0
+        """How many places of a patch are compared; a control takes one at random."""
         return PLACES if self.attack.knowledge != CONTROL else 1
+
+    @property
+    def places_by_gradient(self) -> bool:
+        """Whether gradients may propose them."""
+        return self.attack.knowledge == "white-box" and not self.no_gradient
 
     def _cost_of_place(self) -> Cost:
         """The passes for one image, in one gradient mode, that choose the place of its patch."""
         if self.options.patch is None or self.options.patch_at is not None:
             return Cost(0)
-        draws = self.options.select_draws
-        return Cost(self.places * (self.places > 1) * draws) if self.places else Cost(draws, draws)
+        draws, compared = self.options.select_draws, self.places * (self.places > 1)
+        return Cost((compared + 1) * draws, draws) if self.places_by_gradient else Cost(compared * draws)
 
     def grading_passes(self) -> int:
         """Passes that grading one image takes, before and after the attack."""

@@ -115,11 +115,11 @@ class RunRecord:
 
     @property
     def threat(self) -> str:
-        """The norm, and the patch where there is one: "linf", "linf in a patch of 10 %"."""
+        """The norm, and the patch where there is one: "linf", "linf patch 10 %"."""
         if not self.patch:
             return self.norm
         place = f" at {self.patch['at']}" if self.patch["at"] is not None else ""
-        return f"{self.norm} in a patch of {100 * self.patch['share']:g} %{place}"
+        return f"{self.norm} patch {100 * self.patch['share']:g} %{place}"
 
     @property
     def eps(self) -> float:

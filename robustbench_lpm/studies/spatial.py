@@ -30,6 +30,7 @@ from robustbench_lpm.registry.zoo import LoadedModel
 from robustbench_lpm.studies.invariance import warped
 from robustbench_lpm.studies.study import Row, Spent, Study, load_all, resolved
 
+IMAGES_IN_A_BLOCK = 32  # each takes hundreds of passes, which an interruption loses
 SEARCHED = ("random", "rotation", "translation", "grid")  # what is chosen among: see `Spatial.candidates`
 
 
@@ -44,6 +45,10 @@ class Spatial(Study):
     steps: tuple[int, int] = (31, 5)  # angles, and places in each direction
     random: int = 10  # transformations that a random search tries
     select: int = 10  # draws of a stochastic model on which transformations are compared
+
+    @property
+    def block_size(self) -> int:
+        return min(self.chunk, IMAGES_IN_A_BLOCK)
 
     def varied(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("rotation", "translation", "random", "select")} | {

@@ -184,7 +184,7 @@ def test_choosing_a_place_is_counted_in_the_cost(attack: str) -> None:
         )
         cost, whole = plan.cost(), plan_of(attack, model="ram", gradient_mode=plan.options.gradient_mode).cost()
         searched = 3 if len(options) == 1 else 0
-        assert cost.forwards - whole.forwards == searched * (1 if attack == "pgd" else 9)
+        assert cost.forwards - whole.forwards == searched * (10 if attack == "pgd" else 9)
         assert cost.backwards - whole.backwards == searched * (attack == "pgd")
     record = robustbench_lpm.evaluate(
         "ram", attack, "digits", eps=1, patch=0.1, limit=3, select_draws=3, draws=2,
@@ -202,10 +202,10 @@ def test_records_of_patches_have_boards_of_their_own(tmp_path: Path) -> None:
     _, _, placed = evaluated("pgd", out=tmp_path, patch_at="center")
     _, _, whole = evaluated("pgd", out=tmp_path, patch=None)
     names = {record.threat for record in (patched, placed, whole)}
-    assert names == {"linf", "linf in a patch of 25 %", "linf in a patch of 25 % at center"}
+    assert names == {"linf", "linf patch 25 %", "linf patch 25 % at center"}
     assert len(ranking(table([patched, placed, whole]))) == 3
     assert patched.path is not None
-    assert "in-a-patch-of-25" in patched.path.name
+    assert "linf-patch-25--255-255" in patched.path.name
     again = records.read(patched.path)
     assert again.patch == {"share": SHARE, "at": None}
 
