@@ -99,7 +99,7 @@ def evaluate(
         trust: run code that a card names outside this package.
         name: what a model handed over is called in the record; by default its class.
         options: the settings of `robustbench_lpm.options.Options`, which explains each: norm, size, limit, mc, draws,
-            gradient_mode, noise, target, seed, device, precision, memory, save_adversarials, labels_fit, ...
+            gradient_mode, noise, target, patch, seed, device, precision, memory, save_adversarials, labels_fit, ...
 
     Returns:
         The record; `record.clean_accuracy` and `record.robust_accuracy` are rates with 95 % intervals. Where `attack`

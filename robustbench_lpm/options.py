@@ -8,6 +8,7 @@ setting, add a field here, and use it where it matters. Knows nothing about torc
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -17,6 +18,7 @@ from robustbench_lpm.budgets import NORMS, Norm, parse_eps
 from robustbench_lpm.errors import LpmbenchError, unknown
 
 Precision = Literal["float32", "bfloat16"]
+CENTRE = "center"  # a place of a patch
 STRONGEST = "strongest"  # the gradient mode that takes, for each image, the strongest of all
 
 
@@ -48,6 +50,17 @@ class Options:
         metavar="[SOURCE=]MODE",
     )
     target: str | None = setting(None, "A class to reach: its number or name, or 'random'.")
+    patch: float | None = setting(
+        None,
+        "A square of this share of the image's area may change, and nothing else; within --eps, by default 1.",
+        above=0,
+        metavar="SHARE",
+    )
+    patch_at: str | None = setting(
+        None,
+        "Where the patch is: center, or the row and column of its upper left pixel; by default chosen for each image.",
+        metavar="ROW,COLUMN",
+    )
     seed: int = setting(0, "The seed of all random numbers.")
     device: str = setting(
         "auto",
@@ -78,6 +91,13 @@ class Options:
             object.__setattr__(self, name, value)
         for setting in fields(self):
             _check(setting, getattr(self, setting.name))
+        if self.patch is not None and self.patch > 1:
+            raise LpmbenchError(f"patch is a share of the image's area, at most 1, not {self.patch:g}.")
+        if self.patch_at is not None:
+            if self.patch is None:
+                raise LpmbenchError("patch_at places a patch; say with patch which share of the image it covers.")
+            if self.patch_at != CENTRE and re.fullmatch(r"[0-9]{1,5},[0-9]{1,5}", self.patch_at) is None:
+                raise LpmbenchError(f"patch_at must be {CENTRE} or ROW,COLUMN in pixels, not '{self.patch_at}'.")
 
 
 def _check(setting: Field[Any], value: Any) -> None:

@@ -30,11 +30,12 @@ from torch import Tensor
 RANDOM_NUMBERS = "philox4x32-10"  # named in the configuration of every run: other numbers make another run
 
 # "search" and "objective" are the choices of an attack and of a training objective (random starts, directions);
-# "augment" changes training images; the others are noise of the model. "replayed" is the same at every query of an
-# attack, "frozen" the one draw of a source that is switched off, in the attack and in the grading.
+# "augment" changes training images, "corrupt" those of a test; the others are noise of the model. "replayed" is the
+# same at every query of an attack, "frozen" the one draw of a source that is switched off, in the attack and in the
+# grading.
 Purpose = Literal[
     "attack", "search", "select", "grade", "clean", "frozen", "replayed", "target",
-    "train", "validate", "augment", "objective", "own",
+    "train", "validate", "augment", "corrupt", "objective", "own",
 ]  # fmt: skip
 
 _MULTIPLIERS = np.array([[0xD2511F53], [0xCD9E8D57]], dtype="<u8")
@@ -114,21 +115,45 @@ class Addresses:
         bits = np.unpackbits(packed, axis=1, count=math.prod(shape), bitorder="little")
         return torch.from_numpy(bits * np.float32(2) - 1).reshape(len(self), *shape)
 
+    def packed(self, source: str) -> Tensor:
+        """The addresses themselves, (N, 4) int64; `normal_at` draws there once a shape is known."""
+        key = np.uint64(_hash(*self.key, source)).astype(np.int64)  # the same 64 bits
+        return torch.from_numpy(np.concatenate([np.full((1, len(self)), key), self.places]).T.copy())
+
     def _draw(
         self, source: str, shape: Sequence[int], dtype: Any, per_block: int, made_of: Callable[[Words], NDArray[Any]]
     ) -> Tensor:
-        key, count = _hash(*self.key, source), math.prod(shape)
-        blocks = -(-count // per_block)
-        numbers = np.empty((len(self), blocks, per_block), dtype)
-        rows_at_once = max(1, _PIECE // max(1, blocks))
-        for row, block in product(range(0, len(self), rows_at_once), range(0, blocks, _PIECE)):
-            piece = numbers[row : row + rows_at_once, block : block + _PIECE]
-            counters = np.empty((4, *piece.shape[:2]), dtype="<u4")
-            counters[0] = block + np.arange(piece.shape[1])
-            counters[1:] = self.places[:, row : row + rows_at_once, None]
-            piece[...] = made_of(philox(counters.reshape(4, -1), key)).reshape(piece.shape)
-        flat = numbers.reshape(len(self), blocks * per_block)[:, :count]
-        return torch.from_numpy(np.ascontiguousarray(flat)).reshape(len(self), *shape)
+        return _numbers(_hash(*self.key, source), self.places, shape, dtype, per_block, made_of)
+
+
+def normal_at(packed: Tensor, *shape: int) -> Tensor:
+    """The numbers (N, *shape) of `Addresses.normal` at addresses (N, 4) from `Addresses.packed`, on the CPU."""
+    rows = packed.cpu().numpy()
+    found = torch.empty(len(rows), *shape)
+    for key in np.unique(rows[:, 0]):  # all rows of a query have one
+        chosen = rows[:, 0] == key
+        places = rows[chosen, 1:].T
+        found[torch.from_numpy(chosen)] = _numbers(int(key.view(np.uint64)), places, shape, np.float32, 4, _normal)
+    return found
+
+
+def _numbers(
+    key: int, places: NDArray[np.int64], shape: Sequence[int], dtype: Any, per_block: int,
+    made_of: Callable[[Words], NDArray[Any]],
+) -> Tensor:  # fmt: skip
+    """The numbers (N, *shape) under a key of 64 bits at places (3, N), of blocks that hold `per_block` of them."""
+    rows, count = places.shape[1], math.prod(shape)
+    blocks = -(-count // per_block)
+    numbers = np.empty((rows, blocks, per_block), dtype)
+    rows_at_once = max(1, _PIECE // max(1, blocks))
+    for row, block in product(range(0, rows, rows_at_once), range(0, blocks, _PIECE)):
+        piece = numbers[row : row + rows_at_once, block : block + _PIECE]
+        counters = np.empty((4, *piece.shape[:2]), dtype="<u4")
+        counters[0] = block + np.arange(piece.shape[1])
+        counters[1:] = places[:, row : row + rows_at_once, None]
+        piece[...] = made_of(philox(counters.reshape(4, -1), key)).reshape(piece.shape)
+    flat = numbers.reshape(rows, blocks * per_block)[:, :count]
+    return torch.from_numpy(np.ascontiguousarray(flat)).reshape(rows, *shape)
 
 
 def philox(counters: Words, key: int) -> Words:

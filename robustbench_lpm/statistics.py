@@ -42,6 +42,23 @@ def _half_width(confidence: float) -> float:
     return float(ndtri(0.5 + confidence / 2))
 
 
+def lower_bound(successes: NDArray[np.integer], trials: int, alpha: float) -> NDArray[np.float64]:
+    """Clopper and Pearson's one-sided lower bound (1934) for a probability: it is above the truth with probability at
+    most alpha. In [0, 1]; 0 where nothing succeeded."""
+    from scipy.special import betaincinv
+
+    counts = np.asarray(successes, dtype=np.float64)
+    return np.where(counts > 0, betaincinv(np.maximum(counts, 1), trials - counts + 1, alpha), 0.0)
+
+
+def certified_radius(lower: float, sigma: float) -> float:
+    """The L2 radius within which a smoothed classifier keeps its answer, if that has a probability of at least `lower`
+    under Gaussian noise of standard deviation sigma (Cohen et al. 2019, theorem 1 with the other classes at 1 - p)."""
+    from scipy.special import ndtri
+
+    return sigma * float(ndtri(lower))
+
+
 def rate(per_image: NDArray[np.floating] | NDArray[np.bool_]) -> Rate:
     """The mean of one number in [0, 1] per image, with its interval."""
     n = len(per_image)

@@ -33,3 +33,12 @@ def test_the_page_tells_the_means_of_the_invariance_study() -> None:
     for model in table.model.unique():
         shown = " | ".join(f"{means[model, kind]:.1f}" for kind in ("rotate", "scale", "translate"))
         assert f"| `{model}` | {shown} |" in page
+
+
+def test_the_page_tells_the_accuracies_of_the_spatial_study() -> None:
+    (path,) = (study for study in STUDIES if study.parent.name == "spatial-ramlpm-ram-cnn-digits")
+    table = pd.read_csv(path.with_suffix(".csv"))
+    page = (DOCS / "experiments.md").read_text()
+    for model, rows in table.groupby("model", sort=False):
+        shown = " | ".join(f"{100 * accuracy:.1f}" for accuracy in rows.accuracy)
+        assert f"| `{model}` | {shown} |" in page

@@ -10,12 +10,17 @@ Noise is a dictionary from the name of a source of randomness to a tensor whose 
 empty for a deterministic network. Noise for R · B runs over B images gives R · B answers, row i of them for image i mod
 B: a network that looks at images in glimpses need not copy them.
 
+With `smoothing` a classifier adds Gaussian noise to the image itself (Cohen, Rosenfeld and Kolter 2019, arXiv
+1902.02918). That makes any network a stochastic one, with a source of noise called "smoothing": addresses, at which a
+pass draws the pixels.
+
 `Offers` lists what else a network may provide, with the defaults.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -24,12 +29,15 @@ from torch import Tensor, nn
 
 from robustbench_lpm.allocator import to_device
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.randomness import Addresses, isolated_globals, key
+from robustbench_lpm.randomness import Addresses, isolated_globals, key, normal_at
 
 if TYPE_CHECKING:
     from robustbench_lpm.architectures.recurrent_attention import Trajectory
 
 Noise = dict[str, Tensor]
+SMOOTHING = "smoothing"  # the source of the noise on an image
+
+_calls = count()  # passes without noise, of all smoothed classifiers of this process
 
 
 def on_device(noise: Noise, device: torch.device) -> Noise:
@@ -71,6 +79,8 @@ class Classifier(nn.Module):
         mean, std: per channel; empty for none.
         working_size: side of the square that the network needs; None for any size. The resize is bilinear with
             antialiasing, and differentiable: epsilon counts pixels before it.
+        smoothing: the standard deviation of Gaussian noise on every pixel of the image, before anything else and
+            without clipping; 0 for none.
     """
 
     mean: Tensor
@@ -86,10 +96,11 @@ class Classifier(nn.Module):
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
         working_size: int | None = None,
+        smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.network = network
-        self.working_size = working_size
+        self.working_size, self.smoothing = working_size, smoothing
         # Set at admission: whether it overwrites its input images, the only precision that it reads, and whether it
         # takes gradients itself in a pass.
         self.in_place, self.dtype, self.differentiates = False, None, False
@@ -102,14 +113,25 @@ class Classifier(nn.Module):
         nn.Module.__init__(other)
         other.network, other.working_size = network, self.working_size
         other.in_place, other.dtype, other.training = self.in_place, self.dtype, self.training
-        other.differentiates = self.differentiates
+        other.differentiates, other.smoothing = self.differentiates, self.smoothing
         for name in ("mean", "std"):
             other.register_buffer(name, getattr(self, name), persistent=False)
+        return other
+
+    def smoothed(self, sigma: float) -> Classifier:
+        """The same classifier with noise of this standard deviation on its images, instead of its own `smoothing`."""
+        other = self.around(self.network)
+        other.smoothing = sigma
         return other
 
     @property
     def stochastic(self) -> bool:
         """Whether two passes over one image may differ."""
+        return self.smoothing > 0 or self._draws
+
+    @property
+    def _draws(self) -> bool:
+        """Whether the network itself is stochastic."""
         return offered(self.network, "sample_noise") is not None and bool(offered(self.network, "stochastic"))
 
     @property
@@ -139,7 +161,12 @@ class Classifier(nn.Module):
 
     def sample_noise(self, addresses: Addresses) -> Noise:
         """The random numbers of one call on B images, one address for each, on the CPU."""
-        return self.network.sample_noise(addresses) if self.stochastic else {}  # type: ignore[operator]
+        own = self.network.sample_noise(addresses) if self._draws else {}  # type: ignore[operator]
+        return own | self.smoothing_noise(addresses)
+
+    def smoothing_noise(self, addresses: Addresses) -> Noise:
+        """The part of `sample_noise` that is not the network's own: the addresses (B, 4) of noise on the images."""
+        return {SMOOTHING: addresses.packed(SMOOTHING)} if self.smoothing else {}
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
         """Logits (B, K), or (R · B, K) with noise for R runs, in the precision of the images.
@@ -153,19 +180,29 @@ class Classifier(nn.Module):
             return logits_of(self.network(self.prepare(images))).to(images.dtype)
         if gradient_mode == "score-function":
             return self.scored(images, noise)[0]
-        prepared = self._for_runs(self.prepare(images), noise)
+        seen, own = self._seen(images, noise)
         modes = {"gradient_mode": gradient_mode} if gradient_mode else {}
-        return logits_of(self.network(prepared, noise, **modes)).to(images.dtype)
+        return logits_of(self.network(seen, *([own] if self._draws else []), **modes)).to(images.dtype)
 
     def look(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str = "detached") -> Trajectory:
         """The trajectory of a glimpsing network, for each of the B · `passes` runs."""
-        prepared = self._for_runs(self.prepare(images), noise)
-        return self.network.look(prepared, noise, gradient_mode=gradient_mode)  # type: ignore[operator]
+        seen, own = self._seen(images, noise)
+        return self.network.look(seen, own, gradient_mode=gradient_mode)  # type: ignore[operator]
 
     def scored(self, images: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, K), and the log-density (B,) of the decisions of the pass, for score-function gradients."""
         trajectory = self.look(images, noise, gradient_mode="score-function")
         return trajectory.logits[-1], trajectory.log_density(self.sigma)
+
+    def _seen(self, images: Tensor, noise: Noise | None) -> tuple[Tensor, Noise | None]:
+        """What the network reads: its input, one for each run unless it shares them, and noise of its own."""
+        if not self.smoothing:
+            return self._for_runs(self.prepare(images), noise), noise
+        where = (noise or self.smoothing_noise(Addresses.of("", range(len(images)), "own", next(_calls))))[SMOOTHING]
+        images = images.repeat(len(where) // len(images), 1, 1, 1)
+        drawn = to_device(normal_at(where, *images.shape[1:]), images.device).to(images.dtype)
+        own = {source: values for source, values in (noise or {}).items() if source != SMOOTHING}
+        return self.prepare(images + self.smoothing * drawn), own or None
 
     def _for_runs(self, images: Tensor, noise: Noise | None) -> Tensor:
         """The images once for each run, unless the network shares them among runs."""
@@ -216,6 +253,10 @@ class MonteCarlo(Classifier):
     def network(self) -> nn.Module:  # type: ignore[override]
         """The network that is averaged."""
         return self.classifier.network
+
+    @property
+    def stochastic(self) -> bool:
+        return self.classifier.stochastic
 
     @property
     def passes(self) -> int:

@@ -87,7 +87,7 @@ class _Reduced(Classifier):
         self.network, self.working_size = network, classifier.working_size
         self.mean, self.std = classifier.mean, classifier.std
         self.in_place, self.dtype = classifier.in_place, classifier.dtype
-        self.differentiates = classifier.differentiates
+        self.differentiates, self.smoothing = classifier.differentiates, classifier.smoothing
 
     def forward(self, images: Tensor, noise: Noise | None = None, *, gradient_mode: str | None = None) -> Tensor:
         with _lower(images):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @options.budget
 @options.attack
 @options.attacking
-@options.of_settings("save_adversarials")
+@options.of_settings("patch", "patch_at", "save_adversarials")
 @options.force
 @options.trust
 def attack(models: Sequence[str], attacks: Sequence[str], out: Path, force: bool, **given: Any) -> None:
@@ -47,6 +47,7 @@ def attack(models: Sequence[str], attacks: Sequence[str], out: Path, force: bool
     lpmbench attack --model ramlpm --attack apgd-margin --eot 20 --noise first_fixation=frozen
     lpmbench attack --model cnn --attack art:HopSkipJump --norm l2 --eps 1 --set max_iter=10
     lpmbench attack --model ramlpm --attack worst-case --set momentum.steps=400
+    lpmbench attack --model ramlpm --model cnn --attack pgd --patch 0.1
     """
     settings = options.read_settings(given)
     wanted = options.read_names("--attack", attacks)

@@ -203,8 +203,11 @@ class _Board:
 
 
 def shown_eps(plan: Plan) -> str:
-    """The budget of a run, such as "linf 8/255"."""
-    return f"{plan.options.norm} {format_eps(plan.options.eps)}"
+    """The budget of a run, such as "linf 8/255", and the patch if there is one."""
+    found = plan.options
+    place = f" at {found.patch_at}" if found.patch_at else ""
+    patch = f" in a patch of {100 * found.patch:g} %{place}" if found.patch else ""
+    return f"{found.norm} {format_eps(found.eps)}{patch}"
 
 
 def titled(plan: Plan) -> str:

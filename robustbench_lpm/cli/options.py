@@ -126,7 +126,8 @@ def read_settings(given: Mapping[str, Any], *, one: bool = False) -> list[Option
     Raises LpmbenchError for several values where the command takes only one.
     """
     norm = given["norm"]
-    budgets = parse_eps_list(given["eps"] or cards.dataset(given["dataset"]).default_eps(norm), norm)
+    in_a_patch = ["1"] if given.get("patch") else []
+    budgets = parse_eps_list(given["eps"] or in_a_patch or cards.dataset(given["dataset"]).default_eps(norm), norm)
     if one and len(budgets) > 1:
         raise LpmbenchError(f"This command takes one eps, not {len(budgets)}; run it once for each.")
     shared = {name: given[name] for name in NAMES if name in given}

@@ -1,10 +1,11 @@
-"""lpmbench sweep and invariance: clean accuracy as the number of glimpses, or the images, vary."""
+"""The commands of the studies: lpmbench sweep, invariance, certify, corruptions and spatial."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from rich.progress import TaskProgressColumn
 from robustbench_lpm.cli import options
 from robustbench_lpm.cli.console import ImageBar, about, bar, console, duration, say, shown_path
 from robustbench_lpm.cli.failures import Failures
-from robustbench_lpm.errors import Interrupted, LpmbenchError
+from robustbench_lpm.errors import Interrupted, LpmbenchError, unknown
 from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
@@ -25,18 +26,28 @@ if TYPE_CHECKING:
     from robustbench_lpm.registry.tasks import Data
     from robustbench_lpm.studies.study import Result, Study
 
+Show = Callable[["pd.DataFrame", "Console"], None]
+Draw = Callable[["pd.DataFrame"], dict[str, bytes]]
+
 MOST_NUMBERS = 1000  # in a list; beyond it a typing error would ask for days
 DEFAULTS = {"rotate": "0..360", "scale": "0.5..2", "translate": "-0.5..0.5"}
 STEPS = {"rotate": "15", "scale": "0.125", "translate": "0.1"}
 
 
 def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options of a study, with its defaults."""
+    """The options of a study that averages runs, with its defaults."""
     return options.together(
         click.option("--mc", default=mc, show_default=True,
                      help="Values of M, the runs whose mean logits decide, like 1,5 or 1..4; 1 is always among them."),
         click.option("--draws", type=click.IntRange(1), default=draws, show_default=True,
                      help="Draws K of the average of the most runs; smaller M get more, for all runs serve each M."),
+        shared_options,
+    )  # fmt: skip
+
+
+def shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that all studies have."""
+    return options.together(
         options.of_settings("seed"),
         options.checkpoint,
         click.option("--dataset", help="A data set, or the path of its card; default: the one that the model learned."),
@@ -47,7 +58,7 @@ def study_options(draws: int, mc: str) -> Callable[[Callable[..., None]], Callab
         options.path("--out", "Where everything goes; default: below runs/."),
         click.option("--force", is_flag=True, help="Run again what has been run, and write over another study."),
         options.trust,
-    )  # fmt: skip
+    )(command)  # fmt: skip
 
 
 @click.command()
@@ -103,25 +114,172 @@ def invariance(names: Sequence[str], out: Path | None, force: bool, **shared: An
     """
     given = {name: shared[name] for name in DEFAULTS if shared[name] is not None} or DEFAULTS
     values = {name: magnitudes(f"--{name}", text, STEPS[name]) for name, text in given.items()}
-    models = list(dict.fromkeys(names))
-    if shared["checkpoint"] is not None and len(models) != 1:
-        raise LpmbenchError("--checkpoint goes with exactly one NAME.")
-    source, asked = prepare(models, shared)
     from robustbench_lpm.reporting.studies import invariance_figure, invariance_table
     from robustbench_lpm.studies.invariance import make_invariance
-    from robustbench_lpm.studies.study import ModelFailed, without
 
-    failures = Failures(alone=len(models) == 1)
-    study = make_invariance(models, source, values, attempt=failures.of, **asked)
-    title = f"{study.data.name}, {study.images:,} images"
-    while True:
-        try:
-            carry_out(study, out, force, invariance_table, lambda table: invariance_figure(table, title))
-            break
-        except ModelFailed as error:
-            failures.note(error.model.name, error)
-            study = without(study, error.model, shared["limit"])
-    failures.complain("studied")
+    report = _with_title(invariance_table, invariance_figure)
+    study_all(names, shared, out, force, partial(make_invariance, values=values), report)
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "--sigma",
+    type=click.FloatRange(0, min_open=True),
+    help="Standard deviation of the noise, in pixel values; default: the smoothing on the model's card.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Passes that estimate how often an image is given its class.",
+)
+@click.option(
+    "--select",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    help="Passes, on other noise, that select the class.",
+)
+@click.option(
+    "--alpha",
+    type=click.FloatRange(0, 0.5, min_open=True, max_open=True),
+    default=0.001,
+    show_default=True,
+    help="The probability that the certificate of an image is wrong.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Passes of a stochastic model for its accuracy without smoothing.",
+)
+@shared_options
+def certify(names: Sequence[str], out: Path | None, force: bool, sigma: float | None, **shared: Any) -> None:
+    """Within which L2 radius no attack at all changes the answers of the models NAME..., smoothed with Gaussian noise.
+
+    Randomised smoothing (Cohen, Rosenfeld and Kolter 2019): the smoothed classifier gives the answer that is most
+    frequent under the noise, or abstains. The table shows the share of images that are right and certified up to each
+    radius. Of a stochastic model the most frequent answer over its own noise, too, is certified.
+
+    \b
+    lpmbench certify cnn --sigma 0.25 --limit 50
+    lpmbench certify cnn ramlpm --sigma 0.12 --samples 1000 --alpha 0.001 --limit 20
+    """
+    from robustbench_lpm.reporting.studies import certify_figure, certify_table
+    from robustbench_lpm.studies.certify import make_certificates
+
+    report = _with_title(certify_table, certify_figure)
+    study_all(names, shared, out, force, partial(make_certificates, sigma=sigma), report)
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--corruption", "kinds", multiple=True, help="Only these, with commas between or given again.")
+@click.option("--severity", default="1..5", show_default=True, help="Severities, like 1..5 or 1,3,5.")
+@click.option("--reference", metavar="NAME", help="The model to whose errors the mean corruption error is related.")
+@study_options(draws=4, mc="1")
+def corruptions(
+    names: Sequence[str], out: Path | None, force: bool, kinds: Sequence[str], severity: str, reference: str | None,
+    **shared: Any,
+) -> None:  # fmt: skip
+    """How accurate the models NAME... are under noise, blur, weather and compression.
+
+    The fifteen corruptions of ImageNet-C at five severities (Hendrycks and Dietterich 2019), for images of any size.
+    With --reference the mean corruption error (mCE) relates errors to those of that model. Intervals (95 %) are over
+    images.
+
+    \b
+    lpmbench corruptions ramlpm ram cnn --limit 100
+    lpmbench corruptions ramlpm --reference cnn --limit 100
+    lpmbench corruptions cnn --corruption fog,snow --severity 1,3,5
+    """
+    severities = whole_numbers("--severity", severity)
+    chosen = options.read_names("--corruption", kinds)
+    from robustbench_lpm.datasets.corruptions import CORRUPTIONS
+    from robustbench_lpm.reporting.studies import corruptions_figures, corruptions_table
+    from robustbench_lpm.studies.corruptions import gallery, make_corruptions
+
+    if wrong := [kind for kind in chosen if kind not in CORRUPTIONS]:
+        raise unknown("corruption", wrong[0], CORRUPTIONS)
+
+    def report(study: Any) -> tuple[Show, Draw]:
+        pictures = gallery(study)
+        return (
+            partial(corruptions_table, reference=study.reference),
+            lambda table: corruptions_figures(table, pictures, study.kinds, study.severities, _title(study)),
+        )
+
+    make = partial(make_corruptions, kinds=chosen, severities=severities, reference=reference)
+    study_all(names, shared, out, force, make, report)
+
+
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option(
+    "--rotation",
+    type=click.FloatRange(0, 180),
+    default=30,
+    show_default=True,
+    help="The largest angle, in degrees, either way.",
+)
+@click.option(
+    "--translation",
+    type=click.FloatRange(0),
+    default=3,
+    show_default=True,
+    help="The largest move, in pixels, to either side and up or down.",
+)
+@click.option(
+    "--steps",
+    default="31,5",
+    show_default=True,
+    metavar="ANGLES,PLACES",
+    help="Angles of the grid, and places in each direction; both are odd.",
+)
+@click.option(
+    "--random",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Transformations of the grid that a random search tries.",
+)
+@click.option(
+    "--select",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Draws of a stochastic model on which transformations are compared.",
+)
+@click.option(
+    "--draws",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Held-out draws on which a stochastic model is graded.",
+)
+@shared_options
+def spatial(names: Sequence[str], out: Path | None, force: bool, steps: str, **shared: Any) -> None:
+    """How accurate the models NAME... are on the worst rotation and translation of each image.
+
+    Every transformation of a grid is tried (Engstrom et al. 2019). For a stochastic model the worst one is chosen on
+    selection draws and graded on others. The worst of some random transformations, the worst rotation alone and the
+    worst translation alone are shown beside it. Intervals (95 %) are over images.
+
+    \b
+    lpmbench spatial ramlpm ram cnn --limit 100
+    lpmbench spatial cnn --rotation 180 --translation 0 --steps 73,1
+    """
+    numbers = re.fullmatch(r"\s*([0-9]{1,4})\s*,\s*([0-9]{1,3})\s*", steps)
+    if numbers is None:
+        raise LpmbenchError(f"--steps '{steps}' must be two numbers, of angles and of places, such as 31,5.")
+    from robustbench_lpm.reporting.studies import spatial_figure, spatial_table
+    from robustbench_lpm.studies.spatial import make_spatial
+
+    make = partial(make_spatial, steps=(int(numbers[1]), int(numbers[2])))
+    study_all(names, shared, out, force, make, _with_title(spatial_table, spatial_figure))
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
@@ -191,13 +349,48 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
 
     The machine is made ready on the way. given: a command's options. Raises LpmbenchError where they cannot be met.
     """
-    averages = whole_numbers("--mc", given["mc"])
     named = dataset_for([cards.model(name) for name in names], given["dataset"])
     cards.dataset(named)  # a wrong name is an error at once, without waiting for torch
     device = options.prepare_machine(given["device"], given["threads"])
     source = options.read_source(dict(given) | {"dataset": named})
-    shared = ("draws", "seed", "checkpoint", "limit", "labels_fit", "trust")
-    return source, {"mc": averages, "device": device} | {name: given[name] for name in shared}
+    elsewhere = {"mc", "threads", "device", "dataset", "data", "split", "size", *DEFAULTS}
+    asked = {name: value for name, value in given.items() if name not in elsewhere} | {"device": device}
+    return source, asked | ({"mc": whole_numbers("--mc", given["mc"])} if "mc" in given else {})
+
+
+def study_all(
+    names: Sequence[str], given: Mapping[str, Any], out: Path | None, force: bool, make: Callable[..., Study],
+    report: Callable[[Any], tuple[Show, Draw]],
+) -> None:  # fmt: skip
+    """Study several models; one that fails is left out, and named in the end.
+
+    make: the study, from names, images and keywords, see `prepare`. report: how it is shown and drawn, see `carry_out`.
+    """
+    models = list(dict.fromkeys(names))
+    if given["checkpoint"] is not None and len(models) != 1:
+        raise LpmbenchError("--checkpoint goes with exactly one NAME.")
+    source, asked = prepare(models, given)
+    from robustbench_lpm.studies.study import ModelFailed, without
+
+    failures = Failures(alone=len(models) == 1)
+    study = make(models, source, attempt=failures.of, **asked)
+    while True:
+        try:
+            carry_out(study, out, force, *report(study))
+            break
+        except ModelFailed as error:
+            failures.note(error.model.name, error)
+            study = without(study, error.model, given["limit"])
+    failures.complain("studied")
+
+
+def _title(study: Study) -> str:
+    return f"{study.data.name}, {study.images:,} images"
+
+
+def _with_title(show: Show, figure: Callable[[pd.DataFrame, str], dict[str, bytes]]) -> Any:
+    """The report of a study whose figure takes a title."""
+    return lambda study: (show, lambda table: figure(table, _title(study)))
 
 
 def default_directory(command: str, words: Sequence[str]) -> Path:
@@ -205,13 +398,10 @@ def default_directory(command: str, words: Sequence[str]) -> Path:
     return Path("runs") / command / re.sub(r"[^A-Za-z0-9.]+", "-", "-".join(words)).strip("-.")
 
 
-def carry_out(
-    study: Study, out: Path | None, force: bool, show: Callable[[pd.DataFrame, Console], None],
-    draw: Callable[[pd.DataFrame], dict[str, bytes]],
-) -> None:  # fmt: skip
+def carry_out(study: Study, out: Path | None, force: bool, show: Show, draw: Draw) -> None:
     """Run a study, or read the finished one in its directory; show its table and write its files.
 
-    show: prints the table. draw: the figure, as {name of a file: content}.
+    show: prints the table. draw: the figures, as {name of a file: content}.
     Raises LpmbenchError where another study is stored there, and Interrupted for Ctrl-C.
     """
     import pandas as pd
@@ -230,12 +420,13 @@ def carry_out(
         say(f"Already run, in {duration(finished.seconds)} (--force runs it again).")
     result = finished or run(study, out)
     table = pd.DataFrame(list(result.rows))
-    table = table.astype(dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high"), float))  # a missing end is NaN
+    rates = [name for name in ("accuracy", "accuracy_low", "accuracy_high") if name in table]
+    table = table.astype(dict.fromkeys(rates, float))  # a missing end is NaN
     if finished is None or not studies.whole(study, out):
         studies.write(study, result, {f"{study.name}.csv": to_csv(table).encode()} | draw(table), out)
     say("")
     show(table, console)
-    say(f"\nWritten to {shown_path(out)}: {study.name}.csv, {study.name}.json, summary.png, summary.svg")
+    say(f"\nWritten to {shown_path(out)}: {', '.join(studies.files_of(study, out))}")
 
 
 def announce(study: Study) -> None:

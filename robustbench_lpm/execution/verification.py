@@ -56,7 +56,7 @@ def verify(
     failed = len(record.failures)
     checked: list[Claim] = [
         ("the record is whole", "holds", f"id {record.id[:12]} and the hashes of its artefacts match"),
-        ("the budget was kept", "holds", f"{record.norm} <= {record.eps:.6g} on {len(record.outcomes)} examples"),
+        ("the budget was kept", "holds", f"{record.threat} <= {record.eps:.6g} on {len(record.outcomes)} examples"),
         ("stored images match", "holds", f"{len(record.pictures())} images: inputs, distances, the box [0, 1]"),
         ("blocks", "FAILS", f"{failed} block(s) could not be computed") if failed else
         ("blocks", "holds", "all were computed"),

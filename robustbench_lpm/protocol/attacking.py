@@ -17,9 +17,11 @@ from robustbench_lpm.datasets.examples import Batch, batches_by_shape
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_image
 from robustbench_lpm.norms import distance
+from robustbench_lpm.protocol import patches
 from robustbench_lpm.protocol.grading import grade, within_budget
 from robustbench_lpm.protocol.oracle import Checkpoints, ClassifierOracle, Ledger, Rules, pick
 from robustbench_lpm.protocol.plan import STORED_PICTURES, Plan
+from robustbench_lpm.protocol.windows import cut, paste
 from robustbench_lpm.randomness import Addresses, Purpose
 from robustbench_lpm.records.runs import UNSTEADY, Picture, group_pictures
 from robustbench_lpm.registry.admission import ROUNDING, near
@@ -108,13 +110,8 @@ def _run_batch(
     found, choice = _attack(plan, batch.indices, images, labels, targets, mask, made, ledger, checkpoints)
     found = within_budget(found, images, plan.options.norm, plan.options.eps, mask)
     after = grade(plan, found, batch.indices, "grade")
-    again = _answers(plan, plan.classifier, images[few], batch.indices[few], "clean")
-    if not near(again, first, ROUNDING):
-        notes[UNSTEADY] = "asked again for clean images after the attack, it answers otherwise"
-    elif (fresh := plan.at_first()) is not None:
-        here, there = (_answers(plan, c, found[few], batch.indices[few], "grade") for c in (plan.classifier, fresh))
-        if not near(here, there, ROUNDING):
-            notes[UNSTEADY] = "a copy that was asked nothing answers otherwise on attacked images"
+    if reason := _unsteady(plan, images[few], first, found[few], batch.indices[few]):
+        notes[UNSTEADY] = reason
     progress.spent(len(images) * plan.grading_passes())
     inputs = [bytes.fromhex(sha256_of_image(image.numpy())) for image in batch.images]
     columns = {
@@ -129,6 +126,20 @@ def _run_batch(
         "index": batch.indices, "input_sha256": [np.frombuffer(digest, np.uint8) for digest in inputs]
     }  # fmt: skip
     return rows | {name: column.tolist() for name, column in columns.items()}, found
+
+
+def _unsteady(plan: Plan, images: Tensor, first: Tensor, found: Tensor, indices: Sequence[int]) -> str:
+    """Why a model's answers depend on what it was asked before, "" where it does not seem so.
+
+    first: its answers to the clean images before they were attacked. found: the attacked images.
+    """
+    if not near(_answers(plan, plan.classifier, images, indices, "clean"), first, ROUNDING):
+        return "asked again for clean images after the attack, it answers otherwise"
+    fresh = plan.at_first()
+    if fresh is None:
+        return ""
+    here, there = (_answers(plan, classifier, found, indices, "grade") for classifier in (plan.classifier, fresh))
+    return "" if near(here, there, ROUNDING) else "a copy that was asked nothing answers otherwise on attacked images"
 
 
 @torch.no_grad()
@@ -157,8 +168,7 @@ def _attack(
     options = plan.options
     rules = Rules(options.seed, plan.classes, plan.chunk, options.select_draws)
     arguments = plan.attack.parameters | ({"targets": targets} if targets is not None else {})
-    if plan.surrogates:
-        arguments["surrogates"] = [
+    surrogates = [
             ClassifierOracle(
                 surrogate.classifier, images, indices, rules, mask=mask, stream=f"on {surrogate.name}",
                 ledger=Ledger.empty(len(images), on_spent=ledger.on_spent, notes=ledger.notes),
@@ -171,18 +181,38 @@ def _attack(
             mask=mask, gradient_mode=mode, stream=mode or "", ledger=ledger, checkpoints=checkpoints,
         )  # fmt: skip
         if plan.attack.function is not None:
-            candidate = {"found": images}
+            window = _window(plan, oracle, labels, targets)
+            seen = images if window is None else cut(images, window)
+            free = mask if window is None or mask is None else cut(mask, window)
+            if surrogates:
+                arguments["surrogates"] = [surrogate.inside(window) for surrogate in surrogates]
+            candidate = {"found": seen}
             for attack in oracle.resumable([plan.attack.function], candidate):  # a finished mode is kept whole
                 try:
-                    found = attack(oracle, images.clone(), labels, norm=options.norm, eps=options.eps, **arguments)
+                    found = attack(
+                        oracle.inside(window), seen.clone(), labels, norm=options.norm, eps=options.eps, **arguments
+                    )
                 except Exception:
                     ledger.check()  # logits that are not numbers would explain it
                     raise
                 ledger.check()
                 candidate["found"] = found
-            candidates.append(within_budget(candidate["found"], images, options.norm, options.eps, mask))
+            kept = within_budget(candidate["found"], seen, options.norm, options.eps, free)
+            candidates.append(kept if window is None else paste(kept, images, window))
     choice = oracle.strongest(candidates, labels, targets)
     return pick(candidates, choice), choice
+
+
+def _window(plan: Plan, oracle: ClassifierOracle, labels: Tensor, targets: Tensor | None) -> Tensor | None:
+    """Where the patch of each image is, (B, k, k); None where the whole image may change."""
+    options = plan.options
+    if options.patch is None:
+        return None
+    side = patches.side_of(options.patch, oracle.originals.shape)
+    if options.patch_at is not None:
+        return patches.fixed(options.patch_at, side, oracle.originals)
+    search = patches.promising if plan.places_by_gradient else patches.tried
+    return search(oracle, labels, targets, side, options.norm, options.eps, plan.places)
 
 
 def _targets(plan: Plan, indices: Sequence[int], labels: Tensor) -> Tensor | None:

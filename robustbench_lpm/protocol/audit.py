@@ -81,6 +81,8 @@ def auditable(plan: Plan) -> Plan:
     """The run that an audit of a plan judges; of a stochastic model it keeps every image. Raises LpmbenchError."""
     if plan.options.eps == 0:
         raise LpmbenchError("An audit needs an eps above 0: without a budget there is nothing to judge.")
+    if plan.options.patch is not None:
+        raise LpmbenchError("An audit judges changes of the whole image: it has no checks for a patch.")
     return vary(plan, save_adversarials=True) if plan.stochastic else plan  # a frozen draw needs them
 
 

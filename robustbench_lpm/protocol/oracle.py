@@ -18,6 +18,7 @@ from robustbench_lpm.attacks.losses import finite, objective, succeeded
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.protocol.noise_control import NoiseControl
+from robustbench_lpm.protocol.windows import cut, paste
 from robustbench_lpm.randomness import Addresses, Purpose
 
 PROBES_FOR_ONE = 4  # in bfloat16: measured to be a quarter faster on small networks, and never slower
@@ -113,6 +114,7 @@ class ClassifierOracle:
         stream: str = "", ledger: Ledger | None = None, checkpoints: Checkpoints | None = None,
     ) -> None:  # fmt: skip
         self.classifier, self.originals, self.mask = classifier, images, mask
+        self.window: Tensor | None = None
         self._probed = quick or classifier
         self._differentiated = classifier if slow_backwards(classifier, str(images.device)) else self._probed
         self.indices, self.seed, self.classes = list(indices), rules.seed, rules.classes
@@ -143,6 +145,7 @@ class ClassifierOracle:
         part.__dict__ |= self.__dict__
         part.originals = self.originals[positions]
         part.mask = self.mask[positions] if self.mask is not None else None
+        part.window = self.window[positions] if self.window is not None else None
         part.indices = [self.indices[i] for i in there.tolist()]
         part._rows = self._rows[there]
         # A row may occur several times (see `_View`): each time gets draws of its own.
@@ -150,6 +153,12 @@ class ClassifierOracle:
         part._part = None
         self._part = keep, part
         return part
+
+    def inside(self, window: Tensor | None) -> ClassifierOracle:
+        """The oracle for an attack that sees windows (B, k, k) of the images alone, see `windows`; None: the whole."""
+        other = object.__new__(ClassifierOracle)
+        other.__dict__ |= self.__dict__ | {"window": window, "_part": None}
+        return other
 
     def looks(self, step: int) -> bool:
         """Whether a loop reads values of the device in this step; see `Oracle.looks`."""
@@ -306,6 +315,8 @@ class ClassifierOracle:
 
         Draws on the same images (B, C, H, W) share them; see `Classifier`.
         """
+        if self.window is not None:
+            images = paste(images, self.originals, self.window)
         if self.mask is not None:
             images = torch.where(self.mask, images, self.originals)
         shared, batch = images.dim() == self.originals.dim(), len(self.originals)
@@ -425,7 +436,8 @@ class _View(nn.Module):
 
     def _recognised(self, images: Tensor) -> Tensor:
         """For each image the row of the nearest original, (n,): the attack started from it."""
-        originals = self._oracle.originals
+        originals, window = self._oracle.originals, self._oracle.window
+        originals = originals if window is None else cut(originals, window)
         if len(originals) == 1:
             return torch.zeros(len(images), dtype=torch.int64, device=images.device)
         return torch.cdist(images.detach().flatten(1), originals.flatten(1)).argmin(1)

@@ -30,6 +30,8 @@ from robustbench_lpm.registry.tasks import Attack, Data, LeftOut, given_instead,
 from robustbench_lpm.registry.zoo import LoadedModel
 
 STORED_PICTURES = 16
+CONTROL = "none"  # the knowledge of an attack that is a control
+PLACES = 9  # of a patch, that an attack compares
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,28 @@ class Plan:
         if self.lowered is not None and not self.stochastic:
             forwards += once.backwards  # a pass in full precision for what seems to be misclassified
         compared = choices * modes * (choices > 1) + candidates * (candidates > 1)
-        return Cost((forwards * modes + compared * self.options.select_draws) * passes, once.backwards * modes * passes)
+        place = self._cost_of_place()
+        return Cost(
+            ((forwards + place.forwards) * modes + compared * self.options.select_draws) * passes,
+            (once.backwards + place.backwards) * modes * passes,
+        )
+
+    @property
+    def places(self) -> int:
+        """How many places of a patch are compared; a control takes one at random."""
+        return PLACES if self.attack.knowledge != CONTROL else 1
+
+    @property
+    def places_by_gradient(self) -> bool:
+        """Whether gradients may propose them."""
+        return self.attack.knowledge == "white-box" and not self.no_gradient
+
+    def _cost_of_place(self) -> Cost:
+        """The passes for one image, in one gradient mode, that choose the place of its patch."""
+        if self.options.patch is None or self.options.patch_at is not None:
+            return Cost(0)
+        draws, compared = self.options.select_draws, self.places * (self.places > 1)
+        return Cost((compared + 1) * draws, draws) if self.places_by_gradient else Cost(compared * draws)
 
     def grading_passes(self) -> int:
         """Passes that grading one image takes, before and after the attack."""
@@ -232,7 +255,7 @@ def make_plan(
         "model": model.identity | {"stochastic": model.classifier.stochastic},
         "attack": attack.identity | _sources_of_images(surrogates, members, given_instead(attack, model, data)),
         "dataset": data.identity | {"data_sha256": data.sha256(chosen), "indices": list(chosen)},
-        "threat": {"norm": options.norm, "eps": options.eps, "target": options.target},
+        "threat": {"norm": options.norm, "eps": options.eps, "target": options.target} | _patch(options),
         "evaluation": _evaluation(options, model, control),
     }
     return Plan(
@@ -244,6 +267,11 @@ def make_plan(
         no_gradient=admission.no_gradient, untouched=admission.untouched,
         measured=example.is_cuda and options.memory is None,
     )  # fmt: skip
+
+
+def _patch(options: Options) -> dict[str, Any]:
+    """The patch of a threat: present only where there is one."""
+    return {"patch": {"share": options.patch, "at": options.patch_at}} if options.patch is not None else {}
 
 
 def _check_attackable(model: LoadedModel, attack: Attack, admission: Admission) -> None:

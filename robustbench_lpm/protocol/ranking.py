@@ -121,7 +121,7 @@ def attack_variants(records: Sequence[RunRecord], probes: Set[str] = frozenset()
     probes: ids of runs that change no other attack's variant. any_mc: runs of every M are distinguished together, so
     that equal names and variants are equal attacks.
     """
-    keys = [(r.dataset, r.size, r.norm, r.eps, image_set(r), r.attack, any_mc or r.mc) for r in records]
+    keys = [(r.dataset, r.size, r.threat, r.eps, image_set(r), r.attack, any_mc or r.mc) for r in records]
     modes: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     for record, key in zip(records, keys, strict=True):
         if record.id not in probes:

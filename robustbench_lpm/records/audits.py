@@ -161,7 +161,7 @@ def _frozen(record: RunRecord) -> set[str]:
 
 def _budget(record: RunRecord) -> str:
     """A hash of which model met which images at which budget, and of which noise was frozen."""
-    parts = record.configuration["model"], record.configuration["dataset"], record.norm, record.eps, record.mc
+    parts = record.configuration["model"], record.configuration["dataset"], record.threat, record.eps, record.mc
     return sha256_of_value([*parts, sorted(_frozen(record))])
 
 

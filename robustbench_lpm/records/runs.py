@@ -87,7 +87,7 @@ class RunRecord:
     @property
     def folder_name(self) -> str:
         """A readable name, made unique by the start of the id."""
-        parts = [self.model, self.attack, self.norm, format_eps(self.eps), self.dataset, f"mc{self.mc}"]
+        parts = [self.model, self.attack, self.threat, format_eps(self.eps), self.dataset, f"mc{self.mc}"]
         slug = "--".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") or "unnamed" for part in parts)
         return f"{slug[:120]}--{self.id[:12]}"
 
@@ -110,6 +110,19 @@ class RunRecord:
     @property
     def norm(self) -> str:
         return str(self.configuration["threat"]["norm"])
+
+    @property
+    def patch(self) -> dict[str, Any]:
+        """The share of the image that a patch covers ("share"), and its place ("at"); empty where there is none."""
+        return dict(self.configuration["threat"].get("patch") or {})
+
+    @property
+    def threat(self) -> str:
+        """The norm, and the patch where there is one: "linf", "linf patch 10 %"."""
+        if not self.patch:
+            return self.norm
+        place = f" at {self.patch['at']}" if self.patch["at"] is not None else ""
+        return f"{self.norm} patch {100 * self.patch['share']:g} %{place}"
 
     @property
     def eps(self) -> float:
@@ -403,6 +416,8 @@ def check(record: RunRecord) -> None:
     rows = outcomes.set_index("index")
     for picture in record.pictures():
         check_picture(picture, rows.loc[picture.index], where)
+        if record.patch:
+            _check_patch(picture, record.patch, where)
 
 
 def check_picture(picture: Picture, row: Any, where: Path | str) -> None:
@@ -416,6 +431,14 @@ def check_picture(picture: Picture, row: Any, where: Path | str) -> None:
         raise LpmbenchError(f"{where}: adversarial image {picture.index} is not at the distance recorded for it.")
     if sha256_of_image(picture.clean) != row["input_sha256"]:
         raise LpmbenchError(f"{where}: clean image {picture.index} is not the input recorded for it.")
+
+
+def _check_patch(picture: Picture, patch: dict[str, Any], where: Path | str) -> None:
+    """Check that what has changed lies in a square of the patch's size; see `protocol.patches`."""
+    changed = np.argwhere((picture.adversarial != picture.clean).any(0))
+    sides = changed.max(0) - changed.min(0) + 1 if len(changed) else np.zeros(2)
+    if (sides > max(1, round((patch["share"] * picture.clean[0].size) ** 0.5))).any():
+        raise LpmbenchError(f"{where}: adversarial image {picture.index} has changes outside its patch.")
 
 
 def read_all(folder: Path) -> list[RunRecord]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from robustbench_lpm.architectures.classifier import Classifier, GloballyRandom, Noise, offered, on_device
+from robustbench_lpm.architectures.classifier import SMOOTHING, Classifier, GloballyRandom, Noise, offered, on_device
 from robustbench_lpm.architectures.precision import channels_last, plain_layout
 from robustbench_lpm.attacks.losses import Loss, objective
 from robustbench_lpm.errors import LpmbenchError, in_one_line
@@ -321,7 +321,7 @@ class _Trial:
         drawn = [f"{GENERATORS_OF[name]} generator" for name in moved]
         if not drawn and all(near(answer, answers[0], ROUNDING) for answer in answers):
             return tuple(self.noise)
-        if self.noise:
+        if self.noise.keys() - {SMOOTHING}:
             elsewhere = ", ".join(drawn) or "elsewhere"
             raise self.refused(f"has a sample_noise, but draws from {elsewhere} too; sample_noise must give all noise")
         self.classifier = self.classifier.around(GloballyRandom(self.classifier.network))

@@ -148,6 +148,7 @@ class ModelCard(Card):
     classes: int = Field(ge=2)
     parameters: Parameters = {}
     input: _InputSpec
+    smoothing: float = Field(default=0.0, ge=0)  # standard deviation of Gaussian noise on the image, in pixel values
     weights: _Weights | None = None
     recipe: str | None = None  # what `lpmbench train NAME` runs
     hint: str = ""  # how to get weights, when there are none
@@ -156,9 +157,10 @@ class ModelCard(Card):
 
     def identity(self) -> dict[str, Any]:
         """The fields that decide the outputs of this model, without the card's descriptions."""
-        return self.model_dump(include={"name", "entry", "labels", "classes", "parameters", "input"}) | {
+        found = self.model_dump(include={"name", "entry", "labels", "classes", "parameters", "input"}) | {
             "weights": self.weights.sha256 or self.weights.torchvision if self.weights else None
         }
+        return found | ({"smoothing": self.smoothing} if self.smoothing else {})
 
 
 class AttackCard(Card):

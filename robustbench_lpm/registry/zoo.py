@@ -137,7 +137,9 @@ def load_model(
 def wrap(network: nn.Module, card: ModelCard) -> Classifier:
     """A card's network behind its preprocessing."""
     spec = card.input
-    return Classifier(network, mean=spec.mean, std=spec.std, working_size=spec.working_size)
+    return Classifier(
+        network, mean=spec.mean, std=spec.std, working_size=spec.working_size, smoothing=card.smoothing
+    )  # fmt: skip
 
 
 def _how_to_get_weights(card: ModelCard) -> str:

@@ -94,8 +94,9 @@ def seconds(number: Any) -> str:
 
 
 def norm(name: str) -> str:
-    """A norm as people write it."""
-    return {"linf": "L∞", "l2": "L2", "l1": "L1"}.get(name, name)
+    """A norm, which may be followed by a patch, as people write it."""
+    head, space, patch = name.partition(" ")
+    return {"linf": "L∞", "l2": "L2", "l1": "L1"}.get(head, head) + space + patch
 
 
 def size(name: str) -> str:

@@ -300,7 +300,7 @@ def _tile(record: RunRecord, example: pictures.Example, gaze: Gaze | None) -> di
     picture, names = example.picture, record.class_names
     both, (factor, amplified) = (example.clean, example.attacked), example.amplified
     truth = pictures.class_name(example.label, names)
-    budget = f"{cells.norm(record.norm)} eps {format_eps(record.eps)}"
+    budget = f"{cells.norm(record.threat)} eps {format_eps(record.eps)}"
     said = [f"predicted {pictures.named(prediction, names)}" for prediction in both]
     panels = (
         ("original", picture.clean, said[0], gaze and gaze.clean),

@@ -114,7 +114,7 @@ def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames
     example = stored[position]
     factor, amplified = example.amplified
     names = record.class_names if class_names is None else class_names
-    budget = f"{cells.norm(record.norm)} eps {format_eps(record.eps)}"
+    budget = f"{cells.norm(record.threat)} eps {format_eps(record.eps)}"
     panels = (
         ("original", example.picture.clean, f"predicted: {named(example.clean, names)}"),
         (f"perturbation × {factor}", amplified, budget),

@@ -1,12 +1,13 @@
-"""The studies sweep, invariance, glimpses and curve, as tables for the terminal and as figures.
+"""The studies, as tables for the terminal and as figures.
 
 Each shows a table and runs nothing. A table has columns accuracy, accuracy_low and accuracy_high in
-[0, 1] (for glimpses: clean_accuracy, ...), and a row for each M ("mc") and value of what else was varied.
+[0, 1] (for glimpses: clean_accuracy, ...), and a row for each M ("mc") and value of what else was varied. That of
+certify has a row for each image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -17,13 +18,15 @@ from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.protocol.ranking import Row, as_rows
 from robustbench_lpm.reporting import cells
 from robustbench_lpm.reporting.cells import plain
-from robustbench_lpm.reporting.pictures import drawing, saved
+from robustbench_lpm.reporting.pictures import displayable, drawing, saved
 from robustbench_lpm.reporting.plots import COLOURS, MARKERS, dress, legend, look, per_cent, shortened
-from robustbench_lpm.statistics import rate_of
+from robustbench_lpm.statistics import certified_radius, rate, rate_of
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
 WITH_INTERVALS = 3  # columns that fit into 80 characters with their intervals; of more, the first alone has them
 PANELS = {  # title, axis, and where the image is as it was
@@ -163,6 +166,198 @@ def _ticks_of(axes: Axes, kind: str, low: float, high: float) -> None:
         axes.set_xscale("log", base=2)
         marks = (0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 8)
         _ticks(axes, [mark for mark in marks if low <= mark <= high], "×{:g}")
+
+
+# Certify: the share of images that are right, and certified, up to each radius
+
+
+def certify_table(table: pd.DataFrame, console: Console) -> None:
+    """Print for each model its accuracy without smoothing, how often it abstains smoothed, and certified accuracies."""
+    models = dict(list(table.groupby("model", sort=False)))
+    sigma, alpha, samples = (table[name].iloc[0] for name in ("sigma", "alpha", "samples"))
+    radii = [step * sigma / 2 for step in range(1 + int(2 * _largest_radius(table) / sigma))]
+    shares = {"without smoothing": {name: rows["natural"] for name, rows in models.items()}}
+    shares["abstains"] = {name: rows["prediction"] < 0 for name, rows in models.items()}
+    shares |= {f"radius {r:.3g}": {name: _certified(rows, r) for name, rows in models.items()} for r in radii}
+    grid = cells.grid(dict.fromkeys(("", *map(plain, models)), "right"))
+    for what, by_model in shares.items():
+        rates = [rate(by_model[name].to_numpy()) for name in models]
+        shown = [cells.with_interval(found.value, found.low, found.high) for found in rates]
+        grid.add_row(what, *(shown if len(models) <= WITH_INTERVALS else [cells.percent(r.value) for r in rates]))
+    console.print(Text(f"Certified accuracy, %, in L2, smoothed with sigma {sigma:g}", style="bold"))
+    console.print(grid)
+    images, largest = table["index"].nunique(), _largest_radius(table)
+    reach = f"{samples:,} samples certify at most radius {largest:.3g}"
+    console.print(Text(f"{images:,} image(s), each certified with confidence {1 - alpha:g}; {reach}."))
+
+
+def _largest_radius(table: pd.DataFrame) -> float:
+    """What the samples certify at most: if all of them agree, the probability is at least alpha^(1/n)."""
+    alpha, samples, sigma = (float(table[name].iloc[0]) for name in ("alpha", "samples", "sigma"))
+    return certified_radius(alpha ** (1 / samples), sigma)
+
+
+def _certified(rows: pd.DataFrame, radius: float) -> Any:
+    """Which images are right, with a certificate that reaches a radius."""
+    return (rows["prediction"] == rows["label"]) & (rows["radius"] >= radius)
+
+
+def certify_figure(table: pd.DataFrame, title: str) -> dict[str, bytes]:
+    """The figure as {"summary.png": ..., "summary.svg": ...}: certified accuracy against the radius, a line per model.
+
+    A dotted line at the left is the accuracy without smoothing.
+    """
+    models, largest = list(dict.fromkeys(table["model"])), _largest_radius(table)
+
+    def draw(figure: Figure) -> None:
+        axes, lines = figure.subplots(), {}
+        for number, model in enumerate(models):
+            rows, style = table[table["model"] == model], look(number) | {"marker": "", "linewidth": 1.7}
+            radii = [0.0, *sorted(rows.loc[_certified(rows, 0), "radius"]), largest]
+            # Up to and including a radius that some images have, they count.
+            shares = [_certified(rows, radius).mean() for radius in radii[1:-1]]
+            shares = [shares[0] if shares else 0.0, *shares, 0.0 if not shares or radii[-2] < largest else shares[-1]]
+            (lines[shortened(str(model))],) = axes.step(radii, shares, where="pre", **style)
+            axes.plot([0, 0.06 * largest], [rows["natural"].mean()] * 2, color=style["color"], linestyle=":")
+        label = "L2 radius, in pixel values"
+        _dress(
+            axes, label, "certified accuracy", f"Smoothed with sigma {table['sigma'].iloc[0]:g}; dotted: without noise"
+        )
+        axes.set_xlim(0, 1.03 * largest)
+        per_cent(axes, -0.02, 1.02)
+        legend(figure, list(lines.values()), list(lines), ncols=min(4, len(lines)), fontsize=8.5)
+
+    return _rendered("summary", (6.0, 4.2), f"Certified accuracy: {title}", draw)
+
+
+# Corruptions: accuracy by corruption and severity
+
+
+def corruptions_table(table: pd.DataFrame, console: Console, reference: str = "") -> None:
+    """Print for each model and M the accuracy under each corruption at each severity, then the means of all models.
+
+    reference: the model to which the mean corruption error is related; "" for none.
+    """
+    severities = [int(severity) for severity in sorted(set(table["severity"]) - {0})]
+    corrupted = table[table["severity"] > 0]
+    for (model, mc), rows in corrupted.groupby(["model", "mc"], sort=False):
+        grid = cells.grid({"": "left", **dict.fromkeys((*map(str, severities), "Mean"), "right")})
+        for kind, found in rows.groupby("corruption", sort=False):
+            shares = dict(zip(found["severity"], found["accuracy"], strict=True))
+            shown = [shares[severity] for severity in severities] + [found["accuracy"].mean()]
+            grid.add_row(str(kind), *map(cells.percent, shown))
+        console.print(Text(f"{plain(model)}, M = {mc}: accuracy, %, by severity", style="bold"))
+        console.print(grid)
+        console.print()
+    heads = ("M", "Clean", "Corrupted", *["mCE"] * bool(reference))
+    summary = cells.grid({"Model": "left", **dict.fromkeys(heads, "right")})
+    theirs = _errors(corrupted[(corrupted["model"] == reference) & (corrupted["mc"] == 1)])
+    theirs = theirs[theirs > 0]
+    for (model, mc), rows in corrupted.groupby(["model", "mc"], sort=False):
+        clean = table[(table["model"] == model) & (table["mc"] == mc) & (table["severity"] == 0)]
+        mean = rate_of(float(rows["accuracy"].mean()), int(rows["images"].iloc[0]))
+        related = [cells.percent((_errors(rows) / theirs).mean())] * bool(reference)
+        both = cells.rate(as_rows(clean)[0], "accuracy"), cells.with_interval(mean.value, mean.low, mean.high)
+        summary.add_row(plain(model), str(mc), *both, *related)
+    console.print(Text("Mean over corruptions and severities, %", style="bold"))
+    console.print(summary)
+    told = f" mCE: mean error in % of that of {plain(reference)}, over the {len(theirs)} corruptions where it errs."
+    images = f"{table['images'].iloc[0]:,} image(s); intervals (95 %) are over images."
+    console.print(Text(images + told * bool(reference)))
+
+
+def _errors(rows: pd.DataFrame) -> pd.Series[float]:
+    """The error under each corruption, over all severities: the terms of the mean corruption error (section 4.2)."""
+    return 1 - rows.groupby("corruption")["accuracy"].mean()
+
+
+def corruptions_figures(
+    table: pd.DataFrame, pictures: NDArray[np.float32], kinds: Sequence[str], severities: Sequence[int], title: str
+) -> dict[str, bytes]:
+    """Accuracy against severity, a panel for each corruption, as {"summary.png", "summary.svg"}; and "images.png".
+
+    pictures: one image under each corruption at each severity, (corruptions, severities, C, H, W).
+    """
+    models, ms = list(dict.fromkeys(table["model"])), sorted(table["mc"].unique())
+    columns = min(5, len(kinds))
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(-(-len(kinds) // columns), columns, sharex=True, sharey=True, squeeze=False)
+        lines = {}
+        for axes, kind in zip(panels.flat, kinds, strict=False):
+            shown = table[table["corruption"].isin([kind, "none"])]
+            for (model, mc), rows in shown.groupby(["model", "mc"], sort=False):
+                style = look(models.index(model), ms.index(mc)) | {"markersize": 4, "linewidth": 1.5}
+                several = table.loc[table["model"] == model, "mc"].nunique() > 1
+                lines[shortened(str(model)) + (f", M = {mc}" if several else "")] = _line(axes, "severity", rows, style)
+            _dress(axes, "", "accuracy" if axes in panels[:, 0] else "", kind.replace("-", " "))
+            axes.locator_params(axis="x", integer=True)
+        for axes in panels.flat[len(kinds) :]:
+            axes.set_visible(False)
+        _shares(panels[0, 0], table)
+        figure.supxlabel("severity; 0: as it is", fontsize=9)
+        legend(figure, list(lines.values()), list(lines), ncols=min(6, len(lines)), fontsize=8.5)
+
+    def show(figure: Figure) -> None:
+        panels = figure.subplots(len(kinds), len(severities), squeeze=False)
+        for row, of_kind, kind in zip(panels, pictures, kinds, strict=True):
+            for axes, image, severity in zip(row, of_kind, severities, strict=True):
+                axes.imshow(displayable(image), vmin=0, vmax=1, cmap="gray", interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                axes.set_title(f"severity {severity}" if axes in panels[0] else "", fontsize=8)
+            row[0].set_ylabel(kind.replace("-", "\n"), rotation=0, ha="right", va="center", fontsize=8)
+
+    size = max(5.2, 2.2 * columns), 1.2 + 1.7 * -(-len(kinds) // columns)
+    found = _rendered("summary", size, f"Accuracy under corruption: {title}", draw)
+    size = 1.1 + 1.15 * len(severities), 0.5 + 1.15 * len(kinds)
+    return found | {"images.png": _rendered("images", size, "One image under each corruption", show)["images.png"]}
+
+
+# Spatial: accuracy on the worst rotation and translation of each image
+
+
+def spatial_table(table: pd.DataFrame, console: Console) -> None:
+    """Print a row for each search and a column for each model, in per cent."""
+    models = list(dict.fromkeys(table["model"]))
+    rows = {(row["searched"], row["model"]): row for row in as_rows(table)}
+    grid = cells.grid({"": "left", **dict.fromkeys(map(plain, models), "right")})
+    for searched, words in _searches(table).items():
+        found = [rows[searched, model] for model in models]
+        short = [cells.percent(row["accuracy"]) for row in found]
+        grid.add_row(words, *([cells.rate(row, "accuracy") for row in found] if len(models) <= 2 else short))
+    console.print(Text("Accuracy on turned and moved images, %", style="bold"))
+    console.print(grid)
+    console.print(Text(f"{table['images'].iloc[0]:,} image(s); intervals (95 %) are over images."))
+
+
+def _searches(table: pd.DataFrame) -> dict[str, str]:
+    """The searches of a table, the weakest first, in words."""
+    return dict(zip(table["searched"], table["words"], strict=True))
+
+
+def spatial_figure(table: pd.DataFrame, title: str) -> dict[str, bytes]:
+    """The figure as {"summary.png": ..., "summary.svg": ...}: accuracy for each search, a mark for each model."""
+    models, searches = list(dict.fromkeys(table["model"])), _searches(table)
+    places = {searched: place for place, searched in enumerate(searches)}
+
+    def draw(figure: Figure) -> None:
+        axes, marks = figure.subplots(), []
+        for number, model in enumerate(models):
+            rows, style = table[table["model"] == model], look(number)
+            shift = 0.7 * ((number + 0.5) / len(models) - 0.5)
+            x = [places[searched] + shift for searched in rows["searched"]]
+            lengths = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
+            ends = [length.clip(lower=0) for length in lengths]  # from 1, rounding may go down
+            axes.bar(x, rows["accuracy"], width=0.62 / len(models), color=style["color"], alpha=0.25)
+            marks.append(axes.errorbar(
+                x, rows["accuracy"], yerr=ends, color=style["color"], marker=style["marker"], linestyle="", capsize=2
+            ))  # fmt: skip
+        _dress(axes, "", "accuracy", "")
+        axes.set_xticks(list(places.values()), [words.replace(", ", ",\n") for words in searches.values()], fontsize=8)
+        per_cent(axes, 0, 1.04)
+        legend(figure, marks, [shortened(str(model)) for model in models], ncols=min(6, len(models)), fontsize=8.5)
+
+    return _rendered("summary", (8.6, 4.2), f"Accuracy on turned and moved images: {title}", draw)
 
 
 # Glimpses: the accuracy after each glimpse, and how far an attack moves the fixations

@@ -49,7 +49,7 @@ def in_order(records: Sequence[RunRecord]) -> list[RunRecord]:
     unique: dict[tuple[str, str], tuple[tuple[Any, ...], RunRecord]] = {}
     for record in records:
         identity = record.id, sha256_of_value(record.outcomes.to_json())
-        what = record.dataset, record.size, record.norm, record.eps, record.mc, record.model, record.attack
+        what = record.dataset, record.size, record.threat, record.eps, record.mc, record.model, record.attack
         # The only fields in which two runs with one id and equal outcomes may differ.
         varying = record.command, record.execution, record.versions, record.failures, record.notes, record.timing
         key = (*what, *identity, json.dumps(varying, sort_keys=True, default=str))
@@ -89,7 +89,7 @@ def _row(record: RunRecord) -> Row:
     return {
         "dataset": plain(record.dataset),
         "size": plain(record.size),
-        "norm": plain(record.norm),
+        "norm": plain(record.threat),
         "eps": record.eps,
         "eps_text": format_eps(record.eps),
         "mc": record.mc,

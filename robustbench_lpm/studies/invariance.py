@@ -20,9 +20,9 @@ from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier, Noise
 from robustbench_lpm.errors import Attempt, LpmbenchError
-from robustbench_lpm.registry.tasks import Data, told_apart
-from robustbench_lpm.registry.zoo import LoadedModel, load_model
-from robustbench_lpm.studies.study import Row, Spent, Study, resolved
+from robustbench_lpm.registry.tasks import Data
+from robustbench_lpm.registry.zoo import LoadedModel
+from robustbench_lpm.studies.study import Row, Spent, Study, load_all, resolved
 
 Warp = tuple[float, float, float, float]  # the arguments of `warped`: angle, scale, right, down
 # For each transformation the warps of a magnitude, each of which gives an image of its own.
@@ -106,16 +106,10 @@ def make_invariance(
     Raises LpmbenchError for models that answer in other labels than the data set's, for those without weights, and for
     a scale that is not above 0.
     """
-    if checkpoint is not None and len(names) != 1:
-        raise LpmbenchError("--checkpoint goes with exactly one model.")
     if any(value <= 0 for value in values.get("scale", ())):
         raise LpmbenchError("A scale is a factor above 0.")
-    models: list[LoadedModel] = []
-    for name in names:
-        with attempt(name):
-            models.append(load_model(name, checkpoint=checkpoint, trust=trust, device=device))
-    models = told_apart(models)
+    models = load_all(names, checkpoint=checkpoint, trust=trust, device=device, attempt=attempt)
     chosen = tuple((name, tuple(sorted(set(values[name])))) for name in TRANSFORMATIONS if values.get(name))
     averages = tuple(sorted({1, *mc}))
-    study = Invariance(tuple(models), data, mc=averages, device=device, values=chosen, **{"draws": 4} | settings)
+    study = Invariance(models, data, mc=averages, device=device, values=chosen, **{"draws": 4} | settings)
     return resolved(study, limit, attempt)

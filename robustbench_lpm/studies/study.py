@@ -1,4 +1,4 @@
-"""Studies: clean accuracy of models while one thing is varied.
+"""Studies: accuracy of models while one thing is varied.
 
 A stochastic model runs R = K · max M times over every image, run r on the noise of address ("clean", r). M runs in a
 row make one draw of the average of M runs (their mean logits), so that M has R // M draws, no two of which share a run:
@@ -43,8 +43,8 @@ from robustbench_lpm.protocol.plan import fitted
 from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses
 from robustbench_lpm.records.runs import read_json, read_sealed, write_atomically
 from robustbench_lpm.registry import cards
-from robustbench_lpm.registry.tasks import Data
-from robustbench_lpm.registry.zoo import LoadedModel
+from robustbench_lpm.registry.tasks import Data, told_apart
+from robustbench_lpm.registry.zoo import LoadedModel, load_model
 from robustbench_lpm.versions import versions
 
 SCHEMA_VERSION = 1
@@ -58,10 +58,12 @@ Shares = NDArray[np.float64]
 class Study:
     """A study, resolved and checked before it starts; `configuration` names it. Made by `resolved`.
 
-    A subclass says what is varied: `varied`, `words`, `cells` and `once`.
+    A subclass says what is varied: `varied`, `words`, `cells` and `once`. One that measures something else than shares
+    of right draws has its own `measured` and `rows`.
     """
 
     name: ClassVar[str]  # of the command, and of its files
+    averages_runs: ClassVar[bool] = True  # whether the command takes --mc
 
     models: tuple[LoadedModel, ...]
     data: Data
@@ -91,9 +93,14 @@ class Study:
         return sha256_of_value(self.configuration)
 
     @property
+    def block_size(self) -> int:
+        """The most images in a block."""
+        return CHUNKS_IN_A_BLOCK * self.chunk
+
+    @property
     def blocks(self) -> list[range]:
-        """The work units: slices of the images that fit into memory."""
-        size = CHUNKS_IN_A_BLOCK * self.chunk
+        """The work units: slices of the images."""
+        size = self.block_size
         return [range(start, min(start + size, self.images)) for start in range(0, self.images, size)]
 
     def averages(self, model: LoadedModel) -> tuple[int, ...]:
@@ -108,7 +115,9 @@ class Study:
         """The command that repeats this study (DIR is the directory of the data)."""
         names = [model.arguments.removeprefix("--model ") or shlex.quote(model.name) for model in self.models]
         options: dict[str, Any] = {name: self.data.identity[name] for name in ("size", "split")}
-        options |= {"limit": self.images, "mc": ",".join(map(str, self.mc)), "draws": self.draws, "seed": self.seed}
+        options["limit"] = self.images
+        options |= {"mc": ",".join(map(str, self.mc))} if self.averages_runs else {}
+        options |= {"draws": self.draws, "seed": self.seed}
         options |= {} if goes_unnamed(self.device) else {"device": self.device}
         options |= {"labels_fit": True} if self.labels_fit else {}
         if self.data.foreign or any(model.card and cards.is_foreign(model.card) for model in self.models):
@@ -136,6 +145,24 @@ class Study:
         """Logits (T, B, K) of one pass over images (B, C, H, W), after each of T numbers of glimpses."""
         raise NotImplementedError
 
+    def measured(
+        self, model: LoadedModel, images: Tensor, labels: Tensor, indices: Sequence[int], spent: Spent
+    ) -> Tensor:
+        """What is found of each image, (B, number of cells, number of Ms), float64.
+
+        By default the share of draws that are right. images (B, C, H, W), labels (B,): on the device, those of
+        `indices`. spent: called with the number of passes that the network has made.
+        """
+        return self.share_right(model, images, labels, self.noises(model, indices, self.runs(model)), spent)
+
+    def noises(self, model: LoadedModel, indices: Sequence[int], runs: int) -> list[Noise]:
+        """The noise of each run over some images, on the device."""
+        found = []
+        for run in range(runs):
+            noise = model.classifier.sample_noise(Addresses.of(self.seed, indices, "clean", run))
+            found.append(on_device(noise, torch.device(self.device)))
+        return found
+
     def share_right(
         self, model: LoadedModel, images: Tensor, labels: Tensor, noises: Sequence[Noise], spent: Spent
     ) -> Tensor:
@@ -159,8 +186,46 @@ class Study:
         draws = torch.tensor([runs // m for m in averages], dtype=torch.float64, device=counts.device)
         return counts.permute(2, 1, 0) / draws
 
+    def rows(self, found: Sequence[Shares]) -> list[Row]:
+        """The table of what was `measured` of all images, by model: for each M and cell the accuracy in [0, 1], its
+        Wilson interval (None below 20 images), and n."""
+        rows = []
+        for model, per_image in zip(self.models, found, strict=True):
+            for position, m in enumerate(self.averages(model)):
+                for number, cell in enumerate(self.cells()):
+                    right = per_image[:, number, position]
+                    rate = statistics.rate(right)
+                    halves = (right[::2], right[1::2]) if rate.n > 1 else (right, right)  # of the images
+                    first, second = (float(half.mean()) for half in halves)
+                    rows.append({
+                        "model": model.name, "dataset": self.data.name, "size": self.data.identity["size"], "mc": m,
+                        **cell,
+                        "accuracy": rate.value, "accuracy_low": rate.low, "accuracy_high": rate.high,
+                        "accuracy_first_half": first, "accuracy_second_half": second,
+                        "images": rate.n, "draws": self.runs(model) // m, "seed": self.seed,
+                    })  # fmt: skip
+        return rows
+
 
 StudyT = TypeVar("StudyT", bound=Study)
+
+
+def load_all(
+    names: Sequence[str], *, checkpoint: Path | None = None, trust: bool = False, device: str = "auto",
+    attempt: Attempt = nullcontext,
+) -> tuple[LoadedModel, ...]:  # fmt: skip
+    """The registered models or cards of these names, told apart.
+
+    attempt: the context in which each is loaded; one whose error it suppresses is left out. Raises LpmbenchError for a
+    checkpoint with several names.
+    """
+    if checkpoint is not None and len(names) != 1:
+        raise LpmbenchError("--checkpoint goes with exactly one model.")
+    models: list[LoadedModel] = []
+    for name in names:
+        with attempt(name):
+            models.append(load_model(name, checkpoint=checkpoint, trust=trust, device=device))
+    return tuple(told_apart(models))
 
 
 class ModelFailed(LpmbenchError):
@@ -229,7 +294,7 @@ def estimate_seconds(study: Study) -> float:
         for _ in range(2):
             start = time.perf_counter()
             with _blamed(model):
-                (noise,) = _noises(study, model, batch.indices, runs=1)
+                (noise,) = study.noises(model, batch.indices, runs=1)
                 study.once(model.classifier, images, noise).argmax(-1).cpu()  # the copy waits for the device
             seconds.append(time.perf_counter() - start)
         each += study.passes(model) * min(seconds) / len(batch)
@@ -265,7 +330,7 @@ def run(study: Study, out: Path | None = None, progress: Progress | None = None)
         done += len(indices)
         watcher.finished(done)
     shares = [np.concatenate([part[str(i)] for part in parts]) for i in range(len(study.models))]
-    return Result(_rows(study, shares), sum(float(part["seconds"]) for part in parts), used)
+    return Result(study.rows(shares), sum(float(part["seconds"]) for part in parts), used)
 
 
 def _store(study: Study, out: Path | None) -> BlockStore:
@@ -279,16 +344,15 @@ def _execution(study: Study) -> dict[str, Any]:
 
 @torch.no_grad()
 def _run_block(study: Study, indices: Sequence[int], progress: Progress) -> Arrays:
-    """By the position of a model, the shares of draws that are right: (images of the block, cells, Ms), float64."""
+    """By the position of a model, what is measured of it: (images of the block, cells, Ms), float64."""
     shape = len(indices), len(study.cells())
     found = [np.zeros((*shape, len(study.averages(model)))) for model in study.models]
     for batch in batches_by_shape(study.data.read(indices), study.chunk):
         images, labels = batch.images.to(study.device), batch.labels.to(study.device)
         for position, model in enumerate(study.models):
-            noises = _noises(study, model, batch.indices, study.runs(model))
             with _blamed(model):
                 try:
-                    shares = study.share_right(model, images, labels, noises, progress.spent)
+                    shares = study.measured(model, images, labels, batch.indices, progress.spent)
                 except torch.OutOfMemoryError:
                     raise LpmbenchError(
                         f"{len(batch)} images of {batch.images.shape[-1]} pixels do not fit into the memory of "
@@ -296,35 +360,6 @@ def _run_block(study: Study, indices: Sequence[int], progress: Progress) -> Arra
                     ) from None
             found[position][batch.positions] = shares.cpu().numpy()
     return {str(position): shares for position, shares in enumerate(found)}
-
-
-def _noises(study: Study, model: LoadedModel, indices: Sequence[int], runs: int) -> list[Noise]:
-    """The noise of each run over some images, on the device."""
-    found = []
-    for run in range(runs):
-        noise = model.classifier.sample_noise(Addresses.of(study.seed, indices, "clean", run))
-        found.append(on_device(noise, torch.device(study.device)))
-    return found
-
-
-def _rows(study: Study, shares: Sequence[Shares]) -> list[Row]:
-    """The table: by model, M and cell the accuracy in [0, 1], its Wilson interval (None below 20 images), and n."""
-    rows = []
-    for model, per_image in zip(study.models, shares, strict=True):
-        for position, m in enumerate(study.averages(model)):
-            for number, cell in enumerate(study.cells()):
-                right = per_image[:, number, position]
-                rate = statistics.rate(right)
-                halves = (right[::2], right[1::2]) if rate.n > 1 else (right, right)  # of the images
-                first, second = (float(half.mean()) for half in halves)
-                rows.append({
-                    "model": model.name, "dataset": study.data.name, "size": study.data.identity["size"], "mc": m,
-                    **cell,
-                    "accuracy": rate.value, "accuracy_low": rate.low, "accuracy_high": rate.high,
-                    "accuracy_first_half": first, "accuracy_second_half": second,
-                    "images": rate.n, "draws": study.runs(model) // m, "seed": study.seed,
-                })  # fmt: skip
-    return rows
 
 
 def finished(study: Study, out: Path) -> Result | None:
@@ -369,6 +404,12 @@ def write(study: Study, result: Result, files: Mapping[str, bytes], out: Path) -
     text = json.dumps(sealed(content), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
     write_atomically(path, text.encode())
     _store(study, out).close()
+
+
+def files_of(study: Study, out: Path) -> list[str]:
+    """The names of the files of a finished study: the table, NAME.json, the figures."""
+    table, *figures = read_json(out / f"{study.name}.json").get("artefacts") or {}
+    return [table, f"{study.name}.json", *figures]
 
 
 def whole(study: Study, out: Path) -> bool:

@@ -326,7 +326,8 @@ class _Training:
         if recipe.sigma_start is not None:
             network.sigma = recipe.sigma_start + done * (self.sigma - recipe.sigma_start)
         stages = [glimpses for start, glimpses in recipe.glimpses if start <= done]
-        return network.sample_noise(addresses, stages[-1] if stages else None)
+        own = network.sample_noise(addresses, stages[-1] if stages else None)
+        return own | self.classifier.smoothing_noise(addresses)
 
     def finish(self) -> TrainingResult:
         """Measure the best epoch and write its model card."""

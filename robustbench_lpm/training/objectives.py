@@ -141,7 +141,7 @@ def reinforce(
     if network.sigma == 0:
         raise LpmbenchError("The objective 'reinforce' needs sigma > 0: a policy without noise has no density.")
     mode = {"score-function": "detached", "both": "reparameterised"}.get(through, through)
-    trajectory = network.look(classifier.prepare(batch.images), batch.noise, gradient_mode=mode)
+    trajectory = classifier.look(batch.images, batch.noise, gradient_mode=mode)
     right = trajectory.logits[-1].argmax(1) == batch.labels
     answers = trajectory.logits if every_glimpse else trajectory.logits[-1:]
     classification = F.cross_entropy(answers.flatten(0, 1), batch.labels.repeat(len(answers)))

@@ -22,20 +22,33 @@ SWEEP = "sweep ram --glimpses 1,3,7 --mc 1,2 --limit 21 --threads 1"
 INVARIANCE = "invariance ram cnn --rotate 0..90:45 --scale 0.5,1 --limit 21 --draws 2 --threads 1"
 
 
-@pytest.mark.parametrize(("name", "line", "cells"), [("sweep", SWEEP, 6), ("invariance", INVARIANCE, 10)])
+CERTIFY = "certify cnn ram-centre --sigma 0.3 --samples 40 --select 9 --limit 21 --threads 1"
+
+
+CORRUPTIONS = "corruptions ram --corruption fog,snow --severity 2,5 --reference cnn --limit 21 --draws 2 --threads 1"
+SPATIAL = "spatial ram cnn --steps 3,1 --rotation 20 --select 2 --draws 2 --limit 21 --threads 1"
+STUDIES = [
+    ("sweep", SWEEP, 6), ("invariance", INVARIANCE, 10), ("certify", CERTIFY, 42), ("corruptions", CORRUPTIONS, 10),
+    ("spatial", SPATIAL, 12),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "line", "cells"), STUDIES)
 def test_a_study_writes_its_table_figure_and_provenance(
     name: str, line: str, cells: int, tmp_path: Path, capsys: Capture
 ) -> None:
     lpmbench(f"{line} --out study")
     shown = capsys.readouterr().out
-    assert f"Written to study: {name}.csv, {name}.json, summary.png, summary.svg" in shown
+    files = [f"{name}.csv", f"{name}.json", "summary.png", "summary.svg", *["images.png"] * (name == "corruptions")]
+    assert f"Written to study: {', '.join(files)}" in shown
     out = tmp_path / "study"
-    assert {path.name for path in out.iterdir()} == {f"{name}.csv", f"{name}.json", "summary.png", "summary.svg"}
+    assert {path.name for path in out.iterdir()} == set(files)
     table, stored = pd.read_csv(out / f"{name}.csv"), json.loads((out / f"{name}.json").read_text())
     assert len(table) == len(stored["table"]) == cells
-    assert table["accuracy"].tolist() == pytest.approx([row["accuracy"] for row in stored["table"]])
-    assert table["accuracy_low"].notna().all()
-    assert Image.open(out / "summary.png").width > 1000
+    measured = "radius" if name == "certify" else "accuracy"
+    assert table[measured].tolist() == pytest.approx([row[measured] for row in stored["table"]])
+    assert "accuracy_low" not in table or table["accuracy_low"].notna().all()
+    assert Image.open(out / "summary.png").width > 700
 
     before = {path: path.read_bytes() for path in out.iterdir()}
     lpmbench(f"{line} --out study")
@@ -160,3 +173,9 @@ DATASETS = [
 def test_the_data_set_is_the_one_that_the_model_learned() -> None:
     for models, named, expected in DATASETS:
         assert studies.dataset_for(list(map(cards.model, models)), named) == expected
+
+
+def test_steps_of_a_grid_are_two_numbers(capsys: Capture) -> None:
+    for steps in ("31", "31;5", "a,b", "4,3"):
+        assert run(["spatial", "cnn", "--steps", steps, "--limit", "2"]) == 1
+        assert "teps" in capsys.readouterr().err

@@ -1,8 +1,10 @@
-"""The tables and figures of the studies: sweep, invariance, glimpses."""
+"""The tables and figures of the studies: sweep, invariance, certify, corruptions, spatial, glimpses."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO, StringIO
 from typing import Any
 from xml.etree import ElementTree
@@ -35,6 +37,34 @@ def warped(models: tuple[str, ...] = ("ramlpm", "cnn"), ms: tuple[int, ...] = (1
          "accuracy": 0.9 - 0.2 * place - 0.1 * (model == "cnn"), "accuracy_high": low + 0.65} | LINES
         for model in models for m in (ms if model != "cnn" else (1,))
         for kind in kinds for place, value in enumerate(VALUES[kind])
+    ])  # fmt: skip
+
+
+def certified(models: tuple[str, ...] = ("cnn",), radii: tuple[float, ...] = (0.5, 0.2, 0.3, 0.0)) -> pd.DataFrame:
+    """Four images a model: the first two right, the third wrong, the last without an answer."""
+    return pd.DataFrame([
+        {"model": model, "index": index, "label": 1, "natural": 1.0, "radius": radius, "sigma": 0.25, "alpha": 0.001,
+         "prediction": (1, 1, 2, -1)[index], "samples": 1000}
+        for model in models for index, radius in enumerate(radii)
+    ])  # fmt: skip
+
+
+def corrupted(models: tuple[str, ...] = ("ram", "cnn"), ms: tuple[int, ...] = (1,)) -> pd.DataFrame:
+    """The second model errs half as often in fog, and never in snow."""
+    cells = [("none", 0), ("fog", 1), ("fog", 5), ("snow", 1), ("snow", 5)]
+    return pd.DataFrame([
+        {"model": model, "mc": m, "corruption": kind, "severity": severity, "images": 40, "accuracy_low": 0.1,
+         "accuracy": 1 - severity / 10 / (1 + number if kind == "fog" else 1 - number or math.inf),
+         "accuracy_high": 1.0}
+        for number, model in enumerate(models) for m in ms for kind, severity in cells
+    ])  # fmt: skip
+
+
+def searched(models: tuple[str, ...] = ("ram", "cnn"), low: float = 0.1) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"model": model, "mc": 1, "searched": name, "words": words, "images": 40, "accuracy": 0.9 - 0.1 * place,
+         "accuracy_low": low, "accuracy_high": low + 0.85}
+        for model in models for place, (name, words) in enumerate([("none", "as it is"), ("grid", "worst of both")])
     ])  # fmt: skip
 
 
@@ -103,6 +133,46 @@ def test_the_lowest_of_a_curve_owes_nothing_to_luck() -> None:
     assert curves.mean(axis=1).min(axis=-1).mean() < 0.6 - 20 * error
 
 
+def test_certificates_count_what_is_right_as_far_as_it_is_certified() -> None:
+    rows = {
+        line.rpartition("  ")[0].strip(): line.split()[-1]
+        for line in printed(studies.certify_table, certified()).splitlines()
+    }
+    expected = {"without smoothing": "100.0", "abstains": "25.0", "radius 0": "50.0", "radius 0.125": "50.0"}
+    expected |= {"radius 0.25": "25.0", "radius 0.5": "25.0"}  # the radius itself counts
+    assert expected.items() <= rows.items()
+    assert "at most radius 0.616" in printed(studies.certify_table, certified(), width=100)  # 0.25 Φ⁻¹(0.001^(1/1000))
+
+
+def test_the_curve_of_certificates_has_a_step_at_each_radius(monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(Axes, "step", lambda self, x, y, **style: drawn.append((x, y)) or self.plot(x, y))
+    studies.certify_figure(certified(), "title")
+    ((radii, shares),) = drawn
+    assert (radii[:-1], shares) == ([0.0, 0.2, 0.5], [0.5, 0.5, 0.25, 0.0])
+
+
+def test_corruptions_show_their_means_and_relate_errors() -> None:
+    lines = printed(partial(studies.corruptions_table, reference="cnn"), corrupted(), width=120).splitlines()
+    assert ["fog", "90.0", "50.0", "70.0"] in [line.split() for line in lines]
+    ram, cnn = ([line for line in lines if line.startswith(model)][-1].split() for model in ("ram", "cnn"))
+    assert ram[:5] == ["ram", "1", "100.0", "[10.0,", "100.0]"]
+    assert (ram[5], cnn[5]) == ("70.0", "92.5")
+    assert (ram[-1], cnn[-1]) == ("200.0", "100.0")  # in fog alone: the reference makes no error in snow
+    assert "over the 1 corruptions where it errs" in " ".join(" ".join(lines).split())
+    assert "mCE" not in printed(studies.corruptions_table, corrupted())
+
+
+def test_spatial_shows_a_row_for_each_search() -> None:
+    lines = [line.split() for line in printed(studies.spatial_table, searched()).splitlines()]
+    assert ["worst", "of", "both", *("80.0", "[10.0,", "95.0]") * 2] in lines
+    assert ["as", "it", "is", *["90.0"] * 3] in [
+        line.split() for line in printed(studies.spatial_table, searched(("a", "b", "c"))).splitlines()
+    ]
+
+
 def test_glimpses_show_every_row_and_what_was_asked_for_alone() -> None:
     shown = printed(studies.glimpse_tables, accuracies(), fixations(), width=100)
     for text in ("Attacked anew", "42.0 [32.0, 52.0]", "At equal compute", "0.250 [0.250, 0.250]", "2.5"):
@@ -125,6 +195,22 @@ def warped_figure(table: pd.DataFrame) -> dict[str, bytes]:
     return studies.invariance_figure(table, "a $model_ & <digits>")
 
 
+def certified_figure(table: pd.DataFrame) -> dict[str, bytes]:
+    return studies.certify_figure(table, "a $model_ & <digits>")
+
+
+def corrupted_figure(table: pd.DataFrame) -> dict[str, bytes]:
+    kinds = [kind for kind in dict.fromkeys(table["corruption"]) if kind != "none"]
+    pictures = np.random.default_rng(0).random((len(kinds), 2, 3, 8, 8), dtype=np.float32)
+    figures = studies.corruptions_figures(table, pictures, kinds, (1, 5), "a $model_ & <digits>")
+    assert Image.open(BytesIO(figures.pop("images.png"))).height > 200 * len(kinds)
+    return figures
+
+
+def searched_figure(table: pd.DataFrame) -> dict[str, bytes]:
+    return studies.spatial_figure(table, "a $model_ & <digits>")
+
+
 def glimpses_figure(table: pd.DataFrame) -> dict[str, bytes]:
     return studies.glimpse_figure(table, fixations()[: 2 * (table["mc"].max() > 1)], "a $model_ & <digits>")
 
@@ -136,6 +222,12 @@ FIGURES: list[tuple[Any, pd.DataFrame, list[str]]] = [
     (warped_figure, warped(ms=(1, 5)), ["ramlpm, M = 5", "cnn"]),
     (warped_figure, warped(("_model", "$x", *(f"model-{i}" for i in range(9))), low=NAN, kinds=("scale",)), ["_model"]),
     (warped_figure, warped(("ramlpm",)).query("value == 1"), ["ramlpm"]),
+    (certified_figure, certified(("cnn", "_model")), ["cnn", "_model", "sigma 0.25"]),
+    (certified_figure, certified().assign(prediction=-1, radius=0.0), ["cnn"]),
+    (corrupted_figure, corrupted(("_model", "cnn"), (1, 5)), ["_model, M = 5", "cnn, M = 1", "fog", "snow"]),
+    (corrupted_figure, corrupted(("cnn",)).query("corruption != 'snow'"), ["cnn", "fog"]),
+    (searched_figure, searched(("_model", "cnn")), ["_model", "as it is", "worst of both"]),
+    (searched_figure, searched(low=NAN).assign(accuracy=1.0), ["ram"]),
     (glimpses_figure, accuracies(), ["M = 2", "How far the next fixation is displaced"]),
     (glimpses_figure, accuracies((1,)), ["attacked anew for each number of glimpses"]),
 ]

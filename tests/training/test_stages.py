@@ -15,10 +15,11 @@ from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.randomness import Addresses, generator
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.cards import RecipeCard, Validation
+from robustbench_lpm.training import train
 from robustbench_lpm.training.examples import in_memory
 from robustbench_lpm.training.objectives import cross_entropy
 from robustbench_lpm.training.validation import validate
-from tests.training.conftest import Trainer, tiny_recipe
+from tests.training.conftest import CARDS, Trainer, tiny_recipe
 from tests.training.test_epochs_and_measures import CPU, Coin, zeros
 from tests.training.test_objectives import small_ram
 
@@ -136,3 +137,21 @@ def test_controls_are_one_draw_under_the_other_policies() -> None:
         assert found[f"accuracy_{policy}"] == pytest.approx(float(right.float().mean()))
     plain = validate(Classifier(Coin(0.5)), cross_entropy, zeros(9), 0, CPU, Validation(controls=True))
     assert not any("random" in name for name in plain)  # a model that sees images whole has no fixations
+
+
+def test_a_smoothed_card_trains_under_its_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = tmp_path / "smoothed.toml"
+    text = (CARDS / "tiny-ramlpm.toml").read_text()
+    card.write_text(text.replace("\n[", "\nsmoothing = 0.5\n\n[", 1))
+    darkest: dict[bool, float] = {}
+    look = RamLpm.look
+
+    def watched(self: RamLpm, images: Tensor, noise: Any = None, **options: Any) -> Any:
+        darkest[self.training] = min(darkest.get(self.training, 0.0), float(images.min()))
+        return look(self, images, noise, **options)
+
+    monkeypatch.setattr(RamLpm, "look", watched)
+    result = train(str(card), recipe=tiny_recipe("reinforce"), out=tmp_path / "out", trust=True, epochs=1)
+    assert darkest[True] < -1  # no image is below 0 without noise
+    assert darkest[False] < -1
+    assert zoo.load_model(str(result.card_path)).classifier.smoothing == 0.5
