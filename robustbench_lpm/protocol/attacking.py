@@ -135,11 +135,15 @@ def _unsteady(plan: Plan, images: Tensor, first: Tensor, found: Tensor, indices:
     """
     if not near(_answers(plan, plan.classifier, images, indices, "clean"), first, ROUNDING):
         return "asked again for clean images after the attack, it answers otherwise"
-    fresh = plan.at_first()
+    fresh = plan.hardly_asked
     if fresh is None:
         return ""
     here, there = (_answers(plan, classifier, found, indices, "grade") for classifier in (plan.classifier, fresh))
-    return "" if near(here, there, ROUNDING) else "a copy that was asked nothing answers otherwise on attacked images"
+    return (
+        ""
+        if near(here, there, ROUNDING)
+        else "a copy that was hardly asked anything answers otherwise on attacked images"
+    )
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from robustbench_lpm.protocol.chunks import LARGEST_BLOCK, chunk_for, noise_for
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
 from robustbench_lpm.randomness import RANDOM_NUMBERS
 from robustbench_lpm.registry import cards
-from robustbench_lpm.registry.admission import IMAGES, Admission, AsItIs, admit, untouched
+from robustbench_lpm.registry.admission import IMAGES, Admission, AsItIs, admit
 from robustbench_lpm.registry.contents import sha256_of_object
 from robustbench_lpm.registry.tasks import Attack, Data, LeftOut, given_instead, resolve_attack, resolve_surrogates
 from robustbench_lpm.registry.zoo import LoadedModel
@@ -54,7 +54,7 @@ class Plan:
     notes: tuple[str, ...] = ()  # for the reader of the result
     code: dict[str, str] = field(default_factory=dict)  # hashes of what computes it, see `_code`
     no_gradient: str = ""  # why the model gives none, "" where it does
-    untouched: Classifier | None = None  # a copy of the model that is asked nothing, where it can be copied
+    untouched: Classifier | None = None  # a copy of the model that is asked hardly anything, where it can be copied
     measured: bool = False  # whether `chunk` depends on a device's free memory, so that the next start may find another
 
     @property
@@ -77,10 +77,10 @@ class Plan:
         """The classifier in reduced precision, if gradients and probes are to use it."""
         return self._averaged(self.lowered) if self.lowered is not None else None
 
-    def at_first(self) -> Classifier | None:
-        """The classifier as it was before any attack, where it can be copied."""
-        copied = untouched(self.untouched) if self.untouched is not None else None
-        return self._averaged(copied) if copied is not None else None
+    @property
+    def hardly_asked(self) -> Classifier | None:
+        """The classifier as it was before any attack, where it can be copied; for a few questions."""
+        return self._averaged(self.untouched) if self.untouched is not None else None
 
     def _averaged(self, classifier: Classifier) -> Classifier:
         return MonteCarlo(classifier, self.options.mc) if self.options.mc > 1 else classifier

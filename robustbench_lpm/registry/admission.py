@@ -44,7 +44,7 @@ class Admission:
 
     classes: the number of its logits. sources: of its randomness. no_gradient: why its answers give none with respect
     to the images, "" where they do. answers: a fingerprint of its logits on fixed images. notes: for the reader.
-    untouched: a copy that is asked nothing more, None of a model that cannot be copied.
+    untouched: a copy that no attack may ask, None of a model that cannot be copied.
     """
 
     classes: int
