@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq, linprog
 from torch import Tensor
 
-from robustbench_lpm.norms import NORMS, Norm, distance, farthest, lowest, project, sparse, steepest, uniform_in_ball
+from robustbench_lpm.norms import (
+    NORMS,
+    Norm,
+    distance,
+    farthest,
+    lowest,
+    project,
+    sparse,
+    steepest,
+    stepped,
+    uniform_in_ball,
+)
 from robustbench_lpm.protocol.grading import within_budget
 from robustbench_lpm.randomness import Addresses
 
@@ -302,3 +313,17 @@ def test_random_points_fill_the_ball_evenly(norm: Norm) -> None:
     deviation = EPS[norm] * math.sqrt(variance / n)
     assert found.square().mean(0) == pytest.approx(variance * EPS[norm] ** 2, rel=0.12)
     assert found.mean(0).abs().max() < 4 * deviation
+
+
+@for_all_norms
+def test_a_step_leads_down_and_in_l1_spares_pixels_without_room(norm: Norm) -> None:
+    images, gradients = box(0, torch.float32), noise(1, torch.float32)
+    moved = stepped(images, gradients, norm, 0.1)
+    if norm != "l1":
+        assert torch.equal(moved, images - 0.1 * steepest(gradients, norm))
+        return
+    stuck = torch.where(gradients > 0, images == 0, images == 1)
+    assert stuck.any()  # the test is about something
+    assert torch.equal(moved[stuck], images[stuck])
+    free = gradients.abs().masked_fill(stuck, 0).flatten(1)
+    assert ((moved != images).flatten(1).float().argmax(1) == free.argmax(1)).all()

@@ -7,7 +7,7 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
-from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
+from robustbench_lpm.norms import Norm, project, stepped, uniform_in_ball
 
 
 @Declaration(cost=lambda steps, restarts, eot: Cost(steps * restarts * eot, steps * restarts * eot, restarts))
@@ -38,7 +38,7 @@ def gaze(
         current = uniform_in_ball(images, norm, eps, oracle.choices())
         for _ in range(steps):
             gradients = oracle.gaze_gradient(current, oracle.noise(eot), away)
-            current = project(current + length * steepest(gradients, norm), images, norm, eps)
+            current = project(stepped(current, -gradients, norm, length), images, norm, eps)
         found.append(current)
     return oracle.choose(found, labels, targets)
 

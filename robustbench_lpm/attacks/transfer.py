@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective
-from robustbench_lpm.norms import Norm, per_image, project, steepest
+from robustbench_lpm.norms import Norm, per_image, project, stepped
 
 
 # The passes go to the surrogates. The run knows their number, and so what the choice among them costs.
@@ -41,7 +41,7 @@ def transfer(
             gradients, _, _ = surrogate.gradient(found, noise, losses)
             size = gradients.flatten(1).abs().mean(1).clamp_min(torch.finfo(gradients.dtype).tiny)
             velocity = momentum * velocity + gradients / per_image(size, gradients)
-            found = project(found - eps / steps * steepest(velocity, norm), images, norm, eps)
+            found = project(stepped(found, velocity, norm, eps / steps), images, norm, eps)
         return found
 
     return oracle.choose([descend(surrogate) for surrogate in surrogates], labels, targets)

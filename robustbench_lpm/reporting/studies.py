@@ -492,7 +492,15 @@ def curve_figure(table: pd.DataFrame, beside: pd.DataFrame, title: str, searcher
         )
         band: dict[str, Any] = {"color": ATTACKED, "alpha": 0.15, "linewidth": 0, "step": "post"}
         axes.fill_between(shown["eps"], shown["accuracy_low"], shown["accuracy_high"], **band)
-        names = [f"{searcher}: smallest perturbations"]
+        names, by_majority = (
+            [f"{searcher}: smallest perturbations"],
+            (table["majority"] - table["accuracy"]).abs().max(),
+        )
+        if by_majority > 1e-9:  # of a stochastic model
+            lines += axes.plot(
+                shown["eps"], shown["majority"], color=ATTACKED, linewidth=1.2, linestyle="--", drawstyle="steps-post"
+            )
+            names.append("most draws right (attacks: hollow)")
         for number, (attack, rows) in enumerate(beside.groupby("attack", sort=False) if len(beside) else ()):
             ends = [rows["accuracy"] - rows["accuracy_low"], rows["accuracy_high"] - rows["accuracy"]]
             style: dict[str, Any] = look(number + 1 + (number >= 2)) | {
@@ -500,10 +508,12 @@ def curve_figure(table: pd.DataFrame, beside: pd.DataFrame, title: str, searcher
             }  # the fourth is the curve's
             lines.append(axes.errorbar(rows["eps"], rows["accuracy"], yerr=ends, capsize=2.5, markersize=5, **style))
             names.append(f"{attack}, at one eps")
+            if by_majority > 1e-9:
+                axes.plot(rows["eps"], rows["majority"], **(style | {"markerfacecolor": "none", "markersize": 6}))
         _dress(axes, f"eps ({cells.norm(norm)})", "accuracy", "")
         axes.set_xlim(0, last)
         per_cent(axes, -0.02, 1.02)
-        legend(figure, lines, names, ncols=min(3, len(names)), fontsize=8.5)
+        legend(figure, lines, names, ncols=2, fontsize=8.5)
 
     return _rendered("summary", (6.2, 4.2), f"Accuracy against eps: {title}", draw)
 

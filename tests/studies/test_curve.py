@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def test_the_table_has_a_row_for_every_step() -> None:
     # (1 + 1 + 0.5 + 0) / 4, then the second image keeps a quarter, then nothing else remains.
     assert table["accuracy"].tolist() == pytest.approx([0.625, 0.4375, 0.0625])
     assert tuple(table.loc[1, ["accuracy_low", "accuracy_high"]]) == statistics.wilson(0.4375, 24)
+    assert replace(found, draws=20).table()["majority"].tolist() == [0.5, 0.25, 0.0]
 
 
 def test_a_stochastic_image_keeps_its_clean_share_until_half_of_the_draws_are_wrong() -> None:
