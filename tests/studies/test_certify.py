@@ -21,6 +21,7 @@ from robustbench_lpm.statistics import lower_bound
 from robustbench_lpm.studies import study as studies
 from robustbench_lpm.studies.certify import certificates, make_certificates
 from robustbench_lpm.studies.invariance import make_invariance
+from tests.architectures.test_smoothing import card_of
 from tests.classifiers import Linear, NoisyLinear
 
 SIGMA = 0.1
@@ -131,6 +132,16 @@ def test_passes_are_counted() -> None:
 
     studies.run(study, progress=Counting())
     assert sum(passes) == studies.total_passes(study) == 3 * 77
+
+
+def test_the_sigma_of_a_card_is_the_default_and_replaced_by_another(tmp_path: Path) -> None:
+    card, data = str(card_of("cnn", tmp_path, 0.3)), resolve_data("digits")
+    study = make_certificates([card], data, limit=2)
+    assert (study.sigma, study.models[0].classifier.smoothing) == (0.3, 0.3)
+    assert study.runs(study.models[0]) == 1  # without the noise on the image it is deterministic
+    other = make_certificates([card], data, 0.1, limit=2)
+    assert (other.sigma, other.models[0].classifier.smoothing) == (0.1, 0.1)
+    assert other.id != study.id
 
 
 def test_mistakes() -> None:
