@@ -20,7 +20,8 @@ CHECKS = ["attack vs noise", "white-box vs black-box", "more eps", "unbounded", 
 def somewhere_else_and_quickly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check of directions asks the model 512 times for each image; it has tests of its own: here 16 do."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("robustbench_lpm.protocol.audit.COSINE_PAIRS", 8)
+    monkeypatch.setattr("robustbench_lpm.protocol.audit.STILL", (8, 1e-3))
+    monkeypatch.setattr("robustbench_lpm.protocol.audit.NOISY", (8, 0.05))
 
 
 def stamps(folder: Path) -> dict[Path, int]:
@@ -128,7 +129,7 @@ def test_a_suite_judges_what_its_card_says(tmp_path: Path, capsys: Capture) -> N
     lpmbench("run judged.toml --threads 1")
     shown = capsys.readouterr().out
     for model in ("cnn", "cnn-at"):
-        assert f"Verdict on {model} under fgsm, linf 0.1, 3 images: " in shown
+        assert f"Verdict on {model} under fgsm (eot=1), linf 0.1, 3 images: " in shown
     folder = tmp_path / "runs" / "judged"
     found = {audit.model: audit for audit in map(audits.read, (folder / "audits").glob("*.json"))}
     assert {name: audit.attack for name, audit in found.items()} == {"cnn": "fgsm", "cnn-at": "fgsm"}

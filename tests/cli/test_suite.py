@@ -67,7 +67,7 @@ draws = 2
 @pytest.fixture(autouse=True)
 def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("robustbench_lpm.protocol.audit.COSINE_PAIRS", 8)  # it has tests of its own
+    monkeypatch.setattr("robustbench_lpm.protocol.audit.STILL", (8, 1e-3))  # it has tests of its own
     (tmp_path / "tiny.toml").write_text(SUITE.replace("PLACE", str(tmp_path)))
     (tmp_path / "worst.toml").write_text(WORST)
     (tmp_path / "long.toml").write_text(LONG)
