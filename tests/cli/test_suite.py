@@ -257,6 +257,6 @@ def test_ctrl_c_stops_and_says_how_to_go_on(words: list[str], tmp_path: Path) ->
 @pytest.mark.slow
 def test_killed_eight_times_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
     tally = kills.survive(8, tmp_path, seed=1, suite=kills.SUITE.replace("limit = 160", "limit = 80"))
-    assert tally.kills == 8
+    assert tally.kills >= 8
     assert tally.differing == []
-    assert tally.between_blocks + tally.inside_blocks > 0  # it was hit where it hurts
+    assert tally.hits > 0  # it was hit where it hurts
