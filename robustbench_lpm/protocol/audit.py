@@ -1,7 +1,7 @@
 """The audit: checks whether a result measures how robust a model is, or how weak an attack is (docs/protocol.md).
 
 It judges one run by comparing it with runs that must not be stronger (another attack, twice the budget) or weaker (a
-larger eps). `comparisons` lists them, `runs_of` gives the runs that they need, and `judge` decides from the records of
+larger eps). `comparisons` lists them, `runs_of` gives the runs that they need, and `looks` decides from the records of
 those. Comparisons are paired per example. A check fails where the 95 % interval of the paired difference is above one
 point, passes where it is below, and is undecided otherwise: more images would decide it.
 """
@@ -107,16 +107,27 @@ def looks(
     """The run that is judged and its audit; then, if they are to be decided, stronger runs and those on more images.
 
     obtain: gives the record of a run. A check that is looked at again may decide wrongly each time: so each look halves
-    the chance of that, and all together keep it below 5 %, twice that of a single look.
+    the chance of that, and all together keep it below 5 %, twice that of a single look. A check that has passed is not
+    looked at again, unless the attack has changed and it compares that with itself.
     """
+    command = _command(judged, black_box, until_decided=until_decided)
+    passed: dict[tuple[str, str], Check] = {}  # by its name and what it compares with
     for look in range(MOST_LOOKS if until_decided else 1):
-        wanted = comparisons(judged, black_box)
-        records = {run.id: obtain(run) for run in runs_of(judged, wanted)}
-        found = judge(judged, black_box, wanted, records, confidence=1 - 0.05 / 2**look)
+        wanted = {(each.name, each.against): each for each in comparisons(judged, black_box)}
+        open_ones = [each for key, each in wanted.items() if key not in passed]
+        records = {run.id: obtain(run) for run in runs_of(judged, open_ones)}
+        decided = {(each.name, each.against): _decide(each, records, 1 - 0.05 / 2**look) for each in open_ones}
+        record, checks = records[judged.id], [passed.get(key) or decided[key] for key in wanted]
+        found = Audit(record.id, record.folder_name, record.model, record.attack, checks, command, versions())
         yield judged, found
         further = _further(judged, found) if until_decided else None
         if further is None:
             return
+        kept = {key for key, each in wanted.items() if each.kind == "paired"}
+        if further.attack is not judged.attack:
+            kept = {key for key in kept if (lower := wanted[key].lower) and lower.attack.name != judged.attack.name}
+        passed |= {key: check for key, check in decided.items() if check.verdict == "pass"}
+        passed = {key: check for key, check in passed.items() if key in kept}
         judged = auditable(further)
 
 
@@ -146,23 +157,12 @@ def _excess(check: Check) -> float:
     return (check.judged or 0.0) - (check.reference or 0.0)
 
 
-def judge(
-    judged: Plan, black_box: Sequence[Attack], wanted: Sequence[Comparison], records: Mapping[str, RunRecord], *,
-    confidence: float = 0.95,
-) -> Audit:  # fmt: skip
-    """The audit of a run, from its comparisons and the records of their runs, by id. confidence: of its intervals."""
-    record, checks = records[judged.id], [_decide(comparison, records, confidence) for comparison in wanted]
-    return Audit(
-        record=record.id, folder_name=record.folder_name, model=record.model, attack=record.attack, checks=checks,
-        command=_command(judged, black_box), versions=versions(),
-    )  # fmt: skip
-
-
-def _command(judged: Plan, black_box: Sequence[Attack]) -> str:
-    """The command that repeats an audit: that of the judged run, and the black-box attacks."""
+def _command(judged: Plan, black_box: Sequence[Attack], *, until_decided: bool) -> str:
+    """The command that repeats an audit: that of the first run that it judged, and the black-box attacks."""
     if judged.command().startswith(FROM_PYTHON):
         names = [other.name for other in black_box]
-        return judged.command().replace(".evaluate(", ".audit(", 1)[:-1] + f", black_box={names})"
+        further = ", until_decided=True" * until_decided
+        return judged.command().replace(".evaluate(", ".audit(", 1)[:-1] + f", black_box={names}{further})"
     words = [judged.command().replace("lpmbench attack --model", "lpmbench audit", 1)]
     known = {judged.attack.name, *(member.name for member in judged.attack.members)}  # whose settings are in it
     for other in black_box:
@@ -170,7 +170,7 @@ def _command(judged: Plan, black_box: Sequence[Attack]) -> str:
         if other.name not in known:
             settings = changed_parameters(other).items()
             words += [f"--set {shlex.quote(f'{other.name}.{name}={value}')}" for name, value in settings]
-    return " ".join(words)
+    return " ".join([*words, *["--until-decided"] * until_decided])
 
 
 def _inapplicable(name: str, question: str, why: str) -> Comparison:

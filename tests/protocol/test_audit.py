@@ -199,7 +199,10 @@ def test_an_audit_goes_on_until_it_is_decided() -> None:
     assert audited(Tiny(blind=False), "pgd", tiny_data(800), **few).verdict == "undecided"
     audit = audited(Tiny(blind=False), "pgd", tiny_data(800), until_decided=True, **few)
     assert audit.verdict == "pass", [check for check in audit.checks if check.verdict != "pass"]
-    assert max(check.images for check in audit.checks) > 195
+    images = {check.name: check.images for check in audit.checks}
+    assert images["twice the steps"] > 195
+    assert images["attack vs noise"] == 50  # that was plain at once, and is not asked again
+    assert "until_decided=True" in audit.command
 
 
 def test_few_images_decide_little() -> None:
