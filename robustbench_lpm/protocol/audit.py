@@ -148,8 +148,8 @@ def _further(judged: Plan, found: Audit) -> Plan | None:
     if more == images and not pushed:
         return None
     attack = judged.attack
-    for name in dict.fromkeys(check.name for check in pushed):
-        attack = twice(attack, TWICE[name]) or attack
+    if pushed:  # one at a time, else the work would grow by their product
+        attack = twice(attack, TWICE[max(pushed, key=_excess).name]) or attack
     return make_plan(judged.model, attack, judged.data, replace(judged.asked, limit=more))
 
 
