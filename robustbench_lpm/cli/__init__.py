@@ -26,7 +26,7 @@ COMMANDS = {
     "sweep": ("studies", "Accuracy for every number of glimpses and of averaged runs, in one pass."),
     "invariance": ("studies", "Accuracy against rotation, scale and translation of the images."),
     "converge": ("converge", "Accuracy against the length of an attack, and the limit that it tends to."),
-    "curve": ("curve", "Accuracy against every eps, from one run of an attack that looks for the smallest one."),
+    "curve": ("curve", "Accuracy against every eps, from one run of an attack for the smallest perturbation."),
     "certify": ("studies", "The L2 radius within which no attack changes the answers of a smoothed model."),
     "corruptions": ("studies", "Accuracy under noise, blur, weather and compression: ImageNet-C at any size."),
     "spatial": ("studies", "Accuracy on the worst rotation and translation of each image."),

@@ -53,8 +53,7 @@ def audit(
     of the paired difference is above one point, passes when it is below, and is undecided otherwise: more images decide
     it. With --until-decided those are taken, and where twice the work takes more, the stronger attack is judged in
     place of the weaker one. The verdicts are written beside the records; `report` shows them, and a result that fails
-    gets no rank. Runs that are finished in --out are not repeated. Without
-    --limit the first 200 examples are judged.
+    gets no rank. Runs that are finished in --out are not repeated. Without --limit the first 200 examples are judged.
 
     \b
     lpmbench audit cnn --dataset digits --eps 0.1

@@ -11,7 +11,6 @@ import click
 from robustbench_lpm.cli import options
 from robustbench_lpm.cli.attack import complain_of_failures, resolve
 from robustbench_lpm.cli.console import ConsoleWatcher, console, say, shown_path
-from robustbench_lpm.cli.curve import command
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.studies import default_directory
 from robustbench_lpm.errors import LpmbenchError
@@ -24,14 +23,8 @@ from robustbench_lpm.errors import LpmbenchError
               help="An attack with steps, or the path of its card.")  # fmt: skip
 @click.option("--doublings", type=click.IntRange(1, 10), default=3, show_default=True,
               help="How often its steps are doubled; with two or more there is a limit.")  # fmt: skip
-@options.data
-@options.budget
-@options.attack
-@options.of_settings("gradient_mode")
-@options.grading
-@options.passes
-@options.machine
-@options.path("--out", "Where everything goes; default: runs/converge/MODEL-DATASET-ATTACK-EPS.")
+@options.attacked_study
+@options.path("--out", "Where everything goes; default: runs/converge/MODEL-DATASET-ATTACK-NORM-EPS.")
 @options.force
 @options.trust
 def converge(
@@ -70,9 +63,7 @@ def converge(
             plans[loaded.name] = convergence.doubled(loaded, attack, source, settings[0], doublings)
     if not plans:
         failures.complain("attacked")
-        return
-    every = [plan for of_model in plans.values() for plan in of_model]
-    words = [*list(plans)[:4], source.name, attack.name, str(settings[0].eps)]
+    words = [*list(plans)[:4], source.name, attack.name, settings[0].norm, str(settings[0].eps)]
     directory = out if out is not None else default_directory("converge", words)
     rows, limits = [], {}
     for name, of_model in plans.items():
@@ -83,14 +74,19 @@ def converge(
             records = [by_id[plan.id] for plan in of_model]
             rows += convergence.rows_of(of_model, records)
             limits[name] = convergence.limit_of(records)
+    if not limits:
+        failures.complain("attacked")
+    every = [plan for name in limits for plan in plans[name]]
     ends = pd.DataFrame([{"model": name} | vars(limit) for name, limit in limits.items() if limit is not None])
     table = pd.DataFrame(rows)
     numbers = [name for name in map(str, table) if name.startswith(("accuracy", "gain"))]
     table = table.astype(dict.fromkeys(numbers, float))  # a missing end is NaN
     title = f"{attack.name} on {source.name}, eps {settings[0].eps:g}, {len(every[0].indices):,} images"
     files = {"converge.csv": to_csv(table).encode()} | converge_figure(table, ends, title)
-    write("converge", command(), every, {"limits": ends, "table": table}, files, directory)
+    write("converge", options.as_given(), every, {"limits": ends, "table": table}, files, directory)
     say("")
     converge_table(table, ends, console)
+    for name in limits:
+        say(convergence.told_end(name, [row for row in rows if row["model"] == name]))
     say(f"\nWritten to {shown_path(directory)}: {', '.join([*files, 'converge.json'])}, and the records of all runs")
     failures.complain("attacked")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from robustbench_lpm.cli import options
 from robustbench_lpm.cli.attack import complain_of_failures, resolve
 from robustbench_lpm.cli.console import ConsoleWatcher, console, say, shown_path
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.cli.studies import default_directory
-from robustbench_lpm.options import words_of
 
 
 @click.command()
@@ -25,13 +22,7 @@ from robustbench_lpm.options import words_of
               help="An attack that looks for the smallest perturbation, or the path of its card.")  # fmt: skip
 @click.option("--against", multiple=True, default=("apgd-margin",), show_default=True,
               help="With --eps: attacks at one eps, which are compared with the curve.")  # fmt: skip
-@options.data
-@options.budget
-@options.attack
-@options.of_settings("gradient_mode")
-@options.grading
-@options.passes
-@options.machine
+@options.attacked_study
 @options.path("--out", "Where everything goes; default: runs/curve/MODEL-DATASET-ATTACK-NORM.")
 @options.force
 @options.trust
@@ -74,25 +65,11 @@ def curve(model: str, attack_name: str, against: Sequence[str], out: Path | None
     title = f"{plan.model.name} on {plan.data.name}, {len(plan.indices):,} images"
     files = {"curve.csv": to_csv(table).encode()}
     files |= curve_figure(table, beside, title, searcher.name, plan.options.norm)
-    study.write("curve", command(), [*searches, *grid], {"comparisons": beside, "table": table}, files, directory)
+    study.write(
+        "curve", options.as_given(), [*searches, *grid], {"comparisons": beside, "table": table}, files, directory
+    )
     say("")
     curve_table(table, beside, console)
     for each in comparisons:
         say(each.told(searcher.name, stochastic=plan.stochastic))
     say(f"\nWritten to {shown_path(directory)}: {', '.join([*files, 'curve.json'])}, and the records of all runs")
-
-
-def command() -> str:
-    """The command as it was given (DIR is the directory of the data)."""
-    context = click.get_current_context()
-    arguments = [part for part in context.command.params if isinstance(part, click.Argument)]
-    words = [f"lpmbench {context.command.name}"]
-    for argument in arguments:
-        given = context.params[str(argument.name)]
-        words += map(shlex.quote, [given] if isinstance(given, str) else given)
-    for parameter in context.command.params:
-        name, option = str(parameter.name), parameter.opts[0].removeprefix("--")
-        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and parameter not in arguments and name not in ("out", "force", "threads"):
-            words += words_of({option: "DIR" if name == "data" else context.params[name]})
-    return " ".join(words)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from robustbench_lpm.allocator import keep_freed_memory
 from robustbench_lpm.budgets import parse_eps_list
 from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options, asked
+from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options, asked, words_of
 from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
@@ -102,6 +104,24 @@ attacking = together(
     of_settings("noise", "gradient_mode"),
     grading, passes, machine, records,
 )  # fmt: skip
+
+attacked_study = together(data, budget, attack, of_settings("gradient_mode"), grading, passes, machine)
+
+
+def as_given() -> str:
+    """The command as it was given (DIR is the directory of the data)."""
+    context = click.get_current_context()
+    arguments = [part for part in context.command.params if isinstance(part, click.Argument)]
+    words = [f"lpmbench {context.command.name}"]
+    for argument in arguments:
+        given = context.params[str(argument.name)]
+        words += map(shlex.quote, [given] if isinstance(given, str) else given)
+    for parameter in context.command.params:
+        name, option = str(parameter.name), parameter.opts[0].removeprefix("--")
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and parameter not in arguments and name not in ("out", "force", "threads"):
+            words += words_of({option: "DIR" if name == "data" else context.params[name]})
+    return " ".join(words)
 
 
 def prepare_machine(device: str, threads: int | None, precision: str = "float32") -> str:

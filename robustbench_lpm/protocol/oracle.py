@@ -377,7 +377,7 @@ class ClassifierOracle:
         best = torch.zeros_like(labels)
         if len(candidates) == 1:
             return best
-        noise = self._selection()
+        noise = self.selection()
         best_score = self._score(self(candidates[0], noise), labels, targets)
         for position, candidate in enumerate(candidates[1:], start=1):
             score = self._score(self(candidate, noise), labels, targets)
@@ -388,7 +388,7 @@ class ClassifierOracle:
         self.ledger.check()
         return best
 
-    def _selection(self) -> Draws:
+    def selection(self) -> Draws:
         """The selection draws: the same at every call."""
         drawn = self.noise_control.sample(self.classifier, self.seed, self.indices, "select", draws=self.select_draws)
         return Draws(on_device(drawn, self.originals.device), self.select_draws)
@@ -396,7 +396,7 @@ class ClassifierOracle:
     @torch.no_grad()
     def outvoted(self, images: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
         """Whether at most half of the selection draws are right; see `Oracle.outvoted`."""
-        hits = succeeded(self(images, self._selection()), labels, targets)
+        hits = succeeded(self(images, self.selection()), labels, targets)
         return hits.sum(0) * 2 >= len(hits)
 
     @staticmethod

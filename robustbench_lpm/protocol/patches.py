@@ -18,8 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustbench_lpm.allocator import to_device
-from robustbench_lpm.architectures.classifier import on_device
-from robustbench_lpm.attacks.contract import Draws
 from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import Norm, project, steepest, uniform_in_ball
@@ -59,11 +57,8 @@ def promising(
     They are those of which the gradient at the clean images promises most, none within half a side of another.
     """
     images = oracle.originals
-    drawn = oracle.noise_control.sample(
-        oracle.classifier, oracle.seed, oracle.indices, "select", draws=oracle.select_draws
-    )
-    noise = Draws(on_device(drawn, images.device), oracle.select_draws)
-    gradients = oracle.gradient(images, noise, partial(objective, "margin", labels=labels, targets=targets))[0]
+    losses = partial(objective, "margin", labels=labels, targets=targets)
+    gradients, _, _ = oracle.gradient(images, oracle.selection(), losses)
     if oracle.mask is not None:
         gradients = gradients * oracle.mask
     # In linf every pixel has a worst value of its own; in other norms pixels share a budget.

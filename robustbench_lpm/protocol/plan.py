@@ -26,7 +26,15 @@ from robustbench_lpm.randomness import RANDOM_NUMBERS
 from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.admission import IMAGES, Admission, AsItIs, admit
 from robustbench_lpm.registry.contents import sha256_of_object
-from robustbench_lpm.registry.tasks import Attack, Data, LeftOut, given_instead, resolve_attack, resolve_surrogates
+from robustbench_lpm.registry.tasks import (
+    Attack,
+    Data,
+    LeftOut,
+    changed_parameters,
+    given_instead,
+    resolve_attack,
+    resolve_surrogates,
+)
 from robustbench_lpm.registry.zoo import LoadedModel
 
 STORED_PICTURES = 16
@@ -212,8 +220,7 @@ def _settings(attack: Attack) -> list[tuple[str, Any]]:
     """An attack's parameters as --set takes them; of a worst case, those in which members differ from their cards."""
     if not attack.members:
         return sorted(attack.parameters.items())
-    differing: dict[str, dict[str, Any]] = attack.parameters.get("settings", {})
-    return [(f"{member}.{name}", value) for member, given in differing.items() for name, value in given.items()]
+    return list(changed_parameters(attack).items())
 
 
 def make_plan(

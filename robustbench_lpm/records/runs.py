@@ -434,7 +434,7 @@ def check_picture(picture: Picture, row: Any, where: Path | str) -> None:
 
 
 def _check_patch(picture: Picture, patch: dict[str, Any], where: Path | str) -> None:
-    """Check that what has changed lies in a square of the patch's size; see `protocol.patches`."""
+    """Check that only pixels of one square of the patch's size have changed; see `protocol.patches`."""
     changed = np.argwhere((picture.adversarial != picture.clean).any(0))
     sides = changed.max(0) - changed.min(0) + 1 if len(changed) else np.zeros(2)
     if (sides > max(1, round((patch["share"] * picture.clean[0].size) ** 0.5))).any():

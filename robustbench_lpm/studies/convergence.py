@@ -77,7 +77,7 @@ def rows_of(plans: Sequence[Plan], records: Sequence[RunRecord]) -> list[Row]:
 
 
 def flat_from(rows: Sequence[Row]) -> Row | None:
-    """The first length from which on no doubling is seen to take a point or more; None where the last one still does.
+    """The first length from which on no doubling is seen to take more than a point; None where the last one still does.
 
     By the differences that were measured; `verdict` says which of them are certain.
     """
@@ -87,6 +87,13 @@ def flat_from(rows: Sequence[Row]) -> Row | None:
             break
         found = row
     return found
+
+
+def told_end(model: str, rows: Sequence[Row]) -> str:
+    """From how many passes on the curve of a model is flat, in a sentence."""
+    if first := flat_from(rows):
+        return f"{model}: from {first['passes']:,} passes on no doubling takes more than a point from these images."
+    return f"{model}: the last doubling still takes more than a point from these images."
 
 
 def limit_of(records: Sequence[RunRecord]) -> Limit | None:
