@@ -1,4 +1,7 @@
-"""The Square Attack: random search with square-shaped updates (Andriushchenko et al. 2020, arXiv 1912.00049)."""
+"""The Square Attack: random search with square-shaped updates (Andriushchenko et al. 2020, arXiv 1912.00049).
+
+Its l1 version is that of Croce and Hein 2021 (arXiv 2103.01208): the one for l2 with sums of absolute values as sizes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from robustbench_lpm.randomness import Addresses
 
 # Section 4.1 of the paper: the share p of pixels that change is halved at these queries of 10,000.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-TILES = 5  # the l2 attack starts from a grid of so many tiles by so many
+_POWERS = {"l2": 2, "l1": 1}  # of the offsets whose sum a norm bounds
+TILES = 5  # the l2 and l1 attacks start from a grid of so many tiles by so many
 
 
 @Declaration(cost=lambda queries, draws: Cost(queries * draws))
@@ -70,7 +74,7 @@ def side_at(number: int, changes: int, p_init: float, shape: torch.Size, norm: N
     place = number * 10_000 / max(changes, 1)
     share = p_init / 2 ** sum(place > halving for halving in HALVINGS)
     side = round((share * shape[0] * shape[1]) ** 0.5)
-    # In l2 a square needs two halves and a centre.
+    # In l2 and l1 a square needs two halves and a centre.
     side = max(side, 1) if norm == "linf" else max(side, 3) // 2 * 2 + 1
     return min(side, *shape)
 
@@ -86,7 +90,7 @@ def _beats(
 
 
 def _start(images: Tensor, norm: Norm, eps: float, addresses: Addresses) -> Tensor:
-    """Vertical stripes of ± eps in linf; in l2 a grid of tiles of the shape that the squares have later."""
+    """Vertical stripes of ± eps in linf; else a grid of tiles of the shape that the squares have later."""
     channels, height, width = images.shape[1:]
     if norm == "linf":
         stripes = addresses.signs("stripe", channels, 1, width)
@@ -94,11 +98,11 @@ def _start(images: Tensor, norm: Norm, eps: float, addresses: Addresses) -> Tens
     side = max(1, min(height, width) // TILES)
     grid = (height // side, width // side)
     signs, flips = addresses.signs("sign", channels, *grid), addresses.signs("flip", 1, *grid) > 0
-    tile = _tile(side, signs.device)
+    tile = _tile(side, signs.device, _POWERS[norm])
     tiles = signs[..., None, None] * torch.where(flips[..., None, None], tile.T, tile)  # (B, C, rows, columns, h, h)
     offsets = torch.zeros(images.shape)
     offsets[..., : grid[0] * side, : grid[1] * side] = tiles.transpose(3, 4).flatten(4, 5).flatten(2, 3)
-    offsets /= per_image(offsets.flatten(1).double().norm(dim=1).to(offsets), offsets)
+    offsets /= per_image(offsets.flatten(1).double().norm(_POWERS[norm], dim=1).to(offsets), offsets)
     return project(images + eps * offsets.to(images), images, norm, eps)
 
 
@@ -112,36 +116,38 @@ def _change(present: Tensor, originals: Tensor, choices: Tensor, side: int, norm
     window = _window(rows, columns, side, present)
     if norm == "linf":  # algorithm 2: all of the square goes to the same side of the ball
         return project(torch.where(window, originals + eps * signs, present), originals, norm, eps)
-    tile = _tile(side, present.device)
+    tile = _tile(side, present.device, _POWERS[norm])
     shape = signs * torch.where(per_image(flips, present), tile.T, tile)  # (b, C, h, h)
     steps = torch.arange(side, device=present.device)
     inside = (rows[:, None, None] + steps[:, None]) * present.shape[-1] + columns[:, None, None] + steps  # (b, h, h)
     other = _window(other_rows, other_columns, side, present)
-    return _change_l2(present, originals, window, other, inside.flatten(1)[:, None], shape, eps)
+    return _change_in_sum(present, originals, window, other, inside.flatten(1)[:, None], shape, norm, eps)
 
 
-def _change_l2(
-    present: Tensor, originals: Tensor, window: Tensor, other: Tensor, inside: Tensor, shape: Tensor, eps: float
-) -> Tensor:
+def _change_in_sum(
+    present: Tensor, originals: Tensor, window: Tensor, other: Tensor, inside: Tensor, shape: Tensor, norm: Norm,
+    eps: float,
+) -> Tensor:  # fmt: skip
     """Algorithm 3: the norm of one window, and the rest of the budget, move into the other, channel by channel.
 
     window, other: masks (b, 1, H, W). inside: the positions of the first in a flat channel, (b, 1, h · h). shape: what
     is added there, (b, C, h, h), of norm 1 in each channel.
     """
+    power = _POWERS[norm]
     offsets = present - originals
     inside = inside.expand(-1, offsets.shape[1], -1)
     old = offsets.flatten(2).gather(2, inside).reshape(shape.shape)
-    unused = (eps**2 - offsets.square().sum((1, 2, 3), keepdim=True)).clamp_min(0)
-    given_up = (offsets.square() * (window | other)).sum((2, 3), keepdim=True)
-    available = (given_up + unused / offsets.shape[1]).sqrt()
-    new = shape + old / _size(old)
+    unused = (eps**power - offsets.abs().pow(power).sum((1, 2, 3), keepdim=True)).clamp_min(0)
+    given_up = (offsets.abs().pow(power) * (window | other)).sum((2, 3), keepdim=True)
+    available = (given_up + unused / offsets.shape[1]) ** (1 / power)
+    new = shape + old / _size(old, power)
     offsets = offsets.masked_fill(other, 0).flatten(2)
-    offsets.scatter_(2, inside, (new / _size(new) * available).flatten(2))
-    return project(originals + offsets.reshape(originals.shape), originals, "l2", eps)
+    offsets.scatter_(2, inside, (new / _size(new, power) * available).flatten(2))
+    return project(originals + offsets.reshape(originals.shape), originals, norm, eps)
 
 
-def _size(channels: Tensor) -> Tensor:
-    return channels.square().sum((2, 3), keepdim=True).sqrt().clamp_min(1e-12)
+def _size(channels: Tensor, power: int) -> Tensor:
+    return channels.abs().pow(power).sum((2, 3), keepdim=True).pow(1 / power).clamp_min(1e-12)
 
 
 def _signs(numbers: Tensor) -> Tensor:
@@ -155,11 +161,11 @@ def _window(rows: Tensor, columns: Tensor, side: int, images: Tensor) -> Tensor:
     return ((ys >= 0) & (ys < side) & (xs >= 0) & (xs < side))[:, None]
 
 
-def _tile(side: int, device: torch.device) -> Tensor:
+def _tile(side: int, device: torch.device, power: int) -> Tensor:
     """Two pyramids of opposite sign side by side, (h, h), of norm 1 (equation 2 of the paper and the text below it)."""
     left, right = (_pyramid(side, columns, device) for columns in (side // 2, side - side // 2))
     tile = torch.cat([left, -right], dim=1)
-    return tile / tile.norm()
+    return tile / tile.norm(power)
 
 
 def _pyramid(long: int, short: int, device: torch.device) -> Tensor:

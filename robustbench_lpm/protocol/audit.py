@@ -108,27 +108,34 @@ def looks(
 
     obtain: gives the record of a run. A check that is looked at again may decide wrongly each time: so each look halves
     the chance of that, and all together keep it below 5 %, twice that of a single look. A check that has passed is not
-    looked at again, unless the attack has changed and it compares that with itself.
+    looked at again, unless a stronger attack could change that; gradients are compared once.
     """
     command = _command(judged, black_box, until_decided=until_decided)
-    passed: dict[tuple[str, str], Check] = {}  # by its name and what it compares with
+    kept: dict[tuple[str, str], Check] = {}  # by its name and what it compares with
     for look in range(MOST_LOOKS if until_decided else 1):
         wanted = {(each.name, each.against): each for each in comparisons(judged, black_box)}
-        open_ones = [each for key, each in wanted.items() if key not in passed]
+        open_ones = [each for key, each in wanted.items() if key not in kept]
         records = {run.id: obtain(run) for run in runs_of(judged, open_ones)}
         decided = {(each.name, each.against): _decide(each, records, 1 - 0.05 / 2**look) for each in open_ones}
-        record, checks = records[judged.id], [passed.get(key) or decided[key] for key in wanted]
+        record, checks = records[judged.id], [kept.get(key) or decided[key] for key in wanted]
         found = Audit(record.id, record.folder_name, record.model, record.attack, checks, command, versions())
         yield judged, found
         further = _further(judged, found) if until_decided else None
         if further is None:
             return
-        kept = {key for key, each in wanted.items() if each.kind == "paired"}
-        if further.attack is not judged.attack:
-            kept = {key for key in kept if (lower := wanted[key].lower) and lower.attack.name != judged.attack.name}
-        passed |= {key: check for key, check in decided.items() if check.verdict == "pass"}
-        passed = {key: check for key, check in passed.items() if key in kept}
+        kept |= {key: check for key, check in decided.items() if check.verdict == "pass" or not check.decides}
+        stronger = further.attack is not judged.attack
+        kept = {key: check for key, check in kept.items() if _still_holds(wanted[key], judged, stronger=stronger)}
         judged = auditable(further)
+
+
+def _still_holds(passed: Comparison, judged: Plan, *, stronger: bool) -> bool:
+    """Whether a check that has passed does so with more images and, if `stronger`, a stronger attack: where the judged
+    run may not be too weak, a stronger one is not. All runs of an audit tell whether the model is steady."""
+    if passed.kind == "steady":
+        return False
+    about_judged = passed.upper is judged and passed.name not in TWICE
+    return not stronger or about_judged or passed.kind in ("floor", "direction", "")
 
 
 def _further(judged: Plan, found: Audit) -> Plan | None:
@@ -141,7 +148,9 @@ def _further(judged: Plan, found: Audit) -> Plan | None:
     if any(check.name not in TWICE for check in failing):
         return None
     images = len(judged.indices)
-    more = min(2 * images, len(judged.data)) if undecided else images
+    more = images
+    if undecided:  # a rest smaller than what has been judged is not worth another look
+        more = 2 * images if 3 * images <= len(judged.data) else len(judged.data)
     pushed = failing
     if more == images:  # nothing else decides it
         pushed = failing + [check for check in undecided if check.name in TWICE and _excess(check) > 0]
