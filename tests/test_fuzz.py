@@ -163,9 +163,10 @@ def changed_bytes(content: bytes) -> st.SearchStrategy[bytes]:
 
 @pytest.fixture(scope="module")
 def record(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest published record, copied."""
-    found = cards.root() / "results" / "records"
-    smallest = min(found.glob("*/record.json"), key=lambda path: sum(f.stat().st_size for f in path.parent.iterdir()))
+    """A record behind a decision, copied; it stores images."""
+    found = cards.root() / "docs" / "decisions" / "records"
+    stored = [path for path in found.rglob("*/record.json") if (path.parent / records.ADVERSARIALS).is_file()]
+    smallest = min(stored, key=lambda path: sum(f.stat().st_size for f in path.parent.iterdir()))
     folder = tmp_path_factory.mktemp("records") / smallest.parent.name
     shutil.copytree(smallest.parent, folder)
     return folder

@@ -13,6 +13,7 @@ from robustbench_lpm.cli.console import console, say, shown_path
 from robustbench_lpm.errors import LpmbenchError
 
 if TYPE_CHECKING:
+    from robustbench_lpm.records.runs import RunRecord
     from robustbench_lpm.registry.zoo import LoadedModel
 
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @options.machine
 @options.trust
 def verify(records: tuple[Path, ...], part: tuple[int, int], strict: bool, threads: int | None, **given: Any) -> None:
-    """Recompute the claims of each RECORD (a run's directory, or a directory of them) from what is stored beside it.
+    """Recompute the claims of each RECORD (a run's directory, or a directory of them, published ones too).
 
     Hashes, budgets and distances are checked, and the stored adversarial images are predicted again with the model of
     the record, on the same noise. Of several records only claims that do not hold are printed. The status is not zero
@@ -40,36 +41,44 @@ def verify(records: tuple[Path, ...], part: tuple[int, int], strict: bool, threa
     options.prepare_machine(given["device"], threads)
     from robustbench_lpm.execution.verification import verify as check
 
-    directories = [directory for record in records for directory in record_directories(record)]
+    every = [found for record in records for found in _records_at(record)]
     first, step = part
-    wanted, failed, unchecked = directories[first - 1 :: step], 0, 0
+    wanted, failed, unchecked = every[first - 1 :: step], 0, 0
     loaded: dict[str, LoadedModel] = {}
-    for directory in wanted:
-        findings = check(directory, loaded=loaded, **given)
+    for found in wanted:
+        findings = check(found, loaded=loaded, **given)
         failed += sum(verdict == "FAILS" for _, verdict, _ in findings)
         unchecked += any(verdict == "not checked" for _, verdict, _ in findings)
         for claim, verdict, evidence in findings:
-            if len(directories) == 1:
+            if len(every) == 1:
                 say(f"{verdict:<12} {claim}: {evidence}")
             elif verdict != "holds":
-                say(f"{verdict:<12} {directory.name}: {claim}: {evidence}")
-    if len(directories) > 1:
+                name = found.name if isinstance(found, Path) else found.folder_name
+                say(f"{verdict:<12} {name}: {claim}: {evidence}")
+    if len(every) > 1:
         left = f", of {unchecked} not everything could be checked" if unchecked else ""
-        say(f"{len(wanted)} of {len(directories)} records verified{left}")
+        say(f"{len(wanted)} of {len(every)} records verified{left}")
     if failed:
-        named = str(records[0]) if len(records) == 1 else f"{len(directories)} records"
+        named = str(records[0]) if len(records) == 1 else f"{len(every)} records"
         raise LpmbenchError(f"{failed} claim(s) of {named} do not hold.")
     if strict and unchecked:
         raise LpmbenchError(f"{unchecked} record(s) could not be checked in full, which --strict asks for.")
 
 
-def record_directories(path: Path) -> list[Path]:
-    """The record at a path, or every record below it, in a stable order; the path itself where there is none."""
+def _records_at(path: Path) -> list[Path | RunRecord]:
+    """The record at a path, or every record below it, in a stable order; the path itself where there is none.
+
+    Raises LpmbenchError for an archive that is not whole.
+    """
+    from robustbench_lpm.records import archive
     from robustbench_lpm.records.runs import RECORD
 
     if path.name == RECORD or (path / RECORD).is_file() or not path.is_dir():
         return [path]
-    return sorted(found.parent for found in path.rglob(RECORD)) or [path]
+    found: list[Path | RunRecord] = [*sorted(each.parent for each in path.rglob(RECORD))]
+    for index in sorted(path.rglob(archive.INDEX)):
+        found += archive.read(index.parent).records
+    return found or [path]
 
 
 def parse_part(text: str | None) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from robustbench_lpm.errors import LpmbenchError
 
 if TYPE_CHECKING:
     from robustbench_lpm.records.runs import RunRecord
+    from robustbench_lpm.registry.zoo import LoadedModel
     from robustbench_lpm.reporting.pictures import Example
     from robustbench_lpm.reporting.scanpaths import Gaze
 
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 def report(results: Path, out: Path | None, look: bool, trust: bool) -> None:
     """Make leaderboard.csv, .json, .md, .tex and .html (one file without a network) from all records below a directory.
 
-    Beside them: the plots, and a file for each model as RobustBench keeps them (robustbench/DATASET/NORM/MODEL.json).
+    Beside them: the plots, the runs that were made only for audits (probes.csv), and a file for each model as
+    RobustBench keeps them (robustbench/DATASET/NORM/MODEL.json).
 
     \b
     lpmbench report --results runs
@@ -102,24 +104,67 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=options.PATH, metavar="RUN...")
 @options.path("--results", default=Path("results"), show_default=True)
-@click.option("--pictures", type=click.IntRange(min=0), default=16, show_default=True,
-              help="Stored examples of each run that are published, at most; of an audit's runs, 1.")  # fmt: skip
+@click.option("--pictures", type=click.IntRange(min=0), default=4, show_default=True,
+              help="Stored examples that are published of each run that decides a rank, at most.")  # fmt: skip
 def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:
-    """Copy finished runs (directories of records) into the published results and renew the leaderboard.
+    """Add finished runs (directories of records) to the published results and renew the leaderboard.
 
     Each is checked first; a run with failed blocks is refused. The audit of a run, where there is one, goes with it.
-    A run made only for an audit (a probe) keeps one picture.
+    What is published of one data set is stored together in results/records/DATASET/: of all runs the outcomes, of those
+    that decide a rank a few adversarial images, in 16-bit integers on which the model predicts the same. Of data that
+    nobody may pass on, such as photographs, no image is published.
     """
     from robustbench_lpm import reporting
-    from robustbench_lpm.records import audits
+    from robustbench_lpm.records import archive, audits
     from robustbench_lpm.records import runs as records
+    from robustbench_lpm.records.archive import Archive
 
-    found = [record for run in runs for record in records.read_all(run)]
-    probes = audits.probes(found, audits.read_for(found))
-    for record in found:
-        kept = min(pictures, 1) if record.id in probes else pictures
-        say(f"Published {shown_path(records.publish(record, results, kept))}")
-        if audit := audits.publish(record, results):
-            say(f"Published {shown_path(audit)}")
+    found = {record.id: record for run in runs for record in records.read_all(run)}
+    if failed := next((record for record in found.values() if record.failures), None):
+        raise LpmbenchError(
+            f"{failed.path}: {len(failed.failures)} block(s) failed; run the command again first."
+        )  # fmt: skip
+    judged = audits.read_for(list(found.values()))
+    before = _published(results)
+    earlier = audits.read_for(before)
+    everything = {record.id: record for record in before} | found
+    ranked = reporting.leaderboard(list(everything.values()), {**earlier, **judged})
+    deciding = {record for row in ranked["read_from"] for record in row.split(", ")} | set(ranked["record"])
+    loaded: dict[str, LoadedModel] = {}
+    for dataset in sorted({record.dataset for record in found.values()}):
+        mine = [record for record in found.values() if record.dataset == dataset]
+        published = [_as_published(record, pictures if record.id in deciding else 0, loaded) for record in mine]
+        folder = results / "records" / records.as_file_name(dataset)
+        archive.add(folder, Archive(published, [judged[r.id] for r in mine if r.id in judged]), deciding)
+        say(f"Published {len(mine)} run(s) in {shown_path(folder)}")
     for path in reporting.write_report(records.read_all(results), results):
         say(f"Renewed {shown_path(path)}")
+
+
+def _published(results: Path) -> list[RunRecord]:
+    from robustbench_lpm.records import runs as records
+
+    try:
+        return records.read_all(results)
+    except LpmbenchError:
+        if results.is_dir() and any(results.rglob("record*.json*")):
+            raise
+        return []  # the first that are published
+
+
+def _as_published(record: RunRecord, pictures: int, loaded: dict[str, LoadedModel]) -> RunRecord:
+    """A record with as many of its stored examples as may be published, up to a number."""
+    from robustbench_lpm.execution.verification import repeating
+    from robustbench_lpm.records import archive
+    from robustbench_lpm.registry import cards
+
+    stored = record.pictures() if pictures else []
+    known = record.dataset in cards.names("dataset") and "--image" not in record.command
+    if not stored or not known or not cards.dataset(record.dataset).publish_images:
+        return archive.with_pictures(record, [])
+    try:
+        kept = repeating(record, [archive.rounded(picture) for picture in stored[: 2 * pictures]], loaded)
+    except LpmbenchError as error:
+        say(f"No images of {record.folder_name} are published: {error}")
+        kept = []
+    return archive.with_pictures(record, kept[:pictures])

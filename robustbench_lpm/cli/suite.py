@@ -15,7 +15,7 @@ import click
 from robustbench_lpm.cli import options
 from robustbench_lpm.cli.attack import complain_of_failures, draw_single_images
 from robustbench_lpm.cli.audit import judge_result
-from robustbench_lpm.cli.console import about, console, say, show_plan, shown, shown_path
+from robustbench_lpm.cli.console import ConsoleWatcher, about, console, say, show_plan, shown, shown_path
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.devices import AUTO
 from robustbench_lpm.errors import Interrupted, LpmbenchError
@@ -131,10 +131,10 @@ def _run(
     except KeyboardInterrupt:
         kept = f"{len(found)} of {len(matrix.cells)} runs are finished, and what is done of others is kept"
         raise Interrupted(f"Interrupted: {kept}. Go on with: {command}") from None
-    judge_all(matrix, found, out, failures)
+    decided = judge_all(matrix, found, out, failures, workers)
     if not any(cell.listed and cell.plan.id in found for cell in matrix.cells):
         failures.complain("run")
-    report(matrix, found, out)
+    report(matrix, found, decided, out)
     failures.complain("run")
     complain_of_failures(found.values())
 
@@ -199,27 +199,42 @@ def run_cells(
             raise
 
 
-def judge_all(matrix: Matrix, found: Mapping[str, RunRecord], out: Path, failures: Failures) -> None:
-    """Make the audits that the card asks for, from the records of the runs."""
+def judge_all(
+    matrix: Matrix, found: dict[str, RunRecord], out: Path, failures: Failures, workers: RayWorkers | None = None
+) -> list[str]:
+    """Make the audits that the card asks for, from the records of the runs; the ids of the runs that they judge in the
+    end. Runs of audits that go on are added to `found`."""
+    from robustbench_lpm.execution.runner import run
+
+    planned, watcher = {cell.plan.id for cell in matrix.cells}, ConsoleWatcher()
 
     def obtain(plan: Plan) -> RunRecord:
-        if plan.id not in found:  # why was said before
+        if plan.id in planned and plan.id not in found:  # why was said before
             raise LpmbenchError(f"its run, {plan.attack.name} at eps {plan.options.eps:.6g}, has failed.")
+        for part in (*plan.members, plan):
+            if part.id not in found:
+                found[part.id] = run(part, out, watcher, workers=workers.job if workers is not None else None)
         return found[plan.id]
 
-    for plan, black_box in matrix.judged:
+    decided = []
+    for plan, black_box, until_decided in matrix.judged:
         with failures.of(f"audit of {plan.model.name} under {plan.attack.name}"):
-            judge_result(plan, black_box, obtain, out)
+            decided.append(judge_result(plan, black_box, obtain, out, until_decided=until_decided).record)
+    return decided
 
 
-def report(matrix: Matrix, found: Mapping[str, RunRecord], out: Path) -> None:
-    """Pictures of runs on a single image, the table of the results, and the leaderboard."""
+def report(matrix: Matrix, found: Mapping[str, RunRecord], decided: Sequence[str], out: Path) -> None:
+    """Pictures of runs on a single image, the table of the results, and the leaderboard.
+
+    decided: the ids of runs that audits judged in the end, which are results, too.
+    """
     from robustbench_lpm import reporting
 
     listed = [cell for cell in matrix.cells if cell.listed and cell.plan.id in found]
     for cell in listed:
         draw_single_images([found[cell.plan.id]], matrix.sources[cell.part])
-    records = [found[cell.plan.id] for cell in listed]
+    ids = dict.fromkeys([*(cell.plan.id for cell in listed), *decided])
+    records = [found[run] for run in ids]
     say("")
     reporting.terminal_table(records, console)
     *others, page = reporting.write_report(records, out)

@@ -54,7 +54,8 @@ class Matrix:
     """The runs of a suite, in order and each once, and the audits that follow."""
 
     cells: list[Cell] = field(default_factory=list)
-    judged: list[tuple[Plan, Sequence[Attack]]] = field(default_factory=list)  # with its black-box attacks
+    # With its black-box attacks, and whether it is audited until that is decided.
+    judged: list[tuple[Plan, Sequence[Attack], bool]] = field(default_factory=list)
     sources: dict[int, Data] = field(default_factory=dict)  # by part
     left_out: dict[str, str] = field(default_factory=dict)  # data sets that are not available, and why not
     notes: list[str] = field(default_factory=list)  # what else is left out, and why
@@ -144,7 +145,7 @@ def _add_model(
                 continue
             with attempt(f"audit of {model.name} under {attack.name}"):
                 for plan in [plan for each in options for plan in matrix.plan(model, attack, source, each)]:
-                    matrix.judged.append((plan, black_box))
+                    matrix.judged.append((plan, black_box, part.until_decided))
                     run = auditable(plan)
                     for needed in runs_of(run, comparisons(run, black_box)):
                         matrix.add(needed, number, listed=False)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise, on_device
@@ -20,7 +22,7 @@ from robustbench_lpm.protocol.grading import predict
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
 from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses, Purpose, generator
 from robustbench_lpm.records import runs as records
-from robustbench_lpm.records.runs import RunRecord
+from robustbench_lpm.records.runs import Picture, RunRecord
 from robustbench_lpm.registry import cards, zoo
 from robustbench_lpm.registry.admission import admit
 from robustbench_lpm.registry.zoo import LoadedModel
@@ -35,11 +37,12 @@ Claim = tuple[str, Literal["holds", "FAILS", "not checked"], str]  # of a record
 
 
 def verify(
-    directory: Path, *, model: str | None = None, checkpoint: Path | None = None, device: str = "auto",
+    found: Path | RunRecord, *, model: str | None = None, checkpoint: Path | None = None, device: str = "auto",
     trust: bool = False, loaded: dict[str, LoadedModel] | None = None,
 ) -> list[Claim]:  # fmt: skip
     """Every claim of a record that can be checked without running the attack again.
 
+    found: the record's directory, or the record, read from an archive of published ones.
     model: the path of the model's card, where the record names no registered model. Parameters of the record's model,
         such as fewer glimpses, replace those of the card.
     loaded: models loaded for other records, to which this one's is added.
@@ -48,9 +51,10 @@ def verify(
     """
     device = resolve_device(device)
     try:
-        record = records.read(directory)
+        record = found if isinstance(found, RunRecord) else records.read(found)
     except LpmbenchError as error:
-        if not (directory / records.RECORD).is_file() and directory.name != records.RECORD:
+        assert isinstance(found, Path)
+        if not (found / records.RECORD).is_file() and found.name != records.RECORD:
             raise
         return [("the record is whole", "FAILS", str(error))]
     failed = len(record.failures)
@@ -62,14 +66,45 @@ def verify(
         ("blocks", "holds", "all were computed"),
     ]  # fmt: skip
     try:
-        name = model or _card_of(record)
-        changed = _changed_parameters(record, name)
-        known, key = loaded if loaded is not None else {}, f"{name} {json.dumps(changed, sort_keys=True)}"
-        if key not in known:
-            known[key] = zoo.load_model(name, checkpoint=checkpoint, trust=trust, device=device, **changed)
+        available, changed = _load(record, model, {} if loaded is None else loaded, device, checkpoint, trust=trust)
     except (LpmbenchError, TypeError) as error:  # TypeError: a record from elsewhere may call its parameters anything
         return [*checked, ("predictions repeat", "not checked", f"the model is not available: {error}")]
-    return [*checked, _same_weights(record, known[key], changed), *_repeated(record, known[key], device)]
+    checked.append(_same_weights(record, available, changed))
+    if record.picture_step and not record.adversarials:  # of published runs those that decide a rank keep pictures
+        return checked
+    return checked + _repeated(record, available, device)
+
+
+def repeating(record: RunRecord, pictures: Sequence[Picture], loaded: dict[str, LoadedModel]) -> list[Picture]:
+    """Those of some pictures of a record, changed since, on which its model predicts what the record says, in every
+    draw. loaded: as for `verify`. Raises LpmbenchError where the model is not available."""
+    device = resolve_device("auto")
+    model, _ = _load(record, None, loaded, device, None, trust=False)
+    ready = _as_graded(record, model, device, pictures[0]) if pictures else None
+    if isinstance(ready, str):
+        raise LpmbenchError(f"{record.path}: {ready}.")
+    rows = record.outcomes.set_index("index")["predictions"]
+
+    def on(picture: Picture) -> Tensor:
+        return torch.from_numpy(picture.adversarial)[None].to(device)
+
+    return [
+        picture for picture in pictures
+        if ready and (_predicted(record, *ready, on(picture), picture.index) == rows.loc[picture.index]).all()
+    ]  # fmt: skip
+
+
+def _load(
+    record: RunRecord, card: str | None, loaded: dict[str, LoadedModel], device: str, checkpoint: Path | None, *,
+    trust: bool,
+) -> tuple[LoadedModel, dict[str, Any]]:  # fmt: skip
+    """The model of a record, and the parameters in which it differs from its card."""
+    name = card or _card_of(record)
+    changed = _changed_parameters(record, name)
+    key = f"{name} {json.dumps(changed, sort_keys=True)}"
+    if key not in loaded:
+        loaded[key] = zoo.load_model(name, checkpoint=checkpoint, trust=trust, device=device, **changed)
+    return loaded[key], changed
 
 
 def _card_of(record: RunRecord) -> str:
@@ -99,24 +134,36 @@ def _repeated(record: RunRecord, model: LoadedModel, device: str) -> list[Claim]
     pictures = record.pictures()
     if not pictures:
         return [("predictions repeat", "not checked", "no images are stored")]
-    exposed, _ = admit(model, torch.from_numpy(pictures[0].clean)[None].to(device), device)
     try:
-        single = as_recorded(record, exposed.classifier)
+        ready = _as_graded(record, model, device, pictures[0])
     except LpmbenchError as error:
         return [("predictions repeat", "not checked", str(error))]
-    classifier = MonteCarlo(single, record.mc) if record.mc > 1 else single
-    modes = record.configuration["evaluation"].get("noise", [])
-    try:
-        control = parse_noise_control([f"{source}={mode}" for source, mode in modes], classifier)
-    except LpmbenchError as error:
-        return [("predictions repeat", "FAILS", f"the model lacks the noise of the record: {error}")]
+    if isinstance(ready, str):
+        return [("predictions repeat", "FAILS", ready)]
     return [
         _compared(
-            f"{kind} predictions repeat", record, classifier, control,
+            f"{kind} predictions repeat", record, *ready,
             {picture.index: torch.from_numpy(getattr(picture, kind))[None].to(device) for picture in pictures},
         )
         for kind in ("clean", "adversarial")
     ]  # fmt: skip
+
+
+def _as_graded(
+    record: RunRecord, model: LoadedModel, device: str, picture: Picture
+) -> tuple[Classifier, NoiseControl] | str:
+    """The classifier that a record was graded on, and how its noise was controlled; or why it is another one.
+
+    Raises LpmbenchError where that cannot be told.
+    """
+    exposed, _ = admit(model, torch.from_numpy(picture.clean)[None].to(device), device)
+    single = as_recorded(record, exposed.classifier)
+    classifier = MonteCarlo(single, record.mc) if record.mc > 1 else single
+    modes = record.configuration["evaluation"].get("noise", [])
+    try:
+        return classifier, parse_noise_control([f"{source}={mode}" for source, mode in modes], classifier)
+    except LpmbenchError as error:
+        return f"the model lacks the noise of the record: {error}"
 
 
 def as_recorded(record: RunRecord, classifier: Classifier) -> Classifier:
@@ -149,6 +196,20 @@ def _noise_before(network: RecurrentAttention, addresses: Addresses) -> Noise:
     }
 
 
+def _predicted(
+    record: RunRecord, classifier: Classifier, noise_control: NoiseControl, image: Tensor, index: int,
+    purpose: Purpose = "grade",
+) -> NDArray[np.int64]:  # fmt: skip
+    """The predictions (draws,) of an image (1, C, H, W) on the draws of a record."""
+    evaluation = record.configuration["evaluation"]
+    found = predict(
+        classifier, image, [index], seed=evaluation["seed"], purpose=purpose, draws=evaluation["draws"],
+        chunk=classifier.passes, noise_control=noise_control,
+    )  # fmt: skip
+    predictions: NDArray[np.int64] = found[0].numpy()
+    return predictions
+
+
 def _compared(
     claim: str, record: RunRecord, classifier: Classifier, noise_control: NoiseControl, images: dict[int, Tensor]
 ) -> Claim:
@@ -156,7 +217,7 @@ def _compared(
     clean = claim.startswith("clean")
     purpose: Purpose = "clean" if clean else "grade"
     rows = record.outcomes.set_index("index")["clean_predictions" if clean else "predictions"]
-    seed, draws = record.configuration["evaluation"]["seed"], record.configuration["evaluation"]["draws"]
+    seed = record.configuration["evaluation"]["seed"]
 
     @torch.no_grad()
     def logits(index: int, draw: int, copies: int) -> Tensor:
@@ -175,10 +236,7 @@ def _compared(
     different = total = rounded = 0
     for index, image in images.items():
         claimed = np.asarray(rows.loc[index])
-        found = predict(
-            classifier, image, [index], seed=seed, purpose=purpose, draws=draws, chunk=classifier.passes,
-            noise_control=noise_control,
-        )[0].numpy()  # fmt: skip
+        found = _predicted(record, classifier, noise_control, image, index, purpose)
         differing = np.flatnonzero(found != claimed)
         close = sum(by_rounding(index, int(draw), int(claimed[draw])) for draw in differing)
         different, rounded, total = different + len(differing) - close, rounded + close, total + len(claimed)

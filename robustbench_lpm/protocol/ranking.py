@@ -263,9 +263,9 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per model and budget, with the columns of COLUMNS, from the table of runs (`reporting.table`): ranked by
     robust accuracy (mean-draw) under the `strongest` of the attacks that are not controls.
 
-    A model with failed examples, with a failed audit, with fewer attacks than the others, or without an audit where
-    others have one, has no rank; `notes` says why. `image_sets` counts the sets of images at this budget; ranks hold
-    within one `image_set`.
+    A model with failed examples, with fewer attacks than the others, or whose audit has not passed where others have
+    one, has no rank; `notes` says why, and undecided ones stand before the rest. `image_sets` counts the sets of images
+    at this budget; ranks hold within one `image_set`.
 
     Probes, the runs of an audit, are not required of other models, and a model (or one with frozen noise) that has only
     probes at a budget is not listed there; but a probe that is lower than the other runs of its model counts.
@@ -310,14 +310,22 @@ def _ranked(models: Sequence[list[Row]], looking: Set[tuple[str, str]]) -> list[
     for mine in models:
         looks = (mine[0]["model"], mine[0]["model_variant"]) in looking
         rows.append(_row_of(mine, [run for run in scored if looks or run["applies_to"] != "glimpsing"]))
-    audited = any(row["verdict"] for row in rows)
-    for row in rows:
-        if audited and row["rank"] and not row["verdict"]:
-            row |= {"rank": False, "notes": "not audited, as others here are"}
+    if any(row["verdict"] for row in rows):  # where some are audited, only a pass has a rank
+        for row in rows:
+            if row["rank"] and row["verdict"] != "pass":
+                why = f"audit {row['verdict']}" if row["verdict"] else "not audited, as others here are"
+                row |= {"rank": False, "notes": why}
     scores = [round(row["robust_accuracy"], 12) for row in rows if row["rank"]]
     for row in rows:
         row["rank"] = 1 + sum(s > round(row["robust_accuracy"], 12) for s in scores) if row["rank"] else None
-    return sorted(rows, key=lambda r: (r["rank"] is None, r["rank"] or 0, r["model"], r["model_variant"]))
+    return sorted(rows, key=_place)
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Where a row stands: those with a rank, then those that an audit has not decided, then the rest, best first."""
+    score = -1.0 if math.isnan(row["robust_accuracy"]) else round(row["robust_accuracy"], 12)
+    apart = row["notes"] != "audit undecided"
+    return row["rank"] is None, row["rank"] or 0, apart, -score, row["model"], row["model_variant"]
 
 
 def _row_of(mine: Sequence[Row], expected: Sequence[Row]) -> Row:

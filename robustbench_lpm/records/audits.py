@@ -11,13 +11,13 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from robustbench_lpm.errors import LpmbenchError, explained
 from robustbench_lpm.hashing import SEAL, sealed, sha256_of_value
-from robustbench_lpm.records.runs import RunRecord, read_sealed, write_atomically
+from robustbench_lpm.records.runs import RunRecord, checked, read_json, write_atomically
 
 AUDITS = "audits"
 SCHEMA_VERSION = 2
@@ -98,26 +98,38 @@ def write(audit: Audit, out: Path) -> Path:
 
 def read(path: Path) -> Audit:
     """Read an audit. Raises LpmbenchError for a file that is not one."""
-    content = read_sealed(path, READABLE, SEALED_SINCE)
-    del content["schema_version"]
-    content.pop(SEAL, None)
-    try:
-        audit = TypeAdapter(Audit).validate_json(json.dumps(content), strict=True)
-    except ValidationError as error:
-        raise LpmbenchError(f"{path} is not a valid audit: {explained(error)}") from None
-    if path.stem != audit.folder_name or not audit.folder_name.endswith(f"--{audit.record[:12]}"):
+    audit = from_content(read_json(path), path)
+    if path.stem != audit.folder_name:
         raise LpmbenchError(f"{path}: the name of the file is not that of the record it judges; the file was altered.")
     return audit
 
 
+def from_content(content: dict[str, Any], path: Path) -> Audit:
+    """The audit that says this, checked. path: named by the LpmbenchError."""
+    stated = {key: value for key, value in checked(content, path, READABLE, SEALED_SINCE).items() if key != SEAL}
+    del stated["schema_version"]
+    try:
+        audit = TypeAdapter(Audit).validate_json(json.dumps(stated), strict=True)
+    except ValidationError as error:
+        raise LpmbenchError(f"{path} is not a valid audit: {explained(error)}") from None
+    if not audit.folder_name.endswith(f"--{audit.record[:12]}"):
+        raise LpmbenchError(f"{path}: an audit's name is not that of the record it judges; the file was altered.")
+    return audit
+
+
 def read_for(records: Sequence[RunRecord]) -> dict[str, Audit]:
-    """The audits stored beside records, by the id of the record that they judge.
+    """The audits stored beside records, or in the archive that they are in, by the id of the record that they judge.
 
     Of two audits of one record in two directories, the worse verdict counts. Raises LpmbenchError for a broken audit.
     """
-    folders = sorted({record.path.parent / AUDITS for record in records if record.path is not None})
+    from robustbench_lpm.records import archive
+
+    paths = sorted({record.path for record in records if record.path is not None})
+    archives = [path for path in paths if (path / archive.INDEX).is_file()]
+    folders = sorted({path.parent / AUDITS for path in paths})
     ids = {record.id for record in records}
     found = [read(path) for folder in folders if folder.is_dir() for path in sorted(folder.glob("*.json"))]
+    found += [audit for path in archives for audit in archive.read_audits(path)]
     found.sort(key=lambda audit: ("pass", "undecided", "fail").index(audit.verdict))
     return {audit.record: audit for audit in found if audit.record in ids}
 
@@ -163,22 +175,3 @@ def _budget(record: RunRecord) -> str:
     """A hash of which model met which images at which budget, and of which noise was frozen."""
     parts = record.configuration["model"], record.configuration["dataset"], record.threat, record.eps, record.mc
     return sha256_of_value([*parts, sorted(_frozen(record))])
-
-
-def publish(record: RunRecord, results: Path) -> Path | None:
-    """Copy the audit stored beside a record into the published results; its path there, None where there is none.
-
-    It replaces one that was published earlier. Raises LpmbenchError for an audit that is broken or judges another
-    record.
-    """
-    if record.path is None:
-        raise LpmbenchError("Only a record that was written can be published.")
-    source, target = _path_of(record.path.name, record.path.parent), _path_of(record.path.name, results / "records")
-    if not source.is_file():
-        target.unlink(missing_ok=True)
-        return None
-    if read(source).record != record.id:
-        raise LpmbenchError(f"{source} judges another record than {record.path}.")
-    if source.resolve() != target.resolve():
-        write_atomically(target, source.read_bytes())
-    return target

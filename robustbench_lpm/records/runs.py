@@ -16,7 +16,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -41,12 +40,11 @@ SCHEMA_VERSION = 5
 # version 3 kept no hashes of code; version 4 used the random numbers of before.
 READABLE = (1, 2, 3, 4, 5)
 SEALED_SINCE = 3
-# The keys of record.json that are fields of RunRecord.
 # The beginning of a note: such a run measures nothing, and its model gets no rank.
 UNSTEADY = "The model's answers depend on what it was asked before"
+# The keys of record.json that are fields of RunRecord.
 STATED = ("command", "configuration", "execution", "versions", "code", "failures", "notes")
 RECORD, OUTCOMES, ADVERSARIALS, TIMING = "record.json", "outcomes.parquet", "adversarials.safetensors", "timing.json"
-PUBLISHED_PICTURES = 16  # of a run that stored more: results are kept small
 # Images are float32: adding a perturbation to a pixel and subtracting it again may be off by an ulp or two.
 DISTANCE_TOLERANCE = 1e-6
 # The same distance computed again, in float64 from the same float32 pixels, differs by the order of a sum at most.
@@ -77,7 +75,9 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)  # what a reader must know: known defects, warnings
     timing: dict[str, Any] = field(default_factory=dict)
     class_names: dict[int, str] = field(default_factory=dict)  # of the labels that occur; {} where they have none
-    path: Path | None = None
+    path: Path | None = None  # of its directory, or of the archive that it is in
+    artefacts: dict[str, str] = field(default_factory=dict)  # hashes of its files, once they are written
+    picture_step: float = 0.0  # to which adversarial pixels were rounded after the run; 0: not at all
 
     @property
     def id(self) -> str:
@@ -88,8 +88,7 @@ class RunRecord:
     def folder_name(self) -> str:
         """A readable name, made unique by the start of the id."""
         parts = [self.model, self.attack, self.threat, format_eps(self.eps), self.dataset, f"mc{self.mc}"]
-        slug = "--".join(re.sub(r"[^A-Za-z0-9.]+", "-", part).strip("-.") or "unnamed" for part in parts)
-        return f"{slug[:120]}--{self.id[:12]}"
+        return f"{'--'.join(map(as_file_name, parts))[:120]}--{self.id[:12]}"
 
     @property
     def model(self) -> str:
@@ -254,6 +253,11 @@ class Picture:
     adversarial: NDArray[np.float32]
 
 
+def as_file_name(text: str) -> str:
+    """Text as a part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "unnamed"
+
+
 def group_pictures(pictures: list[Picture]) -> dict[str, NDArray[Any]]:
     """The arrays that store images, one group per image shape."""
     groups: dict[str, list[Picture]] = {}
@@ -297,20 +301,24 @@ def write(record: RunRecord, out: Path) -> Path:
     folder = out / record.folder_name
     (folder / RECORD).unlink(missing_ok=True)  # of an earlier run: it does not describe the new files
     write_atomically(folder / OUTCOMES, _outcomes_to_parquet(record.outcomes))
-    artefacts = {OUTCOMES: sha256_of(folder / OUTCOMES)}
+    record.artefacts = {OUTCOMES: sha256_of(folder / OUTCOMES)}
     if record.adversarials:
-        artefacts[ADVERSARIALS] = _write_arrays(folder, record.adversarials)
+        record.artefacts[ADVERSARIALS] = _write_arrays(folder, record.adversarials)
     write_atomically(folder / TIMING, _pretty(record.timing))
-    content = {
+    write_atomically(folder / RECORD, _pretty(content_of(record)))
+    record.path = folder
+    return folder
+
+
+def content_of(record: RunRecord) -> dict[str, Any]:
+    """What a record's file says, sealed."""
+    return sealed({
         "schema_version": SCHEMA_VERSION,
         "id": record.id,
         "class_names": {str(label): name for label, name in sorted(record.class_names.items())},
-        "artefacts": artefacts,
+        "artefacts": record.artefacts,
         **{name: getattr(record, name) for name in STATED},
-    }
-    write_atomically(folder / RECORD, _pretty(sealed(content)))
-    record.path = folder
-    return folder
+    })  # fmt: skip
 
 
 def _write_arrays(folder: Path, arrays: dict[str, NDArray[Any]]) -> str:
@@ -351,14 +359,14 @@ def read(folder: Path) -> RunRecord:
     folder = folder.parent if folder.name == RECORD else folder
     content = read_sealed(folder / RECORD, READABLE, SEALED_SINCE)
     try:
-        return _parse(content, folder)
+        return _read_artefacts(content, folder)
     except LpmbenchError:
         raise
     except Exception as error:  # whatever is malformed, the error names the file
         raise LpmbenchError(f"{folder / RECORD} is not a valid record: {type(error).__name__}: {error}.") from None
 
 
-def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
+def _read_artefacts(content: dict[str, Any], folder: Path) -> RunRecord:
     import pandas as pd
 
     if OUTCOMES not in content["artefacts"]:
@@ -376,17 +384,28 @@ def _parse(content: dict[str, Any], folder: Path) -> RunRecord:
         from safetensors.numpy import load
 
         adversarials = load((folder / ADVERSARIALS).read_bytes())
+    timing = read_json(folder / TIMING) if (folder / TIMING).is_file() else {}
+    return from_content(content, outcomes, adversarials, timing, folder)
+
+
+def from_content(
+    content: dict[str, Any], outcomes: pd.DataFrame, adversarials: dict[str, NDArray[Any]], timing: dict[str, Any],
+    path: Path, *, picture_step: float = 0.0,
+) -> RunRecord:  # fmt: skip
+    """The record that says this, with its outcomes and images, checked. Raises LpmbenchError."""
     record = RunRecord(
         **{name: content[name] for name in STATED if name != "code"},
         code=content.get("code", {}),
         outcomes=outcomes,
         adversarials=adversarials,
-        timing=read_json(folder / TIMING) if (folder / TIMING).is_file() else {},
+        timing=timing,
         class_names={int(label): str(name) for label, name in content.get("class_names", {}).items()},
-        path=folder,
+        path=path,
+        artefacts=content["artefacts"],
+        picture_step=picture_step,
     )
     if record.id != content["id"]:
-        raise LpmbenchError(f"{folder / RECORD}: id is not the sha256 of the configuration; the file was altered.")
+        raise LpmbenchError(f"{path}: id is not the sha256 of the configuration; the record was altered.")
     check(record)
     return record
 
@@ -415,20 +434,25 @@ def check(record: RunRecord) -> None:
         raise LpmbenchError(f"{where}: a perturbation of {record.norm} {worst:.6g} exceeds eps {record.eps:.6g}.")
     rows = outcomes.set_index("index")
     for picture in record.pictures():
-        check_picture(picture, rows.loc[picture.index], where)
+        check_picture(picture, rows.loc[picture.index], where, record.picture_step)
         if record.patch:
             _check_patch(picture, record.patch, where)
 
 
-def check_picture(picture: Picture, row: Any, where: Path | str) -> None:
-    """Check a stored image against its row of outcomes: the range [0, 1], the distances, the hash of the input."""
+def check_picture(picture: Picture, row: Any, where: Path | str, step: float = 0.0) -> None:
+    """Check a stored image against its row of outcomes: the range [0, 1], the distances, the hash of the input.
+
+    step: to which its pixels were rounded since the distances were taken.
+    """
     difference = np.abs(picture.adversarial.astype(np.float64) - picture.clean.astype(np.float64))
     if not (picture.adversarial.min() >= 0 and picture.adversarial.max() <= 1):
         raise LpmbenchError(f"{where}: adversarial image {picture.index} leaves [0, 1].")
     distances = {"linf": difference.max(), "l2": np.sqrt((difference**2).sum()), "l1": difference.sum()}
-    distances = {name: float(found) for name, found in distances.items() if name in row}
-    if any(abs(found - row[name]) > REPEATED_TOLERANCE * max(1.0, found) for name, found in distances.items()):
-        raise LpmbenchError(f"{where}: adversarial image {picture.index} is not at the distance recorded for it.")
+    moved = {"linf": step / 2, "l2": step / 2 * difference.size**0.5, "l1": step / 2 * difference.size}
+    for name, found in distances.items():
+        tolerance = REPEATED_TOLERANCE * max(1.0, float(found)) + 1.01 * moved[name]
+        if name in row and abs(float(found) - row[name]) > tolerance:
+            raise LpmbenchError(f"{where}: adversarial image {picture.index} is not at the distance recorded for it.")
     if sha256_of_image(picture.clean) != row["input_sha256"]:
         raise LpmbenchError(f"{where}: clean image {picture.index} is not the input recorded for it.")
 
@@ -442,52 +466,28 @@ def _check_patch(picture: Picture, patch: dict[str, Any], where: Path | str) -> 
 
 
 def read_all(folder: Path) -> list[RunRecord]:
-    """Every record below a folder, in a stable order. Raises LpmbenchError when there is none."""
-    found = sorted(folder.rglob(RECORD)) if folder.is_dir() else []
-    if not found:
-        raise LpmbenchError(f"There are no records below {folder}; `lpmbench attack` writes some.")
-    return [read(path.parent) for path in found]
+    """Every record below a folder, in directories of its own or in archives, in a stable order.
 
-
-def publish(record: RunRecord, results: Path, pictures: int = PUBLISHED_PICTURES) -> Path:
-    """Copy a checked record into the published results; there is no other way.
-
-    pictures: how many of its stored examples are kept, the first ones; all else is copied byte for byte. Raises
-    LpmbenchError for a failed run.
+    Raises LpmbenchError when there is none.
     """
-    if record.path is None:
-        raise LpmbenchError("Only a record that was written can be published.")
-    if record.failures:
-        raise LpmbenchError(f"{record.path}: {len(record.failures)} block(s) failed; run the command again first.")
-    target = results / "records" / record.path.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=results, prefix=".publishing.") as staging:
-        copy = Path(staging) / target.name
-        copy.mkdir()
-        for name in (OUTCOMES, ADVERSARIALS, TIMING, RECORD):
-            if (record.path / name).is_file():
-                shutil.copyfile(record.path / name, copy / name)
-        if len(stored := record.pictures()) > pictures:
-            _keep_pictures(copy, stored[:pictures])
-        if target.exists():
-            shutil.rmtree(target)
-        copy.replace(target)
-    return target
+    from robustbench_lpm.records import archive
 
-
-def _keep_pictures(folder: Path, pictures: list[Picture]) -> None:
-    """Keep only these pictures in a record's directory; its id does not depend on them."""
-    content = read_json(folder / RECORD)
-    del content["artefacts"][ADVERSARIALS]
-    (folder / ADVERSARIALS).unlink()
-    if pictures:
-        content["artefacts"][ADVERSARIALS] = _write_arrays(folder, group_pictures(pictures))
-    write_atomically(folder / RECORD, _pretty(sealed(content)))
+    found = sorted(folder.rglob(RECORD)) if folder.is_dir() else []
+    archives = sorted(folder.rglob(archive.INDEX)) if folder.is_dir() else []
+    if not found and not archives:
+        raise LpmbenchError(f"There are no records below {folder}; `lpmbench attack` writes some.")
+    return [read(path.parent) for path in found] + [r for path in archives for r in archive.read(path.parent).records]
 
 
 def read_sealed(path: Path, readable: tuple[int, ...], sealed_since: int) -> dict[str, Any]:
     """The JSON object in a file, of a schema that can be read and with a seal that holds. Raises LpmbenchError."""
-    content = read_json(path)
+    return checked(read_json(path), path, readable, sealed_since)
+
+
+def checked(
+    content: dict[str, Any], path: Path, readable: tuple[int, ...] = READABLE, sealed_since: int = SEALED_SINCE
+) -> dict[str, Any]:
+    """A JSON object, if it is of a schema that can be read and its seal holds. path: named by the LpmbenchError."""
     if (version := content.get("schema_version")) not in readable:
         known = ", ".join(map(str, readable))
         raise LpmbenchError(f"{path}: schema_version is {version}; this version reads {known}.")
@@ -499,11 +499,20 @@ def read_sealed(path: Path, readable: tuple[int, ...], sealed_since: int) -> dic
 def read_json(path: Path) -> dict[str, Any]:
     """The one JSON object in a file. Raises LpmbenchError where there is none."""
     try:
-        content = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except FileNotFoundError:
         raise LpmbenchError(f"There is no {path.name} in {path.parent}.") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise LpmbenchError(f"{path} cannot be read: {error}") from None
+    return parsed(content, path)
+
+
+def parsed(content: bytes, path: Path) -> dict[str, Any]:
+    """The one JSON object in these bytes. path: named by the LpmbenchError where there is none."""
+    try:
+        found = json.loads(content)
+    except ValueError as error:
         raise LpmbenchError(f"{path} cannot be read as JSON: {error}") from None
-    if not isinstance(content, dict):
+    if not isinstance(found, dict):
         raise LpmbenchError(f"{path} must hold one JSON object.")
-    return content
+    return found

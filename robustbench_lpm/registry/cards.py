@@ -210,6 +210,7 @@ class DatasetCard(Card):
     crop: float = Field(default=1.0, gt=0, le=1)  # share of the resized image that the centre crop keeps
     eps: dict[Norm, str] = {"linf": "2/255", "l2": "0.5", "l1": "12"}  # the default of --eps, by norm
     needs: str = ""  # the files that a user must provide; empty when the data are included
+    publish_images: bool = False  # whether adversarial images may be published with results; not of photographs
     parameters: Parameters = {}
 
     def default_eps(self, norm: Norm) -> str:
@@ -303,6 +304,7 @@ class SuiteCard(Card):
         noise: list[str] = []
         gradient_modes: list[str] = ["strongest"]  # of glimpsing models, each in a separate run
         audit: list[str] = []  # the attacks whose results are audited
+        until_decided: bool = False  # audits go on with more images, and stronger attacks, as `audit --until-decided`
         black_box: list[str] = ["square", "transfer"]  # attacks that an audit compares a white-box result with
         parameters: dict[str, Parameters] = {}  # by attack name, in place of its card's
 

@@ -24,8 +24,9 @@ Audits = Mapping[str, Audit] | None
 
 
 def write_report(records: Sequence[RunRecord], out: Path, audits: Audits = None) -> list[Path]:
-    """Write leaderboard.csv, .md, .tex, .json, robustbench/*/*/*.json, plots/*.svg and leaderboard.html below `out`;
-    their paths, HTML last. Scanpaths that are stored there (`scanpaths.write`) are drawn in the page.
+    """Write leaderboard.csv, .md, .tex, .json and .html, probes.csv (the runs of audits alone), robustbench/*/*/*.json
+    and plots/*.svg below `out`; their paths, HTML last. Scanpaths that are stored there (`scanpaths.write`) are drawn
+    in the page.
 
     The same records and audits give the same bytes, in any order. Raises OSError, and LpmbenchError for
     a broken audit.

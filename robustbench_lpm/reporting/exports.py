@@ -72,14 +72,15 @@ TERMINAL: Columns = {
     "Audit": lambda row: cells.verdict(row["verdict"]) if row["verdict"] else cells.MISSING,
 }
 STYLES = {"passed": "green", "failed": "bold red", "undecided": "yellow"}  # of verdicts in the terminal
-# Version 1 compared models at one M, and named no classes; version 2 ranked by the lowest over whole runs.
-JSON_SCHEMA_VERSION = 3
+# Version 1 compared models at one M, and named no classes; version 2 ranked by the lowest over whole runs; version 3
+# had the probes of audits among the runs.
+JSON_SCHEMA_VERSION = 4
 EXPLANATION = (
     "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
     "Models are ranked by robust accuracy under their strongest attack, without controls. The strongest attack is "
     "chosen on one half of the graded draws and read on the other, both ways round; if the halves choose two runs, "
-    "both are named. Models with different images are ranked separately, by image set. A result that fails its audit "
-    "has no rank, nor has one without an audit beside audited ones. If none is audited, the order is provisional."
+    "both are named. Models with different images are ranked separately, by image set. Where some "
+    "results are audited only those that pass have a rank. If none is audited, the order is provisional."
 )
 
 
@@ -96,7 +97,8 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
     agreements = comparisons.agree(records, runs, ranked)
     gazes = scanpaths.read(out)
     contents = {
-        "leaderboard.csv": to_csv(runs),
+        "leaderboard.csv": to_csv(runs[~runs["probe"]]),
+        **({"probes.csv": to_csv(runs[runs["probe"]])} if runs["probe"].any() else {}),
         "leaderboard.md": to_markdown(runs, ranked),
         "leaderboard.tex": to_latex(runs, ranked),
         "leaderboard.json": to_json(records, runs, ranked, pairs, agreements),
@@ -107,13 +109,14 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
     for name, content in contents.items():
         write_atomically(out / name, content.encode())
     written = [out / name for name in contents]
-    for path in plots.left_over(out / "plots", written):
-        path.unlink()
+    for path in [*plots.left_over(out / "plots", written), *({out / "probes.csv"} - set(written))]:
+        path.unlink(missing_ok=True)
     return written
 
 
 def to_csv(runs: pd.DataFrame) -> str:
-    """The table of runs, numbers in full precision; text that looks like a formula gets an apostrophe in front."""
+    """A table of runs, numbers in full precision; text that looks like a formula gets an apostrophe in front."""
+    runs = runs.drop(columns="probe")
     text = runs.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in runs.dtypes]]
     return runs.assign(**{name: runs[name].map(cells.csv) for name in text}).to_csv(index=False, lineterminator="\n")
 
@@ -125,14 +128,18 @@ def to_json(
     pairs: Sequence[Comparison],
     agreements: Sequence[Agreement],
 ) -> str:
-    """Runs, rankings, comparisons of classifiers, agreement of attacks; numbers in full precision, missing values null.
+    """Runs, probes of audits, rankings, comparisons of classifiers, agreement of attacks; numbers in full precision,
+    missing values null.
 
     records: in the order of the rows of `runs`, which take the names of classes from them, by label.
     """
     named = [{"class_names": pictures.telling(record.class_names)} for record in records]
+    rows = _json_rows(runs.drop(columns="probe"))
+    told = [(probe, row | names) for probe, row, names in zip(runs["probe"], rows, named, strict=True)]
     content = {
         "schema_version": JSON_SCHEMA_VERSION,
-        "runs": [row | names for row, names in zip(_json_rows(runs), named, strict=True)],
+        "runs": [row for probe, row in told if not probe],
+        "probes": [row for probe, row in told if probe],
         "rankings": _json_rows(ranked),
         "comparisons": list(map(asdict, pairs)),
         "agreements": list(map(asdict, agreements)),
@@ -151,7 +158,7 @@ def _ordinary(runs: pd.DataFrame) -> tuple[list[Row], list[str], list[str]]:
     attack's known defects, each once."""
     rows = as_rows(runs[~runs["probe"]])
     probes = len(runs) - len(rows)
-    told = f"{probes} probe run{' of an audit is' if probes == 1 else 's of audits are'} in leaderboard.csv."
+    told = f"{probes} probe run{' of an audit is' if probes == 1 else 's of audits are'} in probes.csv."
     noted = {f"{attack_name(row)}: {row['notes']}" for row in rows if row["notes"]}
     return rows, [told] if probes else [], sorted(noted)
 

@@ -229,21 +229,21 @@ def test_a_result_that_fails_its_audit_has_no_rank(make):
     assert pd.isna(table.loc["a", "rank"])
 
 
-def test_beside_audited_results_one_without_an_audit_has_no_rank(make):
-    a, b, c = make("a", robust=0.75), make("b", robust=0.5), make("c", robust=0.25)
-    judged = audited(b, "pass") | audited(c, "undecided")
-    assert row_of([a, b, c], "a", judged)["notes"] == "not audited, as others here are"
-    ranked = reporting.leaderboard([a, b, c], judged)
-    assert list(ranked["model"]) == ["b", "c", "a"]
-    assert list(ranked["rank"])[:2] == [1, 2]
-    assert pd.isna(ranked["rank"].iloc[2])
-    assert list(ranked["audited"]) == [b.id, c.id, ""]
+def test_beside_audited_results_only_a_pass_has_a_rank(make):
+    a, b, c, d = (make(name, robust=robust) for name, robust in (("a", 0.75), ("b", 0.5), ("c", 0.25), ("d", 0.9)))
+    judged = audited(b, "pass") | audited(c, "undecided") | audited(d, "fail")
+    assert row_of([a, b, c, d], "a", judged)["notes"] == "not audited, as others here are"
+    assert row_of([a, b, c, d], "c", judged)["notes"] == "audit undecided"
+    ranked = reporting.leaderboard([a, b, c, d], judged)
+    assert list(ranked["model"]) == ["b", "c", "d", "a"]  # what is undecided stands apart from what has no rank at all
+    assert list(ranked["rank"].fillna(0)) == [1, 0, 0, 0]
+    assert list(ranked["audited"]) == [b.id, c.id, d.id, ""]
     elsewhere = make("d", robust=0.1, eps=1 / 255)  # at a budget where nothing was audited
     assert row_of([a, b, c, elsewhere], "d", judged)["rank"] == 1
 
 
-@pytest.mark.parametrize("verdict", ["pass", "undecided", None])
-def test_any_other_result_keeps_its_rank_and_says_its_verdict(make, verdict):
+@pytest.mark.parametrize("verdict", ["pass", None])
+def test_a_result_that_passes_has_a_rank_and_one_where_none_is_audited(make, verdict):
     a, b = make("a", robust=0.75), make("b", robust=0.25)
     row = row_of([a, b], "a", audited(a, verdict) if verdict else {})
     assert (row["rank"], row["verdict"], row["audit"], row["notes"]) == (1, verdict or "", "", "")
@@ -252,7 +252,7 @@ def test_any_other_result_keeps_its_rank_and_says_its_verdict(make, verdict):
 def test_a_gradient_that_points_elsewhere_fails_no_result(make):
     a = make("a")
     row = row_of([a], "a", audited(a, "fail", name="direction", unit="cosine"))
-    assert (row["rank"], row["verdict"], row["audit"], row["notes"]) == (1, "undecided", "", "")
+    assert (row["verdict"], row["audit"], row["notes"]) == ("undecided", "", "audit undecided")
 
 
 def test_audits_are_read_from_beside_the_records(make, tmp_path):
@@ -287,7 +287,7 @@ def test_of_equal_runs_the_best_verdict_decides(make, verdicts, expected):
             given |= audited(run, verdict) if verdict else {}
         row = row_of(runs, "a", given)
         assert row["verdict"] == expected
-        assert pd.isna(row["rank"]) == (expected == "fail")
+        assert pd.isna(row["rank"]) == (expected in ("fail", "undecided"))
         assert not given or row["record"] in given
 
 
@@ -362,7 +362,7 @@ def test_an_audit_counts_for_the_same_attack_at_more_work(make, verdict, robust,
     judged = {a.id: make_audit(a, check(verdict, records=(a.id, probe.id)))}
     row = row_of([a, probe, more], "a", judged)
     assert (row["record"], row["verdict"]) == (more.id, expected)
-    assert pd.isna(row["rank"]) == (expected == "fail")
+    assert pd.isna(row["rank"]) == (expected in ("fail", "undecided"))
     assert row_of([a, probe, other], "a", judged)["verdict"] == ""  # another attack: nothing is known of it
 
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import robustbench_lpm
-from robustbench_lpm.cli import run
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sealed
 from robustbench_lpm.records import audits
@@ -178,39 +177,6 @@ def test_of_two_audits_of_one_record_the_worse_verdict_stands(record: RunRecord,
         assert audits.read_for(order)[record.id].verdict == "fail"
 
 
-def test_publishing_takes_the_audit_along(record: RunRecord, tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    path = written(record, PASSED)
-    records.publish(record, results)
-    target = audits.publish(record, results)
-    assert target == results / "records" / "audits" / path.name
-    assert target.read_bytes() == path.read_bytes()
-    [found] = records.read_all(results)
-    assert audits.read_for([found])[record.id].verdict == "pass"
-    assert audits.publish(found, results) == target  # onto itself
-    assert audits.read(target).verdict == "pass"
-
-
-def test_an_audit_does_not_outlive_the_record_it_judged(record: RunRecord, tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    path = written(record, PASSED)
-    records.publish(record, results)
-    assert audits.publish(record, results) is not None
-    path.unlink()
-    records.publish(record, results)
-    assert audits.publish(record, results) is None
-    assert audits.read_for(records.read_all(results)) == {}
-
-
-def test_a_broken_audit_is_not_published(record: RunRecord, tmp_path: Path) -> None:
-    written(record, PASSED).write_text("{}")
-    with pytest.raises(LpmbenchError, match="schema_version is None"):
-        audits.publish(record, tmp_path / "results")
-    with pytest.raises(LpmbenchError, match="Only a record that was written"):
-        audits.publish(replace(record, path=None), tmp_path / "results")
-    assert not (tmp_path / "results" / "records" / "audits").exists()
-
-
 def test_what_only_an_audit_asked_for_is_a_probe(make: Make) -> None:
     found, judged = probed(make)
     expected = {record.id for name, record in found.items() if name not in ORDINARY}
@@ -242,18 +208,3 @@ def test_a_judged_run_or_a_member_of_an_ordinary_worst_case_is_no_probe(make: Ma
     given = {found["pgd"].id: make_audit(found["pgd"], check(records=(found["pgd"].id, single.id)))}
     assert audits.probes([found["pgd"], single], given) == {single.id}
     assert audits.probes([found["pgd"], single, whole], given) == set()
-
-
-def test_publishing_keeps_one_picture_of_a_probe(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged, half = make("cnn", stored=20), make("cnn", stored=20, eps=EPS / 2)
-    for record in (judged, half):
-        records.write(record, tmp_path / "runs")
-    audits.write(make_audit(judged, check(records=(judged.id, half.id))), tmp_path / "runs")
-    monkeypatch.chdir(tmp_path)
-    assert run(["publish", "runs"]) == 0
-    stored = {record.id: len(record.pictures()) for record in records.read_all(tmp_path / "results")}
-    assert stored == {judged.id: 16, half.id: 1}
-    assert run(["publish", "runs", "--pictures", "3"]) == 0
-    stored = {record.id: len(record.pictures()) for record in records.read_all(tmp_path / "results")}
-    assert stored == {judged.id: 3, half.id: 1}
-    assert run(["publish", "runs", "--pictures", "-1"]) == 2

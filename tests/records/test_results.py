@@ -11,7 +11,7 @@ import pytest
 
 from robustbench_lpm import reporting
 from robustbench_lpm.hashing import SEAL
-from robustbench_lpm.records import audits
+from robustbench_lpm.records import archive, audits
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.registry import cards
@@ -34,15 +34,29 @@ def test_what_is_published_was_made_with_the_checkpoints_that_are_here(published
     }
     for record in published:
         assert record.path is not None
-        assert record.path.name == record.folder_name
+        assert record.path == RESULTS / "records" / records.as_file_name(record.dataset)
         assert not record.failures, record.path
         assert record.command.startswith("lpmbench attack --model "), record.path
         assert record.timing["hardware"], record.path
         weights = cards.model(record.model).weights
         assert weights is not None, record.path
         assert record.configuration["model"]["weights_sha256"] == weights.sha256, record.path
-    audited = audits.read_for(published)
-    assert len(audited) == len(list((RESULTS / "records" / audits.AUDITS).glob("*.json")))
+    every = [audit for index in RESULTS.rglob(archive.INDEX) for audit in archive.read(index.parent).audits]
+    assert audits.read_for(published).keys() == {audit.record for audit in every}
+
+
+def test_what_decides_a_rank_keeps_its_images_where_they_may_be_published(published: list[RunRecord]) -> None:
+    ranked = reporting.leaderboard(published)
+    deciding = {name for names in ranked["read_from"] for name in names.split(", ") if name}
+    for record in published:
+        wanted = record.id in deciding and cards.dataset(record.dataset).publish_images
+        assert bool(record.adversarials) >= wanted, record.folder_name
+        assert not record.adversarials or record.id in deciding | set(ranked["record"]), record.folder_name
+
+
+def test_the_results_are_light() -> None:
+    sizes = {path: path.stat().st_size for path in RESULTS.rglob("*") if path.is_file()}
+    assert sum(size for path, size in sizes.items() if path.parent.parent.name == "records") < 8e6
 
 
 @pytest.mark.slow
@@ -53,8 +67,12 @@ def test_the_leaderboard_is_what_the_records_say(published: list[RunRecord], tmp
 
 
 def test_every_record_and_audit_has_a_seal() -> None:
-    for path in [*RESULTS.rglob(records.RECORD), *DECISIONS.rglob(records.RECORD), *RESULTS.rglob("audits/*.json")]:
+    for path in DECISIONS.rglob(records.RECORD):
         assert SEAL in records.read_json(path), path
+    for path in RESULTS.rglob(archive.INDEX):
+        header, *lines = map(json.loads, path.read_text().splitlines())
+        for content in [header, *(line.get("audit") or line["record"] for line in lines)]:
+            assert SEAL in content, path
 
 
 def test_the_records_behind_decisions_are_whole() -> None:
@@ -121,6 +139,6 @@ def test_a_table_says_what_the_records_say(
             if kind == "clean":
                 value = mine.clean_accuracy.iloc[0]
             else:
-                ordinary = mine[(mine.label == column) & ~mine.probe].robust_accuracy
+                ordinary = mine[mine.label == column].robust_accuracy
                 value = ranked[model] if kind == "ranked" else ordinary.min()
             assert cell == ("" if pd.isna(value) else percent(value)), (model, column, value)

@@ -113,7 +113,7 @@ def test_files_are_written_html_last(files):
 
 def test_csv_holds_the_table_in_full_precision(matrix, files):
     lines = list(csv.DictReader(StringIO(files["leaderboard.csv"])))
-    table = reporting.table(matrix)
+    table = reporting.table(matrix).drop(columns="probe")
     assert list(lines[0]) == list(table.columns)
     for column in table.columns:
         texts = [line[column] for line in lines]
@@ -317,15 +317,32 @@ def test_known_defects_are_told_in_every_format(make, tmp_path):
         assert b"Known defect: probes the clean image only." in files[name], name
 
 
-def test_probes_are_in_the_csv_alone(make, tmp_path):
+def test_probes_stand_apart(make, tmp_path):
     found, judged = probed(make)
+    probes = {record.id for name, record in found.items() if name not in ORDINARY}
+    runs = {found[name].id for name in ORDINARY}
     files = {path.name: path.read_text() for path in reporting.write_report(list(found.values()), tmp_path, judged)}
-    lines = {line["record"]: line["probe"] for line in csv.DictReader(StringIO(files["leaderboard.csv"]))}
-    assert lines == {record.id: str(name not in ORDINARY) for name, record in found.items()}
+    for name, expected in (("leaderboard.csv", runs), ("probes.csv", probes)):
+        assert {line["record"] for line in csv.DictReader(StringIO(files[name]))} == expected
+    content = json.loads(files["leaderboard.json"])
+    for part, expected in (("runs", runs), ("probes", probes)):
+        assert {row["record"] for row in content[part]} == expected
     for name in ("leaderboard.md", "leaderboard.tex"):
         shown = {what for what, record in found.items() if record.id[:12] in files[name]}
         assert shown == set(ORDINARY)
-        assert f"{len(found) - len(ORDINARY)} probe runs of audits are in leaderboard.csv." in files[name]
+        assert f"{len(probes)} probe runs of audits are in probes.csv." in files[name]
+    reporting.write_report([found[name] for name in ORDINARY], tmp_path, judged)
+    assert not (tmp_path / "probes.csv").exists()
+
+
+def test_a_pivot_over_the_csv_gives_the_numbers_of_the_runs(make, tmp_path):
+    found, judged = probed(make)
+    reporting.write_report(list(found.values()), tmp_path, judged)
+    runs = pd.read_csv(tmp_path / "leaderboard.csv")
+    pivot = runs.pivot(index="model", columns="attack", values="robust_accuracy")  # fails where a cell has two runs
+    for name in ORDINARY:
+        record = found[name]
+        assert pivot.loc[record.model, record.attack] == pytest.approx(record.robust_accuracy.value)
 
 
 def printed(*records, audits=None):
