@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks import jobs, markdown, reference
+from benchmarks import jobs, markdown, reference, training_cost
 from benchmarks.__main__ import main
 from benchmarks.groups import GROUPS, groups_for
 from benchmarks.subjects import Place
@@ -90,6 +91,20 @@ def test_a_training_moves_the_weights_and_its_passes_alone_do_not() -> None:
         losses[bare] = [job.facts(job.work())["loss"] for _ in range(3)]
     assert len({*losses[False]}) == 3
     assert len({*losses[True]}) == 1
+
+
+def test_the_cost_of_adversarial_training_is_that_of_its_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for name in ("digits-cnn", "digits-cnn-at"):
+        recipe = cards.recipe(name)
+        training_cost.tell(cards.model("cnn"), recipe, side=32, count=10**9, batch=2)
+        (flops, memory) = re.search(r": (\S+) FLOP; .*: (\S+) GiB", capsys.readouterr().out).groups()
+        found.append((float(flops) / recipe.epochs, float(memory) / recipe.batch_size))
+    (plain, kept), (adversarial, kept_by_most) = found
+    # A step of the attack takes no gradients of weights, which are a third of a pass.
+    steps = cards.recipe("digits-cnn-at").parameters["steps"]
+    assert plain * (1 + steps * 0.6) < adversarial < plain * (1 + steps)
+    assert kept == pytest.approx(kept_by_most, rel=0.1)
 
 
 @pytest.mark.parametrize("runs", [1, 3])

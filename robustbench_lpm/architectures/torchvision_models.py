@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.resnet import BasicBlock, ResNet
 
@@ -56,6 +57,19 @@ class _NarrowResNet(ResNet):  # type: ignore[misc]  # torchvision is untyped
         if planes == 64:  # the first stage; what enters it comes from the stem, which is narrowed alike
             self.inplanes = self._narrow(64)
         return super()._make_layer(block, self._narrow(planes), *args, **kwargs)
+
+    # Many ResNets for small images have these names instead of torchvision's; nothing else about them differs.
+    reference_parameters: ClassVar[dict[str, Any]] = {}
+
+    @staticmethod
+    def is_reference_state(state: Mapping[str, Tensor]) -> bool:
+        """Whether a state dict calls the last layer "linear" and the projections "shortcut"."""
+        return "linear.weight" in state and "layer2.0.shortcut.0.weight" in state
+
+    @staticmethod
+    def translate_reference_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Such a state dict under torchvision's names."""
+        return {re.sub("^linear", "fc", name.replace("shortcut", "downsample")): state[name] for name in state}
 
 
 def small_resnet(

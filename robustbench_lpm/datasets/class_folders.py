@@ -139,13 +139,14 @@ def read_class_folders(
     if empty:
         listed = ", ".join(empty[:3]) + (f" and {len(empty) - 3} more" if len(empty) > 3 else "")
         notes = [*notes, f"class folders without images keep their labels: {listed}"]
-    pinned = sorted(
-        (sha256(os.fsencode(path.relative_to(root).as_posix())).digest(), path, label_of[name])
-        for name, found in files.items()
-        for path in found
-    )
-    images = from_files([path for _, path, _ in pinned], [label for _, _, label in pinned], classes)
-    return replace(images, notes=tuple(notes))
+    labelled = {path: label_of[name] for name, found in files.items() for path in found}
+    return replace(in_pinned_order(root, labelled, classes), notes=tuple(notes))
+
+
+def in_pinned_order(root: Path, label_of: Mapping[Path, int], classes: Sequence[str]) -> ImageSet:
+    """The images in these files below `root`, sorted by the sha256 of their path relative to it."""
+    paths = sorted(label_of, key=lambda path: sha256(os.fsencode(path.relative_to(root).as_posix())).digest())
+    return from_files(paths, [label_of[path] for path in paths], classes)
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -130,6 +130,7 @@ class _Trained(_Table):
     accuracy: dict[str, float]  # e.g. test_m1, test_m10, validation; shares in [0, 1]
     seconds: float | None = None
     versions: dict[str, str] = {}
+    notes: list[str] = []  # what the data set said about its images
     # Some rows of the log, by column: "epoch", "train_loss", "validation_accuracy", ...; see training.curves.thinned.
     curve: dict[str, list[float]] = {}
 

@@ -337,8 +337,10 @@ class _Training:
         weight_files.load_state(self.network, weight_files.read(best), source=str(best))
         accuracy: dict[str, float] = {}
         purposes: dict[str, Purpose] = {"validation": "validate", "test": "clean"}
+        notes = list(self.images.notes)
         for split, purpose in purposes.items():
             images = self.validation if split == "validation" else self.load(split).on(self.fabric.device)
+            notes += [note for note in images.notes if note not in notes]
             shares = final_accuracy(self.classifier, images, plan.seed, purpose, self.fabric.device, self.fabric)
             accuracy |= {f"{split}{suffix}": value for suffix, value in shares.items()}
         seconds = sum(row["seconds"] for row in self.rows) + time.perf_counter() - started
@@ -351,6 +353,7 @@ class _Training:
                 "seconds": round(seconds, 1), "versions": versions_of(("torch", OURS)),
                 "curve": curves.thinned(self.rows),
             }  # fmt: skip
+            trained |= {"notes": notes} if notes else {}
             checkpoints.write_card(plan.card, weights, trained, path)
         self.fabric.barrier()
         card = cards.read(path, ModelCard)

@@ -123,22 +123,28 @@ def test_the_recorded_command_repeats_the_run(tmp_path: Path) -> None:
         ).read_bytes()
 
 
+LITE = [f"efficientnet-lite{number}" for number in range(3)]  # of ImageNet's models, those that are installed
+
+
 def test_the_panda_with_its_picture(tmp_path: Path, capsys: Capture) -> None:
     lpmbench("attack --attack pgd --steps 5 --size 224 --dataset panda --threads 1")
     shown = capsys.readouterr().out
     assert "Skipping ramlpm-imagenet: no weights" in shown
-    (record,) = records.read_all(tmp_path / "runs")
-    assert record.model == "efficientnet-lite0"
-    assert record.clean_predictions.tolist() == [[388]]
-    assert record.robust_accuracy.value == 0
-    assert record.outcomes["linf"][0] <= 2 / 255 + 1e-6
-    (picture,) = (tmp_path / "runs").rglob("picture.png")
-    assert Image.open(picture).size[0] > 600
+    found = records.read_all(tmp_path / "runs")
+    assert sorted(record.model for record in found) == LITE
+    for record in found:
+        assert record.clean_predictions.tolist() == [[388]]
+        assert record.robust_accuracy.value == 0
+        assert record.outcomes["linf"][0] <= 2 / 255 + 1e-6
+    pictures = list((tmp_path / "runs").rglob("picture.png"))
+    assert len(pictures) == len(LITE)
+    assert all(Image.open(picture).size[0] > 600 for picture in pictures)
 
 
 def test_another_picture_and_label(tmp_path: Path) -> None:
     Image.new("RGB", (100, 90), (120, 160, 90)).save(tmp_path / "green.png")
-    lpmbench("attack --attack noise --dataset panda --image green.png --label 7 --size original --threads 1")
+    line = "attack --attack noise --dataset panda --image green.png --label 7 --size original --threads 1"
+    lpmbench(f"{line} --model efficientnet-lite0")
     (record,) = records.read_all(tmp_path / "runs")
     assert record.labels.tolist() == [7]
     assert record.pictures()[0].clean.shape == (3, 100, 100)  # padded to a square

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from torchvision.datasets import CIFAR10
 
 from robustbench_lpm.datasets.cifar10 import CLASSES, cifar10
 from robustbench_lpm.datasets.images import ImageSet
 from robustbench_lpm.errors import LpmbenchError
+from tests.datasets.image_samples import noise_image
 
 PER_BATCH = 3
 NAMES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
@@ -74,6 +77,39 @@ def test_the_inner_folder_may_be_named_directly(tmp_path: Path, monkeypatch: pyt
     assert len(cifar10(data=folder, split="test", folder=Path())) == PER_BATCH
     monkeypatch.chdir(folder)
     assert len(cifar10(data=Path(), split="test", folder=Path())) == PER_BATCH
+
+
+def write_images(folder: Path, images: list[Image.Image]) -> None:
+    records = [b"\3" + np.asarray(image).transpose(2, 0, 1).tobytes() for image in images]
+    (folder / "test_batch.bin").write_bytes(b"".join(records))
+
+
+def photograph(seed: int) -> Image.Image:
+    """Grey that varies slowly, and a little noise on every pixel."""
+    slow = np.asarray(noise_image(seed, 4, 4, "L").resize((32, 32), Image.Resampling.BICUBIC).convert("RGB"))
+    noise = np.random.default_rng(seed).integers(0, 25, slow.shape)
+    return Image.fromarray((52 + slow // 2 + noise).astype(np.uint8))
+
+
+def as_jpeg(image: Image.Image) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG")
+    return Image.open(file)
+
+
+@pytest.mark.parametrize(("copies", "others", "named"), [(9, 1, True), (0, 10, False), (2, 8, False)])
+def test_jpeg_copies_are_called_so(tmp_path: Path, copies: int, others: int, named: bool) -> None:
+    images = [photograph(seed) for seed in range(copies + others)]
+    write_images(tmp_path, [as_jpeg(image) for image in images[:copies]] + images[copies:])
+    notes = cifar10(data=tmp_path, split="test", folder=Path()).notes
+    assert any("CIFAR-10 (JPEG copies)" in note for note in notes) == named
+
+
+def test_a_part_of_the_test_images_is_called_so(tmp_path: Path) -> None:
+    write_images(tmp_path, [photograph(0)] * 2)
+    assert cifar10(data=tmp_path, split="test", folder=Path()).notes == ("CIFAR-10: 2 of its 10000 images",)
+    write_images(tmp_path, [photograph(0)] * 10_000)
+    assert cifar10(data=tmp_path, split="test", folder=Path()).notes == ()
 
 
 class Bomb:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyautoattack.examples import resnet
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -412,7 +413,8 @@ def test_without_a_model_those_without_weights_are_skipped_with_the_reason(
     for name in downloadable:
         assert f"Skipping {name}: weights not downloaded yet; --model {name} fetches them." in skipped
     assert any(line.startswith("Skipping ramlpm-imagenet: no weights; ") for line in skipped)
-    assert [path.parent.name.split("--")[0] for path in Path("runs").rglob("record.json")] == ["efficientnet-lite0"]
+    attacked = sorted(path.parent.name.split("--")[0] for path in Path("runs").rglob("record.json"))
+    assert attacked == ["efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"]
     assert files_in(cache) == []
 
 
@@ -444,6 +446,14 @@ def test_a_checkpoint_of_the_original_code_loads_in_every_wrapping(
     assert torch.equal(network.what_rnn.weight_hh, reference["rnn_what.weight_hh"])
     assert torch.equal(network.what_cnn.blocks[0].conv.weight, reference["cnn_what.net.3.weight"])
     assert torch.equal(network.what_cnn.blocks[1].norm.running_var, reference["cnn_what.net.13.running_var"])
+
+
+def test_a_resnet_with_the_names_of_other_code_answers_as_that_code_does() -> None:
+    model = zoo.load_model("resnet18-cifar10-autoattack")
+    theirs = resnet.ResNet18().eval()
+    theirs.load_state_dict(weight_files.read(Path(resnet.__file__).with_name("model_test.pt")))
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.classifier(images), theirs(images), atol=1e-4, rtol=1e-5)
 
 
 def test_a_checkpoint_of_the_other_experiment_does_not_fit(reference: State, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from robustbench_lpm.cli import run
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.registry import cards, zoo
-from robustbench_lpm.registry.cards import Validation
+from robustbench_lpm.registry.cards import ModelCard, Validation
 from robustbench_lpm.training import TrainingResult, examples, train, validation
 from robustbench_lpm.training.examples import LabelledImages, load_split, shuffled_batches
 from robustbench_lpm.training.plans import TrainingPlan, make_plan
@@ -47,6 +47,19 @@ def tree(tmp_path: Path) -> Tree:
                 pixels[..., label] += 120
                 Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=95)
     return tmp_path / "images"
+
+
+def test_notes_on_the_images_are_on_the_card(tree: Tree, tmp_path: Path) -> None:
+    assert _trained(train_photos(tree, tmp_path / "named")).notes == []
+    for split in PER_CLASS:
+        for old, new in zip(CLASSES, ("1", "2", "10"), strict=True):
+            (tree / split / old).rename(tree / split / new)
+    (note,) = _trained(train_photos(tree, tmp_path / "numbered")).notes
+    assert note.startswith("class folders are labelled in the text order of their names")
+
+
+def _trained(result: TrainingResult) -> Any:
+    return cards.read(result.card_path, ModelCard).trained
 
 
 def photo_plan(**changes: Any) -> TrainingPlan:
