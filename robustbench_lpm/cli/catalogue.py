@@ -50,7 +50,8 @@ class _Listing(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         found = super().get_command(ctx, cmd_name)
         if found is None and not ctx.resilient_parsing:  # a shell completes words
-            raise LpmbenchError(f"Write `lpmbench {self.name}` or `lpmbench {self.name} show {cmd_name}`.")
+            known = f"`lpmbench {self.name}` or `lpmbench {self.name} show NAME`"
+            raise LpmbenchError(f"There is no `lpmbench {self.name} {cmd_name}`. Write {known}.")
         return found
 
 

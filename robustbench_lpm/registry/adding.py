@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -55,31 +55,52 @@ def examine(
         if name not in {"channels", "classes", *parameters}:
             raise CannotTell(f"set {name}", f"{entry} needs a value for its parameter '{name}'.")
     content = weight_files.read(weights)
-    guessed_channels, guessed_classes = _guesses(content)
-    takes_classes = "classes" in zoo.offered_to(function)
-    if takes_classes and not (classes or guessed_classes):
-        raise CannotTell("classes", "How many classes does it tell apart?")
-    tried = [channels] if channels else list(dict.fromkeys([guessed_channels or 3, 3, 1]))
+
+    def built(channels: int, classes: int) -> nn.Module:
+        spec = {"channels": channels}
+        return zoo.build(
+            _card(path, entry=entry, classes=classes, parameters=dict(parameters), input=spec), trust=trust
+        )
+
+    taken, source = zoo.offered_to(function), str(weights)
+    if "channels" in taken and not channels:
+        channels = _number((1, 3), lambda number: built(number, classes or 2), content, source)
+        if channels not in (1, 3):
+            raise CannotTell("channels", "How many channels do its images have, 1 or 3?")
+    if "classes" in taken and not classes:
+        classes = _number((2, 3), lambda number: built(channels or 3, number), content, source)
+        if not classes:
+            raise CannotTell("classes", "How many classes does it tell apart?")
+    network = built(channels or 3, classes or 2)
+    state, _ = weight_files.fitting(network, content, source)
+    weight_files.load_state(network, state, source)
+    return _sizes(network.eval(), entry, channels, working_size)
+
+
+def _number(trials: tuple[int, int], built: Callable[[int], nn.Module], content: Any, source: str) -> int | None:
+    """The number that a network of these weights was built with, given networks that were built with others.
+
+    A tensor whose shape depends on the number shows it; None where there is none.
+    """
+    one, other = (built(number).state_dict() for number in trials)
+    state, _ = weight_files.fitting(built(trials[0]), content, source)
+    for name in [name for name in one if name in state and state[name].dim() == one[name].dim()]:
+        for x, y, size in zip(one[name].shape, other[name].shape, state[name].shape, strict=True):
+            share = x // trials[0]
+            if x != y and (x, y) == (share * trials[0], share * trials[1]) and size % share == 0:
+                return size // share
+    return None
+
+
+def _sizes(network: nn.Module, entry: str, channels: int | None, working_size: int | None) -> Examined:
+    """Pass images of several sizes through a network until it answers some."""
     errors: list[str] = []
-    for number in tried:
-        card = _card(
-            path, entry=entry, classes=classes or guessed_classes or 2, parameters=dict(parameters),
-            input={"channels": number},
-        )  # fmt: skip
-        try:
-            network = _loaded(card, content, weights, trust)
-        except LpmbenchError as error:
-            if takes_classes and not classes and re.search(r"model: \d+ of another shape", str(error)):
-                raise CannotTell("classes", f"{in_one_line(error)}. How many classes does it tell apart?") from None
-            if number == tried[-1]:
-                raise
-            continue
-        for side in [working_size] if working_size else SIDES:
-            answer = _answer(network, number, side)
-            if isinstance(answer, Tensor):
-                any_size = not working_size and isinstance(_answer(network, number, side + FARTHER), Tensor)
-                return Examined(number, answer.shape[1], None if any_size else side, side)
-            errors.append(f"{number} x {side} x {side}: {answer}")
+    for number, side in product([channels] if channels else [3, 1], [working_size] if working_size else SIDES):
+        answer = _answer(network, number, side)
+        if isinstance(answer, Tensor):
+            any_size = not working_size and isinstance(_answer(network, number, side + FARTHER), Tensor)
+            return Examined(number, answer.shape[1], None if any_size else side, side)
+        errors.append(f"{number} x {side} x {side}: {answer}")
     if working_size:
         raise LpmbenchError(f"{entry} does not answer images of that size: {'; '.join(errors)}.")
     raise CannotTell(
@@ -124,13 +145,6 @@ def _card(path: Path, **content: Any) -> ModelCard:
     return cards.validated(missing | content, path, ModelCard)
 
 
-def _loaded(card: ModelCard, content: Any, weights: Path, trust: bool) -> nn.Module:
-    network = zoo.build(card, trust=trust)
-    state, _ = weight_files.fitting(network, content, str(weights))
-    weight_files.load_state(network, state, str(weights))
-    return network.eval()
-
-
 @torch.no_grad()
 def _answer(network: nn.Module, channels: int, side: int) -> Tensor | str:
     """The logits of two random images; or why there are none."""
@@ -140,11 +154,3 @@ def _answer(network: nn.Module, channels: int, side: int) -> Tensor | str:
     except Exception as error:  # whatever the network raises
         return in_one_line(error)
     return logits if logits.dim() == 2 and len(logits) == 2 else f"the answer has the shape {tuple(logits.shape)}"
-
-
-def _guesses(content: Any) -> tuple[int | None, int | None]:
-    """Channels and classes, as the first convolution and the last tensor of a state dict suggest."""
-    states = [state for _, state in weight_files.state_dicts(content)]
-    tensors = [tensor for tensor in states[0].values() if tensor.dim()] if states else []
-    channels = next((tensor.shape[1] for tensor in tensors if tensor.dim() == 4 and tensor.shape[1] in (1, 3)), None)
-    return channels, len(tensors[-1]) if tensors and len(tensors[-1]) > 1 else None

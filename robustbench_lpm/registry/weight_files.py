@@ -118,7 +118,7 @@ def fitting(network: nn.Module, content: Any, source: str) -> tuple[State, tuple
     CONTAINERS come before other keys and averages of weights (EMA) last; where none fits, the closest one is given.
     Raises LpmbenchError where there is none, and where several fit equally.
     """
-    states = sorted(state_dicts(content), key=lambda one: _rank(one[0]))
+    states = sorted(_states(content), key=lambda one: _rank(one[0]))
     if not states:
         keys = [str(key) for key in content] if isinstance(content, Mapping) else []
         told_keys = f"; its keys: {_listed(keys)}" if keys else ""
@@ -205,14 +205,14 @@ def _check_values(network: nn.Module, state: State, source: str) -> None:
             )
 
 
-def state_dicts(content: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
+def _states(content: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], State]]:
     """Every dictionary of tensors by name in a checkpoint, with the keys that lead to it, outermost first."""
     if not isinstance(content, Mapping) or len(where) > DEEPEST:
         return
     if tensors := {name: x for name, x in content.items() if isinstance(name, str) and _has_values(x)}:
         yield where, tensors
     for key, value in content.items():
-        yield from state_dicts(value, (*where, str(key)))
+        yield from _states(value, (*where, str(key)))
 
 
 def _has_values(x: Any) -> bool:
