@@ -120,6 +120,8 @@ def finished(path: Path, weights: Path, found: Examined, *, trust: bool, **said:
     said: fields of the card. Raises LpmbenchError for a model that would not be admitted; nothing is left then.
     """
     beside = weights if weights.resolve().is_relative_to(path.parent.resolve()) else path.parent / weights.name
+    if beside.is_symlink() and not beside.resolve().is_relative_to(path.parent.resolve()):
+        raise LpmbenchError(f"{beside} is a link that leads out of its directory, which no card may do: copy the file.")
     digest, copied = sha256_of(weights), not beside.exists()
     if not copied and sha256_of(beside) != digest:
         raise LpmbenchError(f"{beside} is another file than {weights}: rename one, for weights lie beside their card.")

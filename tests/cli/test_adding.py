@@ -121,6 +121,15 @@ def test_weights_from_elsewhere_are_copied_beside_the_card(
     assert "near/weights.pt is another file than far/weights.pt" in capsys.readouterr().err
 
 
+def test_a_link_that_leads_away_is_no_file_beside_the_card(mynets: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("far").mkdir()
+    Path("near").mkdir()
+    saved(mynets["Flat"](), "far/weights.pt")
+    Path("near/weights.pt").symlink_to(Path("far/weights.pt").resolve())
+    assert add("mynets:Flat", "near/weights.pt", "--out", "near", "--labels", "cifar10", "--mean", "none") == 1
+    assert "near/weights.pt is a link that leads out of its directory" in capsys.readouterr().err
+
+
 def test_a_model_that_would_not_run_gets_no_card(mynets: Any, capsys: pytest.CaptureFixture[str]) -> None:
     Path("far").mkdir()
     weights = saved(mynets["ByBatch"](), "far/weights.pt")
@@ -191,7 +200,7 @@ def at_a_terminal(words: list[str], answers: dict[str, str]) -> tuple[int, str]:
     try:
         while time.monotonic() < deadline:
             if not select.select([ours], [], [], 2)[0]:
-                if pressed:  # it came just before the question was waited at, as a hasty user's may
+                if pressed and "Interrupted" not in shown:  # it came just before the question was waited at
                     process.send_signal(signal.SIGINT)
                 continue
             try:
