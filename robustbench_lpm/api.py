@@ -82,7 +82,7 @@ def evaluate(
     """How accurate a model stays under an attack.
 
     Args:
-        model: a registered name, a path to a card, or any module or function from images (B, C, H, W) in [0, 1] to
+        model: a registered name, a path to a card, an address such as "timm:resnet18", or any module or function from images (B, C, H, W) in [0, 1] to
             logits (B, K). A copy of it is evaluated, in eval mode. A stochastic module offers `sample_noise`; one that
             draws from the global generators is found out and seeded.
         attack: a registered name, a path to a card, or a function with the signature of `attacks.pgd.pgd`. The name

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def _add(entry: str, weights: Path, out: Path, yes: bool, trust: bool, given: di
                 text = _asked(str(question), f"--set {parameter}=VALUE")
                 parameters |= options.read_parameters({"settings": [f"{parameter}={text}"]})[0]
             else:
-                sure[word.replace("-", "_")] = _asked(str(question), f"--{word}", kind=click.IntRange(1))
+                sure[word.replace("-", "_")] = _asked(str(question), f"--{word}", _whole)
     size = "of any size" if found.working_size is None else f"of {found.working_size} x {found.working_size}"
     say(f"It reads images {size} with {found.channels} channel(s) and tells {found.classes} classes apart.")
     said = _told(given, adding.label_sets(found.channels, found.classes), found.channels, yes)
@@ -115,10 +116,13 @@ def _told(given: dict[str, Any], label_sets: Sequence[str], channels: int, yes: 
     }
     wanted = ", ".join(f"--{name}" for name in missing)
     for name in missing:
-        if NONE in (answers["mean"], answers["std"]) and name != "labels":
-            answers[name] = NONE
+        if name == "labels":
+            answers[name] = _asked(questions[name], wanted)
+        elif answers["mean"] != NONE:
+            default = NONE if name == "mean" else None
+            answers[name] = _asked(questions[name], wanted, partial(_readable, name, channels), default)
         else:
-            answers[name] = _asked(questions[name], wanted, default=NONE if name == "mean" else None)
+            answers[name] = NONE
     return answers | {name: _numbers(name, answers[name], channels) for name in ("mean", "std")}
 
 
@@ -132,11 +136,27 @@ def _numbers(name: str, text: str, channels: int) -> list[float]:
     return numbers
 
 
-def _asked(question: str, wanted: str, kind: Any = str, default: str | None = None) -> Any:
+def _readable(name: str, channels: int, text: str) -> str:
+    """An answer that `_numbers` can read; the question is asked again where it cannot."""
+    try:
+        _numbers(name, text, channels)
+    except LpmbenchError as error:
+        raise click.UsageError(str(error)) from None
+    return text
+
+
+def _whole(text: str) -> int:
+    """An answer that is a number from 1."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise click.UsageError("A whole number from 1 is meant.")
+    return int(text)
+
+
+def _asked(question: str, wanted: str, read: Callable[[str], Any] | None = None, default: str | None = None) -> Any:
     """The answer to a question. Raises LpmbenchError, naming the options that give it, where there is no terminal."""
     if not sys.stdin.isatty():
         raise LpmbenchError(f"{question} There is no terminal to ask at: give {wanted}.")
-    return click.prompt(question, type=kind, default=default, prompt_suffix=" ")
+    return click.prompt(question, value_proc=read, default=default, prompt_suffix=" ")
 
 
 def _confirmed(question: str, wanted: str) -> bool:
@@ -148,4 +168,4 @@ def _confirmed(question: str, wanted: str) -> bool:
 def _dataset(labels: str) -> str:
     """The option for the first registered data set with these labels."""
     known = [card.name for card in map(cards.dataset, cards.names("dataset")) if card.labels == labels]
-    return f" --dataset {known[0]}" if known and labels != "digits" else ""
+    return f" --dataset {known[0] if known else 'YOURS'}" if labels != "digits" else ""

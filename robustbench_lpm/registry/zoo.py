@@ -219,6 +219,8 @@ def weights_missing(card: ModelCard) -> str | None:
     downloaded = f"weights not downloaded yet; --model {card.name} fetches them"
     if weights.url and not (_cache() / f"{weights.sha256}.weights").is_file():
         return downloaded
+    if weights.hub and hubs.seen(card.entry) is None:
+        return downloaded
     if weights.torchvision:
         from robustbench_lpm.architectures.torchvision_models import torchvision_weights_cached
 

@@ -125,6 +125,7 @@ def test_a_link_that_leads_away_is_no_file_beside_the_card(mynets: Any, capsys: 
     Path("far").mkdir()
     Path("near").mkdir()
     saved(mynets["Flat"](), "far/weights.pt")
+    Path("mynets.py").rename("near/mynets.py")
     Path("near/weights.pt").symlink_to(Path("far/weights.pt").resolve())
     assert add("mynets:Flat", "near/weights.pt", "--out", "near", "--labels", "cifar10", "--mean", "none") == 1
     assert "near/weights.pt is a link that leads out of its directory" in capsys.readouterr().err
@@ -222,9 +223,9 @@ def at_a_terminal(words: list[str], answers: dict[str, str]) -> tuple[int, str]:
 
 def test_it_asks_at_a_terminal_for_what_it_cannot_find_out(mynets: Any) -> None:
     words = ["models", "add", "mynets:Net", saved(mynets["Net"](2, 10, 1)), "--trust"]
-    status, shown = at_a_terminal(words, {
-        "parameter 'depth'": "2", "digits, fashion": "digits", "'none'?": "0.5", "And which standard": "0.25",
-    })  # fmt: skip
+    answers = {"parameter 'depth'": "2", "digits, fashion": "digits", "'none'? [none]": "0.5,0.5"}
+    answers |= {"Error: --mean": "0.5", "And which standard": "0.25"}
+    status, shown = at_a_terminal(words, answers)
     assert status == 0, shown
     card = written("net.toml")
     assert card["labels"] == "digits"

@@ -120,8 +120,9 @@ def _preprocessing(name: str, folder: Path) -> tuple[list[float], list[float], i
     black, white, mixed = seen(0, 0, 0), seen(255, 255, 255), seen(51, 102, 204)
     low, high = (image.mean((1, 2)) for image in (black, white))
     shares = torch.tensor([0.2, 0.4, 0.8], dtype=torch.float64)
-    plain = black.shape[0] == 3 and black.shape[1] == black.shape[2]
-    if not plain or not torch.allclose(mixed.mean((1, 2)), low + (high - low) * shares, atol=1e-3 * float(high.max())):
+    plain = black.shape[0] == 3 and black.shape[1] == black.shape[2] and bool((high > low).all())
+    expected = low + (high - low) * shares if plain else None
+    if expected is None or not torch.allclose(mixed.mean((1, 2)), expected, atol=1e-3 * float((high - low).max())):
         raise LpmbenchError(f"hf:{name}: its image processor does more than to resize and to normalise three colours.")
     std = 1 / (high - low)
     return _rounded(-low * std), _rounded(std), black.shape[-1]
