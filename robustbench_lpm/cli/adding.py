@@ -15,7 +15,7 @@ import tomli_w
 from robustbench_lpm.cli import options
 from robustbench_lpm.cli.console import say, shown_path
 from robustbench_lpm.errors import Interrupted, LpmbenchError
-from robustbench_lpm.registry import cards
+from robustbench_lpm.registry import cards, hubs
 
 NONE = "none"  # the normalisation of a network that normalises itself
 
@@ -52,6 +52,8 @@ def add(entry: str, weights: Path, out: Path, yes: bool, trust: bool, **given: A
 
 
 def _add(entry: str, weights: Path, out: Path, yes: bool, trust: bool, given: dict[str, Any]) -> None:
+    if hubs.of_hub(entry):
+        raise LpmbenchError(f"{entry} needs no card: --model {entry} --checkpoint {weights}.")
     path = out / f"{_name(given['name'] or entry.rpartition(':')[2].lower())}.toml"
     parameters, _ = options.read_parameters(given)
     if not trust:
@@ -111,8 +113,8 @@ def _told(given: dict[str, Any], label_sets: Sequence[str], channels: int, yes: 
     fitting = f" ({', '.join(label_sets)} would fit)" if label_sets else ""
     questions = {
         "labels": f"Which label set does it predict{fitting}?",
-        "mean": "Which mean do its inputs expect to be taken off, one number a channel, or 'none'?",
-        "std": "And which standard deviation?",
+        "mean": "Which mean is to be subtracted from its pixels in [0, 1], a number for each channel, or 'none'?",
+        "std": "And by which standard deviation are they to be divided?",
     }
     wanted = ", ".join(f"--{name}" for name in missing)
     for name in missing:

@@ -57,10 +57,13 @@ def examine(
     content = weight_files.read(weights)
 
     def built(channels: int, classes: int) -> nn.Module:
-        spec = {"channels": channels}
-        return zoo.build(
-            _card(path, entry=entry, classes=classes, parameters=dict(parameters), input=spec), trust=trust
-        )
+        card = _card(path, entry=entry, classes=classes, parameters=dict(parameters), input={"channels": channels})
+        try:
+            return zoo.build(card, trust=trust)
+        except LpmbenchError:
+            raise
+        except Exception as error:  # of the user's own code
+            raise LpmbenchError(f"{entry} cannot be built: {in_one_line(error)}.") from error
 
     taken, source = zoo.offered_to(function), str(weights)
     if "channels" in taken and not channels:

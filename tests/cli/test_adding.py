@@ -30,6 +30,7 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self, depth, classes=10, channels=3):
         super().__init__()
+        self.each = 1 / depth
         self.body = nn.Sequential(*[nn.Conv2d(8 if i else channels, 8, 3, padding=1) for i in range(depth)])
         self.head = nn.Linear(8, classes)
     def forward(self, x):
@@ -157,6 +158,8 @@ def test_a_model_that_would_not_run_gets_no_card(mynets: Any, capsys: pytest.Cap
     ("Net mynets.py --set depth=2", "it is text"),
     ("Net w.pt --name cnn", "'cnn' is the name of a registered model"),
     ("Net w.pt --name ../net", "must be a word of letters"),
+    ("Net w.pt --set depth=0", "cannot be built: ZeroDivisionError"),
+    ("timm:resnet18 w.pt", "timm:resnet18 needs no card: --model timm:resnet18 --checkpoint w.pt."),
 ])  # fmt: skip
 def test_mistakes_and_what_cannot_be_asked(
     words: str, told: str, mynets: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -164,7 +167,7 @@ def test_mistakes_and_what_cannot_be_asked(
     saved(mynets["Net"](2, 7), "w.pt")
     saved(mynets["odd"](), "odd.pt")
     assert not sys.stdin.isatty()
-    assert add(*f"mynets:{words}".split()) == 1
+    assert add(*(words if ":" in words else f"mynets:{words}").split()) == 1
     complaint = capsys.readouterr().err
     assert told in complaint
     assert complaint.count("\n") == 1
@@ -224,7 +227,7 @@ def at_a_terminal(words: list[str], answers: dict[str, str]) -> tuple[int, str]:
 def test_it_asks_at_a_terminal_for_what_it_cannot_find_out(mynets: Any) -> None:
     words = ["models", "add", "mynets:Net", saved(mynets["Net"](2, 10, 1)), "--trust"]
     answers = {"parameter 'depth'": "2", "digits, fashion": "digits", "'none'? [none]": "0.5,0.5"}
-    answers |= {"Error: --mean": "0.5", "And which standard": "0.25"}
+    answers |= {"Error: --mean": "0.5", "by which standard": "0.25"}
     status, shown = at_a_terminal(words, answers)
     assert status == 0, shown
     card = written("net.toml")

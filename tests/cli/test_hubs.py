@@ -17,14 +17,14 @@ from robustbench_lpm.records.runs import read_all
 from robustbench_lpm.registry import hubs
 from tests.hubs import HubServer, ask_only, save_timm, served
 
-RESNET, VIT = "test_resnet.r160_in1k", "test_vit.r160_in1k"  # timm's own models for tests
+EFFICIENTNET, VIT = "test_efficientnet.r160_in1k", "test_vit.r160_in1k"  # timm's own models for tests
 PANDA = "--dataset panda --size 64 --attack pgd --steps 2 --threads 1"
 
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubServer]:
     with served(tmp_path / "served") as server:
-        for name in (RESNET, VIT):
+        for name in (EFFICIENTNET, VIT):
             save_timm(server.repository(f"timm/{name}"), name)
         yield server
 
@@ -39,10 +39,10 @@ def test_a_second_process_needs_no_hub(hub: HubServer, tmp_path: Path) -> None:
         )
         return done.returncode, done.stderr
 
-    assert lpmbench(f"attack --model timm:test_resnet {PANDA}", HF_ENDPOINT=hub.url) == (0, "")
+    assert lpmbench(f"attack --model timm:test_efficientnet {PANDA}", HF_ENDPOINT=hub.url) == (0, "")
     (record,) = read_all(Path("runs"))
-    assert record.model == f"timm:{RESNET}"
-    assert f"--model timm:{RESNET} " in record.command
+    assert record.model == f"timm:{EFFICIENTNET}"
+    assert f"--model timm:{EFFICIENTNET} " in record.command
     first = {path.name: path.read_bytes() for path in (Path("runs") / record.folder_name).iterdir()}
     offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": hub.url}
     again = record.command.removeprefix("lpmbench ") + " --out again"
@@ -75,15 +75,15 @@ def lpmbench(
 def test_an_address_stands_wherever_a_model_s_name_stands(lpmbench: Callable[[str], str]) -> None:
     card = tomllib.loads(lpmbench("models show timm:test_vit"))
     assert (card["name"], card["input"]["working_size"]) == (f"timm:{VIT}", 160)
-    transfer = "--attack transfer --surrogate timm:test_resnet --dataset panda --size 64 --steps 2"
+    transfer = "--attack transfer --surrogate timm:test_efficientnet --dataset panda --size 64 --steps 2"
     lpmbench(f"attack --model timm:test_vit {transfer}")
     assert "FAILS" not in lpmbench("verify runs --strict")
     Path("suite.toml").write_text(
         'name = "theirs"\nsummary = "two"\n[[part]]\ndataset = "panda"\nsize = "64"\neps = ["2/255"]\n'
-        'attacks = ["fgsm"]\nmodels = ["timm:test_vit", "timm:test_resnet"]\n'
+        'attacks = ["fgsm"]\nmodels = ["timm:test_vit", "timm:test_efficientnet"]\n'
     )
     lpmbench("run ./suite.toml --out matrix")
-    assert {record.model for record in read_all(Path("matrix"))} == {f"timm:{VIT}", f"timm:{RESNET}"}
+    assert {record.model for record in read_all(Path("matrix"))} == {f"timm:{VIT}", f"timm:{EFFICIENTNET}"}
     sha256 = tomllib.loads(lpmbench("models show timm:test_vit"))["weights"]["sha256"]
     assert f"{sha256}  timm:{VIT}\n" in (hubs.folder() / hubs.SEEN).read_text()
 

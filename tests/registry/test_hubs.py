@@ -30,7 +30,7 @@ from robustbench_lpm.hashing import sha256_of
 from robustbench_lpm.registry import cards, hubs, zoo
 from tests.hubs import COMMITS, HubServer, ask_only, save_timm, save_vit, served
 
-RESNET, VIT = "test_resnet.r160_in1k", "test_vit.r160_in1k"  # timm's own models for tests
+EFFICIENTNET, VIT = "test_efficientnet.r160_in1k", "test_vit.r160_in1k"  # timm's own models for tests
 
 
 @pytest.fixture
@@ -50,10 +50,10 @@ def vit(hub: HubServer) -> Path:
 
 
 @pytest.fixture
-def resnet(hub: HubServer) -> Path:
-    """The folder of timm:test_resnet."""
-    folder = hub.repository(f"timm/{RESNET}")
-    save_timm(folder, RESNET)
+def efficientnet(hub: HubServer) -> Path:
+    """The folder of timm:test_efficientnet."""
+    folder = hub.repository(f"timm/{EFFICIENTNET}")
+    save_timm(folder, EFFICIENTNET)
     return folder
 
 
@@ -132,7 +132,7 @@ def test_safetensors_in_parts(vit: Path) -> None:
     assert torch.equal(zoo.load_model("hf:me/vit").classifier(pixels), whole(pixels))
 
 
-@pytest.mark.parametrize(("name", "fixed"), [(RESNET, None), (VIT, 160)])
+@pytest.mark.parametrize(("name", "fixed"), [(EFFICIENTNET, None), (VIT, 160)])
 def test_a_model_of_timm_answers_as_timm_would(name: str, fixed: int | None, hub: HubServer) -> None:
     save_timm(hub.repository(f"timm/{name}"), name)
     model = zoo.load_model(f"timm:{name.partition('.')[0]}")
@@ -149,9 +149,9 @@ def test_a_model_of_timm_answers_as_timm_would(name: str, fixed: int | None, hub
 
 
 def test_what_is_in_the_cache_is_loaded_without_asking(
-    vit: Path, resnet: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vit: Path, efficientnet: Path, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = {name: zoo.load_model(name).weights_sha256 for name in ("hf:me/vit", f"timm:{RESNET}")}
+    first = {name: zoo.load_model(name).weights_sha256 for name in ("hf:me/vit", f"timm:{EFFICIENTNET}")}
     asked = len(hub.asked)
     ask_only("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)  # where nobody answers
     hubs.describe.cache_clear()
@@ -177,12 +177,16 @@ def test_other_weights_at_the_same_address_are_refused(vit: Path) -> None:
 
 
 def test_a_card_printed_from_an_address_pins_its_weights(
-    resnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    efficientnet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    by_address = zoo.load_model(f"timm:{RESNET}")
-    assert run(["models", "show", "timm:test_resnet"]) == 0
+    before = zoo.weights_missing(cards.model("timm:test_efficientnet"))
+    assert before is not None
+    assert "not downloaded yet" in before
+    by_address = zoo.load_model(f"timm:{EFFICIENTNET}")
+    assert zoo.weights_missing(cards.model("timm:test_efficientnet")) is None
+    assert run(["models", "show", "timm:test_efficientnet"]) == 0
     card = tmp_path / "mine.toml"
-    card.write_text(capsys.readouterr().out.replace(f'"timm:{RESNET}"', '"mine"', 1))
+    card.write_text(capsys.readouterr().out.replace(f'"timm:{EFFICIENTNET}"', '"mine"', 1))
     _, pixels = picture(64)
     assert torch.equal(zoo.load_model(str(card)).classifier(pixels), by_address.classifier(pixels))
     digest = str(by_address.weights_sha256)
@@ -190,13 +194,13 @@ def test_a_card_printed_from_an_address_pins_its_weights(
     assert f"weights.sha256 is {digest[::-1]}, but the hub gives {digest}" in complaint(str(card))
 
 
-def test_a_checkpoint_of_one_s_own_in_a_network_of_a_hub(resnet: Path, tmp_path: Path) -> None:
-    save_timm(tmp_path, RESNET, seed=1)
+def test_a_checkpoint_of_one_s_own_in_a_network_of_a_hub(efficientnet: Path, tmp_path: Path) -> None:
+    save_timm(tmp_path, EFFICIENTNET, seed=1)
     checkpoint = tmp_path / "model.safetensors"
-    shutil.rmtree(resnet)  # which needs nothing of the hub
-    model = zoo.load_model(f"timm:{RESNET}", checkpoint=checkpoint)
+    shutil.rmtree(efficientnet)  # which needs nothing of the hub
+    model = zoo.load_model(f"timm:{EFFICIENTNET}", checkpoint=checkpoint)
     assert model.weights_sha256 == sha256_of(checkpoint)
-    assert hubs.seen(f"timm:{RESNET}") is None
+    assert hubs.seen(f"timm:{EFFICIENTNET}") is None
 
 
 class Malicious:
@@ -209,18 +213,18 @@ class Malicious:
         return (open, (str(self.marker), "w"))
 
 
-def test_pickles_are_refused_or_read_as_tensors_alone(vit: Path, resnet: Path, tmp_path: Path) -> None:
-    state, marker = load_file(resnet / "model.safetensors"), tmp_path / "ran"
-    (resnet / "model.safetensors").unlink()
+def test_pickles_are_refused_or_read_as_tensors_alone(vit: Path, efficientnet: Path, tmp_path: Path) -> None:
+    state, marker = load_file(efficientnet / "model.safetensors"), tmp_path / "ran"
+    (efficientnet / "model.safetensors").unlink()
     (vit / "model.safetensors").unlink()
-    for folder in (resnet, vit):
+    for folder in (efficientnet, vit):
         torch.save({**state, "more": Malicious(marker)}, folder / "pytorch_model.bin")
     assert "Pickles can run code and are refused" in complaint("hf:me/vit")
-    assert "was refused: it does not load as tensors alone" in complaint(f"timm:{RESNET}")
+    assert "was refused: it does not load as tensors alone" in complaint(f"timm:{EFFICIENTNET}")
     assert not marker.exists()
     shutil.rmtree(hubs.folder().parent / "hf")
-    torch.save(state, resnet / "pytorch_model.bin")  # harmless, as older repositories of timm's hold it
-    assert zoo.load_model(f"timm:{RESNET}").weights_sha256 == sha256_of(resnet / "pytorch_model.bin")
+    torch.save(state, efficientnet / "pytorch_model.bin")  # harmless, as older repositories of timm's hold it
+    assert zoo.load_model(f"timm:{EFFICIENTNET}").weights_sha256 == sha256_of(efficientnet / "pytorch_model.bin")
 
 
 def test_no_code_of_a_repository_runs(vit: Path, tmp_path: Path) -> None:
@@ -243,23 +247,23 @@ def test_a_network_without_a_trained_classifier_is_refused(vit: Path) -> None:
     ("hf:vit", "must look like hf:OWNER/NAME or hf:OWNER/NAME@REVISION"),
     ("hf:me/none", "There is no 'me/none' at http://127.0.0.1"),
     ("hf:me/vit@none", "There is no 'me/vit' at revision 'none'"),
-    (f"hf:timm/{RESNET}", "a model of timm is called timm:test_resnet"),
-    ("timm:test_resnt", "Did you mean 'timm:test_resnet' or "),
-    ("timm:test_resnet.r161_in1k", "Did you mean 'timm:test_resnet.r160_in1k'?"),
+    (f"hf:timm/{EFFICIENTNET}", "a model of timm is called timm:test_efficientnet"),
+    ("timm:test_efficientnt", "Did you mean 'timm:test_efficientnet' or "),
+    ("timm:test_efficientnet.r161_in1k", "Did you mean 'timm:test_efficientnet.r160_in1k'?"),
     ("timm:zzzzzzzzz", "known is spelled like it."),
     ("timm:vit_small_patch14_dinov2", "answers with features, not with classes"),
     ("torchvision:resnat18", "Did you mean 'torchvision:resnet18' or "),
     ("torchvision:resnet18@V9", "Did you mean 'torchvision:resnet18@IMAGENET1K_V1'?"),
     ("tim:resnet18", "Unknown hub 'tim'. Did you mean 'timm'?"),
 ])  # fmt: skip
-def test_mistakes(name: str, told: str, vit: Path, resnet: Path) -> None:
-    (resnet / "config.json").write_text('{"architecture": "test_resnet"}')
+def test_mistakes(name: str, told: str, vit: Path, efficientnet: Path) -> None:
+    (efficientnet / "config.json").write_text('{"architecture": "test_efficientnet"}')
     assert told in complaint(name)
 
 
-def test_a_file_that_is_no_weights_is_called_what_it_is(resnet: Path) -> None:
-    (resnet / "model.safetensors").write_text("<html>Sign in</html>")
-    assert "it is a web page" in complaint(f"timm:{RESNET}")
+def test_a_file_that_is_no_weights_is_called_what_it_is(efficientnet: Path) -> None:
+    (efficientnet / "model.safetensors").write_text("<html>Sign in</html>")
+    assert "it is a web page" in complaint(f"timm:{EFFICIENTNET}")
 
 
 def test_a_hub_whose_library_is_missing_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +271,7 @@ def test_a_hub_whose_library_is_missing_names_its_extra(monkeypatch: pytest.Monk
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
     hubs.describe.cache_clear()
-    assert "pip install 'robustbench-lpm[timm]'" in complaint("timm:test_resnet")
+    assert "pip install 'robustbench-lpm[timm]'" in complaint("timm:test_efficientnet")
 
 
 @pytest.mark.usefixtures("hub")
@@ -275,16 +279,16 @@ def test_a_model_that_timm_finds_at_a_url(tmp_path: Path, monkeypatch: pytest.Mo
     """As the models that users register with timm."""
     from timm.models import _registry
 
-    save_timm(tmp_path, RESNET)
-    config = timm.models.get_pretrained_cfg(RESNET)
+    save_timm(tmp_path, EFFICIENTNET)
+    config = timm.models.get_pretrained_cfg(EFFICIENTNET)
     config.hf_hub_id, config.url = None, (tmp_path / "model.safetensors").as_uri()
-    monkeypatch.setitem(_registry._model_pretrained_cfgs, RESNET, config)
-    model = zoo.load_model(f"timm:{RESNET}")
+    monkeypatch.setitem(_registry._model_pretrained_cfgs, EFFICIENTNET, config)
+    model = zoo.load_model(f"timm:{EFFICIENTNET}")
     assert model.weights_sha256 == sha256_of(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
-    zoo.load_model(f"timm:{RESNET}")  # from torch's cache
+    zoo.load_model(f"timm:{EFFICIENTNET}")  # from torch's cache
     config.url = (tmp_path / "gone.safetensors").as_uri()
-    assert "gone.safetensors could not be downloaded" in complaint(f"timm:{RESNET}")
+    assert "gone.safetensors could not be downloaded" in complaint(f"timm:{EFFICIENTNET}")
 
 
 @pytest.mark.parametrize(("address", "registered"), [
