@@ -111,7 +111,8 @@ def _preprocessing(name: str, folder: Path) -> tuple[list[float], list[float], i
     """Mean, standard deviation and side of what an image processor makes of an image, measured on plain colours."""
     if _file(name, PROCESSOR) is None:
         raise LpmbenchError(f"hf:{name} has no {PROCESSOR}, so its normalisation is not known.")
-    processor = AutoImageProcessor.from_pretrained(folder, **LOCAL)
+    with _quiet():
+        processor = AutoImageProcessor.from_pretrained(folder, **LOCAL)
 
     def seen(*colour: int) -> Tensor:
         pixels = processor(images=Image.new("RGB", (64, 64), colour), return_tensors="pt")["pixel_values"]
