@@ -82,9 +82,9 @@ def evaluate(
     """How accurate a model stays under an attack.
 
     Args:
-        model: a registered name, a path to a card, or any module or function from images (B, C, H, W) in [0, 1] to
-            logits (B, K). A copy of it is evaluated, in eval mode. A stochastic module offers `sample_noise`; one that
-            draws from the global generators is found out and seeded.
+        model: a registered name, a path to a card, an address such as "timm:resnet18", or any module or function from
+            images (B, C, H, W) in [0, 1] to logits (B, K). A copy of it is evaluated, in eval mode. A stochastic module
+            offers `sample_noise`; one that draws from the global generators is found out and seeded.
         attack: a registered name, a path to a card, or a function with the signature of `attacks.pgd.pgd`. The name
             "worst-case" takes, for each image, the strongest of the attacks on its card. A list runs them all.
         dataset: a registered name, a path to a card, or images and labels of your own: a pair (images, labels) of

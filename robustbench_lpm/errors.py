@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+LISTED = 60  # names in one error
 # A context, by name, for one of several tasks; one that catches the task's failure lets the others run.
 Attempt = Callable[[str], AbstractContextManager[object]]
 
@@ -36,11 +37,16 @@ def in_one_line(error: BaseException) -> str:
     return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text[:300]}"
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> LpmbenchError:
-    """The error for a name that does not exist, with the nearest one that does."""
+def unknown(kind: str, name: str, known: Iterable[str], *, most: int = 1) -> LpmbenchError:
+    """The error for a name that does not exist, with the nearest ones that do, at most so many.
+
+    Where none is near it lists all that are known, unless they are more than LISTED.
+    """
     choices = sorted(known)
-    near = get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(choices) or 'none'}."
+    near = [f"'{one}'" for one in get_close_matches(name, choices, n=most, cutoff=0.5)]
+    listed = ", ".join(choices) or "none"
+    others = f"Known: {listed}." if len(choices) <= LISTED else f"None of the {len(choices)} known is spelled like it."
+    hint = f"Did you mean {' or '.join(near)}?" if near else others
     return LpmbenchError(f"Unknown {kind} '{name}'. {hint}")
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from robustbench_lpm.cli import run
 from robustbench_lpm.registry import zoo
 
 ROOT = Path(__file__).parent.parent
@@ -26,16 +30,23 @@ def test_the_tutorial_runs() -> None:
     assert namespace["averaged"].mc == 5
 
 
-@pytest.mark.slow  # it imports transformers and timm
-def test_the_page_of_models_from_elsewhere_runs(tmp_path: Path) -> None:
+@pytest.mark.slow  # it imports transformers
+def test_the_page_of_models_from_elsewhere_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyautoattack.examples.resnet import ResNet18
+
     page = ROOT / "docs" / "models-from-elsewhere.md"
     namespace: dict[str, Any] = {}
     exec(compile(python_blocks(page), page.name, "exec"), namespace)
     assert namespace["record"].model == "ViTForImageClassification"
-    (card,) = re.findall(r"```toml\n(.*?)```", page.read_text(), re.DOTALL)
-    (tmp_path / "autoattack-resnet18.toml").write_text(card)
-    loaded = zoo.load_model(str(tmp_path / "autoattack-resnet18.toml"), trust=True)
-    assert torch.equal(loaded.classifier(namespace["pictures"]), namespace["autoattack"](namespace["pictures"]))
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall(r"^lpmbench (models add .*)$", page.read_text(), re.MULTILINE)
+    weights = Path(str(find_spec("pyautoattack").origin)).parent / "examples" / "model_test.pt"  # type: ignore[union-attr]
+    shutil.copy(weights, tmp_path)
+    assert run(shlex.split(command)) == 0
+    network = ResNet18()
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    loaded = zoo.load_model("./autoattack-resnet18.toml", trust=True)
+    assert torch.equal(loaded.classifier(namespace["pictures"]), network.eval()(namespace["pictures"]))
 
 
 def test_the_three_lines_of_the_readme_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--model", "models", multiple=True,
-              help="A model, or the path of its card; may be given again. Default: all that fit.")  # fmt: skip
+              help="A model, the path of its card, or HUB:NAME as in timm:resnet18; may be given again. Default: all "
+                   "that fit.")  # fmt: skip
 @options.checkpoint
 @click.option("--attack", "attacks", multiple=True, default=("momentum",), show_default=True,
               help="An attack, the path of its card, or LIBRARY:NAME as in art:HopSkipJump; several with commas "

@@ -1,4 +1,4 @@
-"""lpmbench models, attacks, datasets: what is registered, as a table, one card in full, or JSON."""
+"""lpmbench models, attacks, datasets: what is registered, as a table, one card in full, or JSON; `models add`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import click
 import tomli_w
 
 from robustbench_lpm.attacks import libraries
+from robustbench_lpm.cli.adding import add
 from robustbench_lpm.cli.console import grid, show_wide
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.registry import cards
+from robustbench_lpm.registry import cards, hubs
 from robustbench_lpm.registry.cards import ModelCard
 
 
@@ -43,9 +44,20 @@ DATASETS: Columns = {
 }
 
 
+class _Listing(click.Group):
+    """A command that lists cards, with commands below it."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None and not ctx.resilient_parsing:  # a shell completes words
+            known = f"`lpmbench {self.name}` or `lpmbench {self.name} show NAME`"
+            raise LpmbenchError(f"There is no `lpmbench {self.name} {cmd_name}`. Write {known}.")
+        return found
+
+
 def _listing(
     kind: cards.Kind, find: Callable[[str], Any], columns: Columns, option: Callable[..., Any] = lambda command: command
-) -> click.Command:
+) -> click.Group:
     """The command that lists the cards of one kind, shows one of them (`show NAME`), or prints JSON.
 
     option: decorates the command with one more, `--library`, of which it then lists the attacks.
@@ -53,25 +65,35 @@ def _listing(
     kinds = cards.FOLDERS[kind]
     shown: Columns = {"name": lambda card: card.name, **columns, "summary": lambda card: card.summary}
 
-    @click.command(name=kinds, help=f"The registered {kinds}; `show NAME` prints one card in full.")
-    @click.argument("words", nargs=-1, metavar="[show NAME]")
+    @click.group(
+        cls=_Listing, name=kinds, invoke_without_command=True, help=f"The registered {kinds}, or one card in full."
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
     @option
-    def listing(words: tuple[str, ...], as_json: bool, library: str | None = None) -> None:
-        if library is not None and not words:
+    @click.pass_context
+    def listing(context: click.Context, as_json: bool, library: str | None = None) -> None:
+        context.obj = as_json
+        if context.invoked_subcommand is not None:
+            return
+        if library is not None:
             _list_library(library, as_json)
-        elif not words:
+        else:
             rows = [{name: text(card) for name, text in shown.items()} for card in map(find, cards.names(kind))]
             click.echo(json.dumps(rows, indent=1)) if as_json else _print(rows)
             if kind == "attack" and not as_json:
                 known = ", ".join(libraries.LIBRARIES)
                 click.echo(f"Attacks of other libraries: `lpmbench attacks --library NAME`, NAME one of {known}.")
-        elif len(words) == 2 and words[0] == "show":
-            card = find(words[1])
-            text = card.path.read_text().rstrip() if card.path.suffix == ".toml" else _as_toml(card)
-            click.echo(json.dumps(card.model_dump(mode="json"), indent=1) if as_json else text)
-        else:
-            raise LpmbenchError(f"Write `lpmbench {kinds}` or `lpmbench {kinds} show NAME`.")
+            if kind == "model" and not as_json:
+                click.echo(f"Models of hubs, by their address: HUB:NAME, HUB one of {', '.join(hubs.HUBS)}.")
+
+    @listing.command(help=f"Print the card of a {kind} in full.")
+    @click.argument("name")
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @click.pass_obj
+    def show(as_json_before: bool, name: str, as_json: bool) -> None:
+        card = find(name)
+        text = card.path.read_text().rstrip() if card.path.suffix == ".toml" else _as_toml(card)
+        click.echo(json.dumps(card.model_dump(mode="json"), indent=1) if as_json or as_json_before else text)
 
     return listing
 
@@ -112,6 +134,7 @@ def _print(rows: list[dict[str, str]]) -> None:
 
 
 models = _listing("model", cards.model, MODELS)
+models.add_command(add)
 attacks = _listing(
     "attack", cards.attack, ATTACKS,
     click.option("--library", metavar="NAME", help=f"Instead, the attacks of {', '.join(libraries.LIBRARIES)}."),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,7 @@ from robustbench_lpm.attacks import libraries
 from robustbench_lpm.budgets import Norm, parse_eps, parse_eps_list
 from robustbench_lpm.errors import LpmbenchError, explained, unknown
 from robustbench_lpm.options import NAMES, SETTINGS, TYPES, Options
+from robustbench_lpm.registry import hubs
 
 Kind = Literal["model", "attack", "dataset", "recipe", "suite"]
 FOLDERS: dict[Kind, str] = {kind: f"{kind}s" for kind in get_args(Kind)}
@@ -72,7 +73,7 @@ class _Table(BaseModel):
 class Card(_Table):
     """The fields that all cards have."""
 
-    name: Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=100)]
+    name: Annotated[str, Field(pattern=r"^\S(.*\S)?$", max_length=150)]
     summary: str
     source: str = ""  # the paper or package that it comes from
     _path: Path = PrivateAttr(default=Path())
@@ -101,20 +102,21 @@ class _InputSpec(_Table):
 
 
 class _Weights(_Table):
-    """The source of weights, exactly one of four. Their sha256 is checked before anything is read."""
+    """The source of weights, exactly one of five. Their sha256 is checked before anything is read."""
 
     file: str | None = None  # beside the card, or inside `package`
     package: str | None = None  # an installed package that carries `file`
     url: Annotated[str, Field(pattern=r"^https?://")] | None = None
     torchvision: str | None = None  # e.g. "ResNet50_Weights.IMAGENET1K_V2", hash checked by torchvision
+    hub: bool = False  # from the address that is the card's entry, see `hubs`
     sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _one_source(self) -> _Weights:
-        sources = [self.file, self.url, self.torchvision]
+        sources = [self.file, self.url, self.torchvision, self.hub or None]
         if sum(source is not None for source in sources) != 1 or (self.package and not self.file):
-            raise ValueError("give exactly one of file, package and file, url, torchvision")
-        if self.sha256 is None and self.torchvision is None:
+            raise ValueError("give exactly one of file, package and file, url, torchvision, hub")
+        if self.sha256 is None and self.torchvision is None and not self.hub:
             raise ValueError("sha256 is missing; `sha256sum FILE` prints it")
         return self
 
@@ -156,10 +158,17 @@ class ModelCard(Card):
     control_of: str | None = None  # the model that this one is a control of
     trained: _Trained | None = None
 
+    @model_validator(mode="after")
+    def _hub_is_named(self) -> ModelCard:
+        if self.weights and self.weights.hub and not hubs.of_hub(self.entry):
+            raise ValueError(f"weights.hub needs an entry at a hub: {', '.join(hubs.HUBS)}")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """The fields that decide the outputs of this model, without the card's descriptions."""
+        weights = self.weights
         found = self.model_dump(include={"name", "entry", "labels", "classes", "parameters", "input"}) | {
-            "weights": self.weights.sha256 or self.weights.torchvision if self.weights else None
+            "weights": (self.entry if weights.hub else weights.sha256 or weights.torchvision) if weights else None
         }
         return found | ({"smoothing": self.smoothing} if self.smoothing else {})
 
@@ -375,11 +384,24 @@ def _finder(kind: Kind, card_class: type[CardT]) -> Callable[[str], CardT]:
     return find
 
 
-model = _finder("model", ModelCard)
+_model = _finder("model", ModelCard)
 _attack = _finder("attack", AttackCard)
 dataset = _finder("dataset", DatasetCard)
 recipe = _finder("recipe", RecipeCard)
 suite = _finder("suite", SuiteCard)
+
+
+def model(name: str) -> ModelCard:
+    """The card of that name, in that .toml file, or made of what a hub says of the model at that address, see `hubs`.
+
+    Raises LpmbenchError where there is none.
+    """
+    if not hubs.is_address(name):
+        return _model(name)
+    content = hubs.describe(name)
+    digest = hubs.seen(content["name"])
+    weights = content["weights"] | ({"sha256": digest} if digest else {})
+    return validated(content | {"weights": weights}, Path(content["name"]), ModelCard)
 
 
 def attack(name: str) -> AttackCard:
@@ -408,6 +430,11 @@ def read(path: Path, card_class: type[CardT]) -> CardT:
         raise LpmbenchError(f"There is no card at {path}.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise LpmbenchError(f"{path} cannot be read as TOML: {error}") from None
+    return validated(content, path, card_class)
+
+
+def validated(content: Mapping[str, Any], path: Path, card_class: type[CardT]) -> CardT:
+    """The card with this content, as if it were read from `path`. Raises LpmbenchError naming that and the key."""
     try:
         card = card_class.model_validate(content)
     except ValidationError as error:
@@ -417,9 +444,11 @@ def read(path: Path, card_class: type[CardT]) -> CardT:
 
 
 def resolve_entry(card: ModelCard | AttackCard | DatasetCard, *, trust: bool = False) -> Callable[..., Any]:
-    """The object at the address of a card's entry: an attack of a library, or see `resolve`."""
+    """The object at the address of a card's entry: an attack of a library, a model of a hub, or see `resolve`."""
     if isinstance(card, AttackCard) and libraries.of_library(card.entry):
         return libraries.find(card.entry).function
+    if isinstance(card, ModelCard) and hubs.of_hub(card.entry):
+        return hubs.builder(card.entry)
     return resolve(card.entry, card.path, trust=trust)
 
 
@@ -468,9 +497,12 @@ def _import_as_written(name: str) -> ModuleType:
 def is_foreign(card: ModelCard | AttackCard | DatasetCard) -> bool:
     """Whether a card names code from outside this package, which runs only with --trust.
 
-    Attacks of the known libraries run without: nothing else can be named by their addresses.
+    Attacks of the known libraries and models of the known hubs run without: nothing else can be named by their
+    addresses.
     """
     if isinstance(card, AttackCard) and libraries.of_library(card.entry):
+        return False
+    if isinstance(card, ModelCard) and hubs.of_hub(card.entry):
         return False
     return bool(card.entry) and card.entry.split(":")[0].split(".")[0] != OWN_PACKAGE
 

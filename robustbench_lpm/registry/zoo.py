@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import os
 import shlex
 import tempfile
 from collections.abc import Callable, Collection, Mapping
@@ -21,8 +20,8 @@ from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks import libraries
 from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError, unknown
-from robustbench_lpm.hashing import sha256_of
-from robustbench_lpm.registry import cards, weight_files
+from robustbench_lpm.hashing import sha256_of, sha256_of_value
+from robustbench_lpm.registry import cards, hubs, weight_files
 from robustbench_lpm.registry.cards import AttackCard, DatasetCard, ModelCard
 
 # Arguments that a run gives, so that no card may: to an attack function, to the function of a data set.
@@ -48,10 +47,21 @@ def build(card: ModelCard, *, trust: bool = False, **overrides: Any) -> nn.Modul
     """The untrained network of a card; overrides replace parameters of the card."""
     entry = cards.resolve_entry(card, trust=trust)
     offered = {"channels": card.input.channels, "classes": card.classes}
-    if cards.is_foreign(card):  # code that was written for other programs may have them built in
-        accepted, takes_all = _accepted(entry)
-        offered = {name: value for name, value in offered.items() if takes_all or name in accepted}
+    if cards.is_foreign(card) or hubs.of_hub(card.entry):  # code of other programs may have them built in
+        offered = {name: offered[name] for name in offered_to(entry)}
     return _call(card.path, entry, offered | card.parameters | overrides)
+
+
+def offered_to(entry: Callable[..., Any]) -> list[str]:
+    """Which of channels and classes the code of other programs takes."""
+    accepted, takes_all = _accepted(entry)
+    return [name for name in ("channels", "classes") if takes_all or name in accepted]
+
+
+def needed(entry: Callable[..., Any]) -> list[str]:
+    """The parameters of an entry that have no default."""
+    accepted, _ = _accepted(entry)
+    return [p.name for p in inspect.signature(entry).parameters.values() if p.name in accepted and p.default is p.empty]
 
 
 def _call(path: Path, entry: Callable[..., Any], given: Mapping[str, Any], elsewhere: Collection[str] = ()) -> Any:
@@ -81,8 +91,7 @@ def _checked(
     for name in given:
         if name not in accepted:
             raise LpmbenchError(f"{path}: {unknown('parameter', name, accepted - set(elsewhere))}")
-    declared = inspect.signature(entry).parameters.values()
-    if missing := [p.name for p in declared if p.name in accepted - given.keys() and p.default is p.empty]:
+    if missing := [name for name in needed(entry) if name in accepted - given.keys()]:
         raise LpmbenchError(f"{path}: parameter(s) {', '.join(missing)} missing from [parameters].")
     init: Any = entry
     try:
@@ -105,15 +114,70 @@ def _checked(
 def load_model(
     name: str, *, checkpoint: str | Path | None = None, trust: bool = False, device: str = "cpu", **overrides: Any
 ) -> LoadedModel:
-    """A registered model, or that of a card file, in eval mode, its weights verified and loaded.
+    """A registered model, that of a card file, or that at an address of a hub, in eval mode, its weights verified.
 
     checkpoint: replaces the weights of the card. device: as `Options.device`; a run moves the model to its own.
 
     Raises LpmbenchError when there are no weights, or none that fit.
     """
-    card = cards.model(name)
+    given = cards.model(name)
+    named = given.name if hubs.is_address(name) else name  # the full address: defaults of a hub may change
+    arguments = f"--model {shlex.quote(named)}"
+    if checkpoint is not None:
+        arguments += f" --checkpoint {shlex.quote(str(checkpoint))}"
+    return load_card(given, arguments, checkpoint=checkpoint, trust=trust, device=device, **overrides)
+
+
+def load_card(
+    card: ModelCard, arguments: str = "", *, checkpoint: str | Path | None = None, trust: bool = False,
+    device: str = "cpu", **overrides: Any,
+) -> LoadedModel:  # fmt: skip
+    """The model of a card, as `load_model`. arguments: what names it on the command line."""
+    notes: tuple[str, ...] = ()
+    if checkpoint is None and card.weights is not None and card.weights.hub:
+        network, digest = _from_hub(card, overrides)
+    else:
+        network, digest, overrides, notes = _from_file(card, checkpoint, trust, overrides)
+    classifier = wrap(network, card).to(resolve_device(device)).eval().requires_grad_(False)
+    identity = card.identity() | {"weights_sha256": digest, "stochastic": classifier.stochastic}
+    identity |= {"parameters": identity["parameters"] | overrides, **hubs.identity(card.entry)}
+    entry = cards.resolve_entry(card, trust=trust)
+    return LoadedModel(card.name, classifier, identity, digest, card, arguments, entry, notes)
+
+
+def _from_hub(card: ModelCard, overrides: Mapping[str, Any]) -> tuple[nn.Module, str]:
+    """The network of a hub, loaded by its library, and the sha256 of its weights."""
+    for name in [*card.parameters, *overrides]:
+        raise LpmbenchError(f"{card.path}: a model of a hub takes no parameters, such as '{name}'.")
+    assert card.weights is not None
+    files = hubs.files(card.entry)
+    digests = [sha256_of(path) for path in files]
+    digest = digests[0] if len(digests) == 1 else sha256_of_value(digests)
+    _check_hash(card, digest)
+    network = hubs.network(card.entry, files)
+    hubs.remember(_address(card), digest)
+    return network, digest
+
+
+def _address(card: ModelCard) -> str:
+    """The address at a hub that a card's weights come from; "" for other cards."""
+    return card.entry if hubs.of_hub(card.entry) else card.name * hubs.is_address(card.name)
+
+
+def _check_hash(card: ModelCard, digest: str) -> None:
+    """Raise LpmbenchError for weights from a hub that are not those of the card, or not those seen before."""
+    assert card.weights is not None
+    if address := _address(card):
+        hubs.check(address, digest)
+    if card.weights.sha256 not in (None, digest):
+        raise LpmbenchError(f"{card.path}: weights.sha256 is {card.weights.sha256}, but the hub gives {digest}.")
+
+
+def _from_file(
+    card: ModelCard, checkpoint: str | Path | None, trust: bool, overrides: dict[str, Any]
+) -> tuple[nn.Module, str, dict[str, Any], tuple[str, ...]]:
+    """The network with the weights of a file, their sha256, the parameters that it has instead of the card's, notes."""
     network = build(card, trust=trust, **overrides)
-    arguments = f"--model {shlex.quote(name)}" + (f" --checkpoint {shlex.quote(str(checkpoint))}" if checkpoint else "")
     if checkpoint is not None:
         path, source = Path(checkpoint), str(checkpoint)
     elif card.weights is not None:
@@ -126,12 +190,10 @@ def load_model(
         overrides = network.reference_parameters | overrides  # type: ignore[operator]
         network = build(card, trust=trust, **overrides)
     weight_files.load_state(network, state, source)
-    classifier = wrap(network, card).to(resolve_device(device)).eval().requires_grad_(False)
     digest = sha256_of(path)
-    identity = card.identity() | {"weights_sha256": digest, "stochastic": classifier.stochastic}
-    identity["parameters"] = identity["parameters"] | overrides
-    entry = cards.resolve_entry(card, trust=trust)
-    return LoadedModel(card.name, classifier, identity, digest, card, arguments, entry, notes)
+    if checkpoint is None and (address := _address(card)):
+        hubs.remember(address, digest)
+    return network, digest, overrides, notes
 
 
 def wrap(network: nn.Module, card: ModelCard) -> Classifier:
@@ -157,6 +219,8 @@ def weights_missing(card: ModelCard) -> str | None:
     downloaded = f"weights not downloaded yet; --model {card.name} fetches them"
     if weights.url and not (_cache() / f"{weights.sha256}.weights").is_file():
         return downloaded
+    if weights.hub and hubs.seen(card.entry) is None:
+        return downloaded
     if weights.torchvision:
         from robustbench_lpm.architectures.torchvision_models import torchvision_weights_cached
 
@@ -171,7 +235,9 @@ def _weights(card: ModelCard) -> Path:
     if weights.torchvision is not None:
         from robustbench_lpm.architectures.torchvision_models import torchvision_weights
 
-        return torchvision_weights(weights.torchvision)
+        path = torchvision_weights(weights.torchvision)
+        _check_hash(card, sha256_of(path))
+        return path
     assert weights.sha256 is not None  # the card's validation sees to it
     if weights.url is not None:
         path = _download(weights.url, weights.sha256)
@@ -200,7 +266,7 @@ def _package_directory(card: ModelCard, package: str) -> Path:
 
 
 def _cache() -> Path:
-    return Path(os.environ.get("LPMBENCH_CACHE", Path.home() / ".cache" / "lpmbench")) / "weights"
+    return hubs.folder() / "weights"
 
 
 def _download(url: str, sha256: str) -> Path:
