@@ -127,7 +127,7 @@ SOUND: dict[str, Callable[[], nn.Module | str]] = {
 
 
 @click.command(help=__doc__)
-@click.option("--only", multiple=True, help="Only the models whose names hold this.")
+@click.option("--only", multiple=True, help='Only the models whose kind and name hold this, as in "masked 8".')
 @click.option("--attack", default="pgd", show_default=True, help="The attack that is judged.")
 @click.option("--steps", type=int, default=10, show_default=True, help="Its steps at the first look.")
 def main(only: tuple[str, ...], attack: str, steps: int) -> None:
@@ -137,7 +137,7 @@ def main(only: tuple[str, ...], attack: str, steps: int) -> None:
     )
     for kind, planted in (("masked", MASKED), ("sound", SOUND)):
         for name, make in planted.items():
-            if only and not any(part in name for part in only):
+            if only and not any(part in f"{kind} {name}" for part in only):
                 continue
             start = time.process_time()
             found = _audit(name, make(), attack, steps)

@@ -354,7 +354,7 @@ def _row_of(mine: Sequence[Row], expected: Sequence[Row]) -> Row:
 
 def _judged(deciding: Row, scored: Sequence[Row]) -> Row | None:
     """The run whose audit counts for a model: the deciding one, or its worst case, or, for a probe, the lowest that was
-    audited, or a run of the deciding attack at other settings.
+    audited, or a run of the deciding attack at other settings, or an audited run that is hardly higher.
 
     Otherwise a run without an audit that is a few tenths of a point lower by chance would hide the verdict.
     """
@@ -363,7 +363,9 @@ def _judged(deciding: Row, scored: Sequence[Row]) -> Row | None:
     audited = [run for run in scored if run["verdict"]]
     worst = [run for run in audited if run["members"]]
     others = audited if deciding["probe"] else _audited_at_other_settings(deciding, scored)
-    return next(iter(_lowest(worst or others)), None)
+    near = [run for run in audited if run["robust_accuracy"] <= deciding["robust_accuracy"] + TOLERANCE]
+    passed = [run for run in near if run["verdict"] != "fail"]  # one that fails says nothing of another attack
+    return next(iter(_lowest(worst or others or passed)), None)
 
 
 def _audited_at_other_settings(deciding: Row, scored: Sequence[Row]) -> list[Row]:

@@ -366,6 +366,16 @@ def test_an_audit_counts_for_the_same_attack_at_more_work(make, verdict, robust,
     assert row_of([a, probe, other], "a", judged)["verdict"] == ""  # another attack: nothing is known of it
 
 
+@pytest.mark.parametrize(
+    ("verdict", "robust", "expected"),
+    [("pass", 0.475, ""), ("pass", 0.4925, "pass"), ("undecided", 0.4925, "undecided"), ("fail", 0.4925, "")],
+)
+def test_an_audit_counts_for_another_attack_within_a_point(make, verdict, robust, expected):
+    a, other = make("a", robust=0.5, images=400), make("a", "spsa", robust=robust, images=400)
+    row = row_of([a, other], "a", audited(a, verdict))
+    assert (row["record"], row["verdict"]) == (other.id, expected)
+
+
 def test_a_failure_at_another_eps_is_told_where_nothing_was_audited(make):
     a, other = make("a", robust=0.5), make("b", robust=0.4)
     elsewhere = [make("a", eps=1 / 255, robust=0.9), make("b", eps=1 / 255, robust=0.8)]
