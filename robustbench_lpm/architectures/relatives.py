@@ -122,8 +122,8 @@ class RBlur(nn.Module):
         if beta <= 0 or copies < 2:
             raise ValueError("R-Blur needs beta > 0 and two copies")
         self.beta, self.copies = beta, copies
-        sigmas = (torch.linspace(0, beta, copies, dtype=torch.float64) * size).tolist()
-        blurs = [torch.eye(size, dtype=torch.float64), *(gaussian(size, sigma) for sigma in sigmas[1:])]
+        sigmas = [beta * size * copy / (copies - 1) for copy in range(1, copies)]
+        blurs = [torch.eye(size, dtype=torch.float64), *(gaussian(size, sigma) for sigma in sigmas)]
         self.register_buffer("blurs", torch.stack(blurs).float()[:, None, None], persistent=False)
         self.register_buffer("grey", torch.tensor(self.GREY)[:, None, None], persistent=False)
 
