@@ -59,7 +59,7 @@ class FovealBlur(nn.Module):
         sharpest, coarsest = (self.relative_sigma * r for r in (self.r_min, math.sqrt(2)))
         steps = torch.linspace(0, 1, self.copies, dtype=torch.float64)
         sigmas = sharpest * (coarsest / sharpest) ** steps
-        shares = _hats(self.sigma(height, width).square(), sigmas.square())
+        shares = hats(self.sigma(height, width).square(), sigmas.square())
         return [
             (gaussian(height, sigma * height / 2), gaussian(width, sigma * width / 2).T, share)
             for sigma, share in zip(sigmas.tolist(), shares, strict=True)
@@ -86,8 +86,8 @@ def gaussian(size: int, sigma: float) -> Tensor:
     return matrix.scatter_add_(1, columns, (weights / weights.sum()).expand(size, -1))
 
 
-def _hats(values: Tensor, knots: Tensor) -> Tensor:
-    """For values (h, w) the shares (len(knots), h, w) of linear interpolation between ascending knots."""
+def hats(values: Tensor, knots: Tensor) -> Tensor:
+    """For values (...) the shares (len(knots), ...) of linear interpolation between ascending knots."""
     values = values.clamp(knots[0], knots[-1])
     upper = torch.searchsorted(knots, values).clamp(min=1)
     lower_knot, upper_knot = knots[upper - 1], knots[upper]

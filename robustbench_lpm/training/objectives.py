@@ -11,9 +11,10 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -50,7 +51,7 @@ class TrainingBatch:
     addresses: Addresses
 
 
-def bind(entry: Callable[..., Any], parameters: Mapping[str, Any], path: Path) -> Objective:
+def bind(entry: Callable[..., Any], parameters: Mapping[str, Any], path: Path | str) -> Objective:
     """An objective with the parameters of the recipe at `path`. Raises LpmbenchError for one that it does not take."""
     found = inspect.signature(entry).parameters.values()
     accepted = {p.name: p.default is p.empty for p in found if p.kind is p.KEYWORD_ONLY}
@@ -74,22 +75,39 @@ def cross_entropy(classifier: Classifier, batch: TrainingBatch, *, label_smoothi
 
 
 def adversarial(
-    classifier: Classifier, batch: TrainingBatch, *, eps: float, steps: int, step_size: float, norm: Norm = "linf"
+    classifier: Classifier,
+    batch: TrainingBatch,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float,
+    norm: Norm = "linf",
+    loss: str = "cross_entropy",
+    loss_parameters: Mapping[str, Any] = MappingProxyType({}),
 ) -> Terms:
-    """The mean cross-entropy on the adversarial examples that PGD finds (Madry et al. 2018, eq. 2.1).
+    """The loss on the adversarial examples that PGD finds (Madry et al. 2018, eq. 2.1).
 
     "accuracy" is that on those, "clean_accuracy" that on the clean images. The attack uses the network in eval mode,
     without dropout and without changing the statistics of batch norms.
+
+    A stochastic network is attacked on the noise of the batch, and learns on the same noise: with "reinforce", a
+    policy is rewarded for the fixations that the images were made against.
+
+    Args:
+        eps, steps, step_size, norm: of PGD, which raises the cross-entropy of the network's answer.
+        loss: what is minimised on its images, "cross_entropy" or "reinforce"; loss_parameters: of that one.
     """
+    losses: dict[str, Objective] = {"cross_entropy": cross_entropy, "reinforce": reinforce}
+    if loss not in losses:
+        raise unknown("loss of adversarial training", loss, losses)
+    minimised = bind(losses[loss], loss_parameters, "loss_parameters")
     training = classifier.training
     classifier.eval()
     attacked = perturb(classifier, batch, norm=norm, eps=eps, steps=steps, step_size=step_size)
     with torch.no_grad():
         clean = _accuracy(classifier(batch.images, batch.noise), batch.labels)
     classifier.train(training)
-    logits = classifier(attacked, batch.noise)
-    loss, accuracy = F.cross_entropy(logits, batch.labels), _accuracy(logits, batch.labels)
-    return {"loss": loss, "classification": loss.detach(), "accuracy": accuracy, "clean_accuracy": clean}
+    return minimised(classifier, replace(batch, images=attacked)) | {"clean_accuracy": clean}
 
 
 def perturb(

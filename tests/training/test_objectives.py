@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.architectures.ram import Ram
 from robustbench_lpm.architectures.ramlpm import RamLpm
-from robustbench_lpm.architectures.recurrent_attention import Glance, RecurrentAttention
+from robustbench_lpm.architectures.recurrent_attention import Glance, RecurrentAttention, Trajectory
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.norms import distance
 from robustbench_lpm.randomness import Addresses, generator
@@ -233,3 +234,50 @@ def test_label_smoothing_shows_in_the_loss_only() -> None:
     assert plain["loss"].item() == float(plain["classification"]) == float(smooth["classification"])
     flipped = F.cross_entropy(classifier(batch.images), 1 - batch.labels)
     assert smooth["loss"].item() == pytest.approx(0.9 * plain["loss"].item() + 0.1 * flipped.item(), abs=1e-6)
+
+
+class Watched(Ram):
+    """RAM that keeps what it was asked."""
+
+    def look(self, images: Tensor, noise: Any = None, **options: Any) -> Trajectory:
+        self.asked = [*getattr(self, "asked", []), (images.detach().clone(), noise)]
+        return super().look(images, noise, **options)
+
+
+def test_reinforce_learns_on_the_images_that_pgd_made_on_the_same_noise() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Watched(channels=1, classes=10, patch=4, scales=2, features=8, hidden=8, glimpses=3)
+    classifier, batch = Classifier(network).train(), ram_batch(network, 6)
+    attack: dict[str, Any] = {"eps": 0.1, "steps": 3, "step_size": 0.05}
+    terms = adversarial(classifier, batch, **attack, loss="reinforce", loss_parameters={"every_glimpse": True})
+
+    *_, (clean, _), (trained, _) = network.asked
+    assert len(network.asked) == attack["steps"] + 2
+    assert all(torch.equal(n[source], batch.noise[source]) for _, n in network.asked for source in batch.noise)
+    assert torch.equal(clean, batch.images)
+    for images, _ in network.asked:
+        assert float((images - batch.images).abs().max()) <= attack["eps"] + 1e-6
+        assert float(images.min()) >= 0
+        assert float(images.max()) <= 1
+    assert float((trained - clean).abs().max()) > 0.09  # it moved
+
+    expected = reinforce(classifier, replace(batch, images=trained), every_glimpse=True)
+    assert terms.keys() == expected.keys() | {"clean_accuracy"}
+    assert all(torch.equal(terms[name], value) for name, value in expected.items())
+    before = F.cross_entropy(classifier(batch.images, batch.noise), batch.labels)
+    assert float(terms["classification"]) > float(before)  # the attack worked on this noise
+    terms["loss"].backward()
+    groups = network.parameter_groups()
+    assert all(any(p.grad is not None and bool(p.grad.any()) for p in ps) for ps in groups.values())
+    assert classifier.training
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"loss": "reinforced"}, "Did you mean 'reinforce'"),
+    ({"loss": "adversarial"}, "Unknown loss"),
+    ({"loss_parameters": {"label_smoothin": 0.1}}, "Did you mean 'label_smoothing'"),
+])  # fmt: skip
+def test_a_loss_of_adversarial_training_that_does_not_exist(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(LpmbenchError, match=message):
+        adversarial(linear_classifier(), grey_batch([0, 1]), eps=0.1, steps=1, step_size=0.1, **options)

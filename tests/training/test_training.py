@@ -243,6 +243,15 @@ def test_reduced_precision_trains(tiny_train: Trainer, tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in weight_files.read(result.weights).values()} == {torch.float32, torch.int64}
 
 
+def test_a_glimpsing_network_trains_on_adversarial_images(tiny_train: Trainer, tmp_path: Path) -> None:
+    parameters = {"eps": 0.1, "steps": 2, "step_size": 0.06, "loss": "reinforce"}
+    more = {"parameters": parameters | {"loss_parameters": {"every_glimpse": True}}}
+    result = tiny_train("ramlpm", "adversarial", tmp_path, more, epochs=2)
+    assert result.rows[-1].keys() >= {"train_policy", "validation_accuracy", "validation_clean_accuracy"}
+    model = zoo.load_model(str(result.card_path), trust=True)
+    assert model.classifier.glimpsing
+
+
 def test_the_recipes_of_the_registry_are_valid() -> None:
     for name in cards.names("recipe"):
         recipe = cards.recipe(name)
