@@ -108,25 +108,43 @@ def looks(
 
     obtain: gives the record of a run. A check that is looked at again may decide wrongly each time: so each look halves
     the chance of that, and all together keep it below 5 %, twice that of a single look. A check that has passed is not
-    looked at again, unless a stronger attack could change that; gradients are compared once.
+    looked at again, unless a stronger attack could change that; gradients are compared once. Where twice the work takes
+    more, nothing more is asked before the stronger attack is judged: that audit holds fewer checks.
     """
     command = _command(judged, black_box, until_decided=until_decided)
-    kept: dict[tuple[str, str], Check] = {}  # by its name and what it compares with
-    for look in range(MOST_LOOKS if until_decided else 1):
+    most, kept = MOST_LOOKS if until_decided else 1, dict[tuple[str, str], Check]()  # by name and what it compares with
+    for look in range(most):
         wanted = {(each.name, each.against): each for each in comparisons(judged, black_box)}
+        decided: dict[tuple[str, str], Check] = {}
+        records: dict[str, RunRecord] = {}
         open_ones = [each for key, each in wanted.items() if key not in kept]
-        records = {run.id: obtain(run) for run in runs_of(judged, open_ones)}
-        decided = {(each.name, each.against): _decide(each, records, 1 - 0.05 / 2**look) for each in open_ones}
-        record, checks = records[judged.id], [kept.get(key) or decided[key] for key in wanted]
-        found = Audit(record.id, record.folder_name, record.model, record.attack, checks, command, versions())
-        yield judged, found
-        further = _further(judged, found) if until_decided else None
+        for asked in _in_turn(judged, open_ones, several=look < most - 1):
+            for run in runs_of(judged, asked):
+                records[run.id] = obtain(run)
+            decided |= {(each.name, each.against): _decide(each, records, 1 - 0.05 / 2**look) for each in asked}
+            further = _further(judged, list(decided.values())) if until_decided else None
+            if further is not None and further.attack is not judged.attack:
+                break
+        record = records[judged.id]
+        checks = [check for key in wanted if (check := kept.get(key) or decided.get(key))]
+        yield judged, Audit(record.id, record.folder_name, record.model, record.attack, checks, command, versions())
         if further is None:
             return
         kept |= {key: check for key, check in decided.items() if check.verdict == "pass" or not check.decides}
         stronger = further.attack is not judged.attack
         kept = {key: check for key, check in kept.items() if _still_holds(wanted[key], judged, stronger=stronger)}
         judged = auditable(further)
+
+
+def _in_turn(judged: Plan, wanted: Sequence[Comparison], *, several: bool) -> list[list[Comparison]]:
+    """Comparisons in the order in which they are made. If `several`: other attacks, which a stronger one need not meet
+    again, then twice the work, one by one, then the rest."""
+    if not several:
+        return [list(wanted)]
+    others = [each for each in wanted if each.lower and each.lower.attack.name != judged.attack.name]
+    twice_the_work = [each for each in wanted if each.name in TWICE]
+    rest = [each for each in wanted if each not in others and each not in twice_the_work]
+    return [others, *([each] for each in twice_the_work), rest]
 
 
 def _still_holds(passed: Comparison, judged: Plan, *, stronger: bool) -> bool:
@@ -138,12 +156,11 @@ def _still_holds(passed: Comparison, judged: Plan, *, stronger: bool) -> bool:
     return not stronger or about_judged or passed.kind in ("floor", "direction", "")
 
 
-def _further(judged: Plan, found: Audit) -> Plan | None:
+def _further(judged: Plan, checks: Sequence[Check]) -> Plan | None:
     """The run that may decide what an audit has not: more steps, draws or restarts where twice as many take more, more
     images for the rest; None where all is decided, or nothing is left to spend."""
     failing, undecided = (
-        [check for check in found.checks if check.decides and check.verdict == verdict]
-        for verdict in ("fail", "undecided")
+        [check for check in checks if check.decides and check.verdict == verdict] for verdict in ("fail", "undecided")
     )
     if any(check.name not in TWICE for check in failing):
         return None

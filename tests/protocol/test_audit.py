@@ -10,13 +10,17 @@ import torch
 from torch import Tensor, nn
 
 import robustbench_lpm
+from robustbench_lpm.api import prepare
 from robustbench_lpm.attacks.contract import Oracle
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.execution import runner
 from robustbench_lpm.norms import Norm
-from robustbench_lpm.protocol.audit import twice
+from robustbench_lpm.protocol.audit import auditable, looks, twice
+from robustbench_lpm.protocol.plan import Plan
 from robustbench_lpm.randomness import Addresses
 from robustbench_lpm.records import audits, runs
 from robustbench_lpm.records.audits import Audit
+from robustbench_lpm.records.runs import RunRecord
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import resolve_attack
 from robustbench_lpm.statistics import paired_interval
@@ -203,6 +207,26 @@ def test_an_audit_goes_on_until_it_is_decided() -> None:
     assert images["twice the steps"] > 195
     assert images["attack vs noise"] == 50  # that was plain at once, and is not asked again
     assert "until_decided=True" in audit.command
+
+
+def test_a_stronger_attack_is_judged_before_anything_else_is_asked() -> None:
+    """Two small steps are far from the edge of the ball: all that is asked of them besides would be asked again."""
+    given: dict[str, Any] = {"eps": 0.1, "limit": 60, "parameters": {"steps": 2}}
+    plan, asked = auditable(prepare("cnn", "momentum", "digits", **given)), []
+
+    def obtain(run: Plan) -> RunRecord:
+        asked.append(run.attack.parameters.get("steps"))
+        return runner.run(run)
+
+    seen = looks(plan, [], obtain, until_decided=True)
+    judged, audit = next(seen)
+    assert judged.attack.parameters["steps"] == 2
+    assert audit.verdict == "fail"
+    assert {check.name for check in audit.checks} == {"iterated vs one step", "attack vs noise", "twice the steps"}
+    assert sorted(asked, key=str) == [2, 2, 4, None, None]
+    judged, audit = next(seen)
+    assert judged.attack.parameters["steps"] == 4
+    assert len(judged.indices) == 60
 
 
 def test_few_images_decide_little() -> None:
