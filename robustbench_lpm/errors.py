@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+NEAREST = 3  # names that an error offers instead of an unknown one
+LISTED = 12  # names that an error lists, where none is near
 # A context, by name, for one of several tasks; one that catches the task's failure lets the others run.
 Attempt = Callable[[str], AbstractContextManager[object]]
 
@@ -36,11 +38,19 @@ def in_one_line(error: BaseException) -> str:
     return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text[:300]}"
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> LpmbenchError:
-    """The error for a name that does not exist, with the nearest one that does."""
+def unknown(kind: str, name: str, known: Iterable[str], *, most: int = NEAREST) -> LpmbenchError:
+    """The error for a name that does not exist, with the nearest ones that do, at most so many.
+
+    One that is nearly the same stands alone. Where none is near, a few known names are listed whole.
+    """
     choices = sorted(known)
-    near = get_close_matches(name, choices, n=1, cutoff=0.5)
-    hint = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(choices) or 'none'}."
+    near = get_close_matches(name, choices, 1, 0.8) or get_close_matches(name, choices, most, 0.5)
+    if near:
+        hint = f"Did you mean {' or '.join(map(repr, near))}?"
+    elif len(choices) <= LISTED:
+        hint = f"Known: {', '.join(choices) or 'none'}."
+    else:
+        hint = f"The nearest of {len(choices)}: {', '.join(get_close_matches(name, choices, most, 0.0))}."
     return LpmbenchError(f"Unknown {kind} '{name}'. {hint}")
 
 

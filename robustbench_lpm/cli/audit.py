@@ -25,7 +25,7 @@ IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
 
 
 @click.command()
-@click.argument("model")
+@options.models("MODEL")
 @options.checkpoint
 @click.option("--attack", "attacks", multiple=True,
               help="A result to judge; several with commas between, or given again. Default: worst-case, and every "

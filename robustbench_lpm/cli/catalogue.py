@@ -1,4 +1,4 @@
-"""lpmbench models, attacks, datasets: what is registered, as a table, one card in full, or JSON."""
+"""lpmbench models, attacks, datasets, suites: what is registered, as a table, one card in full, or JSON."""
 
 from __future__ import annotations
 
@@ -41,20 +41,24 @@ DATASETS: Columns = {
     "size": lambda card: card.size,
     "needs": lambda card: card.needs or "nothing",
 }
+SUITES: Columns = {
+    "parts": lambda card: str(len(card.part)),
+    "data": lambda card: ", ".join(dict.fromkeys(part.dataset for part in card.part)),
+}
 
 
 def _listing(
     kind: cards.Kind, find: Callable[[str], Any], columns: Columns, option: Callable[..., Any] = lambda command: command
 ) -> click.Command:
-    """The command that lists the cards of one kind, shows one of them (`show NAME`), or prints JSON.
+    """The command that lists the cards of one kind, shows one of them (`NAME`), or prints JSON.
 
     option: decorates the command with one more, `--library`, of which it then lists the attacks.
     """
     kinds = cards.FOLDERS[kind]
     shown: Columns = {"name": lambda card: card.name, **columns, "summary": lambda card: card.summary}
 
-    @click.command(name=kinds, help=f"The registered {kinds}; `show NAME` prints one card in full.")
-    @click.argument("words", nargs=-1, metavar="[show NAME]")
+    @click.command(name=kinds, help=f"The registered {kinds}, or the card of one in full.")
+    @click.argument("words", nargs=-1, metavar="[NAME]")
     @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
     @option
     def listing(words: tuple[str, ...], as_json: bool, library: str | None = None) -> None:
@@ -66,12 +70,12 @@ def _listing(
             if kind == "attack" and not as_json:
                 known = ", ".join(libraries.LIBRARIES)
                 click.echo(f"Attacks of other libraries: `lpmbench attacks --library NAME`, NAME one of {known}.")
-        elif len(words) == 2 and words[0] == "show":
-            card = find(words[1])
+        elif len(words) == 1 or (len(words) == 2 and words[0] == "show"):  # `show` was asked for once
+            card = find(words[-1])
             text = card.path.read_text().rstrip() if card.path.suffix == ".toml" else _as_toml(card)
             click.echo(json.dumps(card.model_dump(mode="json"), indent=1) if as_json else text)
         else:
-            raise LpmbenchError(f"Write `lpmbench {kinds}` or `lpmbench {kinds} show NAME`.")
+            raise LpmbenchError(f"Write `lpmbench {kinds}` or `lpmbench {kinds} NAME`.")
 
     return listing
 
@@ -91,7 +95,7 @@ def _list_library(library: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    click.echo(f"{libraries.told_version(library)}. What they do: lpmbench attacks show {rows[0]['address']}")
+    click.echo(f"{libraries.told_version(library)}. What they do: lpmbench attacks {rows[0]['address']}")
     _print(rows)
     for name, reason in libraries.left_out(library).items():
         click.echo(f"Left out: {name} ({reason}).")
@@ -117,3 +121,4 @@ attacks = _listing(
     click.option("--library", metavar="NAME", help=f"Instead, the attacks of {', '.join(libraries.LIBRARIES)}."),
 )  # fmt: skip
 datasets = _listing("dataset", cards.dataset, DATASETS)
+suites = _listing("suite", cards.suite, SUITES)

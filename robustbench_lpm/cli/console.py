@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections import deque
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, markup=False, emoji=False)
 LONG = 10.0  # seconds; a run that takes longer says so beforehand
+TOO_LONG = 300.0  # seconds; of a longer run is said what makes it shorter
+FEW = 64  # images of a shorter run
 WINDOW = 30.0  # seconds over which queries are counted
 DONE_SHOWN = 4  # finished runs of a matrix that a terminal still shows
 Move = Callable[..., None]  # given completed= or advance=, and the fields that a bar's columns show
@@ -88,16 +91,23 @@ def bar_of(plan: Plan, move: Move, on_spent: Callable[[int], None] = lambda _: N
 
 
 class ConsoleWatcher:
-    """Prints what runs cost, a bar while they are computed one after the other, and their results."""
+    """Prints what runs cost, a bar while they are computed one after the other, and their results.
 
-    def __init__(self) -> None:
-        self._bar = ExitStack()
+    shorter: before the first long run, which options of the command make it shorter.
+    """
+
+    def __init__(self, *, shorter: bool = False) -> None:
+        self._bar, self._shorter = ExitStack(), shorter
 
     def begin(self, plan: Plan) -> ImageBar:
         """Announce a run, and show a bar."""
         from robustbench_lpm.execution.estimates import estimate_seconds
 
-        announce(plan, estimate_seconds(plan))
+        seconds = estimate_seconds(plan)
+        announce(plan, seconds)
+        if self._shorter and (seconds or 0.0) > TOO_LONG:
+            say(f"  {told_shorter(plan, seconds or 0.0)}")
+            self._shorter = False
         column = "{task.fields[shown]}/{task.total:.0f} images"
         move = self._bar.enter_context(bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0))
         return bar_of(plan, move)
@@ -237,6 +247,19 @@ def announce(plan: Plan, seconds: float | None) -> None:
         say(f"  {noise}")
 
 
+def told_shorter(plan: Plan, seconds: float) -> str:
+    """The options that make a run shorter, those that it has, and how long it takes on few images."""
+    parameters, images = plan.attack.parameters, len(plan.indices)
+    has = {
+        "--steps": any(name in parameters for name in plan.attack.declaration.steps),
+        "--eot": plan.stochastic and "eot" in parameters,
+        "--gradient-mode detached": len(plan.gradient_modes) > 1 and "detached" in plan.gradient_modes,
+        "--draws": plan.stochastic,
+    }
+    few = f" ({FEW} takes about {duration(seconds * FEW / images)})" if images > FEW else ""
+    return f"Shorter with {', '.join(['--limit' + few, *(name for name, there in has.items() if there)])}."
+
+
 def show_plan(cells: Sequence[Cell]) -> None:
     """Print the runs of a matrix as a table: what each costs at most, and the total."""
     right = ("Images", "Forwards", "Backwards", "To grade", "Time")
@@ -327,6 +350,11 @@ def show_wide(table: Table) -> None:
 def say(text: str) -> None:
     """Print a line."""
     console.print(text, soft_wrap=not console.is_terminal)  # a pipe or a file wraps nothing
+
+
+def quoted_path(path: Path) -> str:
+    """A path as a word of a command that can be pasted."""
+    return shlex.quote(shown_path(path))
 
 
 def shown_path(path: Path) -> str:

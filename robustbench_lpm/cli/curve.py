@@ -16,7 +16,7 @@ from robustbench_lpm.cli.studies import default_directory
 
 
 @click.command()
-@click.argument("model")
+@options.models("MODEL")
 @options.checkpoint
 @click.option("--attack", "attack_name", default="fmn", show_default=True,
               help="An attack that looks for the smallest perturbation, or the path of its card.")  # fmt: skip

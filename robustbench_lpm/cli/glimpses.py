@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@options.models("MODEL")
 @options.checkpoint
 @click.option(
     "--attack", "attack_name", default="momentum", show_default=True, help="An attack, or the path of its card."

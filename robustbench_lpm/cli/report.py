@@ -103,7 +103,8 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=options.PATH, metavar="RUN...")
-@options.path("--results", default=Path("results"), show_default=True)
+@click.option("--out", "--results", "results", type=options.PATH, default=Path("results"), show_default=True,
+              help="Directory of the published results.")  # fmt: skip
 @click.option("--pictures", type=click.IntRange(min=0), default=4, show_default=True,
               help="Stored examples that are published of each run that decides a rank, at most.")  # fmt: skip
 def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:
