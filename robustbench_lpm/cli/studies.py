@@ -13,9 +13,10 @@ import click
 from rich.progress import TaskProgressColumn
 
 from robustbench_lpm.cli import options
-from robustbench_lpm.cli.console import ImageBar, about, bar, console, duration, say, shown_path
+from robustbench_lpm.cli.console import about, bar, console, duration, say, shown_path
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.errors import Interrupted, LpmbenchError, unknown
+from robustbench_lpm.execution.progress import ImageBar
 from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:

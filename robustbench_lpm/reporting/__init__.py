@@ -15,9 +15,10 @@ from robustbench_lpm.records.runs import RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from rich.console import Console
 
-__all__ = ["attack_picture", "leaderboard", "table", "terminal_table", "write_report"]
+__all__ = ["attack_picture", "leaderboard", "plot", "table", "terminal_table", "write_report"]
 
 
 Audits = Mapping[str, Audit] | None
@@ -74,3 +75,10 @@ def attack_picture(
     from robustbench_lpm.reporting import pictures
 
     return pictures.attack_picture(record, position, class_names)
+
+
+def plot(record: RunRecord, position: int = 0, class_names: Mapping[int, str] | Sequence[str] | None = None) -> Figure:
+    """What `attack_picture` shows as a figure of matplotlib, which notebooks draw and `savefig` writes."""
+    from robustbench_lpm.reporting import pictures
+
+    return pictures.attack_figure(record, position, class_names)
