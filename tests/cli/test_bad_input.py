@@ -68,6 +68,8 @@ CASES: list[tuple[str, str]] = [
     ("run {tmp}/suite.toml", "'pdg', which is not among the attacks"),
     ("attack --model cnn --norm l2 --dataset {tmp}/data.toml", "no default eps for 'l2'"),
     ("report --results {tmp}", "no records"),
+    ("report --title mine", "--title and --intervals go with --layout"),
+    ("report --layout models", "--layout"),
     ("publish {tmp}", "no records"),
     ("verify {tmp}", "record.json"),
     ("grade --adversarials {tmp}/none --model cnn --eps 0.1", "no PNG files"),

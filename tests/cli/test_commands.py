@@ -173,8 +173,9 @@ def test_a_long_run_says_first_what_makes_it_shorter(monkeypatch: pytest.MonkeyP
 def test_the_command_that_comes_next_can_be_pasted(tmp_path: Path, capsys: Capture) -> None:
     lpmbench("attack cnn --attack noise --eps 0.1 --limit 2 --threads 1 --out 'my runs'")
     (following,) = re.findall(r"lpmbench (report --results .*)", capsys.readouterr().out)
-    lpmbench(f"{following} --out report")
+    lpmbench(f"{following} --out report --layout attacks --title 'Mine'")
     assert (tmp_path / "report" / "leaderboard.csv").is_file()
+    assert r"\caption{Mine}" in (tmp_path / "report" / "table-attacks.tex").read_text()
 
 
 def test_the_recorded_command_repeats_the_run(tmp_path: Path) -> None:
