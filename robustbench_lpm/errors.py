@@ -38,19 +38,20 @@ def in_one_line(error: BaseException) -> str:
     return text if isinstance(error, LpmbenchError) else f"{type(error).__name__}: {text[:300]}"
 
 
-def unknown(kind: str, name: str, known: Iterable[str], *, most: int = NEAREST) -> LpmbenchError:
-    """The error for a name that does not exist, with the nearest ones that do, at most so many.
+def unknown(kind: str, name: str, known: Iterable[str], *, most: int = 1) -> LpmbenchError:
+    """The error for a name that does not exist, with the nearest ones that do.
 
-    One that is nearly the same stands alone. Where none is near, a few known names are listed whole.
+    Of those that are nearly the same at most so many; else up to three that are near. Where none is, a few known names
+    are listed whole.
     """
     choices = sorted(known)
-    near = get_close_matches(name, choices, 1, 0.8) or get_close_matches(name, choices, most, 0.5)
+    near = get_close_matches(name, choices, most, 0.8) or get_close_matches(name, choices, NEAREST, 0.5)
     if near:
         hint = f"Did you mean {' or '.join(map(repr, near))}?"
     elif len(choices) <= LISTED:
         hint = f"Known: {', '.join(choices) or 'none'}."
     else:
-        hint = f"The nearest of {len(choices)}: {', '.join(get_close_matches(name, choices, most, 0.0))}."
+        hint = f"The nearest of {len(choices)}: {', '.join(get_close_matches(name, choices, NEAREST, 0.0))}."
     return LpmbenchError(f"Unknown {kind} '{name}'. {hint}")
 
 

@@ -56,7 +56,7 @@ def converge(
     from robustbench_lpm.studies import convergence
     from robustbench_lpm.studies.curve import write
 
-    failures, watcher, plans = Failures(alone=len(models) == 1), ConsoleWatcher(), {}
+    failures, watcher, plans = Failures(alone=len(models) == 1), ConsoleWatcher(shorter=True), {}
     for name in models:
         with failures.of(name):
             loaded = options.read_model(name, given)

@@ -80,7 +80,7 @@ def models(metavar: str = "MODEL...", *, required: bool = True) -> Callable[[Com
             click.get_current_context().params |= {"arguments": found, "named": ()}  # as `as_given` reads them
             return command(**given, **({"models": found} if several else {"model": found[0]}))
 
-        about = "The same as MODEL" + ("; may be given again." if several else ".")
+        about = "A name or the path of a card; the same as MODEL" + (", may be given again." if several else ".")
         shown = metavar if required else f"[{metavar}]"
         return together(
             click.argument("arguments", metavar=shown, nargs=-1),
