@@ -146,10 +146,10 @@ def main(only: tuple[str, ...], attack: str, steps: int) -> None:
 
 
 def _audit(name: str, model: nn.Module | str, attack: str, steps: int) -> Audit:
-    named = {} if isinstance(model, str) else {"name": name.replace(" ", "-").replace(",", "")}
+    called = None if isinstance(model, str) else name.replace(" ", "-").replace(",", "")
     return robustbench_lpm.audit(
         model, attack, "digits", eps=0.1, limit=200, parameters={"steps": steps}, until_decided=True,
-        black_box=[resolve_attack("square", parameters={"queries": 300})], **named,
+        black_box=[resolve_attack("square", parameters={"queries": 300})], name=called,
     )  # fmt: skip
 
 

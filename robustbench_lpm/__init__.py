@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from robustbench_lpm.api import audit, evaluate
     from robustbench_lpm.errors import LpmbenchError
     from robustbench_lpm.records.runs import RunRecord
+    from robustbench_lpm.reporting import plot, table
 
-__all__ = ["LpmbenchError", "RunRecord", "__version__", "audit", "evaluate"]
+__all__ = ["LpmbenchError", "RunRecord", "__version__", "audit", "evaluate", "plot", "table"]
 
 _HOMES = {
     "audit": "api",
     "evaluate": "api",
+    "plot": "reporting",
+    "table": "reporting",
     "RunRecord": "records.runs",
     "LpmbenchError": "errors",
 }

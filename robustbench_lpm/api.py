@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, ParamSpec, SupportsFloat, TypeVar, overload
 
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 from robustbench_lpm.budgets import format_eps, parse_eps_list, several
 from robustbench_lpm.errors import LpmbenchError, in_one_line
 from robustbench_lpm.execution.keeping import NotKept
-from robustbench_lpm.execution.runner import run, told_failures
+from robustbench_lpm.execution.progress import RunBar
+from robustbench_lpm.execution.runner import SILENT, Watcher, run, told_failures
 from robustbench_lpm.options import SETTINGS, TYPES, Options, asked
 from robustbench_lpm.protocol.audit import BLACK_BOX, auditable, looks
 from robustbench_lpm.protocol.plan import Plan, make_plan
@@ -77,6 +79,7 @@ def evaluate(
     out: Path | str | None = None,
     trust: bool = False,
     name: str | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> RunRecord | list[RunRecord]:
     """How accurate a model stays under an attack.
@@ -98,6 +101,7 @@ def evaluate(
         out: the directory to write the record to; None writes nothing.
         trust: run code that a card names outside this package.
         name: what a model handed over is called in the record; by default its class.
+        progress: show a bar on stderr while a run is computed, if that is a terminal, or in a notebook.
         options: the settings of `robustbench_lpm.options.Options`, which explains each: norm, size, limit, mc, draws,
             gradient_mode, noise, target, patch, seed, device, precision, memory, save_adversarials, labels_fit, ...
 
@@ -117,21 +121,24 @@ def evaluate(
         source = resolve_source(dataset, asked_for[0], data=data, trust=trust)
         chosen = resolve_attacks(attacks, parameters=parameters, surrogates=surrogates, trust=trust)
         loaded = resolve_named(model, name, trust=trust, device=asked_for[0].device)
+        finish, watcher = _Finished(), _watcher(progress)
         if not (several(attack) or several(eps)):
-            return _whole(run(make_plan(loaded, chosen[0], source, asked_for[0]), folder, again=True))
+            return finish(run(make_plan(loaded, chosen[0], source, asked_for[0]), folder, watcher, again=True))
         runs = [(each, one) for each in chosen for one in asked_for]
-        return _run_all(runs, lambda each, one: make_plan(loaded, each, source, one), folder)
+
+        def make(attack: Attack, options: Options) -> RunRecord:
+            return finish(run(make_plan(loaded, attack, source, options), folder, watcher, again=True))
+
+        return _run_all(runs, make)
 
 
-def _run_all(
-    runs: Sequence[tuple[Attack, Options]], plan: Callable[[Attack, Options], Plan], out: Path | None
-) -> list[RunRecord]:
+def _run_all(runs: Sequence[tuple[Attack, Options]], make: Callable[[Attack, Options], RunRecord]) -> list[RunRecord]:
     """The records of several runs in their order; those that fail do not stop the others."""
     records: list[RunRecord] = []
     failed: list[str] = []
     for attack, options in runs:
         try:
-            records.append(_whole(run(plan(attack, options), out, again=True)))
+            records.append(make(attack, options))
         except NotKept:
             raise
         except FailedBlocks as error:
@@ -145,13 +152,27 @@ def _run_all(
     return records
 
 
-def _whole(record: RunRecord) -> RunRecord:
-    """The record; its notes are logged as warnings (by default on stderr). Raises FailedBlocks."""
-    if record.failures:
-        raise FailedBlocks(record)
-    for note in record.notes:
-        log.warning("%s under %s: %s", record.model, record.attack, note)
-    return record
+def _watcher(progress: bool) -> Watcher:
+    """What shows a bar on stderr, where a person sees it."""
+    console = Console(stderr=True)
+    return RunBar(console) if progress and (console.is_terminal or console.is_jupyter) else SILENT
+
+
+class _Finished:
+    """Takes the records of one call. Their notes are logged as warnings (by default on stderr), each once."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str]] = set()
+
+    def __call__(self, record: RunRecord) -> RunRecord:
+        """The record. Raises FailedBlocks where some examples failed."""
+        if record.failures:
+            raise FailedBlocks(record)
+        for note in record.notes:
+            if (record.model, note) not in self._told:
+                log.warning("%s under %s: %s", record.model, record.attack, note)
+            self._told.add((record.model, note))
+        return record
 
 
 @with_settings
@@ -164,6 +185,7 @@ def audit(
     black_box: Sequence[str | Attack] = BLACK_BOX,
     until_decided: bool = False,
     out: Path | str | None = None,
+    progress: bool = True,
     **options: Any,
 ) -> Audit:
     """Judge one result: whether it says how robust a model is, or only that the attack was blind.
@@ -175,6 +197,7 @@ def audit(
         until_decided: judge stronger runs, and more images, until every check passes or fails, or nothing is left to
             spend.
         out: the directory of the records and the audit; None writes nothing.
+        progress: as for `evaluate`.
 
     Returns:
         The audit (with until_decided the last); `audit.verdict` is "pass", "fail" or "undecided", `audit.checks` hold
@@ -189,7 +212,8 @@ def audit(
             dataset = data_of_ones_own(dataset)  # more of it than the limit may be needed
         judged = auditable(prepare(model, attack, dataset, eps=eps, **options))
         others = [resolve_attack(other) for other in black_box]
-        every = looks(judged, others, lambda plan: _whole(run(plan, folder)), until_decided=until_decided)
+        finish, watcher = _Finished(), _watcher(progress)
+        every = looks(judged, others, lambda plan: finish(run(plan, folder, watcher)), until_decided=until_decided)
         found = deque(every, maxlen=1)[0][1]
     if folder is not None:
         audits.write(found, folder)

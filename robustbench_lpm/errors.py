@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-LISTED = 60  # names in one error
+NEAREST = 3  # names that an error offers instead of an unknown one
+LISTED = 12  # names that an error lists, where none is near
 # A context, by name, for one of several tasks; one that catches the task's failure lets the others run.
 Attempt = Callable[[str], AbstractContextManager[object]]
 
@@ -38,15 +39,19 @@ def in_one_line(error: BaseException) -> str:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], *, most: int = 1) -> LpmbenchError:
-    """The error for a name that does not exist, with the nearest ones that do, at most so many.
+    """The error for a name that does not exist, with the nearest ones that do.
 
-    Where none is near it lists all that are known, unless they are more than LISTED.
+    Of those that are nearly the same at most so many; else up to three that are near. Where none is, a few known names
+    are listed whole.
     """
     choices = sorted(known)
-    near = [f"'{one}'" for one in get_close_matches(name, choices, n=most, cutoff=0.5)]
-    listed = ", ".join(choices) or "none"
-    others = f"Known: {listed}." if len(choices) <= LISTED else f"None of the {len(choices)} known is spelled like it."
-    hint = f"Did you mean {' or '.join(near)}?" if near else others
+    near = get_close_matches(name, choices, most, 0.8) or get_close_matches(name, choices, NEAREST, 0.5)
+    if near:
+        hint = f"Did you mean {' or '.join(map(repr, near))}?"
+    elif len(choices) <= LISTED:
+        hint = f"Known: {', '.join(choices) or 'none'}."
+    else:
+        hint = f"The nearest of {len(choices)}: {', '.join(get_close_matches(name, choices, NEAREST, 0.0))}."
     return LpmbenchError(f"Unknown {kind} '{name}'. {hint}")
 
 

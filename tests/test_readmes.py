@@ -165,3 +165,12 @@ def test_the_examples_work_in_python(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     record = robustbench_lpm.evaluate("cnn", attack.momentum, "digits", eps=0.1, limit=3)
     assert record.attack == "momentum"
     assert record.outcomes["backwards"].max() == 10
+
+
+def test_the_suites_are_listed_and_the_example_is_one(tmp_path: Path) -> None:
+    readme = REPOSITORY / "suites/README.md"
+    assert sorted(rows_before_the_first_section(readme)) == cards.names("suite")
+    (example,) = blocks(readme, "toml")
+    (tmp_path / "mine.toml").write_text(example)
+    (part,) = cards.suite(str(tmp_path / "mine.toml")).part
+    assert part.models == [str(tmp_path / "mymodel.toml"), "cnn"]

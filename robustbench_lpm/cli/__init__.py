@@ -19,6 +19,7 @@ COMMANDS = {
     "models": ("catalogue", "The registered models."),
     "attacks": ("catalogue", "The registered attacks."),
     "datasets": ("catalogue", "The registered data sets."),
+    "suites": ("catalogue", "The registered suites."),
     "data": ("data", "Make a data set that is made from another: lpmbench data sim2mnist."),
     "train": ("train", "Train a model from its recipe: lpmbench train ramlpm."),
     "attack": ("attack", "Attack one model, or all that fit a data set, and record what happens."),
@@ -64,7 +65,7 @@ def cli() -> None:
 
     \b
     lpmbench models
-    lpmbench attack --model ramlpm --eps 0.1 --limit 100
+    lpmbench attack ramlpm --eps 0.1 --limit 100
     lpmbench attack --attack spsa --size 224 --dataset panda
     lpmbench report
     """

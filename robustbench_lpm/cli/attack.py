@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_lpm.cli import options
-from robustbench_lpm.cli.console import ConsoleWatcher, console, say, shown_path
+from robustbench_lpm.cli.console import ConsoleWatcher, console, quoted_path, say, show_plan, shown_path
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.errors import LpmbenchError, unknown
 from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
+    from robustbench_lpm.execution.matrix import Cell
     from robustbench_lpm.records.runs import RunRecord
     from robustbench_lpm.registry.tasks import Attack, Data
 
 
 @click.command()
-@click.option("--model", "models", multiple=True,
-              help="A model, the path of its card, or HUB:NAME as in timm:resnet18; may be given again. Default: all "
-                   "that fit.")  # fmt: skip
+@options.models(required=False)
 @options.checkpoint
 @click.option("--attack", "attacks", multiple=True, default=("momentum",), show_default=True,
               help="An attack, the path of its card, or LIBRARY:NAME as in art:HopSkipJump; several with commas "
@@ -33,53 +33,76 @@ if TYPE_CHECKING:
 @options.attacking
 @options.of_settings("patch", "patch_at", "save_adversarials")
 @options.force
+@options.dry_run
 @options.trust
-def attack(models: Sequence[str], attacks: Sequence[str], out: Path, force: bool, **given: Any) -> None:
-    """Attack one model, or every registered model that fits the data set, and record what happens.
+def attack(models: Sequence[str], attacks: Sequence[str], out: Path, force: bool, dry_run: bool, **given: Any) -> None:
+    """Attack each MODEL, or every registered one that fits the data set, and record what happens.
 
     Of several attacks each takes the --steps, --eot and --set that it knows; what none of them knows is an error. A
     model or a run that fails does not stop the others: it is named, and the status at the end is not zero.
 
     \b
-    lpmbench attack --model ramlpm --eps 1/255,2/255,0.1 --limit 200
-    lpmbench attack --model cnn --attack pgd,square --attack fgsm --eps 0.05 --eps 0.1
+    lpmbench attack ramlpm --eps 1/255,2/255,0.1 --limit 200
+    lpmbench attack cnn --attack pgd,square --attack fgsm --eps 0.05 --eps 0.1
+    lpmbench attack ramlpm --attack pgd --dry-run
     lpmbench attack --attack spsa --size 224 --dataset panda
     lpmbench attack --dataset panda --image photo.jpg --label 388 --attack pgd --target random
-    lpmbench attack --model ramlpm --attack apgd-margin --eot 20 --noise first_fixation=frozen
-    lpmbench attack --model cnn --attack art:HopSkipJump --norm l2 --eps 1 --set max_iter=10
-    lpmbench attack --model ramlpm --attack worst-case --set momentum.steps=400
-    lpmbench attack --model ramlpm --model cnn --attack pgd --patch 0.1
+    lpmbench attack ramlpm --attack apgd-margin --eot 20 --noise first_fixation=frozen
+    lpmbench attack cnn --attack art:HopSkipJump --norm l2 --eps 1 --set max_iter=10
+    lpmbench attack ramlpm --attack worst-case --set momentum.steps=400
+    lpmbench attack ramlpm cnn --attack pgd --patch 0.1
     """
     settings = options.read_settings(given)
     wanted = options.read_names("--attack", attacks)
     from robustbench_lpm import reporting
+    from robustbench_lpm.execution.matrix import Matrix
     from robustbench_lpm.execution.runner import run
     from robustbench_lpm.protocol.plan import make_plan
 
     chosen = resolve(wanted, given)
-    options.prepare_machine(given["device"], given["threads"], given["precision"])
+    if dry_run:
+        options.prepare_dry_run(given)
+        settings = options.read_settings(given)
+    else:
+        options.prepare_machine(given["device"], given["threads"], given["precision"])
     source = options.read_source(given)
     if given["checkpoint"] is not None and len(models) != 1:
-        raise LpmbenchError("--checkpoint goes with exactly one --model.")
+        raise LpmbenchError("--checkpoint goes with exactly one MODEL.")
     for name in models:
         cards.model(name)  # a misspelt name is an error before hours are spent on the others
-    names = list(dict.fromkeys(models)) or fitting_models(given["dataset"])
+    names = list(models) or fitting_models(given["dataset"])
     records: list[RunRecord] = []
-    watcher, failures = ConsoleWatcher(), Failures(alone=len(names) * len(chosen) == 1)
+    matrix, failures = Matrix(), Failures(alone=len(names) * len(chosen) == 1)
+    watcher = ConsoleWatcher(shorter=True)
     for name in names:
         with failures.of(name):
             model = options.read_model(name, given)
             for each in chosen:
                 with failures.of(name if len(chosen) == 1 else f"{name} under {each.name}"):
                     for plan in [make_plan(model, each, source, one) for one in settings]:
+                        if dry_run:
+                            matrix.add(plan, 0, listed=True)
+                            continue
                         records += [run(part, out, watcher, again=force) for part in (*plan.members, plan)]
+    if matrix.cells:
+        look_ahead(matrix.cells, out, force=force)
+        show_plan(matrix.cells)
     if records:
         say("")
         reporting.terminal_table(records, console)
         draw_single_images(records, source)
-        say(f"Records: {shown_path(out)}    Leaderboard: lpmbench report --results {shown_path(out)}")
+        say(f"Records: {shown_path(out)}    Leaderboard: lpmbench report --results {quoted_path(out)}")
     failures.complain("attacked", f" of {len(names)} models" if len(chosen) == 1 else "")
     complain_of_failures(records)
+
+
+def look_ahead(cells: Iterable[Cell], out: Path, *, force: bool) -> None:
+    """Set what of each run is finished in `out`, and how long it takes; passes alike are timed once."""
+    from robustbench_lpm.execution.estimates import estimate_seconds
+
+    seconds = partial(estimate_seconds, timed={})
+    for cell in cells:
+        cell.look_ahead(out, seconds, force=force)
 
 
 def resolve(names: Sequence[str], given: Mapping[str, Any]) -> list[Attack]:
@@ -144,7 +167,7 @@ def fitting_models(dataset: str) -> list[str]:
         else:
             found.append(model.name)
     if not found:
-        raise LpmbenchError(f"No registered model with weights fits '{card.name}'; name one with --model.")
+        raise LpmbenchError(f"No registered model with weights fits '{card.name}'; name one.")
     return found
 
 

@@ -25,7 +25,7 @@ IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
 
 
 @click.command()
-@click.argument("model")
+@options.models("MODEL")
 @options.checkpoint
 @click.option("--attack", "attacks", multiple=True,
               help="A result to judge; several with commas between, or given again. Default: worst-case, and every "
@@ -78,7 +78,7 @@ def audit(
         loaded = options.read_model(model, given)
     judged, others = _resolve(names, against, given, strict=bool(attacks))
     judged = [attack for attack in judged if attack.applies(loaded.classifier) and attack.knowledge != "none"]
-    failures, watcher = Failures(alone=len(judged) * len(settings) == 1), ConsoleWatcher()
+    failures, watcher = Failures(alone=len(judged) * len(settings) == 1), ConsoleWatcher(shorter=True)
     found: list[Audit] = []
     records: dict[str, RunRecord] = {}  # audits of one model share runs; each is announced once
 

@@ -1,4 +1,4 @@
-"""lpmbench models, attacks, datasets: what is registered, as a table, one card in full, or JSON; `models add`."""
+"""lpmbench models, attacks, datasets, suites: what is registered, as a table, one card, or JSON; `models add`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import tomli_w
 from robustbench_lpm.attacks import libraries
 from robustbench_lpm.cli.adding import add
 from robustbench_lpm.cli.console import grid, show_wide
-from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.registry import cards, hubs
 from robustbench_lpm.registry.cards import ModelCard
 
@@ -42,23 +41,26 @@ DATASETS: Columns = {
     "size": lambda card: card.size,
     "needs": lambda card: card.needs or "nothing",
 }
+SUITES: Columns = {
+    "parts": lambda card: str(len(card.part)),
+    "data": lambda card: ", ".join(dict.fromkeys(part.dataset for part in card.part)),
+}
 
 
 class _Listing(click.Group):
     """A command that lists cards, with commands below it."""
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        found = super().get_command(ctx, cmd_name)
-        if found is None and not ctx.resilient_parsing:  # a shell completes words
-            known = f"`lpmbench {self.name}` or `lpmbench {self.name} show NAME`"
-            raise LpmbenchError(f"There is no `lpmbench {self.name} {cmd_name}`. Write {known}.")
-        return found
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A word that is no command is the name of a card."""
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
 
 
 def _listing(
     kind: cards.Kind, find: Callable[[str], Any], columns: Columns, option: Callable[..., Any] = lambda command: command
 ) -> click.Group:
-    """The command that lists the cards of one kind, shows one of them (`show NAME`), or prints JSON.
+    """The command that lists the cards of one kind, shows one of them (`NAME`), or prints JSON.
 
     option: decorates the command with one more, `--library`, of which it then lists the attacks.
     """
@@ -66,7 +68,11 @@ def _listing(
     shown: Columns = {"name": lambda card: card.name, **columns, "summary": lambda card: card.summary}
 
     @click.group(
-        cls=_Listing, name=kinds, invoke_without_command=True, help=f"The registered {kinds}, or one card in full."
+        cls=_Listing,
+        name=kinds,
+        invoke_without_command=True,
+        subcommand_metavar="[NAME]",
+        help=f"The registered {kinds}, or the card of one in full.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
     @option
@@ -113,7 +119,7 @@ def _list_library(library: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    click.echo(f"{libraries.told_version(library)}. What they do: lpmbench attacks show {rows[0]['address']}")
+    click.echo(f"{libraries.told_version(library)}. What they do: lpmbench attacks {rows[0]['address']}")
     _print(rows)
     for name, reason in libraries.left_out(library).items():
         click.echo(f"Left out: {name} ({reason}).")
@@ -140,3 +146,4 @@ attacks = _listing(
     click.option("--library", metavar="NAME", help=f"Instead, the attacks of {', '.join(libraries.LIBRARIES)}."),
 )  # fmt: skip
 datasets = _listing("dataset", cards.dataset, DATASETS)
+suites = _listing("suite", cards.suite, SUITES)

@@ -91,7 +91,7 @@ def parse_part(text: str | None) -> tuple[int, int]:
 
 @click.command()
 @options.path("--adversarials", "A directory of images, see below.", required=True)
-@click.option("--model", required=True, help="A model, or the path of its card.")
+@options.models("MODEL")
 @options.checkpoint
 @click.option("--name", default="submitted", show_default=True, help="What to call the attack that made them.")
 @options.data
@@ -101,7 +101,7 @@ def parse_part(text: str | None) -> tuple[int, int]:
 @options.records
 @options.trust
 def grade(adversarials: Path, model: str, name: str, out: Path, **given: Any) -> None:
-    """Grade adversarial images that someone else made, as our own attacks are graded.
+    """Grade adversarial images of MODEL that someone else made, as our own attacks are graded.
 
     The directory holds adversarials.npz (arrays `index` (N,) and `adversarial` (N, C, H, W) in [0, 1]),
     adversarials.safetensors as a run of ours leaves it, or 8-bit PNG files named by index: 17.png. An index counts in

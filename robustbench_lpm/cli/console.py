@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TaskID, TimeRemainingColumn
 from rich.table import Table
 
 from robustbench_lpm.budgets import format_eps
+from robustbench_lpm.execution.progress import ImageBar, Move, RunBar, bar_of, bars_of
 
 if TYPE_CHECKING:
     from robustbench_lpm.execution.matrix import Cell
@@ -33,21 +27,16 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, markup=False, emoji=False)
 LONG = 10.0  # seconds; a run that takes longer says so beforehand
+TOO_LONG = 300.0  # seconds; of a longer run is said what makes it shorter
+FEW = 64  # images of a shorter run
 WINDOW = 30.0  # seconds over which queries are counted
 DONE_SHOWN = 4  # finished runs of a matrix that a terminal still shows
-Move = Callable[..., None]  # given completed= or advance=, and the fields that a bar's columns show
-
-
-def bars_of(*columns: str | ProgressColumn) -> Progress:
-    """Bars with these columns, text or others; none where the output is no terminal."""
-    shown = [TextColumn(column, markup=False) if isinstance(column, str) else column for column in columns]
-    return Progress(*shown, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextmanager
 def bar(task: str, total: float, *columns: str | ProgressColumn, **fields: Any) -> Iterator[Move]:
     """A bar with the time left; columns beside it say how far it is."""
-    with bars_of("{task.description}", BarColumn(), *columns, TimeRemainingColumn()) as bars:
+    with bars_of(console, "{task.description}", BarColumn(), *columns, TimeRemainingColumn()) as bars:
         yield partial(bars.update, bars.add_task(task, total=total, **fields))
 
 
@@ -56,63 +45,34 @@ def counting_bar(task: str, total: int, things: str) -> AbstractContextManager[M
     return bar(task, total, MofNCompleteColumn(), things)
 
 
-class ImageBar:
-    """Progress over images, in passes of the network. passes: for each image; 0 where they are not known."""
+class ConsoleWatcher(RunBar):
+    """Prints what runs cost, a bar while they are computed one after the other, and their results.
 
-    def __init__(self, move: Move, images: int, passes: int, on_spent: Callable[[int], None] = lambda _: None) -> None:
-        self._move, self._on_spent = move, on_spent
-        self.images, self._passes = images, passes
-        self.done, self._spent = 0, 0
+    shorter: before the first long run, which options of the command make it shorter.
+    """
 
-    def spent(self, passes: int) -> None:
-        """Move by passes, but never past the last image."""
-        self._spent += passes
-        self._on_spent(passes)
-        if self._passes:
-            self._show(min(self.done + self._spent / self._passes, self.images - 1e-3))
-
-    def finished(self, examples: int) -> None:
-        """So many images are done; their passes may be fewer than expected."""
-        self.done, self._spent = examples, 0
-        self._show(examples)
-
-    def _show(self, images: float) -> None:
-        self._move(completed=images, shown=int(images))
-
-
-def bar_of(plan: Plan, move: Move, on_spent: Callable[[int], None] = lambda _: None) -> ImageBar:
-    """Progress of one run, counted in the passes of the attack and of the grader."""
-    cost = plan.cost()
-    passes = cost.forwards + cost.backwards + plan.grading_passes() if cost else 0
-    return ImageBar(move, len(plan.indices), passes, on_spent)
-
-
-class ConsoleWatcher:
-    """Prints what runs cost, a bar while they are computed one after the other, and their results."""
-
-    def __init__(self) -> None:
-        self._bar = ExitStack()
+    def __init__(self, *, shorter: bool = False) -> None:
+        super().__init__(console)
+        self._shorter = shorter
 
     def begin(self, plan: Plan) -> ImageBar:
         """Announce a run, and show a bar."""
         from robustbench_lpm.execution.estimates import estimate_seconds
 
-        announce(plan, estimate_seconds(plan))
-        column = "{task.fields[shown]}/{task.total:.0f} images"
-        move = self._bar.enter_context(bar(f"  {plan.attack.name}", len(plan.indices), column, shown=0))
-        return bar_of(plan, move)
+        seconds = estimate_seconds(plan)
+        announce(plan, seconds)
+        if self._shorter and (seconds or 0.0) > TOO_LONG:
+            say(f"  {told_shorter(plan, seconds or 0.0)}")
+            self._shorter = False
+        return super().begin(plan)
 
     def tell(self, plan: Plan, line: str) -> None:
         """Print a line about a run."""
         say(f"{titled(plan)}: {line}")
 
-    def leave(self, plan: Plan) -> None:
-        """Remove the bar."""
-        self._bar.close()
-
     def end(self, plan: Plan, record: RunRecord, *, read: bool) -> None:
         """Print the result of a run."""
-        self._bar.close()
+        super().end(plan, record, read=read)
         if read:
             announce(plan, None)
             say("  already run (--force runs it again)")
@@ -123,7 +83,9 @@ class ConsoleWatcher:
 def shown(cells: Sequence[Cell]) -> Iterator[Watcher]:
     """Show the progress of a matrix, with queries per second and the time left: a live table on a terminal, plain lines
     elsewhere. Several threads may call the watcher."""
-    with bars_of("{task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[state]}") as bars:
+    with bars_of(
+        console, "{task.description}", "{task.completed:.0f}/{task.total:.0f}", "{task.fields[state]}"
+    ) as bars:
         yield _Board(cells, bars)
 
 
@@ -237,6 +199,19 @@ def announce(plan: Plan, seconds: float | None) -> None:
         say(f"  {noise}")
 
 
+def told_shorter(plan: Plan, seconds: float) -> str:
+    """The options that make a run shorter, those that it has, and how long it takes on few images."""
+    parameters, images = plan.attack.parameters, len(plan.indices)
+    has = {
+        "--steps": any(name in parameters for name in plan.attack.declaration.steps),
+        "--eot": plan.stochastic and "eot" in parameters,
+        "--gradient-mode detached": len(plan.gradient_modes) > 1 and "detached" in plan.gradient_modes,
+        "--draws": plan.stochastic,
+    }
+    few = f" ({FEW} takes about {duration(seconds * FEW / images)})" if images > FEW else ""
+    return f"Shorter with {', '.join(['--limit' + few, *(name for name, there in has.items() if there)])}."
+
+
 def show_plan(cells: Sequence[Cell]) -> None:
     """Print the runs of a matrix as a table: what each costs at most, and the total."""
     right = ("Images", "Forwards", "Backwards", "To grade", "Time")
@@ -327,6 +302,11 @@ def show_wide(table: Table) -> None:
 def say(text: str) -> None:
     """Print a line."""
     console.print(text, soft_wrap=not console.is_terminal)  # a pipe or a file wraps nothing
+
+
+def quoted_path(path: Path) -> str:
+    """A path as a word of a command that can be pasted."""
+    return shlex.quote(shown_path(path))
 
 
 def shown_path(path: Path) -> str:

@@ -17,7 +17,7 @@ from robustbench_lpm.errors import LpmbenchError
 
 
 @click.command()
-@click.argument("models", metavar="MODEL...", nargs=-1, required=True)
+@options.models()
 @options.checkpoint
 @click.option("--attack", "attack_name", default="momentum", show_default=True,
               help="An attack with steps, or the path of its card.")  # fmt: skip
@@ -56,8 +56,8 @@ def converge(
     from robustbench_lpm.studies import convergence
     from robustbench_lpm.studies.curve import write
 
-    failures, watcher, plans = Failures(alone=len(models) == 1), ConsoleWatcher(), {}
-    for name in dict.fromkeys(models):
+    failures, watcher, plans = Failures(alone=len(models) == 1), ConsoleWatcher(shorter=True), {}
+    for name in models:
         with failures.of(name):
             loaded = options.read_model(name, given)
             plans[loaded.name] = convergence.doubled(loaded, attack, source, settings[0], doublings)

@@ -16,7 +16,7 @@ from robustbench_lpm.cli.studies import default_directory
 
 
 @click.command()
-@click.argument("model")
+@options.models("MODEL")
 @options.checkpoint
 @click.option("--attack", "attack_name", default="fmn", show_default=True,
               help="An attack that looks for the smallest perturbation, or the path of its card.")  # fmt: skip
@@ -53,7 +53,7 @@ def curve(model: str, attack_name: str, against: Sequence[str], out: Path | None
         loaded = options.read_model(model, given)
         searches = study.search_plans(loaded, searcher, source, settings[0])
         grid = [make_plan(loaded, each, source, one) for each in fixed for one in settings]
-    plan, watcher = searches[0], ConsoleWatcher()
+    plan, watcher = searches[0], ConsoleWatcher(shorter=True)
     words = [plan.model.name, plan.data.name, searcher.name, plan.options.norm]
     directory = out if out is not None else default_directory("curve", words)
     wanted = [part for each in (*searches, *grid) for part in (*each.members, each)]

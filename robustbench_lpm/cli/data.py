@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from robustbench_lpm.cli import options
-from robustbench_lpm.cli.console import counting_bar, say, shown_path
+from robustbench_lpm.cli.console import counting_bar, quoted_path, say, shown_path
 from robustbench_lpm.errors import LpmbenchError
 
 SHOWN = 60  # images of a contact sheet
@@ -64,7 +63,7 @@ def sim2mnist(data: Path | None, out: Path | None, seed: int, force: bool) -> No
     content = {"recipe": asdict(recipe), "command": command, "sha256": hashes(arrays)}
     write_atomically(provenance, (json.dumps(content, indent=1) + "\n").encode())
     say(f"Written to {shown_path(directory)}: {FILE}, sim2mnist.png, sim2mnist.json")
-    say(f"Use it: lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data {shlex.quote(shown_path(directory))}")
+    say(f"Use it: lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data {quoted_path(directory)}")
 
 
 def _recipe_of(path: Path) -> object:

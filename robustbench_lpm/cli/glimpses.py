@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@options.models("MODEL")
 @options.checkpoint
 @click.option(
     "--attack", "attack_name", default="momentum", show_default=True, help="An attack, or the path of its card."
@@ -103,7 +103,7 @@ def attack_all(plans: Mapping[int, Plan], out: Path, force: bool) -> dict[int, R
     seconds = [estimate_seconds(plan) or 0.0 for plan in plans.values() if force or finished_run(plan, out) is None]
     if len(seconds) > 1 and sum(seconds) >= LONG:
         say(f"{len(seconds)} attacks to run, about {duration(sum(seconds))} at most in all")
-    watcher = ConsoleWatcher()
+    watcher = ConsoleWatcher(shorter=True)
     records = {t: run(plan, out, watcher, again=force) for t, plan in plans.items()}
     complain_of_failures(records.values())
     return records

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from robustbench_lpm.registry.zoo import LoadedModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+DEVICES = ("cuda", "mps")  # that a machine may lack
 PATH = click.Path(path_type=Path)
 
 
@@ -63,6 +65,33 @@ def path(name: str, help: str = "", **more: Any) -> Callable[[Command], Command]
     return click.option(name, type=PATH, help=help, **more)
 
 
+def models(metavar: str = "MODEL...", *, required: bool = True) -> Callable[[Command], Command]:
+    """The models of a command, as arguments or by --model, each once: `models`, or `model` for the metavar "MODEL"."""
+    several = metavar.endswith("...")
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def with_models(arguments: Sequence[str], named: Sequence[str], **given: Any) -> Any:
+            found = tuple(dict.fromkeys([*arguments, *named]))
+            if required and not found:
+                raise click.UsageError(f"Missing argument '{metavar}'.")
+            if not several and len(found) > 1:
+                raise click.UsageError(f"This command takes one MODEL, not {len(found)}: {', '.join(found)}.")
+            click.get_current_context().params |= {"arguments": found, "named": ()}  # as `as_given` reads them
+            return command(**given, **({"models": found} if several else {"model": found[0]}))
+
+        about = "A name, the path of a card, or HUB:NAME as in timm:resnet18; the same as MODEL" + (
+            ", may be given again." if several else "."
+        )
+        shown = metavar if required else f"[{metavar}]"
+        return together(
+            click.argument("arguments", metavar=shown, nargs=-1),
+            click.option("--model", "named", metavar="MODEL", multiple=True, help=about),
+        )(with_models)  # type: ignore[return-value]
+
+    return decorate
+
+
 data = together(
     click.option("--dataset", default="digits", show_default=True, help="A data set, or the path of its card."),
     path("--data", "The directory of the data, if they need one."),
@@ -95,6 +124,7 @@ machine = together(
 records = path("--out", "Where records go.", default=Path("runs"), show_default=True)
 checkpoint = path("--checkpoint", "Weights instead of those of the model's card.")
 force = click.option("--force", is_flag=True, help="Run again what has been run.")
+dry_run = click.option("--dry-run", is_flag=True, help="Only show what would run, its cost and time.")
 trust = click.option("--trust", is_flag=True, help="Run code that a card names outside lpmbench.")
 
 attacking = together(
@@ -114,8 +144,7 @@ def as_given() -> str:
     arguments = [part for part in context.command.params if isinstance(part, click.Argument)]
     words = [f"lpmbench {context.command.name}"]
     for argument in arguments:
-        given = context.params[str(argument.name)]
-        words += map(shlex.quote, [given] if isinstance(given, str) else given)
+        words += map(shlex.quote, context.params[str(argument.name)])
     for parameter in context.command.params:
         name, option = str(parameter.name), parameter.opts[0].removeprefix("--")
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -138,6 +167,21 @@ def prepare_machine(device: str, threads: int | None, precision: str = "float32"
         if not pays(device):
             click.echo("lpmbench: this device has no instructions for bfloat16: float32 would be faster.", err=True)
     return device
+
+
+def prepare_dry_run(given: dict[str, Any]) -> None:
+    """Make the machine ready to plan runs on the device in `given`.
+
+    One that this machine lacks becomes the CPU, and that is said. Raises LpmbenchError for one that does not exist.
+    """
+    asked, rest = given["device"], (given["threads"], given.get("precision", "float32"))
+    try:
+        given["device"] = prepare_machine(asked, *rest)
+    except LpmbenchError as error:
+        if asked.partition(":")[0] not in DEVICES:
+            raise
+        given["device"] = prepare_machine("cpu", *rest)
+        click.echo(f"{str(error).rstrip('.')}. Planned on the CPU instead: passes are the same, times are the CPU's.")
 
 
 def read_settings(given: Mapping[str, Any], *, one: bool = False) -> list[Options]:

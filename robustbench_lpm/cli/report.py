@@ -24,8 +24,15 @@ if TYPE_CHECKING:
 @options.path("--out", "Directory of the report; by default --results.")
 @click.option("--scanpaths", "look", is_flag=True,
               help="Draw where models look at the examples of the page, here and in later reports.")  # fmt: skip
+@click.option("--layout", type=click.Choice(["attacks", "eps"]),
+              help="Also one LaTeX table for a paper, models by attacks or by eps (under the strongest attack), and "
+                   "its figure as PDF and SVG.")  # fmt: skip
+@click.option("--title", default="", help="With --layout: the caption of the table and the title of the figure.")
+@click.option("--intervals", is_flag=True, help="With --layout: 95 % intervals in the table.")
 @options.trust
-def report(results: Path, out: Path | None, look: bool, trust: bool) -> None:
+def report(
+    results: Path, out: Path | None, look: bool, layout: str | None, title: str, intervals: bool, trust: bool
+) -> None:
     """Make leaderboard.csv, .json, .md, .tex and .html (one file without a network) from all records below a directory.
 
     Beside them: the plots, the runs that were made only for audits (probes.csv), and a file for each model as
@@ -35,7 +42,10 @@ def report(results: Path, out: Path | None, look: bool, trust: bool) -> None:
     lpmbench report --results runs
     lpmbench report --results results --out /tmp/report
     lpmbench report --results results --scanpaths
+    lpmbench report --layout eps --title "Accuracy of RAM-LPM against eps"
     """
+    if layout is None and (title or intervals):
+        raise LpmbenchError("--title and --intervals go with --layout attacks or --layout eps.")
     from robustbench_lpm import reporting
     from robustbench_lpm.records import runs as records
     from robustbench_lpm.reporting import scanpaths
@@ -46,6 +56,11 @@ def report(results: Path, out: Path | None, look: bool, trust: bool) -> None:
         say(shown_path(scanpaths.write(look_at_gallery(found, trust), target)))
     paths = reporting.write_report(found, target)
     reporting.terminal_table(found, console)
+    if layout is not None:
+        more, notes = reporting.write_paper(found, target, layout, title=title, intervals=intervals)
+        paths += more
+        for note in notes:
+            say(note)
     for path in paths:
         say(shown_path(path))
 
@@ -103,7 +118,8 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=options.PATH, metavar="RUN...")
-@options.path("--results", default=Path("results"), show_default=True)
+@click.option("--out", "--results", "results", type=options.PATH, default=Path("results"), show_default=True,
+              help="Directory of the published results.")  # fmt: skip
 @click.option("--pictures", type=click.IntRange(min=0), default=4, show_default=True,
               help="Stored examples that are published of each run that decides a rank, at most.")  # fmt: skip
 def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:

@@ -13,9 +13,10 @@ import click
 from rich.progress import TaskProgressColumn
 
 from robustbench_lpm.cli import options
-from robustbench_lpm.cli.console import ImageBar, about, bar, console, duration, say, shown_path
+from robustbench_lpm.cli.console import about, bar, console, duration, say, shown_path
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.errors import Interrupted, LpmbenchError, unknown
+from robustbench_lpm.execution.progress import ImageBar
 from robustbench_lpm.registry import cards
 
 if TYPE_CHECKING:
@@ -62,12 +63,12 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command()
-@click.argument("name")
+@options.models("MODEL")
 @click.option("--glimpses", default="1..14", show_default=True,
               help="Numbers of glimpses, like 1..14 or 1,2,4; also more than the model's card says.")  # fmt: skip
 @study_options(draws=1, mc="1,5,10,20")
-def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any) -> None:
-    """How accurate the glimpsing model NAME is after each number of glimpses, averaged over M runs.
+def sweep(model: str, glimpses: str, out: Path | None, force: bool, **shared: Any) -> None:
+    """How accurate the glimpsing MODEL is after each number of glimpses, averaged over M runs.
 
     Kiritani and Ono's inference sweep: one table and one figure. A run of T glimpses answers after each of them, and
     the same runs, taken M at a time, serve every M. Intervals (95 %) are over images.
@@ -78,30 +79,30 @@ def sweep(name: str, glimpses: str, out: Path | None, force: bool, **shared: Any
     lpmbench sweep ramlpm-sim2mnist --checkpoint best.safetensors --data DIR --glimpses 1..20
     """
     numbers = whole_numbers("--glimpses", glimpses)
-    source, asked = prepare([name], shared)
+    source, asked = prepare([model], shared)
     from robustbench_lpm.reporting.studies import sweep_figure, sweep_table
     from robustbench_lpm.studies.sweep import make_sweep
 
-    with Failures(alone=True).of(name):
-        study, usual = make_sweep(name, source, glimpses=numbers, **asked)
-    model = study.models[0]
-    if not model.classifier.stochastic and asked["mc"] != [1]:
-        say(f"{model.name} answers the same in every run: M > 1 changes nothing.")
-    title = f"Inference sweep of {model.name} on {study.data.name}, {study.images:,} images"
-    with Failures(alone=True).of(name):
+    with Failures(alone=True).of(model):
+        study, usual = make_sweep(model, source, glimpses=numbers, **asked)
+    loaded = study.models[0]
+    if not loaded.classifier.stochastic and asked["mc"] != [1]:
+        say(f"{loaded.name} answers the same in every run: M > 1 changes nothing.")
+    title = f"Inference sweep of {loaded.name} on {study.data.name}, {study.images:,} images"
+    with Failures(alone=True).of(model):
         carry_out(study, out, force, sweep_table, lambda table: sweep_figure(table, title, usual))
 
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@options.models()
 @click.option("--rotate", metavar="DEGREES", help=f"Turns against the clock, like 0..360:15; step {STEPS['rotate']}.")
 @click.option("--scale", metavar="FACTORS", help=f"Magnifications, like 0.5..2 or 0.5,1,2; step {STEPS['scale']}.")
 @click.option("--translate", metavar="SHARES",
               help="Shares of the image's side, like -0.5..0.5; each is tried to the right and, by itself, down; their "
                    f"mean is shown; step {STEPS['translate']}.")  # fmt: skip
 @study_options(draws=4, mc="1")
-def invariance(names: Sequence[str], out: Path | None, force: bool, **shared: Any) -> None:
-    """How accurate the models NAME... are on turned, scaled and moved images: a panel for each, a line per model.
+def invariance(models: Sequence[str], out: Path | None, force: bool, **shared: Any) -> None:
+    """How accurate every MODEL is on turned, scaled and moved images: a panel for each, a line per model.
 
     Without --rotate, --scale and --translate all three run, over 0..360, 0.5..2 and -0.5..0.5; naming some runs just
     these. Images are warped about their centre, bilinearly, with zeros coming in from outside. Intervals (95 %) are
@@ -118,11 +119,11 @@ def invariance(names: Sequence[str], out: Path | None, force: bool, **shared: An
     from robustbench_lpm.studies.invariance import make_invariance
 
     report = _with_title(invariance_table, invariance_figure)
-    study_all(names, shared, out, force, partial(make_invariance, values=values), report)
+    study_all(models, shared, out, force, partial(make_invariance, values=values), report)
 
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@options.models()
 @click.option(
     "--sigma",
     type=click.FloatRange(0, min_open=True),
@@ -157,8 +158,8 @@ def invariance(names: Sequence[str], out: Path | None, force: bool, **shared: An
     help="Passes of a stochastic model for its accuracy without smoothing.",
 )
 @shared_options
-def certify(names: Sequence[str], out: Path | None, force: bool, sigma: float | None, **shared: Any) -> None:
-    """Within which L2 radius no attack at all changes the answers of the models NAME..., smoothed with Gaussian noise.
+def certify(models: Sequence[str], out: Path | None, force: bool, sigma: float | None, **shared: Any) -> None:
+    """Within which L2 radius no attack at all changes the answers of every MODEL, smoothed with Gaussian noise.
 
     Randomised smoothing (Cohen, Rosenfeld and Kolter 2019): the smoothed classifier gives the answer that is most
     frequent under the noise, or abstains. The table shows the share of images that are right and certified up to each
@@ -172,20 +173,20 @@ def certify(names: Sequence[str], out: Path | None, force: bool, sigma: float | 
     from robustbench_lpm.studies.certify import make_certificates
 
     report = _with_title(certify_table, certify_figure)
-    study_all(names, shared, out, force, partial(make_certificates, sigma=sigma), report)
+    study_all(models, shared, out, force, partial(make_certificates, sigma=sigma), report)
 
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@options.models()
 @click.option("--corruption", "kinds", multiple=True, help="Only these, with commas between or given again.")
 @click.option("--severity", default="1..5", show_default=True, help="Severities, like 1..5 or 1,3,5.")
 @click.option("--reference", metavar="NAME", help="The model to whose errors the mean corruption error is related.")
 @study_options(draws=4, mc="1")
 def corruptions(
-    names: Sequence[str], out: Path | None, force: bool, kinds: Sequence[str], severity: str, reference: str | None,
+    models: Sequence[str], out: Path | None, force: bool, kinds: Sequence[str], severity: str, reference: str | None,
     **shared: Any,
 ) -> None:  # fmt: skip
-    """How accurate the models NAME... are under noise, blur, weather and compression.
+    """How accurate every MODEL is under noise, blur, weather and compression.
 
     The fifteen corruptions of ImageNet-C at five severities (Hendrycks and Dietterich 2019), for images of any size.
     With --reference the mean corruption error (mCE) relates errors to those of that model. Intervals (95 %) are over
@@ -213,11 +214,11 @@ def corruptions(
         )
 
     make = partial(make_corruptions, kinds=chosen, severities=severities, reference=reference)
-    study_all(names, shared, out, force, make, report)
+    study_all(models, shared, out, force, make, report)
 
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@options.models()
 @click.option(
     "--rotation",
     type=click.FloatRange(0, 180),
@@ -261,8 +262,8 @@ def corruptions(
     help="Held-out draws on which a stochastic model is graded.",
 )
 @shared_options
-def spatial(names: Sequence[str], out: Path | None, force: bool, steps: str, **shared: Any) -> None:
-    """How accurate the models NAME... are on the worst rotation and translation of each image.
+def spatial(models: Sequence[str], out: Path | None, force: bool, steps: str, **shared: Any) -> None:
+    """How accurate every MODEL is on the worst rotation and translation of each image.
 
     Every transformation of a grid is tried (Engstrom et al. 2019). For a stochastic model the worst one is chosen on
     selection draws and graded on others. The worst of some random transformations, the worst rotation alone and the
@@ -279,7 +280,7 @@ def spatial(names: Sequence[str], out: Path | None, force: bool, steps: str, **s
     from robustbench_lpm.studies.spatial import make_spatial
 
     make = partial(make_spatial, steps=(int(numbers[1]), int(numbers[2])))
-    study_all(names, shared, out, force, make, _with_title(spatial_table, spatial_figure))
+    study_all(models, shared, out, force, make, _with_title(spatial_table, spatial_figure))
 
 
 def whole_numbers(option: str, text: str) -> list[int]:
@@ -359,16 +360,15 @@ def prepare(names: Sequence[str], given: Mapping[str, Any]) -> tuple[Data, dict[
 
 
 def study_all(
-    names: Sequence[str], given: Mapping[str, Any], out: Path | None, force: bool, make: Callable[..., Study],
+    models: Sequence[str], given: Mapping[str, Any], out: Path | None, force: bool, make: Callable[..., Study],
     report: Callable[[Any], tuple[Show, Draw]],
 ) -> None:  # fmt: skip
     """Study several models; one that fails is left out, and named in the end.
 
     make: the study, from names, images and keywords, see `prepare`. report: how it is shown and drawn, see `carry_out`.
     """
-    models = list(dict.fromkeys(names))
     if given["checkpoint"] is not None and len(models) != 1:
-        raise LpmbenchError("--checkpoint goes with exactly one NAME.")
+        raise LpmbenchError("--checkpoint goes with exactly one MODEL.")
     source, asked = prepare(models, given)
     from robustbench_lpm.studies.study import ModelFailed, without
 

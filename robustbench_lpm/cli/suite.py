@@ -6,19 +6,18 @@ import shlex
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from robustbench_lpm.cli import options
-from robustbench_lpm.cli.attack import complain_of_failures, draw_single_images
+from robustbench_lpm.cli.attack import complain_of_failures, draw_single_images, look_ahead
 from robustbench_lpm.cli.audit import judge_result
 from robustbench_lpm.cli.console import ConsoleWatcher, about, console, say, show_plan, shown, shown_path
 from robustbench_lpm.cli.failures import Failures
 from robustbench_lpm.devices import AUTO
-from robustbench_lpm.errors import Interrupted, LpmbenchError
+from robustbench_lpm.errors import Interrupted, LpmbenchError, unknown
 from robustbench_lpm.options import words_of
 from robustbench_lpm.registry import cards
 
@@ -43,7 +42,10 @@ Directories = dict[str, Path] | Path | None  # of the data: by data set, or one 
 @options.force
 @click.option("--workers", type=click.IntRange(1), help="Compute in so many processes of this machine (needs Ray).")
 @click.option("--ray", metavar="ADDRESS", help="Compute on the Ray cluster there: auto, HOST:PORT.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be run, what it costs and how long it takes.")
+@click.option("--limit", type=click.IntRange(1),
+              help="At most so many images of each part, into runs/NAME-limitN: a smoke test.")  # fmt: skip
+@click.option("--only", metavar="MODEL", multiple=True, help="Only this model of the suite; may be given again.")
+@options.dry_run
 @options.trust
 def run(name: str, directories: Sequence[str], **given: Any) -> None:
     """Run every cell of the suite NAME (or of the card at that path), then make its leaderboard.
@@ -61,10 +63,11 @@ def run(name: str, directories: Sequence[str], **given: Any) -> None:
     \b
     lpmbench run demo
     lpmbench run full --dry-run
+    lpmbench run full --only cnn --limit 8
     lpmbench run full --workers 4
     lpmbench run full --data sim2mnist=DIR --data fashion-mnist=DIR
     """
-    suite = cards.suite(name)
+    suite = part_of(cards.suite(name), given["only"], given["limit"])
     workers, address = given["workers"], given["ray"]
     if workers is not None and address is not None:
         raise LpmbenchError("--workers is for this machine and --ray for a cluster: give one of them.")
@@ -77,10 +80,14 @@ def run(name: str, directories: Sequence[str], **given: Any) -> None:
         command = _command(name, data, given)
         if given["device"] == AUTO and pool is not None and not pool.gpus:  # this process may have one
             given["device"] = "cpu"
-        given["device"] = options.prepare_machine(given["device"], given["threads"])
+        if given["dry_run"]:
+            options.prepare_dry_run(given)
+        else:
+            given["device"] = options.prepare_machine(given["device"], given["threads"])
         if pool is not None:
             pool.use_threads(given["threads"])
-        given["out"] = given["out"] or Path("runs") / suite.name
+        few = f"-limit{given['limit']}" if given["limit"] else ""
+        given["out"] = given["out"] or Path("runs") / f"{suite.name}{few}"
         _run(suite, data, command, given, pool)
 
 
@@ -88,9 +95,32 @@ def _command(name: str, data: Directories, given: Mapping[str, Any]) -> str:
     """The command that continues a suite."""
     found = [f"{key}={place}" for key, place in data.items()] if isinstance(data, dict) else [data] if data else []
     words = [f"--data {shlex.quote(str(directory))}" for directory in found]
-    names = ("device", "threads", "out", "workers", "ray", "trust")
+    names = ("limit", "only", "device", "threads", "out", "workers", "ray", "trust")
     words += words_of({name: given[name] for name in names if given[name] not in (None, False, AUTO)})
     return " ".join(["lpmbench run", shlex.quote(name), *words])
+
+
+def part_of(suite: SuiteCard, only: Sequence[str], limit: int | None) -> SuiteCard:
+    """A suite with these of its models alone (all without names), and with at most `limit` images of each part.
+
+    Raises LpmbenchError for a model that it does not have.
+    """
+    known = {_called(name) for part in suite.part for name in part.models}
+    wanted = [_called(name) for name in only]
+    if strangers := [name for name in wanted if name not in known]:
+        raise unknown(f"model of suite '{suite.name}'", strangers[0], known)
+    parts = []
+    for part in suite.part:
+        # An audit that goes on until it is decided would take more images.
+        fewer = {"limit": min(limit, part.limit or limit), "until_decided": False} if limit is not None else {}
+        models = [name for name in part.models if _called(name) in wanted or not only]
+        parts += [part.model_copy(update={"models": models, **fewer})] if models else []
+    return suite.model_copy(update={"part": parts})
+
+
+def _called(name: str) -> str:
+    """A model's name; of one that goes by the path of its card, that of the file."""
+    return Path(name).stem if name.endswith(".toml") else name
 
 
 def directories_of(words: Sequence[str]) -> Directories:
@@ -141,7 +171,6 @@ def _run(
 
 def _planned(suite: SuiteCard, data: Directories, given: Mapping[str, Any], failures: Failures) -> Matrix:
     """The runs of a suite, with what is done of each and what it costs; says what is left out, and why."""
-    from robustbench_lpm.execution.estimates import estimate_seconds
     from robustbench_lpm.execution.matrix import resolve_suite
 
     matrix = resolve_suite(suite, data=data, device=given["device"], trust=given["trust"], attempt=failures.of)
@@ -154,9 +183,7 @@ def _planned(suite: SuiteCard, data: Directories, given: Mapping[str, Any], fail
     if not matrix.cells:
         failures.complain("planned")
         raise LpmbenchError(f"Nothing of '{suite.name}' can be run without its data.")
-    seconds = partial(estimate_seconds, timed={})
-    for cell in matrix.cells:
-        cell.look_ahead(given["out"], seconds, force=given["force"])
+    look_ahead(matrix.cells, given["out"], force=given["force"])
     return matrix
 
 

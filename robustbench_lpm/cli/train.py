@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from robustbench_lpm.cli import options
-from robustbench_lpm.cli.console import console, counting_bar, duration, say, shown_path
+from robustbench_lpm.cli.console import console, counting_bar, duration, quoted_path, say, shown_path
 from robustbench_lpm.errors import Interrupted, LpmbenchError
 from robustbench_lpm.options import words_of
 from robustbench_lpm.registry import cards
@@ -20,7 +20,7 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
 
 
 @click.command()
-@click.argument("name")
+@options.models("MODEL")
 @click.option("--recipe", "recipe_name", help="A recipe, or the path of its card; by default the one the model names.")
 @click.option("--dataset", help="A data set instead of the recipe's.")
 @options.path("--data", "The directory that holds the data, if it needs one.")
@@ -38,19 +38,19 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
 @click.option("--tensorboard", is_flag=True, help="Write the log for TensorBoard too, to OUT/tensorboard.")
 @options.machine
 @options.trust
-def train(name: str, recipe_name: str | None, out: Path | None, threads: int | None, **given: Any) -> None:
-    """Train the model NAME from a recipe; the best epoch on the validation split becomes the model.
+def train(model: str, recipe_name: str | None, out: Path | None, threads: int | None, **given: Any) -> None:
+    """Train MODEL from a recipe; the best epoch on the validation split becomes the model.
 
     OUT gets last.ckpt (all that --resume needs), best.safetensors, log.csv, curves.png and at the end card.toml, which
-    works as --model. recipes/README.md lists what a recipe may say (augmentation, glimpses in stages, ...).
+    works as MODEL. recipes/README.md lists what a recipe may say (augmentation, glimpses in stages, ...).
 
     \b
     lpmbench train ramlpm
     lpmbench train ramlpm --seed 1 --out runs/train/mine
-    lpmbench attack --model runs/train/mine/card.toml --attack pgd
+    lpmbench attack runs/train/mine/card.toml --attack pgd
     lpmbench train ramlpm-imagenet --recipe imagenet --data DIR --device cuda --save-every 30 --tensorboard
     """
-    card = cards.model(name)
+    card = cards.model(model)
     recipe = cards.recipe(recipe_name) if recipe_name is not None else None
     if recipe is None and card.recipe is None:
         raise LpmbenchError(f"Model '{card.name}' names no recipe; give one with --recipe.")
@@ -61,7 +61,7 @@ def train(name: str, recipe_name: str | None, out: Path | None, threads: int | N
     console.quiet = _follows()
     directory = out if out is not None else Path("runs") / "train" / f"{card.name}-seed{given['seed']}"
     epochs = given["epochs"] or (recipe or cards.recipe(str(card.recipe))).epochs
-    command = command_of(name, {"recipe": recipe_name, "seed": given["seed"], "device": given["device"]} | given)
+    command = command_of(model, {"recipe": recipe_name, "seed": given["seed"], "device": given["device"]} | given)
     where = f"on {given['device']} into {shown_path(directory)}"
     say(f"Training {card.name} for {epochs} epochs {where}; Ctrl-C keeps all finished epochs.")
     try:
@@ -74,7 +74,7 @@ def train(name: str, recipe_name: str | None, out: Path | None, threads: int | N
                     say(f"epoch {done:.0f}/{epochs}  {shown}")
 
             result = training.train(
-                name, recipe=recipe, out=directory, threads=threads, command=command, progress=show,
+                model, recipe=recipe, out=directory, threads=threads, command=command, progress=show,
                 tell=lambda note: say(f"  {note}"), **given,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -86,7 +86,7 @@ def train(name: str, recipe_name: str | None, out: Path | None, threads: int | N
         raise
     shares = ", ".join(f"{key.replace('_', ' ')} {100 * value:.1f} %" for key, value in result.accuracy.items())
     say(f"Best epoch {result.best_epoch} of {epochs}, {duration(result.seconds)}: {shares}")
-    say(f"Use it: lpmbench attack --model {shown_path(result.card_path)} --attack pgd")
+    say(f"Use it: lpmbench attack {quoted_path(result.card_path)} --attack pgd")
 
 
 def _follows() -> bool:

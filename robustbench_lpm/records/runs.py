@@ -79,6 +79,23 @@ class RunRecord:
     artefacts: dict[str, str] = field(default_factory=dict)  # hashes of its files, once they are written
     picture_step: float = 0.0  # to which adversarial pixels were rounded after the run; 0: not at all
 
+    def __repr__(self) -> str:
+        """What a person asks first: the accuracies in per cent, the cost and the notes, in a few lines."""
+        images = len(self.outcomes)
+        lines = [f"{self.model} under {self.attack}, {self.threat} eps {format_eps(self.eps)}"]
+        lines[0] += f", {self.dataset}, {images} image(s)" + (f", M = {self.mc}" if self.mc > 1 else "")
+        if images:
+            rates = {"clean": self.clean_accuracy, "robust": self.robust_accuracy}
+            lines.append(", ".join(f"{name} {_in_per_cent(rate)}" for name, rate in rates.items()))
+            costs = [f"{self.outcomes[name].mean():,.0f} {name}" for name in ("forwards", "backwards")]
+            seconds = [f"{self.timing['seconds']:.1f} s in all"] if "seconds" in self.timing else []
+            lines.append(", ".join([f"{' and '.join(costs)} for each image", *seconds]))
+        if failed := sum(len(failure["indices"]) for failure in self.failures):
+            lines.append(f"failed: {failed} image(s): {self.failures[0]['error']}")
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"record: {self.path}"] * (self.path is not None)
+        return "\n".join(lines)
+
     @property
     def id(self) -> str:
         """The sha256 of the configuration."""
@@ -251,6 +268,12 @@ class Picture:
     index: int
     clean: NDArray[np.float32]
     adversarial: NDArray[np.float32]
+
+
+def _in_per_cent(rate: statistics.Rate) -> str:
+    """A rate and its interval, if it has one."""
+    bounds = "" if rate.low is None or rate.high is None else f" [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{100 * rate.value:.1f} %{bounds}"
 
 
 def as_file_name(text: str) -> str:

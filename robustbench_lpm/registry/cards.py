@@ -388,7 +388,25 @@ _model = _finder("model", ModelCard)
 _attack = _finder("attack", AttackCard)
 dataset = _finder("dataset", DatasetCard)
 recipe = _finder("recipe", RecipeCard)
-suite = _finder("suite", SuiteCard)
+_suite = _finder("suite", SuiteCard)
+
+
+def suite(name: str) -> SuiteCard:
+    """The suite of that name, or the one in that .toml file, whose paths are relative to it.
+
+    Raises LpmbenchError where there is none.
+    """
+    card = _suite(name)
+
+    def placed(named: str) -> str:
+        return str(card.path.parent / named) if named.endswith(".toml") else named
+
+    def placed_part(part: SuiteCard.Part) -> SuiteCard.Part:
+        lists = {key: list(map(placed, getattr(part, key))) for key in ("models", "attacks", "audit", "black_box")}
+        parameters = {placed(key): value for key, value in part.parameters.items()}
+        return part.model_copy(update={**lists, "dataset": placed(part.dataset), "parameters": parameters})
+
+    return card.model_copy(update={"part": list(map(placed_part, card.part))})
 
 
 def model(name: str) -> ModelCard:

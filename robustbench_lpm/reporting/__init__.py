@@ -15,9 +15,10 @@ from robustbench_lpm.records.runs import RunRecord
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from rich.console import Console
 
-__all__ = ["attack_picture", "leaderboard", "table", "terminal_table", "write_report"]
+__all__ = ["attack_picture", "leaderboard", "plot", "table", "terminal_table", "write_paper", "write_report"]
 
 
 Audits = Mapping[str, Audit] | None
@@ -34,6 +35,24 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Audits = None)
     from robustbench_lpm.reporting import exports
 
     return exports.write_report(records, out, _found(records, audits))
+
+
+def write_paper(
+    records: Sequence[RunRecord], out: Path, layout: str, *, title: str = "", intervals: bool = False,
+    audits: Audits = None,
+) -> tuple[list[Path], list[str]]:  # fmt: skip
+    """Write one LaTeX table of models by "attacks" or by "eps", and its figure as PDF and SVG, see `paper`.
+
+    The paths, and sentences on names that several models share.
+    """
+    from robustbench_lpm.records.runs import write_atomically
+    from robustbench_lpm.reporting import paper
+
+    runs = table(records, audits)
+    files = paper.write(runs, layout, title=title, intervals=intervals)  # type: ignore[arg-type]
+    for name, content in files.items():
+        write_atomically(out / name, content)
+    return [out / name for name in files], paper.ambiguous(runs)
 
 
 def table(records: Sequence[RunRecord], audits: Audits = None) -> pd.DataFrame:
@@ -74,3 +93,10 @@ def attack_picture(
     from robustbench_lpm.reporting import pictures
 
     return pictures.attack_picture(record, position, class_names)
+
+
+def plot(record: RunRecord, position: int = 0, class_names: Mapping[int, str] | Sequence[str] | None = None) -> Figure:
+    """What `attack_picture` shows as a figure of matplotlib, which notebooks draw and `savefig` writes."""
+    from robustbench_lpm.reporting import pictures
+
+    return pictures.attack_figure(record, position, class_names)

@@ -116,7 +116,7 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
 
 def to_csv(runs: pd.DataFrame) -> str:
     """A table of runs, numbers in full precision; text that looks like a formula gets an apostrophe in front."""
-    runs = runs.drop(columns="probe")
+    runs = runs.drop(columns="probe", errors="ignore")  # tables of studies have none
     text = runs.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in runs.dtypes]]
     return runs.assign(**{name: runs[name].map(cells.csv) for name in text}).to_csv(index=False, lineterminator="\n")
 

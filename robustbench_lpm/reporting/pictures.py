@@ -31,6 +31,7 @@ THUMBNAIL = 160  # pixels; larger images are averaged down for the gallery
 STEPS = (1, 2, 5)
 # No formulas: a model may be called $\frac.
 STYLE: Any = {"text.parse_math": False, "font.size": 9, "svg.fonttype": "none", "svg.hashsalt": "lpmbench"}
+PICTURE = (8.4, 3.5)  # inches
 GAP, CAPTION = 4, 12  # pixels of a contact sheet
 ClassNames = Mapping[int, str] | Sequence[str] | None  # by label
 Prediction = tuple[int, int, int]  # the class that most draws predict; by how many draws, of how many
@@ -108,6 +109,19 @@ def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames
 
     class_names: instead of those in the record.
     """
+    with drawing(PICTURE) as figure:
+        _draw_attack(figure, record, position, class_names)
+        return saved(figure)
+
+
+def attack_figure(record: RunRecord, position: int = 0, class_names: ClassNames = None) -> Figure:
+    """What `attack_picture` shows, before it is a file."""
+    with drawing(PICTURE) as figure:
+        _draw_attack(figure, record, position, class_names)
+        return figure
+
+
+def _draw_attack(figure: Figure, record: RunRecord, position: int, class_names: ClassNames) -> None:
     stored = examples(record)
     if not 0 <= position < len(stored):
         raise LpmbenchError(f"{record.folder_name} stores {len(stored)} example(s); there is none at {position}.")
@@ -120,15 +134,13 @@ def attack_picture(record: RunRecord, position: int = 0, class_names: ClassNames
         (f"perturbation × {factor}", amplified, budget),
         ("adversarial", example.picture.adversarial, f"predicted: {named(example.attacked, names)}"),
     )
-    with drawing((8.4, 3.5)) as figure:
-        for axes, (title, image, caption) in zip(figure.subplots(1, 3), panels, strict=True):
-            axes.imshow(displayable(image), vmin=0, vmax=1, cmap="gray", interpolation="nearest")
-            axes.set_title(title)
-            axes.set_xlabel(caption, wrap=True)
-            axes.set(xticks=[], yticks=[])
-        truth = class_name(example.label, names)
-        figure.suptitle(f"{plain(record.model)} under {plain(record.attack)}, true class: {truth}")
-        return saved(figure)
+    for axes, (title, image, caption) in zip(figure.subplots(1, 3), panels, strict=True):
+        axes.imshow(displayable(image), vmin=0, vmax=1, cmap="gray", interpolation="nearest")
+        axes.set_title(title)
+        axes.set_xlabel(caption, wrap=True)
+        axes.set(xticks=[], yticks=[])
+    truth = class_name(example.label, names)
+    figure.suptitle(f"{plain(record.model)} under {plain(record.attack)}, true class: {truth}")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ COLUMNS = (
     "applies_to", "members",  # the models an attack is for; the members of a worst case, as JSON
     "stochastic", "draws", "images",
     *RATES,
+    "ranked_accuracy",  # of the model in the ranking, on the run that decides it, with or without a rank; else empty
     "robust_first_half", "robust_second_half",  # of the graded draws; both on all draws if the model has no noise
     "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses",  # means per example
@@ -38,7 +39,7 @@ COLUMNS = (
     "seconds", "failed_examples", "notes", "record", "command",
 )  # fmt: skip
 NUMBERS = (
-    "eps", *RATES, "robust_first_half", "robust_second_half",
+    "eps", *RATES, "ranked_accuracy", "robust_first_half", "robust_second_half",
     "robust_majority", "robust_worst_of_k", "clean_flip_rate", "target_rate",
     "forwards", "backwards", "glimpses", "seconds",
 )  # fmt: skip
@@ -76,6 +77,8 @@ def table(records: Sequence[RunRecord], audits: Mapping[str, Audit] | None = Non
     runs = pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
     decided = ranking.ranking(runs)
     ranks = dict(zip(decided["record"], decided["rank"], strict=True))
+    ranked = dict(zip(decided["record"], decided["robust_accuracy"], strict=True))
+    runs["ranked_accuracy"] = runs["record"].map(ranked).astype("float64")
     runs["rank"] = pd.array([ranks.get(record, pd.NA) for record in runs["record"]], dtype="Int64")
     return runs
 

@@ -151,7 +151,7 @@ def test_a_model_that_would_not_run_gets_no_card(mynets: Any, capsys: pytest.Cap
     ("Net w.pt --set depth=2 --classes 6", "2 of another shape"),
     ("Net w.pt --set depth=2 --channels 2", "channels"),
     ("Net w.pt --set deep=2 --set depth=2", "Unknown parameter 'deep'. Did you mean 'depth'?"),
-    ("Nat w.pt", "Unknown entry 'Nat'. Did you mean 'Net'?"),
+    ("Nat w.pt", "Unknown entry 'Nat'. Did you mean 'Net'"),
     ("odd odd.pt", "How many pixels is a side? There is no terminal to ask at: give --working-size."),
     ("odd odd.pt --working-size 44", "does not answer images of that size"),
     ("Net none.pt --set depth=2", "There is no checkpoint at none.pt."),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from robustbench_lpm.cli import run
+from robustbench_lpm.cli import console, run
 from robustbench_lpm.cli.options import prepare_machine
 from robustbench_lpm.execution.recording import PROGRESS
 from robustbench_lpm.options import Options
@@ -23,19 +25,24 @@ from tests.architectures.test_golden_vectors import golden_keys, golden_state
 from tests.cli import lpmbench
 from tests.processes import interrupted
 
+MODEL_COMMANDS = [
+    "attack", "train", "glimpses", "sweep", "invariance", "converge", "curve", "certify", "corruptions", "spatial",
+    "audit", "grade",
+]  # fmt: skip
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.mark.parametrize("kind", ["models", "attacks", "datasets"])
+@pytest.mark.parametrize("kind", ["models", "attacks", "datasets", "suites"])
 def test_listings(kind: str, capsys: Capture) -> None:
     lpmbench(f"{kind} --json")
     names = [row["name"] for row in json.loads(capsys.readouterr().out)]
     lpmbench(kind)
     table = capsys.readouterr().out
     assert all(name in table for name in names)
-    lpmbench(f"{kind} show {names[0]}")
-    assert f'name = "{names[0]}"' in capsys.readouterr().out
-    lpmbench(f"{kind} show {names[0]} --json")
+    for words in (names[0], f"show {names[0]}"):
+        lpmbench(f"{kind} {words}")
+        assert f'name = "{names[0]}"' in capsys.readouterr().out
+    lpmbench(f"{kind} {names[0]} --json")
     assert json.loads(capsys.readouterr().out)["name"] == names[0]
 
 
@@ -68,7 +75,7 @@ def test_attack_report_verify_publish(tmp_path: Path, capsys: Capture) -> None:
     for record in found:
         lpmbench(f"verify {record.path}")
     assert "FAILS" not in capsys.readouterr().out
-    lpmbench(f"publish runs/{found[0].path.name if found[0].path else ''}")
+    lpmbench(f"publish --out results runs/{found[0].path.name if found[0].path else ''}")
     (published,) = records.read_all(tmp_path / "results")
     assert published.id == found[0].id
     assert (tmp_path / "results" / "leaderboard.html").is_file()
@@ -106,6 +113,69 @@ def test_the_same_command_again_runs_nothing(tmp_path: Path, capsys: Capture) ->
     assert path.stat().st_mtime_ns == written
     lpmbench(f"{line} --force")
     assert path.stat().st_mtime_ns != written
+
+
+def test_models_are_arguments_or_options_each_once(tmp_path: Path) -> None:
+    settings = "--attack fgsm --eps 0.1 --limit 2 --threads 1"
+    lpmbench(f"attack cnn --model cnn-at cnn {settings} --out both")
+    lpmbench(f"attack --model cnn {settings} --out option")
+    both, (option,) = records.read_all(tmp_path / "both"), records.read_all(tmp_path / "option")
+    assert {record.model for record in both} == {"cnn", "cnn-at"}
+    assert option.id in {record.id for record in both}
+
+
+@pytest.mark.parametrize("name", MODEL_COMMANDS)
+def test_every_command_takes_a_model_both_ways(name: str, tmp_path: Path, capsys: Capture) -> None:
+    """The same model twice is one model; where only one is taken, two are an error that says so."""
+    more = ""
+    if name == "grade":  # the images are looked at first
+        more = f" --adversarials {tmp_path}"
+        np.savez(tmp_path / "adversarials.npz", index=np.arange(1), adversarial=np.zeros((1, 1, 32, 32), np.float32))
+    said = []
+    for words in ("ramlmp", "--model ramlmp", "ramlmp --model ramlmp"):
+        assert run(shlex.split(f"{name} {words}{more}")) == 1
+        said.append(capsys.readouterr().err)
+    assert len(set(said)) == 1
+    assert "ramlmp" in said[0]
+    if name in ("train", "sweep", "glimpses", "audit", "curve", "grade"):
+        assert run(shlex.split(f"{name} ram --model cnn{more}")) == 2
+        assert "takes one MODEL, not 2: ram, cnn" in capsys.readouterr().err
+
+
+def test_a_dry_run_plans_and_runs_nothing(tmp_path: Path, capsys: Capture) -> None:
+    line = "attack cnn ramlpm --attack fgsm,pgd --steps 3 --eot 2 --gradient-mode detached --limit 6 --threads 1"
+    lpmbench(f"{line} --dry-run --device cuda:99 --out runs")
+    shown = capsys.readouterr().out
+    assert "Device 'cuda:99' is not available" in shown
+    assert "Planned on the CPU instead" in shown
+    assert re.search(r"cnn +pgd +linf 0.1 +6 +18 +18 +12 ", shown)
+    assert re.search(r"ramlpm +pgd \(detached\) +linf 0.1 +6 +36 +36 +240 ", shown)
+    assert re.search(r"Total to run +4 runs ", shown)
+    assert not list(tmp_path.iterdir())
+    assert run(shlex.split(f"{line} --dry-run --device toaster")) == 1
+    lpmbench("attack cnn --attack fgsm --limit 6 --threads 1 --eps 0.1")
+    capsys.readouterr()
+    lpmbench("attack cnn --attack fgsm --limit 6 --threads 1 --eps 0.1 --dry-run")
+    assert re.search(r"Total to run +0 runs ", capsys.readouterr().out)
+
+
+def test_a_long_run_says_first_what_makes_it_shorter(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(console, "TOO_LONG", 0.0)  # every run is long
+    settings = "--attack pgd,noise --steps 1 --limit 70 --threads 1 --draws 1 --eps 0.1"
+    lpmbench(f"attack cnn {settings}")
+    (told,) = re.findall(r"Shorter with .*", capsys.readouterr().out)  # once
+    assert re.fullmatch(r"Shorter with --limit \(64 takes about \d+ s\), --steps\.", told)
+    lpmbench(f"attack ramlpm {settings} --eot 1 --limit 3")
+    (told,) = re.findall(r"Shorter with .*", capsys.readouterr().out)
+    assert told == "Shorter with --limit, --steps, --eot, --gradient-mode detached, --draws."
+
+
+def test_the_command_that_comes_next_can_be_pasted(tmp_path: Path, capsys: Capture) -> None:
+    lpmbench("attack cnn --attack noise --eps 0.1 --limit 2 --threads 1 --out 'my runs'")
+    (following,) = re.findall(r"lpmbench (report --results .*)", capsys.readouterr().out)
+    lpmbench(f"{following} --out report --layout attacks --title 'Mine'")
+    assert (tmp_path / "report" / "leaderboard.csv").is_file()
+    assert r"\caption{Mine}" in (tmp_path / "report" / "table-attacks.tex").read_text()
 
 
 def test_the_recorded_command_repeats_the_run(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from robustbench_lpm.cli import run, studies
-from robustbench_lpm.cli.console import ImageBar
 from robustbench_lpm.errors import LpmbenchError
+from robustbench_lpm.execution.progress import ImageBar
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.registry import cards
 from robustbench_lpm.studies import study as evaluation

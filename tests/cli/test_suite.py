@@ -126,6 +126,24 @@ def test_what_is_planned_is_what_is_run(tmp_path: Path, capsys: Capture) -> None
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("record.json")}
 
 
+def test_a_suite_lies_anywhere_and_parts_of_it_are_a_smoke_test(tmp_path: Path, capsys: Capture) -> None:
+    """Its paths are relative to its card."""
+    folder = tmp_path / "somewhere" / "else"
+    folder.mkdir(parents=True)
+    (folder / "tiny.toml").write_text(
+        SUITE.replace("PLACE/worst", "./worst").replace("draws = 2", "until_decided = true")
+    )
+    (tmp_path / "worst.toml").rename(folder / "worst.toml")
+    line = ["run", str(folder / "tiny.toml"), "--threads", "1", "--limit", "2"]
+    assert run([*line, "--only", "rma"]) == 1
+    assert "Did you mean 'ram'?" in capsys.readouterr().err
+    assert run([*line, "--only", "cnn"]) == 0
+    found = records.read_all(tmp_path / "runs" / "tiny-limit2")
+    assert {(record.model, len(record.outcomes)) for record in found} == {("cnn", 2)}
+    assert {"noise", "worst", "pgd"} <= {record.attack for record in found}
+    assert len(list((tmp_path / "runs").rglob("audits/*.json"))) == 1
+
+
 OPTIONAL = """
 name = "optional"
 summary = "one data set comes along, two do not"

@@ -264,7 +264,7 @@ def test_what_cannot_be_read_at_all_is_told_with_its_file(tmp_path: Path) -> Non
     ("model", "cn", "Unknown model 'cn'. Did you mean 'cnn'?"),
     ("model", "resnet5-imagenet", "Did you mean 'resnet50-imagenet'?"),
     ("attack", "pdg", "Unknown attack 'pdg'. Did you mean 'pgd'?"),
-    ("attack", "xyzzy", "Known: apgd-ce, "),
+    ("attack", "xyzzy", "The nearest of "),
     ("dataset", "digit", "Unknown dataset 'digit'. Did you mean 'digits'?"),
     ("recipe", "digits-ram-lpm", "Did you mean 'digits-ramlpm'?"),
     ("suite", "dmo", "Unknown suite 'dmo'. Did you mean 'demo'?"),

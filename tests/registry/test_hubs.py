@@ -250,7 +250,7 @@ def test_a_network_without_a_trained_classifier_is_refused(vit: Path) -> None:
     (f"hf:timm/{EFFICIENTNET}", "a model of timm is called timm:test_efficientnet"),
     ("timm:test_efficientnt", "Did you mean 'timm:test_efficientnet' or "),
     ("timm:test_efficientnet.r161_in1k", "Did you mean 'timm:test_efficientnet.r160_in1k'?"),
-    ("timm:zzzzzzzzz", "known is spelled like it."),
+    ("timm:zzzzzzzzz", "The nearest of "),
     ("timm:vit_small_patch14_dinov2", "answers with features, not with classes"),
     ("torchvision:resnat18", "Did you mean 'torchvision:resnet18' or "),
     ("torchvision:resnet18@V9", "Did you mean 'torchvision:resnet18@IMAGENET1K_V1'?"),
