@@ -72,6 +72,7 @@ class Figure:
     name: str  # of the file, and the prefix of every id inside the drawing
     scene: str  # data, size, norm, M
     attack: str
+    kind: str  # what the accuracy is drawn against: "eps" or "queries"
     places: int  # on the x axis, at which there is a point
     inline: str  # an <svg> element for an HTML page
     standalone: str  # the same as a file of its own
@@ -224,7 +225,7 @@ def _figure(
     inline = ElementTree.tostring(root, encoding="unicode")
     root.set("xmlns", SVG)
     standalone = ElementTree.tostring(root, encoding="unicode") + "\n"
-    return Figure(name, scene, attack, curves["x"].nunique(), inline, standalone)
+    return Figure(name, scene, attack, axis.kind, curves["x"].nunique(), inline, standalone)
 
 
 def _told(curves: pd.DataFrame, axis: _Axis) -> str:
@@ -268,7 +269,9 @@ def _drawing(curves: pd.DataFrame, axis: _Axis, title: Sequence[str], names: lis
         "font-size": "11", "fill": "currentColor", "stroke-linejoin": "round",
     })  # fmt: skip
     for line, text in enumerate(title):
-        _text(root, 0, 12 + 14 * line, shortened(text, 62), **({"font-weight": "bold"} if line == len(title) - 1 else {}))
+        _text(
+            root, 0, 12 + 14 * line, shortened(text, 62), **({"font-weight": "bold"} if line == len(title) - 1 else {})
+        )
     _axes(root, frame, axis, sorted(set(curves["x"])))
     ends = {name: frame.y(rows[-1]["accuracy"]) for name, rows in series.items()}
     labels = _apart(ends, frame.top, frame.bottom)
