@@ -159,10 +159,10 @@ def _audited(rows: Sequence[Row]) -> bool:
 
 
 def _headlines(parts: Sequence[list[Row]], audits: Mapping[str, Audit]) -> list[Row]:
-    """For each data set its RAM-LPM and the best of the other models: rows of its first ranking that has intervals,
-    with `why` their audits failed."""
+    """For each data set its RAM-LPM and the best of the other models: rows of the first ranking that has one and
+    intervals, with `why` their audits failed."""
     first: dict[str, list[Row]] = {}
-    for rows in sorted(parts, key=lambda rows: (cells.missing(rows[0]["robust_accuracy_low"]), *_weight(rows))):
+    for rows in sorted(parts, key=lambda rows: (not any(row["model"].startswith(OWN) for row in rows), *_weight(rows))):
         measured = [row for row in rows if not cells.missing(row["robust_accuracy"])]
         if measured and not any(cells.missing(row["robust_accuracy_low"]) for row in measured):
             first.setdefault(rows[0]["dataset"], measured)
