@@ -516,6 +516,17 @@ def test_whatever_can_be_used_has_a_name_for_a_screen_reader(reader):
     assert all("% at" in node["description"]["value"] for node in plots)
 
 
+@pytest.mark.parametrize(("width", "dark"), [(1366, False), (1366, True), (390, False)])
+def test_axe_finds_nothing(browser, any_page, width, dark):
+    axe = pytest.importorskip("axe_core_python.selenium", reason="axe-core-python is in the extra `dev`").Axe()
+    reader = Reader(browser, any_page, width, dark)
+    reader.run("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
+    reader.click(reader.one("#runs-table .toggle button"))
+    browser.set_script_timeout(120)
+    found = axe.run(browser, options={"resultTypes": ["violations"]})["violations"]
+    assert [(rule["id"], [node["html"] for node in rule["nodes"]]) for rule in found] == []
+
+
 def test_the_skip_link_is_met_first(reader):
     reader.one("body").send_keys(Keys.TAB)
     focused = reader.driver.switch_to.active_element
