@@ -81,6 +81,7 @@ def to_html(
         _tile(record, example, (gazes or {}).get((record.id, example.picture.index)))
         for record, example in pictures.gallery(records, runs, GALLERY_EXAMPLES)
     ]
+    tiles.sort(key=lambda tile: tile["draw"] is None)  # those with a scanpath first
     # One eps makes a line from the clean accuracy that says no more than the ranking; plots/ holds it all the same.
     shown = [figure for figure in figures if figure.attack == WORST and figure.places > 2]
     drawings = {kind: [Markup(f.inline) for f in shown if f.kind == kind] for kind in ("eps", "queries")}

@@ -285,9 +285,8 @@
     const choice = byId("agreement-choice");
     const matrix = byId("agreement-matrix");
     const show = () => {
-      const [model, budget, images, attacks] = agreements[Number(choice.value)];
-      const heading = make("h3", "", `${model}: ${budget} `);
-      heading.append(make("span", "badge", `${images} image${images === "1" ? "" : "s"}`));
+      const [model, budget, , attacks] = agreements[Number(choice.value)];
+      const heading = make("h3", "", `${model}: ${budget}`);
       const numbers = attacks.map((_, index) => [String(index + 1), "number"]);
       const shown = table("matrix", [["Attack", ""], ["Misclassified", "number"], ["Alone", "number"], ...numbers]);
       attacks.forEach(([name], index) => {
