@@ -241,6 +241,9 @@ def test_the_page_begins_with_a_sentence_for_ram_lpm_and_for_the_best_other_mode
         "cnn: at most 75.0 % [59.8, 85.8] at L∞ 8/255 on digits (first 40 images; 90.0 % without an attack). "
         "✓ audit passed",
     ]
+    elsewhere = make("ramlpm-x", eps=0.1, robust=0.2)  # the audited ranking has no RAM-LPM: that which has one is told
+    told = sentences(render(best, elsewhere, audits={best.id: make_audit(best, check("pass"))}))
+    assert [text.partition(" [")[0] for text in told] == ["ramlpm-x: at most 20.0 %"]
     assert sentences(render(make(images=5))) == []  # too few for a number
     assert sentences(render(make(mc=10)))[0].endswith("10 runs averaged; 90.0 % without an attack). not audited")
 
