@@ -39,7 +39,8 @@ RATES = (
     "robust_accuracy", "robust_accuracy_low", "robust_accuracy_high",
 )  # fmt: skip
 COLUMNS = (
-    "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set", "images", "rank", "model", "model_variant",
+    "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set", "images_text", "images", "rank",
+    "model", "model_variant",
     *RATES, "strongest_attack", "attacks", "members", "chosen", "probe", "verdict", "audit", "image_sets", "notes",
     "record",  # of the run that decides: the lowest on all draws
     "read_from",  # the record that robust_accuracy is read from; two, for the first and second half, where these differ
@@ -69,6 +70,29 @@ def image_set(record: RunRecord) -> str:
     """A short name for the images that a run attacked: equal for equal images."""
     dataset = record.configuration["dataset"]
     return sha256_of_value([dataset["name"], dataset["size"], *(dataset.get(key) for key in IMAGE_KEYS)])[:8]
+
+
+def image_set_names(records: Sequence[RunRecord]) -> list[str]:
+    """For each record its `image_set` in words, such as "first 200 images"; with the set's short name where others of
+    that data set and size would have the same words."""
+    sets: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    keys = [(record.dataset, record.size, _images_in_words(record)) for record in records]
+    for record, key in zip(records, keys, strict=True):
+        sets[key].add(image_set(record))
+    return [
+        key[-1] + (f" ({image_set(record)})" if len(sets[key]) > 1 else "")
+        for record, key in zip(records, keys, strict=True)
+    ]
+
+
+def _images_in_words(record: RunRecord) -> str:
+    indices = list(record.configuration["dataset"]["indices"])
+    count, first = len(indices), min(indices, default=0)
+    if indices != list(range(first, first + count)) or not count:
+        return f"{count} images"
+    if count == 1:
+        return "first image" if first == 0 else f"image {first}"
+    return f"first {count} images" if first == 0 else f"images {first} to {first + count - 1}"
 
 
 def label(name: str, variant: str) -> str:
@@ -263,9 +287,10 @@ def ranking(runs: pd.DataFrame) -> pd.DataFrame:
     """One row per model and budget, with the columns of COLUMNS, from the table of runs (`reporting.table`): ranked by
     robust accuracy (mean-draw) under the `strongest` of the attacks that are not controls.
 
-    A model with failed examples, with fewer attacks than the others, or whose audit has not passed where others have
-    one, has no rank; `notes` says why, and undecided ones stand before the rest. `image_sets` counts the sets of images
-    at this budget; ranks hold within one `image_set`.
+    Only a model whose audit passes has a rank, and none with failed examples or with fewer attacks than the others;
+    `notes` says why not, and undecided ones stand before the rest. Where nothing is audited there are no ranks: the
+    rows are in the order of their accuracy. `image_sets` counts the sets of images at this budget; ranks hold within
+    one `image_set`.
 
     Probes, the runs of an audit, are not required of other models, and a model (or one with frozen noise) that has only
     probes at a budget is not listed there; but a probe that is lower than the other runs of its model counts.
@@ -310,11 +335,11 @@ def _ranked(models: Sequence[list[Row]], looking: Set[tuple[str, str]]) -> list[
     for mine in models:
         looks = (mine[0]["model"], mine[0]["model_variant"]) in looking
         rows.append(_row_of(mine, [run for run in scored if looks or run["applies_to"] != "glimpsing"]))
-    if any(row["verdict"] for row in rows):  # where some are audited, only a pass has a rank
-        for row in rows:
-            if row["rank"] and row["verdict"] != "pass":
-                why = f"audit {row['verdict']}" if row["verdict"] else "not audited, as others here are"
-                row |= {"rank": False, "notes": why}
+    audited = any(row["verdict"] for row in rows)
+    for row in rows:
+        if row["rank"] and row["verdict"] != "pass":
+            why = f"audit {row['verdict']}" if row["verdict"] else "not audited, as others here are"
+            row |= {"rank": False, "notes": why if audited else ""}
     scores = [round(row["robust_accuracy"], 12) for row in rows if row["rank"]]
     for row in rows:
         row["rank"] = 1 + sum(s > round(row["robust_accuracy"], 12) for s in scores) if row["rank"] else None
@@ -322,9 +347,10 @@ def _ranked(models: Sequence[list[Row]], looking: Set[tuple[str, str]]) -> list[
 
 
 def _place(row: Row) -> tuple[Any, ...]:
-    """Where a row stands: those with a rank, then those that an audit has not decided, then the rest, best first."""
+    """Where a row stands: those with a rank, then those with nothing against them but that an audit has not decided,
+    or that there is none, then the rest, best first."""
     score = -1.0 if math.isnan(row["robust_accuracy"]) else round(row["robust_accuracy"], 12)
-    apart = row["notes"] != "audit undecided"
+    apart = row["notes"] not in ("", "audit undecided")
     return row["rank"] is None, row["rank"] or 0, apart, -score, row["model"], row["model_variant"]
 
 

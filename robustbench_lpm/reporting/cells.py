@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.protocol.ranking import Row
 from robustbench_lpm.records.audits import Check
 
@@ -99,6 +100,12 @@ def norm(name: str) -> str:
     return {"linf": "L∞", "l2": "L2", "l1": "L1"}.get(head, head) + space + patch
 
 
+def eps(value: float, threat: str) -> str:
+    """A budget, without its norm: in L∞ as n/255 where it is that and no short decimal, elsewhere as a decimal."""
+    decimal = f"{value:.6g}"
+    return min(format_eps(value), decimal, key=len) if threat.startswith("linf") else decimal
+
+
 def size(name: str) -> str:
     """The size of the attacked images; it is part of the threat, so it is written with the data set."""
     return f"{name} px" if name.isdigit() else f"{name} size"
@@ -115,9 +122,8 @@ def threat(row: Row) -> str:
 
 
 def heading(row: Row) -> str:
-    """The heading of a ranking, from any of its rows; with the image set if there are several at this budget."""
-    images = f", image set {row['image_set']}" if row["image_sets"] > 1 else ""
-    return f"{threat(row)}, M = {row['mc']}{images}"
+    """The heading of a ranking, from any of its rows."""
+    return f"{threat(row)}, M = {row['mc']}, {row['images_text']}"
 
 
 def evidence(check: Check) -> tuple[str, str, str, str]:

@@ -183,9 +183,9 @@ def _by_budget(parts: Sequence[list[Row]]) -> list[tuple[str, list[Row]]]:
         sets = found.setdefault(tuple(part[0][column] for column in BUDGET if column != "mc"), {})
         sets.setdefault(part[0]["image_set"], []).extend(part)
     return [
-        (cells.threat(rows[0]) + (f", image set {images}" if len(sets) > 1 else ""), rows)
+        (f"{cells.threat(rows[0])}, {rows[0]['images_text']}", rows)
         for sets in found.values()
-        for images, rows in sets.items()
+        for rows in sets.values()
     ]
 
 

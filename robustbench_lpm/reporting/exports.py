@@ -79,8 +79,8 @@ EXPLANATION = (
     "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
     "Models are ranked by robust accuracy under their strongest attack, without controls. The strongest attack is "
     "chosen on one half of the graded draws and read on the other, both ways round; if the halves choose two runs, "
-    "both are named. Models with different images are ranked separately, by image set. Where some "
-    "results are audited only those that pass have a rank. If none is audited, the order is provisional."
+    "both are named. Models with different images are ranked separately. Only results whose audit passes have a rank; "
+    "where nothing is audited, models are in the order of their accuracy."
 )
 
 
@@ -92,7 +92,7 @@ def write_report(records: Sequence[RunRecord], out: Path, audits: Mapping[str, A
     records, audits = tables.in_order(records), audits or {}
     runs = tables.table(records, audits)
     ranked = ranking(runs)
-    figures = [*plots.accuracy_plots(runs, ranked), *plots.query_plots(runs, ranked)]
+    figures = [*plots.accuracy_plots(runs, ranked), *plots.query_plots(runs)]
     pairs = comparisons.compare(records, runs, ranked)
     agreements = comparisons.agree(records, runs, ranked)
     gazes = scanpaths.read(out)

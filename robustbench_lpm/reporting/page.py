@@ -1,8 +1,9 @@
 """The leaderboard as one self-contained HTML file without network requests.
 
-Whatever comes from a card or record passes through jinja2's autoescape; the page's Content-Security-Policy
-allows only the script and the style sheet that are hashed here, and no requests. Without scripts everything except the
-comparison of classifiers can be read.
+Whatever comes from a card or record passes through jinja2's autoescape, or through JSON and the script's textContent;
+the page's Content-Security-Policy allows only the script and the style sheet that are hashed here, and no requests.
+Without scripts the sentences, rankings, curves and the table of runs can be read; the details of runs, comparisons and
+agreement are drawn by the script from one table of texts, in which each text stands once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol import ranking
 from robustbench_lpm.protocol.ranking import Row, as_rows
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 COSTS = ("forwards", "backwards", "glimpses")
 GALLERY_EXAMPLES = 48  # of three pictures each; models take turns: enough for each in results/
-# The filters of the table of runs: the column of `tables.table`, its name, and how its values are written.
-FILTERS: tuple[tuple[str, str, Any], ...] = (
-    ("dataset", "Data set", str),
-    ("size", "Size", cells.size),
-    ("norm", "Norm", cells.norm),
-    ("eps_text", "eps", str),
-    ("mc", "M", str),
-    ("model", "Model", str),
-    ("attack", "Attack", str),
-    ("knowledge", "Knowledge", lambda name: "none (control)" if name == ranking.CONTROL else name),
-    ("verdict", "Audit", cells.verdict),
-)
+AT_FIRST = 6  # examples that are shown before the rest is unfolded
+OWN = "ramlpm"  # the models that the first sentences are about have names that begin so
+DATASETS = ("imagenet", "cifar10", "sim2mnist", "digits")  # what the page begins with, in this order; then others
+HEADLINES = 4  # data sets that the first sentences are about, at most
+# The filters of the table of runs: what they are called, and the text of a row that they choose by.
+FILTERS: dict[str, Callable[[Row], str]] = {
+    "Ranking": cells.heading,
+    "Model": ranking.model_name,
+    "Attack": ranking.attack_name,
+    "Knowledge": lambda row: "none (control)" if row["knowledge"] == ranking.CONTROL else row["knowledge"],
+    "Audit": lambda row: cells.verdict(row["verdict"]),
+}
 # For each verdict its mark, the class of its badge, and its sort key: failures first, not audited last.
 BADGES = {"fail": ("✕ ", "bad", "0"), "undecided": ("? ", "open", "1"), "pass": ("✓ ", "good", "2")}
 EXPORT = re.compile(r"export\s*\{([^{}]*)\}\s*;?")
@@ -75,12 +75,22 @@ def to_html(
     )  # fmt: skip
     script = data_tables() + (TEMPLATES / "leaderboard.js").read_text(encoding="utf-8")
     style = (TEMPLATES / "leaderboard.css").read_text(encoding="utf-8")
-    drawings = [(figure.attack == WORST, Markup(figure.inline)) for figure in figures]
+    parts = _in_order(ranking.split(ranked))
+    rows = _rows(records, runs, ranked, audits)
+    tiles = [
+        _tile(record, example, (gazes or {}).get((record.id, example.picture.index)))
+        for record, example in pictures.gallery(records, runs, GALLERY_EXAMPLES)
+    ]
+    tiles.sort(key=lambda tile: tile["draw"] is None)  # those with a scanpath first
+    # One eps makes a line from the clean accuracy that says no more than the ranking; plots/ holds it all the same.
+    shown = [figure for figure in figures if figure.attack == WORST and figure.places > 2]
+    drawings = {kind: [Markup(f.inline) for f in shown if f.kind == kind] for kind in ("eps", "queries")}
     return environment.get_template("leaderboard.html.jinja").render(
         cells=cells,
         rate=_rate,
         verdict=_verdict,
         anchor=anchor,
+        briefly=_briefly,
         model_name=ranking.model_name,
         attack_name=ranking.attack_name,
         style=Markup(style),
@@ -88,18 +98,16 @@ def to_html(
         script=Markup(script),
         script_sha256=_digest(script),
         summary=_summary(runs),
-        probes=bool(runs["probe"].any()),
-        sections=_sections(ranked),
-        main_figures=[drawing for main, drawing in drawings if main],
-        other_figures=[drawing for main, drawing in drawings if not main],
-        comparisons=_comparison_data(comparisons),
-        agreements=agreements,
-        filters=_filters(runs),
-        runs=_rows(records, runs, audits),
-        gallery=[
-            _tile(record, example, (gazes or {}).get((record.id, example.picture.index)))
-            for record, example in pictures.gallery(records, runs, GALLERY_EXAMPLES)
-        ],
+        headlines=_headlines(parts, audits),
+        parts=parts,
+        drawings=drawings,
+        comparing=bool(comparisons),
+        agreeing=bool(agreements),
+        filters=_filters(rows, parts),
+        runs=rows,
+        data=_data(rows, comparisons, agreements, parts),
+        first_tiles=tiles[:AT_FIRST],
+        other_tiles=tiles[AT_FIRST:],
     )
 
 
@@ -129,39 +137,135 @@ def _digest(text: str) -> str:
     return b64encode(sha256(text.encode()).digest()).decode()
 
 
-def _filters(runs: pd.DataFrame) -> list[tuple[str, str, list[tuple[str, str]]]]:
-    """For each choice above the table of runs its column, its name, and its values with their text, two at least."""
+def _in_order(parts: Sequence[list[Row]]) -> list[list[Row]]:
+    """The rankings, the main one first: of the first data set with an audit the audited one of most images. The others
+    follow by data set, audited ones and those of most images first. Where nothing is audited, that of most models is
+    the main one."""
+    ordered = sorted(parts, key=lambda rows: (_place_of(rows[0]["dataset"]), *_weight(rows)))
+    main = next((rows for rows in ordered if _audited(rows)), None)
+    main = main or max(ordered, key=len, default=None)
+    return ([main] if main else []) + [rows for rows in ordered if rows is not main]
+
+
+def _place_of(dataset: str) -> tuple[int, str]:
+    return (DATASETS.index(dataset) if dataset in DATASETS else len(DATASETS)), dataset
+
+
+def _weight(rows: Sequence[Row]) -> tuple[Any, ...]:
+    return not _audited(rows), rows[0]["mc"], -rows[0]["images"], -len(rows)
+
+
+def _audited(rows: Sequence[Row]) -> bool:
+    return any(row["verdict"] for row in rows)
+
+
+def _headlines(parts: Sequence[list[Row]], audits: Mapping[str, Audit]) -> list[Row]:
+    """For each data set its RAM-LPM and the best of the other models: rows of the first ranking that has one and
+    intervals, with `why` their audits failed."""
+    first: dict[str, list[Row]] = {}
+    for rows in sorted(parts, key=lambda rows: (not any(row["model"].startswith(OWN) for row in rows), *_weight(rows))):
+        measured = [row for row in rows if not cells.missing(row["robust_accuracy"])]
+        if measured and not any(cells.missing(row["robust_accuracy_low"]) for row in measured):
+            first.setdefault(rows[0]["dataset"], measured)
     found = []
-    for column, name, text in FILTERS:
-        by = runs.sort_values("eps")[column] if column == "eps_text" else runs[column].sort_values()
-        values = list(dict.fromkeys(by))
-        if len(values) > 1:
-            found.append((column, name, [(str(value), text(value)) for value in values]))
+    for dataset in sorted(first, key=_place_of)[:HEADLINES]:
+        own = [row for row in first[dataset] if row["model"].startswith(OWN)]
+        # Controls are named after the model that they are controls of.
+        chosen = sorted(own, key=lambda row: (not row["verdict"], len(model := ranking.model_name(row)), model))[:1]
+        chosen += [row for row in first[dataset] if row not in own][:1]
+        found += [row | {"why": _reasons(audits.get(row["audited"]))} for row in chosen]
     return found
 
 
-def _pair_data(pair: Pair) -> dict[str, Any]:
-    """A pair for the script: numbers to draw with, and their sizes in per cent as text, rounded as everywhere."""
-    numbers = {name: round(value, 6) if isinstance(value, float) else value for name, value in vars(pair).items()}
-    shown = ("first_accuracy", "second_accuracy", "difference", "low", "high")
-    return numbers | {
-        "texts": {name: cells.percent(None if numbers[name] is None else abs(getattr(pair, name))) for name in shown}
+def _reasons(audit: Audit | None) -> list[str]:
+    """The questions of an audit that the answer is no to, with the numbers."""
+    failed = [check for check in audit.checks if check.verdict == "fail" and check.decides] if audit else []
+    told = [(check.question, *cells.evidence(check)[:2]) for check in failed]
+    return [plain(f"{question} No: {judged} against {reference}.") for question, judged, reference in told]
+
+
+def _briefly(row: Row) -> tuple[str, str]:
+    """The names of the strongest attacks without their settings, and what is against a rank beside the verdict; of
+    several the first, and how many more."""
+    attacks = list(dict.fromkeys(re.sub(r" \([^()]*\)", "", row["strongest_attack"]).split(", ")))
+    against: list[str] = []
+    for note in row["notes"].split("; "):
+        head, _, rest = note.partition(": ")
+        if head == "audit failed":
+            against += rest.split(", ")
+        elif head not in ("audit undecided", "not audited, as others here are"):
+            against.append(head.removeprefix("audit "))
+    return _first_of(attacks) or cells.MISSING, _first_of(against)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return names[0] + (f" + {len(names) - 1}" if len(names) > 1 else "") if names else ""
+
+
+def _filters(rows: Sequence[Row], parts: Sequence[list[Row]]) -> list[tuple[str, list[str], str]]:
+    """For each choice above the table of runs its name, the texts of its values, two at least, and that which it begins
+    with. Notes on each row the places of its values."""
+    found = []
+    for name, text in FILTERS.items():
+        values = list(dict.fromkeys(map(text, rows)))
+        if name == "Ranking":
+            values = [heading for part in parts if (heading := cells.heading(part[0])) in values]
+        elif name != "Audit":
+            values.sort()
+        if len(values) > 1:
+            found.append((name, values, values[0] if name == "Ranking" else ""))
+            for row in rows:
+                row["choices"].append(values.index(text(row)))
+    return found
+
+
+def _data(
+    rows: Sequence[Row], comparisons: Sequence[Comparison], agreements: Sequence[Agreement], parts: Sequence[list[Row]]
+) -> Markup:
+    """What the script draws, as JSON that is safe inside a script element. Numbers stand for texts, each told once."""
+    main = f"{cells.threat(parts[0][0])}, {parts[0][0]['images_text']}" if parts else ""
+    texts: dict[str, int] = {}
+    content = {
+        "runs": _numbered([row["details"] for row in rows], texts),
+        "comparisons": _numbered(
+            [_comparison_data(found) for found in sorted(comparisons, key=lambda found: found.budget != main)], texts
+        ),
+        "agreements": _numbered([_agreement_data(found) for found in agreements], texts),
     }
-
-
-def _comparison_data(comparisons: Sequence[Comparison]) -> Markup:
-    """The data for the script's comparisons, as JSON that is safe inside a script element."""
-    content = [
-        {
-            "budget": comparison.budget,
-            "notes": {classifier["name"]: classifier["notes"] for classifier in comparison.classifiers},
-            "attacks": comparison.attacks,
-            "pairs": [_pair_data(pair) for pair in comparison.pairs],
-        }
-        for comparison in comparisons
-    ]
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps({"texts": list(texts), **content}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def _numbered(value: Any, texts: dict[str, int]) -> Any:
+    """The same with each text, or number as text, replaced by its place in `texts`; lists and None stay."""
+    if value is None:
+        return None
+    if isinstance(value, list | tuple):
+        return [_numbered(entry, texts) for entry in value]
+    return texts.setdefault(str(value), len(texts))
+
+
+def _comparison_data(comparison: Comparison) -> list[Any]:
+    """Budget, classifiers with their notes, attacks, pairs; accuracies in per cent, rounded as everywhere."""
+    classifiers = [(classifier["name"], classifier["notes"]) for classifier in comparison.classifiers]
+    return [comparison.budget, classifiers, comparison.attacks, [_pair_data(pair) for pair in comparison.pairs]]
+
+
+def _pair_data(pair: Pair) -> list[Any]:
+    bounds = None if pair.low is None or pair.high is None else (cells.percent(pair.low), cells.percent(pair.high))
+    apart = pair.low is not None and pair.high is not None and (pair.low > 0 or pair.high < 0)
+    return [
+        pair.attack, pair.first, pair.second, pair.first_attack, pair.second_attack, pair.note, pair.images,
+        cells.percent(pair.first_accuracy), cells.percent(pair.second_accuracy), cells.percent(pair.difference), bounds,
+        "apart" if apart else "", pair.first_better, pair.second_better,
+    ]  # fmt: skip
+
+
+def _agreement_data(found: Agreement) -> list[Any]:
+    """Model, budget, images, and for each attack: name, misclassified, alone, agreement with each in per cent."""
+    attacks = zip(found.attacks, found.fallen, found.alone, found.shares, strict=True)
+    told = [(name, wrong, alone, list(map(cells.percent, shares))) for name, wrong, alone, shares in attacks]
+    return [found.model, found.budget, found.images, told]
 
 
 def _rate(row: Row, name: str) -> dict[str, Any]:
@@ -176,7 +280,8 @@ def _rate(row: Row, name: str) -> dict[str, Any]:
 def _verdict(name: str) -> dict[str, str]:
     """The verdict of an audit or a check, as a badge and for sorting."""
     mark, style, raw = BADGES.get(name, ("", "muted", ""))
-    return {"name": name, "text": f"{mark}{cells.verdict(name)}", "style": style, "raw": raw}
+    word = cells.verdict(name)
+    return {"name": name, "text": f"{mark}{word}", "style": style, "raw": raw, "mark": mark, "word": word}
 
 
 def _summary(runs: pd.DataFrame) -> str:
@@ -184,68 +289,71 @@ def _summary(runs: pd.DataFrame) -> str:
     probes = len(runs) - len(ordinary)
     counts = {
         "run": len(ordinary),
-        **({"probe": probes} if probes else {}),
         "model": len(ordinary[["model", "model_variant"]].drop_duplicates()),
         "attack": ordinary["attack"].nunique(),
         "data set": ordinary["dataset"].nunique(),
     }
-    return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+    told = ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
+    return f"{told}; {probes} more run{'' if probes == 1 else 's'} of audits in probes.csv" if probes else told
 
 
-def _sections(ranked: pd.DataFrame) -> list[tuple[str, list[list[Row]]]]:
-    """Title and rankings of each data set, size, norm and M: those audited and those of most images first."""
-    found: dict[str, list[list[Row]]] = {}
-    parts = ranking.split(ranked)
-    for part in sorted(parts, key=lambda rows: (not any(row["verdict"] for row in rows), -rows[0]["images"])):
-        row = part[0]
-        title = f"{row['dataset']} · {cells.size(row['size'])} · {cells.norm(row['norm'])} · M = {row['mc']}"
-        found.setdefault(title, []).append(part)
-    return list(found.items())
+def _rows(
+    records: Sequence[RunRecord], runs: pd.DataFrame, ranked: pd.DataFrame, audits: Mapping[str, Audit]
+) -> list[Row]:
+    """The table of runs with the details behind each row; `anchor` is what a leaderboard cell links to.
+
+    Probes are left out, but for those that a number of the ranking is read from.
+    """
+    named = {record for row in as_rows(ranked) for record in (row["record"], *row["read_from"].split(", "))}
+    pairs = [
+        (record, row)
+        for record, row in zip(records, as_rows(runs), strict=True)
+        if not row["probe"] or record.id in named
+    ]
+    known: dict[str, Row] = {}
+    for record, row in pairs:
+        row["anchor"] = anchor(record.id) + ("-again" if record.id in known else "")
+        row["choices"] = []
+        known.setdefault(record.id, row)
+    for record, row in pairs:
+        audit = audits.get(record.id)
+        row["details"] = [
+            f"{ranking.model_name(row)} under {ranking.attack_name(row)}, {cells.heading(row)}",
+            list(map(plain, record.notes)),
+            list(map(_failure, record.failures)),
+            list(_verdict(row["verdict"]).values())[1:3] if audit else None,
+            [_finding(check, record.id, known) for check in audit.checks] if audit else [],
+            _attempts(record),
+            [(name, plain(text), "code" if code else "") for name, text, code in _details(record, row, audit) if text],
+            # For a probe, the runs whose audit used it.
+            [
+                (known[name]["anchor"], f"{ranking.model_name(known[name])} under {ranking.attack_name(known[name])}")
+                for name, by in sorted(audits.items())
+                if row["probe"] and name in known and any(record.id in check.records for check in by.checks)
+            ],
+        ]
+    return [row for _, row in pairs]
 
 
-def _rows(records: Sequence[RunRecord], runs: pd.DataFrame, audits: Mapping[str, Audit]) -> list[Row]:
-    """The table of runs with the details behind each row; `anchor` is what a leaderboard cell links to."""
-    rows, first = as_rows(runs), dict[str, Row]()
-    for record, row in zip(records, rows, strict=True):
-        row["anchor"] = anchor(record.id) + ("-again" if record.id in first else "")
-        first.setdefault(record.id, row)
-        row["details"] = [(name, plain(text), code) for name, text, code in _details(record, row) if text]
-        row["record_notes"] = [plain(note) for note in record.notes]
-        row["failures"] = [_failure(failure) for failure in record.failures]
-        row["attempts"] = _attempts(record)
-    for row in rows:
-        audit = audits.get(row["record"])
-        row["findings"] = [_finding(check, row["record"], first) for check in audit.checks] if audit else []
-        row["audit_command"] = plain(audit.command) if audit else ""
-        # For a probe, the rows of the runs whose audit used it.
-        judged = sorted(name for name, by in audits.items() if any(row["record"] in c.records for c in by.checks))
-        row["serves"] = [first[name] for name in judged if name in first] if row["probe"] else []
-    return rows
+def _finding(check: Check, judged: str, known: Mapping[str, Row]) -> list[Any]:
+    """One check of an audit for the page, and of each other run its anchor, "" if it is not in the page, and short
+    id."""
+    numbers = cells.evidence(check)[:3]
+    images = cells.count(check.images) if check.images else cells.MISSING
+    others = [(anchor(r) if r in known else "", plain(r)[:8]) for r in check.records if r != judged]
+    told = [plain(text) for text in (check.name, check.question, check.note)]
+    return [*told, *list(_verdict(check.verdict).values())[:3], *numbers, images, plain(check.against), others]
 
 
-def _finding(check: Check, judged: str, known: Mapping[str, Row]) -> dict[str, Any]:
-    """One check of an audit for the page; runs: (anchor, short id) of others, with no anchor if they are not in it."""
-    numbers = dict(zip(("judged", "reference", "difference"), cells.evidence(check), strict=False))
-    return numbers | {
-        "name": plain(check.name),
-        "question": plain(check.question),
-        "verdict": _verdict(check.verdict),
-        "images": cells.count(check.images) if check.images else cells.MISSING,
-        "against": plain(check.against),
-        "note": plain(check.note),
-        "runs": [(anchor(r) if r in known else "", plain(r)[:8]) for r in check.records if r != judged],
-    }
-
-
-def _attempts(record: RunRecord) -> dict[str, Any] | None:
-    """Accuracy after 1, 2, ... K attempts on a stochastic model: the points of a curve 100 x 100, and some in words."""
+def _attempts(record: RunRecord) -> list[Any] | None:
+    """Accuracy after 1, 2, ... K attempts on a stochastic model: some in words, the points of a curve 100 x 100, K."""
     if not record.stochastic or len(record.outcomes) == 0 or record.predictions.shape[1] < 2:
         return None
     shares = record.robust_attempts
     last = len(shares)
-    points = [f"{100 * k / (last - 1):.1f},{100 - 100 * share:.1f}" for k, share in enumerate(shares)]
+    points = [f"{100 * k / (last - 1):.0f},{100 - 100 * share:.0f}" for k, share in enumerate(shares)]
     told = [f"{k}: {100 * shares[k - 1]:.1f} %" for k in sorted({1, 2, 5, 10, last}) if k <= last]
-    return {"points": " ".join(points), "told": ", ".join(told), "last": last}
+    return [", ".join(told), " ".join(points), last]
 
 
 def anchor(record_id: str) -> str:
@@ -253,7 +361,7 @@ def anchor(record_id: str) -> str:
     return f"run-{record_id[:16]}"
 
 
-def _details(record: RunRecord, row: Row) -> list[tuple[str, str, bool]]:
+def _details(record: RunRecord, row: Row, audit: Audit | None) -> list[tuple[str, str, bool]]:
     """Name and text of each line of a run's details, and whether it is set as code."""
     configuration, model = record.configuration, record.configuration["model"]
     dataset, evaluation, hardware = configuration["dataset"], configuration["evaluation"], record.timing.get("hardware")
@@ -262,6 +370,7 @@ def _details(record: RunRecord, row: Row) -> list[tuple[str, str, bool]]:
     chosen = "Strongest attack" if row["members"] else "Strongest gradient mode"
     target = row["target"]  # a class, or how one was chosen
     return [
+        ("Audited by", audit.command if audit else "", True),
         ("Reproduce", row["command"], True),
         ("Record", row["record"], True),
         ("Folder", record.folder_name, True),
@@ -270,12 +379,18 @@ def _details(record: RunRecord, row: Row) -> list[tuple[str, str, bool]]:
         ("Checkpoint sha256", str(model.get("weights_sha256") or "no weights"), True),
         ("Attack card", f"{FOLDERS['attack']}/{attack_card.name}.toml" if attack_card else "", True),
         ("Data sha256", str(dataset.get("data_sha256", "")), True),
-        ("Images", f"{row['images']} of {len(dataset['indices'])}, image set {row['image_set']}", False),
+        (
+            "Images",
+            f"{row['images']} of {len(dataset['indices'])}: {row['images_text']}, set {row['image_set']}",
+            False,
+        ),
         ("Seed and draws", draws, False),
         ("Gradient mode", row["gradient_mode"], False),
         (chosen, f"{row['chosen']} (images)" if record.choices else "", False),
         ("Noise control", ranking.noise_text(record), False),
         ("Target", pictures.class_name(int(target), record.class_names) if target.isdecimal() else target, False),
+        ("Knowledge", row["knowledge"], False),
+        ("Target hit", "" if cells.missing(row["target_rate"]) else f"{cells.percent(row['target_rate'])} %", False),
         ("Attack settings", _settings(configuration["attack"]["parameters"]), False),
         ("Mean cost per image", ", ".join(f"{cells.count(row[name])} {name}" for name in COSTS), False),
         ("Executed on", _settings(record.execution), False),
@@ -300,7 +415,7 @@ def _tile(record: RunRecord, example: pictures.Example, gaze: Gaze | None) -> di
     picture, names = example.picture, record.class_names
     both, (factor, amplified) = (example.clean, example.attacked), example.amplified
     truth = pictures.class_name(example.label, names)
-    budget = f"{cells.norm(record.threat)} eps {format_eps(record.eps)}"
+    budget = f"{cells.norm(record.threat)} eps {cells.eps(record.eps, record.threat)}"
     said = [f"predicted {pictures.named(prediction, names)}" for prediction in both]
     panels = (
         ("original", picture.clean, said[0], gaze and gaze.clean),

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol.ranking import CONTROL
 from robustbench_lpm.records.runs import Picture, RunRecord
@@ -128,7 +127,7 @@ def _draw_attack(figure: Figure, record: RunRecord, position: int, class_names: 
     example = stored[position]
     factor, amplified = example.amplified
     names = record.class_names if class_names is None else class_names
-    budget = f"{cells.norm(record.threat)} eps {format_eps(record.eps)}"
+    budget = f"{cells.norm(record.threat)} eps {cells.eps(record.eps, record.threat)}"
     panels = (
         ("original", example.picture.clean, f"predicted: {named(example.clean, names)}"),
         (f"perturbation × {factor}", amplified, budget),

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from robustbench_lpm.budgets import format_eps
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.protocol import ranking
@@ -24,6 +23,7 @@ CardT = TypeVar("CardT", bound=Card)
 COLUMNS = (
     "rank",  # of the model at this budget, on the run that decides it
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set",
+    "images_text",  # the set of images in words; unique within a data set and size
     "model", "model_variant",  # variants distinguish runs of the same name; empty otherwise
     "attack", "attack_variant", "knowledge", "target", "gradient_mode",
     "applies_to", "members",  # the models an attack is for; the members of a worst case, as JSON
@@ -67,11 +67,17 @@ def table(records: Sequence[RunRecord], audits: Mapping[str, Audit] | None = Non
     records, audits = in_order(records), audits or {}
     found = probes(records, audits)
     models, attacks = ranking.model_variants(records), ranking.attack_variants(records, found)
+    images = ranking.image_set_names(records)
     rows = [
         _row(record)
         | _judgement(audits.get(record.id))
-        | {"model_variant": plain(model), "attack_variant": plain(attack), "probe": record.id in found}
-        for record, model, attack in zip(records, models, attacks, strict=True)
+        | {
+            "model_variant": plain(model),
+            "attack_variant": plain(attack),
+            "images_text": text,
+            "probe": record.id in found,
+        }
+        for record, model, attack, text in zip(records, models, attacks, images, strict=True)
     ]
     types: dict[str, Any] = dict.fromkeys(NUMBERS, "float64") | {"probe": bool}
     runs = pd.DataFrame(rows, columns=list(COLUMNS)).astype(types)
@@ -94,7 +100,7 @@ def _row(record: RunRecord) -> Row:
         "size": plain(record.size),
         "norm": plain(record.threat),
         "eps": record.eps,
-        "eps_text": format_eps(record.eps),
+        "eps_text": cells.eps(record.eps, record.threat),
         "mc": record.mc,
         "image_set": ranking.image_set(record),
         "model": plain(record.model),

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from robustbench_lpm import reporting
+from robustbench_lpm.protocol.ranking import image_set, image_set_names
 from robustbench_lpm.records import audits
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.statistics import first_half, wilson
@@ -23,9 +24,14 @@ def made():
     return make_record
 
 
+def passed(*records):
+    """Audits of all these runs that pass: only such results have a rank."""
+    return {record.id: make_audit(record, check("pass")) for record in records}
+
+
 def standing(records, **where):
-    """Rank by model, in the part of the leaderboard asked for."""
-    ranked = reporting.leaderboard(records)
+    """Rank by model, in the part of the leaderboard asked for, where every audit passes."""
+    ranked = reporting.leaderboard(records, passed(*records))
     for column, value in where.items():
         ranked = ranked[ranked[column] == value]
     return {row["model"]: None if pd.isna(row["rank"]) else int(row["rank"]) for row in ranked.to_dict("records")}
@@ -184,7 +190,7 @@ def test_each_budget_has_its_own_ranking(make, change):
 @pytest.mark.parametrize("change", [{"first_index": 1}, {"data_sha256": "e" * 64}, {"images": 30}])
 def test_models_are_compared_on_the_same_images_only(make, change):
     records = [make("a", robust=0.9), make("b", robust=0.8), make("c", robust=0.1, **change)]
-    ranked = reporting.leaderboard(records)
+    ranked = reporting.leaderboard(records, passed(*records))
     assert dict(zip(ranked["model"], ranked["rank"], strict=True)) == {"a": 1, "b": 2, "c": 1}
     assert ranked["image_set"].nunique() == 2
     assert set(ranked["image_sets"]) == {2}
@@ -192,7 +198,7 @@ def test_models_are_compared_on_the_same_images_only(make, change):
 
 def test_two_checkpoints_of_one_name_are_two_models(make):
     records = [make("a", robust=0.9, weights="1" * 64), make("a", robust=0.1, weights="2" * 64)]
-    ranked = reporting.leaderboard(records)
+    ranked = reporting.leaderboard(records, passed(*records))
     assert list(ranked["model_variant"]) == ["weights 11111111", "weights 22222222"]
     assert list(ranked["rank"]) == [1, 2]
 
@@ -204,7 +210,7 @@ def test_of_repeated_runs_the_lowest_counts(make):
 
 def test_the_rank_stands_beside_the_run_that_decides_it(make):
     records = [make("a", "pgd", robust=0.5), make("a", "spsa", robust=0.25)]
-    table = reporting.table(records).set_index("attack")
+    table = reporting.table(records, passed(*records)).set_index("attack")
     assert pd.isna(table.loc["pgd", "rank"])
     assert table.loc["spsa", "rank"] == 1
 
@@ -238,15 +244,21 @@ def test_beside_audited_results_only_a_pass_has_a_rank(make):
     assert list(ranked["model"]) == ["b", "c", "d", "a"]  # what is undecided stands apart from what has no rank at all
     assert list(ranked["rank"].fillna(0)) == [1, 0, 0, 0]
     assert list(ranked["audited"]) == [b.id, c.id, d.id, ""]
-    elsewhere = make("d", robust=0.1, eps=1 / 255)  # at a budget where nothing was audited
-    assert row_of([a, b, c, elsewhere], "d", judged)["rank"] == 1
 
 
-@pytest.mark.parametrize("verdict", ["pass", None])
-def test_a_result_that_passes_has_a_rank_and_one_where_none_is_audited(make, verdict):
+def test_a_result_that_passes_has_a_rank(make):
     a, b = make("a", robust=0.75), make("b", robust=0.25)
-    row = row_of([a, b], "a", audited(a, verdict) if verdict else {})
-    assert (row["rank"], row["verdict"], row["audit"], row["notes"]) == (1, verdict or "", "", "")
+    row = row_of([a, b], "a", audited(a, "pass"))
+    assert (row["rank"], row["verdict"], row["audit"], row["notes"]) == (1, "pass", "", "")
+
+
+def test_where_nothing_is_audited_there_is_an_order_and_no_rank(make):
+    records = [make("low", robust=0.25), make("high", robust=0.75), make("broken", robust=0.9, failed=3)]
+    ranked = reporting.leaderboard(records, {})
+    assert list(ranked["model"]) == ["high", "low", "broken"]  # what a ranking could not hold stands last
+    assert ranked["rank"].isna().all()
+    assert list(ranked["notes"]) == ["", "", "3 example(s) failed"]
+    assert reporting.table(records, {})["rank"].isna().all()
 
 
 def test_a_gradient_that_points_elsewhere_fails_no_result(make):
@@ -264,7 +276,7 @@ def test_audits_are_read_from_beside_the_records(make, tmp_path):
 
 def test_the_audit_of_the_run_that_decides_counts(make):
     weak, strong = make("a", "pgd", robust=0.75), make("a", "spsa", robust=0.25)
-    assert row_of([weak, strong], "a", audited(weak, "fail"))["rank"] == 1
+    assert row_of([weak, strong], "a", audited(weak, "fail") | audited(strong, "pass"))["rank"] == 1
     assert pd.isna(row_of([weak, strong], "a", audited(strong, "fail"))["rank"])
 
 
@@ -287,7 +299,7 @@ def test_of_equal_runs_the_best_verdict_decides(make, verdicts, expected):
             given |= audited(run, verdict) if verdict else {}
         row = row_of(runs, "a", given)
         assert row["verdict"] == expected
-        assert pd.isna(row["rank"]) == (expected in ("fail", "undecided"))
+        assert pd.isna(row["rank"]) == (expected != "pass")
         assert not given or row["record"] in given
 
 
@@ -362,7 +374,7 @@ def test_an_audit_counts_for_the_same_attack_at_more_work(make, verdict, robust,
     judged = {a.id: make_audit(a, check(verdict, records=(a.id, probe.id)))}
     row = row_of([a, probe, more], "a", judged)
     assert (row["record"], row["verdict"]) == (more.id, expected)
-    assert pd.isna(row["rank"]) == (expected in ("fail", "undecided"))
+    assert pd.isna(row["rank"]) == (expected != "pass")
     assert row_of([a, probe, other], "a", judged)["verdict"] == ""  # another attack: nothing is known of it
 
 
@@ -384,7 +396,7 @@ def test_a_failure_at_another_eps_is_told_where_nothing_was_audited(make):
     notes = ranked.set_index("record")["notes"]
     assert notes[elsewhere[0].id] == "audit failed at eps 8/255"
     assert notes[elsewhere[1].id] == notes[averaged.id] == ""
-    assert ranked.set_index("record")["rank"][elsewhere[0].id] == 1  # an order, and no more
+    assert pd.isna(ranked.set_index("record")["rank"][elsewhere[0].id])
 
 
 def test_an_attack_that_was_met_at_no_setting_is_named_once(make):
@@ -507,3 +519,30 @@ def test_a_model_that_met_only_probes_at_a_budget_is_not_listed_beside_others(ma
     ranked = reporting.leaderboard([a, half, b], judged)
     assert set(zip(ranked["model"], ranked["eps"], strict=True)) == {("a", 8 / 255), ("b", 4 / 255)}
     assert set(ranked["image_sets"]) == {1}
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ([{}, {"model": "b"}], ["first 40 images"] * 2),
+        ([{}, {"images": 200}], ["first 40 images", "first 200 images"]),
+        ([{}, {"first_index": 7, "images": 1}], ["first 40 images", "image 7"]),
+        ([{"first_index": 5}, {"images": 1}], ["images 5 to 44", "first image"]),
+        ([{}, {"size": "224"}], ["first 40 images"] * 2),  # the size is part of the threat
+    ],
+)
+def test_a_set_of_images_goes_by_words(make, changes, names):
+    records = [make(**change) for change in changes]
+    assert image_set_names(records) == names
+    assert set(reporting.table(records)["images_text"]) == set(names)
+
+
+def test_sets_of_the_same_words_are_told_apart(make):
+    records = [make(), make(data_sha256="e" * 64)]
+    assert image_set_names(records) == [f"first 40 images ({image_set(record)})" for record in records]
+
+
+def test_scattered_images_are_counted(make):
+    record = make()
+    record.configuration["dataset"]["indices"] = list(range(0, 80, 2))
+    assert image_set_names([record]) == ["40 images"]

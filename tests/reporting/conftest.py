@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,20 @@ def make_record(
         timing={"seconds": 12.5, "hardware": {"cpu": "some"}, "host": "h"} if timing is None else timing,
         class_names=class_names or {},
     )  # fmt: skip
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """What the script of a page draws: for each run, comparison and matrix of agreement its texts."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    stored = json.loads(found.group(1))
+
+    def told(value: Any) -> Any:
+        return [told(entry) for entry in value] if isinstance(value, list) else None if value is None else texts[value]
+
+    texts = stored.pop("texts")
+    assert len(texts) == len(set(texts))
+    return {name: told(value) for name, value in stored.items()}
 
 
 def make_audit(record: RunRecord, *checks: Check, **changes: Any) -> Audit:

@@ -29,6 +29,22 @@ COUNTS = [(None, "–"), (3, "3"), (3.25, "3.2"), (99.0, "99"), (1234.5, "1\u202
 SECONDS = [(None, "–"), (float("nan"), "–"), (0.25, "0.2 s"), (99.4, "99.4 s"), (100, "2 min"), (7200, "2.0 h")]
 
 
+EPS = [
+    ((8 / 255, "linf"), "8/255"),
+    ((0.1, "linf"), "0.1"),
+    ((0.2, "linf"), "0.2"),  # 51/255, too
+    ((1 / 255, "linf patch 8x8"), "1/255"),
+    ((1.0, "l2"), "1"),
+    ((128 / 255, "l2"), "0.501961"),
+    ((0.0, "linf"), "0"),
+]
+
+
+@pytest.mark.parametrize(("budget", "text"), EPS)
+def test_a_budget_has_one_unit(budget, text):
+    assert cells.eps(*budget) == text
+
+
 CASES = [
     (function, value, text)
     for function, pairs in (

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from robustbench_lpm import reporting
 from robustbench_lpm.budgets import format_eps
-from robustbench_lpm.reporting import cells
-from tests.reporting.conftest import ORDINARY, check, make_audit, probed
+from robustbench_lpm.reporting import cells, plots
+from tests.reporting.conftest import ORDINARY, check, data_of, make_audit, probed
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -57,8 +57,8 @@ class Page(HTMLParser):
         self.elements.append(tag)
         self.attributes += attributes
         found = dict(attributes)
-        if tag == "tr" and "data-run" in found:
-            self.rows[found["data-run"]] = []
+        if tag == "tr" and found.get("id", "").startswith("run-"):
+            self.rows[found["id"]] = []
         if tag == "td" and "data-order" in found and self.rows:
             list(self.rows.values())[-1].append(found["data-order"])
         if tag == "script":
@@ -147,7 +147,7 @@ def test_json_holds_what_the_other_formats_hold(matrix, files):
             assert cell == ("" if value is None else str(value)) or float(cell) == value, column
     ranked = {(row["model"], row["eps"]): row for row in content["rankings"]}
     for pair in (pair for found in content["comparisons"] for pair in found["pairs"]):
-        eps = next(e for _, e in ranked if budget_of(content, pair).endswith(f"eps {format_eps(e)}"))
+        eps = next(e for _, e in ranked if f"eps {format_eps(e)}, " in budget_of(content, pair))
         if pair["attack"] == "lowest over all attacks":
             for side in ("first", "second"):
                 assert pair[f"{side}_accuracy"] == pytest.approx(
@@ -160,14 +160,16 @@ def test_json_holds_what_the_other_formats_hold(matrix, files):
             assert told["autoattack_acc"] == f"{100 * row['robust_accuracy']:.2f}"
             assert told["lpmbench"]["robust_accuracy"] == row["robust_accuracy"]
             assert told["lpmbench"]["rank"] == row["rank"]
-    shown = re.search(r'id="comparisons">(.*?)</script>', files["leaderboard.html"]).group(1)
-    for compared, found in zip(json.loads(shown), content["comparisons"], strict=True):
-        assert compared["budget"] == found["budget"]
-        for here, there in zip(compared["pairs"], found["pairs"], strict=True):
-            told = here.pop("texts")
-            assert here == {k: pytest.approx(v, abs=1e-6) if isinstance(v, float) else v for k, v in there.items()}
-            assert told["first_accuracy"] == cells.percent(there["first_accuracy"])
-            assert told["difference"] == cells.percent(abs(there["difference"]))
+    shown = {budget: pairs for budget, _, _, pairs in data_of(files["leaderboard.html"])["comparisons"]}
+    assert set(shown) == {found["budget"] for found in content["comparisons"]}
+    for found in content["comparisons"]:
+        for here, there in zip(shown[found["budget"]], found["pairs"], strict=True):
+            rates = [cells.percent(there[name]) for name in ("first_accuracy", "second_accuracy", "difference")]
+            assert here[:3] == [there["attack"], there["first"], there["second"]]
+            assert here[6:10] == [str(there["images"]), *rates]
+            assert here[10] == [cells.percent(there["low"]), cells.percent(there["high"])]
+            assert here[11] == ("apart" if there["low"] > 0 or there["high"] < 0 else "")
+            assert here[12:] == [str(there["first_better"]), str(there["second_better"])]
 
 
 def test_json_names_the_classes_that_have_more_than_a_number(make, tmp_path):
@@ -197,10 +199,11 @@ def test_rankings_agree(matrix, files):
     for row in reporting.leaderboard(matrix).to_dict("records"):
         robust = cells.with_interval(row["robust_accuracy"], row["robust_accuracy_low"], row["robust_accuracy_high"])
         clean = cells.with_interval(row["clean_accuracy"], row["clean_accuracy_low"], row["clean_accuracy_high"])
-        texts = [str(row["rank"]), row["model"], clean, robust, row["strongest_attack"], "not audited"]
+        texts = [cells.MISSING, row["model"], clean, robust, row["strongest_attack"], "not audited"]
         assert "| " + " | ".join(map(cells.markdown, texts)) + " |" in files["leaderboard.md"]
         assert " & ".join(map(cells.latex, texts)) in files["leaderboard.tex"]
-        assert f'href="#run-{row["record"][:16]}">{cells.percent(row["robust_accuracy"])}<' in files["leaderboard.html"]
+        link = rf'href="#run-{row["record"][:16]}"[^>]*>{cells.percent(row["robust_accuracy"])}<'
+        assert re.search(link, files["leaderboard.html"])
 
 
 def test_verdicts_are_told_in_every_format(make, tmp_path):
@@ -267,10 +270,10 @@ def test_hostile_names_stay_text_in_html(hostile_files):
 
 
 def test_hostile_names_stay_text_in_plots(hostile_files):
-    page = Page(hostile_files["leaderboard.html"])
-    for name in HOSTILE[:-1]:
-        assert cells.plain(name) in page.svg_texts
     svgs = [content for name, content in hostile_files.items() if name.endswith(".svg")]
+    texts = [text for svg in svgs for text in Page(svg).svg_texts]
+    for name in HOSTILE[:-1]:
+        assert plots.shortened(name, plots.LINE // 2) in texts
     assert svgs
     assert not any(re.search(r"<(script|img|b)\b", svg) for svg in svgs)
 
@@ -297,10 +300,12 @@ def test_hostile_names_stay_text_in_json(hostile_files):
         if name.startswith("robustbench/"):
             assert re.fullmatch(r"robustbench/[\w.-]+/Linf/\w[\w.-]*\.json", name)
             assert json.loads(text)["unreliable"] is not None
-    shown = re.search(r'id="comparisons">(.*?)</script>', hostile_files["leaderboard.html"]).group(1)
-    assert not set("<>&") & set(shown)
-    assert cells.plain(HOSTILE[0]) not in shown
-    assert any(f"{cells.plain(HOSTILE[1])}, M = 1" in found["notes"] for found in json.loads(shown))
+    html = hostile_files["leaderboard.html"]
+    assert not set("<>&") & set(re.search(r'id="data">(.*?)</script>', html).group(1))
+    data = data_of(html)
+    assert {note for _, notes, *_ in data["runs"] for note in notes} == set(map(cells.plain, HOSTILE))
+    names = [name for _, classifiers, *_ in data["comparisons"] for name, _ in classifiers]
+    assert f"{cells.plain(HOSTILE[1])}, M = 1" in names
 
 
 def test_no_cell_of_the_csv_is_a_formula(hostile_files):

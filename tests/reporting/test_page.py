@@ -15,7 +15,7 @@ from robustbench_lpm.protocol.ranking import ranking
 from robustbench_lpm.registry import cards
 from robustbench_lpm.reporting import page, tables
 from robustbench_lpm.statistics import first_half
-from tests.reporting.conftest import ORDINARY, check, make_audit, probed
+from tests.reporting.conftest import ORDINARY, check, data_of, make_audit, probed
 
 
 def render(*records, audits=None):
@@ -23,6 +23,17 @@ def render(*records, audits=None):
     records, audits = tables.in_order(records), audits or {}
     runs = reporting.table(records, audits)
     return page.to_html(records, runs, ranking(runs), audits)
+
+
+def details(html):
+    """By the title of each run's details: name and text of its lines."""
+    return {title: {name: text for name, text, _ in lines} for title, *_, lines, _ in data_of(html)["runs"]}
+
+
+def lines_of(html):
+    """The lines of the details of the page's only run."""
+    (lines,) = details(html).values()
+    return lines
 
 
 @pytest.fixture(scope="module")
@@ -75,31 +86,38 @@ def test_ids_are_unique_and_links_lead_somewhere(whole):
 def test_details_lead_back_to_the_run(make):
     record = make(weights="c" * 64, seed=17, failed=2)
     html = render(record)
-    for text in (record.id, "c" * 64, "d" * 64, "seed 17", "lpmbench 0.1.0", "38 of 40", "2 failed"):
-        assert text in html
-    assert "lpmbench attack --model &#39;cnn&#39;" in html
-    assert "OutOfMemory: &lt;b&gt;too big&lt;/b&gt;" in html
+    lines = lines_of(html)
+    assert (lines["Record"], lines["Checkpoint sha256"], lines["Data sha256"]) == (record.id, "c" * 64, "d" * 64)
+    assert lines["Reproduce"] == "lpmbench attack --model 'cnn' --attack 'pgd'"
+    assert lines["Seed and draws"].startswith("seed 17")
+    assert "lpmbench 0.1.0" in lines["Versions"]
+    assert lines["Images"].startswith("38 of 40: first 40 images")
+    ((_, _, (failure,), *_),) = data_of(html)["runs"]
+    assert "OutOfMemory: <b>too big</b>" in failure  # text, which the script sets as text
+    assert "2 failed" in html
+    assert "<b>" not in html
 
 
-@pytest.mark.parametrize(("draws", "dashes"), [(1, 4), (4, 1)])
+@pytest.mark.parametrize(("draws", "dashes"), [(1, 3), (4, 0)])
 def test_a_deterministic_model_has_dashes_for_what_needs_draws(make, draws, dashes):
     html = render(make(draws=draws))
-    assert html.count('<td class="number wide" data-order="">–</td>') == dashes  # majority, worst, flips; target hit
+    assert html.count('<td class="number wide" data-order="">–</td>') == dashes  # majority, worst, flips
 
 
 def test_every_column_but_the_first_can_be_sorted(make):
     html = render(make())
     table = re.search(r'<table id="runs-table">.*?</thead>', html, re.DOTALL).group()
     kinds = re.findall(r'<th scope="col" class="(\w+)', table)  # what the script makes sortable, by mouse and by key
-    assert len(kinds) > 15
+    assert len(kinds) == 14
     assert kinds[0] == "fixed"
     assert set(kinds[1:]) == {"text", "number"}
 
 
 def test_models_on_other_images_are_told_apart(make):
-    html = render(make("a"), make("b", first_index=5))
-    assert html.count("Models at this budget met different images") == 2
-    assert "met different images" not in render(make("a"), make("b"))
+    html = html_of_ranking(render(make("a"), make("b", first_index=5)))
+    assert html.count("M = 1, first 40 images") == html.count("M = 1, images 5 to 44") == 2  # heading, and region
+    assert html.count("<table") == 2
+    assert html_of_ranking(render(make("a"), make("b"))).count("<table") == 1
 
 
 def tiles(html):
@@ -129,32 +147,31 @@ def test_classes_without_a_name_go_by_their_number(make, names):
 def test_the_name_of_a_class_is_text(make):
     evil = '<script>alert(1)</script>" onerror="alert(1)'
     html = render(make(stored=1, robust=0.0, target=3, class_names={0: evil, 3: evil}))
-    assert html.count("<script") == 1  # the page's own; with one classifier nothing is compared
+    assert html.count("<script") == 2  # the page's own, and its data
     assert "<img src=x" not in html
     assert not re.search(r'<[^>]* onerror="', html)
     escaped = "&lt;script&gt;alert(1)&lt;/script&gt;&#34; onerror=&#34;alert(1)"
     assert f"{escaped} (0) → {escaped} (3)" in html
-    assert f"<dt>Target</dt><dd>{escaped} (3)</dd>" in html
+    assert lines_of(html)["Target"] == f"{evil} (3)"
 
 
 @pytest.mark.parametrize(("target", "names", "shown"), [(3, {3: "gibbon"}, "gibbon"), (3, {}, "3")])
 def test_a_target_goes_by_its_name(make, target, names, shown):
-    assert f"<dt>Target</dt><dd>{shown}</dd>" in render(make(target=target, class_names=names))
+    assert lines_of(render(make(target=target, class_names=names)))["Target"] == shown
 
 
 def test_details_lead_to_the_registered_cards(make):
-    card = '<dt>Model card</dt><dd class="code">models/ramlpm.toml</dd>'
-    digest = cards.model("ramlpm").weights.sha256
-    html = render(registered(make))
-    assert card in html
-    assert html.index(card) < html.index(digest) < html.index('<dd class="code">attacks/pgd.toml</dd>')
-    assert "Model card</dt>" not in render(make("ramlpm"))  # another model of that name
-    assert "Attack card</dt>" not in render(make(attack="pgd"))
+    lines = lines_of(render(registered(make)))
+    assert (lines["Model card"], lines["Attack card"]) == ("models/ramlpm.toml", "attacks/pgd.toml")
+    assert lines["Checkpoint sha256"] == cards.model("ramlpm").weights.sha256
+    assert "Model card" not in lines_of(render(make("ramlpm")))  # another model of that name
+    assert "Attack card" not in lines_of(render(make(attack="pgd")))
 
 
 def test_a_worst_case_leads_to_its_card(make):
     told = {"entry": "worst case", "members": {"pgd": "9" * 64}}
-    assert '<dd class="code">attacks/worst-case.toml</dd>' in render(make(attack="worst-case", attack_identity=told))
+    html = render(make(attack="worst-case", attack_identity=told))
+    assert lines_of(html)["Attack card"] == "attacks/worst-case.toml"
 
 
 OTHERS = [{"entry": "m:f"}, {"parameters": {"glimpses": 3}}, {"weights_sha256": "b" * 64}, {"name": "no such model"}]
@@ -195,6 +212,78 @@ def test_a_verdict_is_a_word_in_the_ranking_and_among_the_runs(make, verdict):
     assert ("audit failed: white-box vs black-box" in html) == (verdict == "fail")
 
 
+@pytest.mark.parametrize("verdict", VERDICTS)
+def test_only_what_passes_has_a_rank_and_what_is_not_audited_is_hollow(make, verdict):
+    record = make()
+    html = html_of_ranking(render(record, audits={record.id: make_audit(record, check(verdict))} if verdict else {}))
+    rank = re.search(r'<td class="number rank" data-order="(\d*)">([^<]*)<', html).groups()
+    assert rank == (("1", "1") if verdict == "pass" else ("", "–"))
+    assert ('class="unranked hollow"' in html) == (verdict == "")
+
+
+def sentences(html):
+    """The sentences at the top of the page, as text."""
+    found = re.findall(r"<li>(.*?)</li>", html.partition('<section id="rankings"')[0], re.DOTALL)
+    return [re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", text)).replace("&nbsp;", " ") for text in found]
+
+
+def test_the_page_begins_with_a_sentence_for_ram_lpm_and_for_the_best_other_model(make):
+    own, control = make("ramlpm-x", robust=0.25), make("ramlpm-x-centre", robust=0.5)
+    best, worse = make("cnn", robust=0.75), make("resnet", robust=0.1)
+    question = "Do twice as many steps leave the result unchanged?"
+    audits = {
+        own.id: make_audit(own, check("fail", question=question), check("fail", "again"), check("pass", "last")),
+        best.id: make_audit(best, check("pass")),
+    }
+    assert sentences(render(own, control, best, worse, audits=audits)) == [
+        "ramlpm-x: at most 25.0 % [14.2, 40.2] at L∞ 8/255 on digits (first 40 images; 90.0 % without an attack). "
+        f"✕ audit failed {question} No: 62.0 % against 40.1 %. 1 more check failed.",
+        "cnn: at most 75.0 % [59.8, 85.8] at L∞ 8/255 on digits (first 40 images; 90.0 % without an attack). "
+        "✓ audit passed",
+    ]
+    elsewhere = make("ramlpm-x", eps=0.1, robust=0.2)  # the audited ranking has no RAM-LPM: that which has one is told
+    told = sentences(render(best, elsewhere, audits={best.id: make_audit(best, check("pass"))}))
+    assert [text.partition(" [")[0] for text in told] == ["ramlpm-x: at most 20.0 %"]
+    assert sentences(render(make(images=5))) == []  # too few for a number
+    assert sentences(render(make(mc=10)))[0].endswith("10 runs averaged; 90.0 % without an attack). not audited")
+
+
+def headings(html):
+    found = re.findall(r"<(?:h3|summary)>(.*?)[<\n]", html_of_ranking(html))
+    return [text.strip() for text in found if "M =" in text]
+
+
+def test_the_main_ranking_is_the_audited_one_of_most_images(make):
+    few, many = make("a", images=40), make("a", images=80)
+    cifar, large = make("a", dataset="cifar10"), make("a", images=100, dataset="zebras")
+    audits = {r.id: make_audit(r, check("pass")) for r in (few, many, large)}
+    assert headings(render(few, many, cifar, large, audits=audits)) == [
+        "digits, original size, L∞ eps 8/255, M = 1, first 80 images",  # the first data set with an audit
+        "cifar10, original size, L∞ eps 8/255, M = 1, first 40 images",
+        "digits, original size, L∞ eps 8/255, M = 1, first 40 images",
+        "zebras, original size, L∞ eps 8/255, M = 1, first 100 images",
+    ]
+    first, *_ = headings(render(cifar, make("a", eps=0.1), make("b", eps=0.1)))
+    assert first == "digits, original size, L∞ eps 0.1, M = 1, first 40 images"  # without audits that of most models
+
+
+def test_the_table_of_runs_begins_with_the_main_ranking(make):
+    a, b = make("a"), make("b", eps=0.1)
+    html = render(a, b, audits={b.id: make_audit(b, check("pass"))})
+    assert '<option value="0" selected>digits, original size, L∞ eps 0.1, M = 1, first 40 images</option>' in html
+    choices = {
+        anchor: places.split()[0] for anchor, places in re.findall(r'<tr id="([^"]*)" data-choices="([^"]*)"', html)
+    }
+    assert choices == {f"run-{b.id[:16]}": "0", f"run-{a.id[:16]}": "1"}
+
+
+def test_settings_of_attacks_are_unfolded_from_their_names(make):
+    runs = [make(attack="pgd", parameters={"steps": steps}, robust=robust) for steps, robust in ((10, 0.5), (20, 0.25))]
+    html = html_of_ranking(render(*runs))
+    assert "<details><summary>pgd</summary>pgd (steps=20)</details>" in html
+    assert '<td class="attacks">pgd</td>' in html_of_ranking(render(runs[0]))
+
+
 def test_all_checks_stand_among_the_details(make):
     record, other = make(), make("other")
     checks = [
@@ -203,22 +292,29 @@ def test_all_checks_stand_among_the_details(make):
         check("pass", "direction", unit="cosine", judged=-0.5, reference=0.25, low=-0.8, high=-0.7),
     ]
     html = render(record, other, audits={record.id: make_audit(record, *checks)})
-    table = re.search(r'<table class="findings">.*?</table>', html, re.DOTALL).group()
-    for text in ("Is the white-box attack at least as strong?", "62.0 %", "40.1 %", "+21.9 [14.1, 29.7]", "square",
-                 "64 images only", "not applicable", "-0.50", "0.25", "-0.75 [-0.80, -0.70]"):  # fmt: skip
-        assert text in table, text
-    assert f'<a class="code" href="#run-{other.id[:16]}">{other.id[:8]}</a>' in table
-    assert '<span class="code">99999999</span>' in table  # not in this page: no link that leads nowhere
-    assert "lpmbench audit cnn" in html
-    assert 'class="findings"' not in render(record, audits={})
+    runs = {run[0].split()[0]: run for run in data_of(html)["runs"]}
+    assert runs["cnn"][3] == ["✕ failed", "bad"]
+    question = "Is the white-box attack at least as strong?"
+    others = [["", other.id[:8]], ["", "99999999"]]  # neither is in the page: no link
+    assert runs["cnn"][4] == [
+        ["white-box vs black-box", question, "64 images only", "fail", "✕ failed", "bad",
+         "62.0 %", "40.1 %", "+21.9 [14.1, 29.7]", "64", "square", others],
+        ["eps = 1", question, "", "not applicable", "not applicable", "muted", "–", "–", "–", "–", "", []],
+        ["direction", question, "", "pass", "✓ passed", "good", "-0.50", "0.25", "-0.75 [-0.80, -0.70]", "64", "square",
+         []],
+    ]  # fmt: skip
+    assert details(html)[runs["cnn"][0]]["Audited by"] == "lpmbench audit cnn"
+    assert set(runs) == {"cnn"}
 
 
 def test_the_text_of_a_check_stays_text(make):
     record, evil = make(), "<script>alert(1)</script>"
     audit = make_audit(record, check("fail", evil, question=evil, against=evil, note=evil, records=(evil,)))
     html = render(record, audits={record.id: audit})
-    assert html.count("<script") == 1
-    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5  # the four of the check, and why there is no rank
+    assert html.count("<script") == 2
+    assert html.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 2  # why there is no rank
+    ((*_, (finding,), _, _, _),) = data_of(html)["runs"]
+    assert [finding[place] for place in (0, 1, 2, 10)] == [evil] * 4
 
 
 def test_details_say_what_was_chosen_and_who_controlled_the_noise(make):
@@ -226,39 +322,40 @@ def test_details_say_what_was_chosen_and_who_controlled_the_noise(make):
         make("ram", choice=["detached"] * 30 + ["reparameterised"] * 10, noise=[("policy", "replayed")]),
         make("cnn", "worst-case", choice=["pgd"] * 25 + ["spsa"] * 15, parameters={"attacks": ["pgd", "spsa"]}),
     )
-    assert "<dt>Strongest gradient mode</dt><dd>detached 30, reparameterised 10 (images)</dd>" in html
-    assert "<dt>Strongest attack</dt><dd>pgd 25, spsa 15 (images)</dd>" in html
-    assert "<dt>Noise control</dt><dd>policy replayed</dd>" in html
+    ram, cnn = (
+        next(lines for title, lines in details(html).items() if title.startswith(name)) for name in ("ram", "cnn")
+    )
+    assert ram["Strongest gradient mode"] == "detached 30, reparameterised 10 (images)"
+    assert cnn["Strongest attack"] == "pgd 25, spsa 15 (images)"
+    assert ram["Noise control"] == "policy replayed"
     assert html.count('<span class="chosen">worst case: pgd 25, spsa 15</span>') == 1  # in the ranking
-    plain = render(make())
-    assert "Noise control" not in plain
-    assert "<dt>Strongest" not in plain
+    assert not {"Noise control", "Strongest attack", "Strongest gradient mode"} & set(lines_of(render(make())))
 
 
-def test_probes_are_marked_and_can_be_hidden(make):
+def test_probes_are_left_out(make):
     found, judged = probed(make)
     html = render(*found.values(), audits=judged)
-    for name, record in found.items():
-        row = re.search(rf'<tr data-run="run-{record.id[:16]}"([^>]*)>(.*?)</tr>', html, re.DOTALL)
-        assert ('class="probe"' in row.group(1)) == (name not in ORDINARY)
-        assert ('<span class="badge muted">probe</span>' in row.group(2)) == (name not in ORDINARY)
-    # without scripts all runs are shown, and the choices, which would do nothing, are not
-    assert '<div class="controls" id="filters" hidden>' in html
-    assert '<input type="checkbox" id="probes" autocomplete="off">' in html
-    assert not re.search(r"<tr [^>]*hidden", html)
-    assert f"{len(ORDINARY)} runs, {len(found) - len(ORDINARY)} probes, 1 model, 4 attacks" in html
-    assert 'id="probes"' not in render(*found.values(), audits={})
+    assert set(re.findall(r'<tr id="run-([^"]*)"', html)) == {found[name].id[:16] for name in ORDINARY}
+    assert len(data_of(html)["runs"]) == len(ORDINARY)
+    more = f"{len(found) - len(ORDINARY)} more runs of audits in probes.csv"
+    assert f"{len(ORDINARY)} runs, 1 model, 4 attacks, 1 data set; {more}" in html
+    assert not re.search(r"<tr [^>]*hidden", html)  # without scripts all runs are shown
+    assert '<div class="controls" id="filters" hidden>' in html  # and the choices, which would do nothing, are not
 
 
-def test_a_check_leads_to_its_probe_and_back(make):
-    found, judged = probed(make)
+def test_a_probe_that_decides_a_number_is_listed_and_leads_to_what_it_was_made_for(make):
+    found, judged = probed(make, twice=0.4)
     html = render(*found.values(), audits=judged)
-    table = re.search(r'<table class="findings">.*?</table>', html, re.DOTALL).group()
-    assert f'href="#run-{found["twice"].id[:16]}"' in table
-    assert f'href="#run-{found["worst"].id[:16]}"' not in table  # the row that it stands in
-    judged_run = f'<a href="#run-{found["worst"].id[:16]}">ram under worst-case, eps 8/255</a>'
-    back = f"<dt>Made for the audit of</dt><dd>{judged_run}</dd>"
-    assert html.count(back) == 3  # half, twice, frozen; not square and fgsm, which are ordinary attacks
+    probe = f"run-{found['twice'].id[:16]}"
+    assert set(re.findall(r'<tr id="run-([^"]*)"', html)) == {found[name].id[:16] for name in (*ORDINARY, "twice")}
+    assert '<span class="badge muted">probe</span>' in html
+    runs = data_of(html)["runs"]
+    (serves,) = [run[-1] for run in runs if run[-1]]
+    assert serves == [[f"run-{found['worst'].id[:16]}", "ram under worst-case"]]
+    findings = {finding[0]: finding[-1] for run in runs for finding in run[4]}
+    assert findings["twice"] == [[probe, found["twice"].id[:8]]]
+    assert findings["half"] == [["", found["half"].id[:8]]]  # in probes.csv: its id, without a link
+    assert f'href="#{probe}"' in html_of_ranking(html)
 
 
 def test_a_number_that_a_probe_found_says_so(make):
@@ -272,7 +369,7 @@ def test_a_number_that_was_read_from_two_runs_leads_to_both(make):
     first = first_half(np.arange(20), 2)
     runs = [make(attack=name, robust=right, images=20, draws=2) for name, right in (("p", first), ("q", ~first))]
     html = html_of_ranking(render(*runs))
-    assert 'href="#run-' + runs[0].id[:16] + '">100.0</a>' in html
+    assert re.search(f'href="#run-{runs[0].id[:16]}"[^>]*>100.0</a>', html)
     both = ", ".join(f'<a href="#run-{run.id[:16]}">{run.id[:8]}</a>' for run in runs)
     assert f"each half of the draws read from another run: {both}</span>" in html
     assert "each half of the draws" not in html_of_ranking(render(runs[0]))

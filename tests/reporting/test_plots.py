@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -40,8 +41,7 @@ def test_one_plot_per_attack_and_one_for_the_lowest_of_them(make):
 
 def test_image_sets_are_not_joined_in_one_plot(make):
     found = figures(make("a"), make("b", first_index=3))
-    assert len(found) == 2
-    assert all("image set" in figure.scene for figure in found)
+    assert {figure.scene.rpartition(", ")[2] for figure in found} == {"first 40 images", "images 3 to 42"}
 
 
 def test_drawings_are_sound_and_need_no_style_sheet(make):
@@ -49,9 +49,53 @@ def test_drawings_are_sound_and_need_no_style_sheet(make):
         root = ElementTree.fromstring(figure.standalone)
         tags = {element.tag.rpartition("}")[2] for element in root.iter()}
         assert not tags & {"style", "script", "image", "metadata"}
-        assert plots.INK not in figure.inline
         assert "currentColor" in figure.inline
+        assert len(figure.inline) < 8000  # a page holds dozens
         assert 'xmlns="http://www.w3.org/2000/svg"' in figure.standalone
+
+
+def test_every_curve_is_labelled_at_its_end_and_no_two_labels_meet(make):
+    names = [f"model-{i}" for i in range(14)]
+    (figure,) = figures(*(make(name, robust=0.5 + i / 1000) for i, name in enumerate(names)))
+    root = ElementTree.fromstring(figure.inline)
+    groups = [group for group in root.iter("g") if group.get("class") == "series"]
+    labels = {group.find("text").text: float(group.find("text").get("y")) for group in groups}
+    assert set(labels) == set(names)
+    heights = sorted(labels.values())
+    assert min(b - a for a, b in pairwise(heights)) >= plots.LABELS - 0.2  # rounded to tenths
+    assert heights[-1] < float(root.get("viewBox").split()[-1])
+
+
+def test_a_model_has_the_same_look_in_every_plot(make):
+    models = ["a", "b", "c"]
+    found = figures(*(make(m, attack) for m in models for attack in "pq"), make("c", norm="l2"))
+    looks = {}
+    for figure in found:
+        for group in ElementTree.fromstring(figure.inline).iter("g"):
+            *_, line, marks, label = group
+            looks.setdefault(label.text, set()).add(
+                (line.get("stroke"), line.get("stroke-dasharray"), marks.get("fill"))
+            )
+    assert set(looks) == set(models)
+    assert all(len(seen) == 1 for seen in looks.values())
+    assert len({next(iter(seen)) for seen in looks.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("norm", "budgets", "shown"),
+    [
+        ("linf", (2 / 255, 8 / 255, 0.1), ["0", "2/255", "8/255", "0.1"]),  # the units of headings and tables
+        ("l2", (0.5, 1.0), ["0", "0.5", "1"]),
+    ],
+)
+def test_the_axis_names_budgets_as_tables_do(make, norm, budgets, shown):
+    records = [make(norm=norm, eps=eps) for eps in budgets]
+    (figure,) = figures(*records)
+    root = ElementTree.fromstring(figure.inline)
+    numbers = [(float(t.get("x")), t.text) for t in root.findall("text") if t.get("text-anchor") == "middle"][:-1]
+    assert {text for _, text in sorted(numbers)} <= set(shown)
+    assert [text for _, text in sorted(numbers)][-1] == shown[-1]
+    assert set(reporting.table(records)["eps_text"]) == set(shown[1:])
 
 
 def test_every_model_has_a_look_of_its_own():
