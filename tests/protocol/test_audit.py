@@ -226,7 +226,6 @@ def test_a_stronger_attack_is_judged_before_anything_else_is_asked() -> None:
     assert set(asked) == {("momentum", 20), ("momentum", 40), ("fgsm", None), ("noise", None)}
     judged, audit = next(seen)
     assert judged.attack.parameters["steps"] == 40
-    assert len(judged.indices) == 200
 
 
 def test_few_images_decide_little() -> None:
