@@ -106,9 +106,10 @@ class RBlur(nn.Module):
     beta (1 - D_C) widths and the greys by beta (1 - D_R); a pixel is their mean, weighted by D_C and D_R. At the
     fixation the image stays as it is; at a distance of one width 85 % of the colour is gone.
 
-    Constants are the paper's. It blurs in rings of one sigma each; here every pixel mixes the two of `copies` blurred
-    copies that enclose its sigma, linearly in sigma². At 32 pixels the largest sigma is 1.6 pixels. The edge repeats
-    outside the image. Grey images have no colour to lose: both blurs apply.
+    s_C, s_R and m are those of the authors' public code; beta and the form of D_R are after the paper, and we could not
+    compare them with it. It blurs in rings of one sigma each; here every pixel mixes the two of `copies` blurred copies
+    that enclose its sigma, linearly in sigma². At 32 pixels the largest sigma is 1.6 pixels. The edge repeats outside
+    the image. Grey images have no colour to lose: both blurs apply.
     """
 
     CONES, RODS, RODS_MOST = 0.12, 0.09, 0.12  # s_C, s_R, m
@@ -164,8 +165,8 @@ class RBlurCnn(_Fixating):
     """`Cnn` behind Gaussian noise and `RBlur`; images (B, channels, size, size) in [0, 1] to logits (B, classes).
 
     The paper trains on random fixations anywhere in the image and tests on the mean over five, centre and corners:
-    fixations = 5, or places. Its networks for CIFAR-10 have noise of 0.125, the default, which is drawn once for all
-    fixations of a pass and is not clipped.
+    fixations = 5, or places. The noise of its networks for CIFAR-10 is uncertain to us (0.125, the default, or 0.0625);
+    it is drawn once for all fixations of a pass and is not clipped.
     """
 
     exact_parts = ("blur",)
