@@ -127,8 +127,8 @@ def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:
 
     Each is checked first; a run with failed blocks is refused. The audit of a run, where there is one, goes with it.
     What is published of one data set is stored together in results/records/DATASET/: of all runs the outcomes, of those
-    that decide a rank a few adversarial images, in 16-bit integers on which the model predicts the same. Of data that
-    nobody may pass on, such as photographs, no image is published.
+    that decide a rank a few adversarial images, in 16-bit integers on which the model predicts the same. Of data whose
+    card does not allow it, such as photographs, no image is published.
     """
     from robustbench_lpm import reporting
     from robustbench_lpm.records import archive, audits

@@ -82,7 +82,7 @@ def to_html(
         for record, example in pictures.gallery(records, runs, GALLERY_EXAMPLES)
     ]
     tiles.sort(key=lambda tile: tile["draw"] is None)  # those with a scanpath first
-    # One eps makes a line from the clean accuracy that says no more than the ranking; plots/ holds it all the same.
+    # One eps makes a line from the clean accuracy that says no more than the ranking; plots/ has it.
     shown = [figure for figure in figures if figure.attack == WORST and figure.places > 2]
     drawings = {kind: [Markup(f.inline) for f in shown if f.kind == kind] for kind in ("eps", "queries")}
     return environment.get_template("leaderboard.html.jinja").render(

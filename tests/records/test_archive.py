@@ -74,7 +74,7 @@ def test_an_altered_file_is_found_out(name: str, originals: list[RunRecord], tmp
     content = (tmp_path / name).read_bytes()
     for place in np.linspace(0, len(content) - 2, 40).astype(int):
         if name == INDEX and b'"timing"' in content[place - 200 : place + 200]:
-            continue  # seconds and hosts stand apart, and nobody is asked to believe them
+            continue  # no hash protects seconds and hosts
         (tmp_path / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
         with pytest.raises(LpmbenchError):
             archive.read(tmp_path)
@@ -135,7 +135,7 @@ def test_publish_keeps_images_of_what_decides_and_verify_repeats_them(
 
 
 def test_no_image_of_photographs_is_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a user's own arrays nothing is known, so nobody may pass them on."""
+    """No card says that a user's own arrays may be published."""
     evaluated(tmp_path / "runs", stochastic=False)
     monkeypatch.chdir(tmp_path)
     assert run(["publish", "runs"]) == 0
