@@ -53,6 +53,7 @@ def sim2mnist(data: Path | None, out: Path | None, seed: int, force: bool) -> No
         raise LpmbenchError(f"{path} exists and was made otherwise; --force overwrites it, --out chooses another.")
     digits, labels = read_all_digits(data)
     directory.mkdir(parents=True, exist_ok=True)
+    options.prepare_machine("cpu", threads=1)  # many small steps: a second thread makes each slower
     with counting_bar("drawing", sum(recipe.sizes.values()), "images") as move:
         arrays = regenerate(recipe, digits, labels, lambda done: move(completed=done))
     provenance.unlink(missing_ok=True)  # it must never describe a file that is not there
