@@ -401,7 +401,7 @@ class ResizedCnn(_Drawing):
         self.cnn = Cnn(channels=channels, classes=classes, size=canvas, width=width, hidden=hidden, dropout=dropout)
 
     def sample_noise(self, addresses: Addresses) -> Noise:
-        """Sizes (B,) in pixels, and where an image lies in the room that is left, (B, 2) in [0, 1)."""
+        """Sizes (B,) in pixels, and the places of the images in the padding, (B, 2) in [0, 1)."""
         sizes = self.size + addresses.integers("sizes", max(1, self.canvas - self.size))
         return {"sizes": sizes, "corners": addresses.uniform("corners", 2)}
 

@@ -102,7 +102,7 @@ def _name(name: str) -> str:
 
 
 def _told(given: dict[str, Any], label_sets: Sequence[str], channels: int, yes: bool) -> dict[str, Any]:
-    """Labels, mean and std, given or asked for. Raises LpmbenchError where nobody can be asked."""
+    """Labels, mean and std, given or asked for. Raises LpmbenchError without a terminal."""
     answers = {name: given[name] for name in ("labels", "mean", "std")}
     if NONE in (answers["mean"], answers["std"]):
         answers |= {"mean": NONE, "std": NONE}

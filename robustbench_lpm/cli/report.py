@@ -137,9 +137,7 @@ def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:
 
     found = {record.id: record for run in runs for record in records.read_all(run)}
     if failed := next((record for record in found.values() if record.failures), None):
-        raise LpmbenchError(
-            f"{failed.path}: {len(failed.failures)} block(s) failed; run the command again first."
-        )  # fmt: skip
+        raise LpmbenchError(f"{failed.path}: {len(failed.failures)} block(s) failed; run the command again first.")
     judged = audits.read_for(list(found.values()))
     before = _published(results)
     earlier = audits.read_for(before)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import tempfile
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -82,12 +83,21 @@ def add(folder: Path, published: Archive, pictured: Collection[str]) -> None:
 
 
 def write(folder: Path, archive: Archive) -> None:
-    """Write an archive: equal contents make equal bytes, in any order. The index comes last."""
+    """Write an archive in place of what is at `folder`, all of it or nothing. Equal contents make equal bytes, in any
+    order. Raises OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".publishing.") as staging:
+        new, old = Path(staging) / "new", Path(staging) / "old"
+        _write(new, archive)
+        if folder.exists():
+            folder.replace(old)
+        new.replace(folder)
+
+
+def _write(folder: Path, archive: Archive) -> None:
     found = sorted(archive.records, key=lambda record: record.folder_name)
-    (folder / INDEX).unlink(missing_ok=True)  # it does not describe the new files
     runs.write_atomically(folder / OUTCOMES, _to_parquet(found))
     artefacts = {OUTCOMES: sha256_of(folder / OUTCOMES)}
-    (folder / PICTURES).unlink(missing_ok=True)
     if arrays := _arrays(found):
         from safetensors.numpy import save
 

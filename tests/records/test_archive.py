@@ -111,6 +111,26 @@ def test_publishing_again_replaces_a_run_and_its_audit(originals: list[RunRecord
     assert [record.notes for record in found.records if record.id == again.id] == [["run again"]]
 
 
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_full_disk_leaves_what_was_published(
+    written: int, originals: list[RunRecord], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive.write(tmp_path / "digits", published(originals))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "digits").iterdir()}
+    calls, write = iter(range(9)), records.write_atomically
+
+    def fail(path: Path, content: bytes) -> None:
+        if next(calls) == written:
+            raise OSError("disk full")
+        write(path, content)
+
+    monkeypatch.setattr(records, "write_atomically", fail)
+    with pytest.raises(OSError, match="disk full"):
+        archive.add(tmp_path / "digits", published(originals[:1]), set())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "digits").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]  # nothing half done is left
+
+
 def test_publish_keeps_images_of_what_decides_and_verify_repeats_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -153,7 +153,7 @@ def test_what_is_in_the_cache_is_loaded_without_asking(
 ) -> None:
     first = {name: zoo.load_model(name).weights_sha256 for name in ("hf:me/vit", f"timm:{EFFICIENTNET}")}
     asked = len(hub.asked)
-    ask_only("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)  # where nobody answers
+    ask_only("http://127.0.0.1:9", tmp_path / "cache", monkeypatch)  # no server is there
     hubs.describe.cache_clear()
     assert {name: zoo.load_model(name).weights_sha256 for name in first} == first
     assert len(hub.asked) == asked
