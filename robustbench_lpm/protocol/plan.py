@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ class Plan:
     untouched: Classifier | None = None  # a copy of the model that is asked hardly anything, where it can be copied
     measured: bool = False  # whether `chunk` depends on a device's free memory, so that the next start may find another
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Names the run: the sha256 of the configuration."""
         return sha256_of_value(self.configuration)

@@ -6,6 +6,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -286,8 +287,8 @@ def resolve_surrogates(attack: Attack, target: LoadedModel, data: Data, device: 
     if attack.given_surrogates:
         found = list(attack.given_surrogates)
     elif isinstance(attack.surrogates, Mapping):
-        names = [card.name for card in _listed(attack.surrogates, target, data)]
-        found = [zoo.load_model(name, device=device) for name in names]
+        listed = _listed(attack.surrogates, target, data)
+        found = [_loaded(card.name, sha256_of_value(card.model_dump(mode="json")), device) for card in listed]
         found = [model for model in found if model.weights_sha256 != target.weights_sha256]
     else:
         found = [resolve_model(model, device=device) for model in attack.surrogates]
@@ -296,6 +297,11 @@ def resolve_surrogates(attack: Attack, target: LoadedModel, data: Data, device: 
             f"No registered model fits '{data.name}' as a surrogate; name one with --surrogate, or surrogates=."
         )
     return tuple(told_apart(found))  # the name keys the noise that an attack meets on it
+
+
+@lru_cache(maxsize=16)  # every run of a suite names the same few; one that is loaded again is also admitted again
+def _loaded(name: str, card_sha256: str, device: str) -> LoadedModel:
+    return zoo.load_model(name, device=device)
 
 
 def given_instead(attack: Attack, target: LoadedModel, data: Data) -> str:
