@@ -30,7 +30,7 @@ from robustbench_lpm.options import STRONGEST
 from robustbench_lpm.protocol.grading import grade
 from robustbench_lpm.protocol.noise_control import FROZEN, can_freeze
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
-from robustbench_lpm.protocol.plan import FROM_PYTHON, Plan, make_plan, vary
+from robustbench_lpm.protocol.plan import FROM_PYTHON, Plan, make_plan, needs_gradient, vary
 from robustbench_lpm.records.audits import TOLERANCE, Audit, Check, Verdict
 from robustbench_lpm.records.runs import UNSTEADY, RunRecord
 from robustbench_lpm.registry.tasks import (
@@ -49,6 +49,7 @@ BLACK_BOX = ("square", "transfer")
 # differences: those of stochastic models are as long as an attack's steps.
 COSINE_IMAGES, COSINE_DRAWS = 32, 32
 STILL, NOISY = (128, 1e-3), (512, 0.05)  # pairs, and by how much a pixel changes
+STRONG = "momentum"  # what is judged next where twice the work of a shorter attack takes more
 MOST_LOOKS = 6  # of an audit that goes on until all is decided: at most 32 times the images, or the work
 TWICE = {f"twice the {kind}": kind for kind in ("steps", "draws", "restarts")}  # the names of checks
 COSINE_LEAST = 0.5  # below it the gradient points elsewhere
@@ -113,8 +114,13 @@ def looks(
     """
     command = _command(judged, black_box, until_decided=until_decided)
     most, kept = MOST_LOOKS if until_decided else 1, dict[tuple[str, str], Check]()  # by name and what it compares with
+    first = judged.attack
     for look in range(most):
-        wanted = {(each.name, each.against): each for each in comparisons(judged, black_box)}
+        several = comparisons(judged, black_box)
+        if judged.attack.name != first.name:
+            question = "Is the attack at least as strong as the one that was judged before it?"
+            several = [_not_weaker_than("attack vs first attack", question, judged, first), *several]
+        wanted = {(each.name, each.against): each for each in several}
         decided: dict[tuple[str, str], Check] = {}
         records: dict[str, RunRecord] = {}
         open_ones = [each for key, each in wanted.items() if key not in kept]
@@ -132,7 +138,10 @@ def looks(
             return
         kept |= {key: check for key, check in decided.items() if check.verdict == "pass" or not check.decides}
         stronger = further.attack is not judged.attack
-        kept = {key: check for key, check in kept.items() if _still_holds(wanted[key], judged, stronger=stronger)}
+        # Another attack may be weaker than the one before: all that it is compared with is asked again.
+        another = further.attack.name != judged.attack.name
+        holds = partial(_still_holds, judged=None if another else judged, stronger=stronger)
+        kept = {key: check for key, check in kept.items() if holds(wanted[key])}
         judged = auditable(further)
 
 
@@ -147,12 +156,12 @@ def _in_turn(judged: Plan, wanted: Sequence[Comparison], *, several: bool) -> li
     return [others, *([each] for each in twice_the_work), rest]
 
 
-def _still_holds(passed: Comparison, judged: Plan, *, stronger: bool) -> bool:
+def _still_holds(passed: Comparison, *, judged: Plan | None, stronger: bool) -> bool:
     """Whether a check that has passed does so with more images and, if `stronger`, a stronger attack: where the judged
     run may not be too weak, a stronger one is not. All runs of an audit tell whether the model is steady."""
     if passed.kind == "steady":
         return False
-    about_judged = passed.upper is judged and passed.name not in TWICE
+    about_judged = judged is not None and passed.upper is judged and passed.name not in TWICE
     return not stronger or about_judged or passed.kind in ("floor", "direction", "")
 
 
@@ -175,8 +184,18 @@ def _further(judged: Plan, checks: Sequence[Check]) -> Plan | None:
         return None
     attack = judged.attack
     if pushed:  # one at a time, else the work would grow by their product
-        attack = twice(attack, TWICE[max(pushed, key=_excess).name]) or attack
+        attack = _strong(judged) or twice(attack, TWICE[max(pushed, key=_excess).name]) or attack
     return make_plan(judged.model, attack, judged.data, replace(judged.asked, limit=more))
+
+
+def _strong(judged: Plan) -> Attack | None:
+    """The momentum method, where the judged run is a gradient attack that spends less. Restarts of a short attack find
+    a little more each time they are doubled, and so never end; it ends the question (decision 18)."""
+    attack, strong, options = judged.attack, resolve_attack(STRONG), judged.options
+    if attack.members or attack.name == STRONG or not needs_gradient(attack) or options.norm not in strong.norms:
+        return None
+    spent, cost = (each.cost(stochastic=judged.stochastic, norm=options.norm) for each in (attack, strong))
+    return strong if spent and cost and spent.backwards < cost.backwards else None
 
 
 def _excess(check: Check) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,20 @@ def test_a_stronger_attack_is_judged_before_anything_else_is_asked() -> None:
     assert set(asked) == {("momentum", 20), ("momentum", 40), ("fgsm", None), ("noise", None)}
     judged, audit = next(seen)
     assert judged.attack.parameters["steps"] == 40
+
+
+def test_where_a_short_attack_gains_from_more_work_the_strong_one_is_judged() -> None:
+    """Restarts find a little more each time they are doubled; momentum is compared with all that was asked, and PGD."""
+    given: dict[str, Any] = {"eps": 0.1, "limit": 200, "parameters": {"steps": 1}}
+    plan = auditable(prepare("cnn", "pgd", "digits", **given))
+    (judged, first), (stronger, second) = itertools.islice(looks(plan, [], runner.run, until_decided=True), 2)
+    assert (judged.attack.name, stronger.attack.name) == ("pgd", "momentum")
+    assert stronger.attack.parameters["steps"] == 200
+    assert first.verdict == "fail"
+    checks = {check.name: check for check in second.checks}
+    assert checks["attack vs first attack"].verdict != "fail"
+    assert checks["attack vs first attack"].against == "pgd"
+    assert {"attack vs noise", "iterated vs one step", "twice the steps"} <= checks.keys()
 
 
 def test_few_images_decide_little() -> None:
