@@ -39,6 +39,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+lock: $(VENV)/.installed-dev  ## requirements/lock.txt: the versions that are installed here, which CI installs
+	$(BIN)/python -m tools.lock requirements/lock.txt
+
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lpmbench needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
