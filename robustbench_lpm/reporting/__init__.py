@@ -96,7 +96,8 @@ def attack_picture(
 
 
 def plot(record: RunRecord, position: int = 0, class_names: Mapping[int, str] | Sequence[str] | None = None) -> Figure:
-    """What `attack_picture` shows as a figure of matplotlib, which notebooks draw and `savefig` writes."""
+    """What `attack_picture` shows as a figure of matplotlib: `savefig` writes it, and a notebook draws it after
+    `%matplotlib inline`."""
     from robustbench_lpm.reporting import pictures
 
     return pictures.attack_figure(record, position, class_names)
