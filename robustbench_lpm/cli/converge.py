@@ -52,7 +52,7 @@ def converge(
 
     from robustbench_lpm.execution.runner import run
     from robustbench_lpm.reporting.exports import to_csv
-    from robustbench_lpm.reporting.studies import converge_figure, converge_table
+    from robustbench_lpm.reporting.studies.converge import converge_figure, converge_table
     from robustbench_lpm.studies import convergence
     from robustbench_lpm.studies.curve import write
 

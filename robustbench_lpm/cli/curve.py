@@ -46,7 +46,7 @@ def curve(model: str, attack_name: str, against: Sequence[str], out: Path | None
     from robustbench_lpm.execution.runner import run
     from robustbench_lpm.protocol.plan import make_plan
     from robustbench_lpm.reporting.exports import to_csv
-    from robustbench_lpm.reporting.studies import curve_figure, curve_table
+    from robustbench_lpm.reporting.studies.curve import curve_figure, curve_table
     from robustbench_lpm.studies import curve as study
 
     with Failures(alone=True).of(model):

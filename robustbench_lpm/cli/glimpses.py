@@ -131,7 +131,7 @@ def tabulate(
 
     from robustbench_lpm.records.runs import write_atomically
     from robustbench_lpm.reporting.exports import to_csv
-    from robustbench_lpm.reporting.studies import glimpse_figure, glimpse_tables
+    from robustbench_lpm.reporting.studies.glimpses import glimpse_figure, glimpse_tables
     from robustbench_lpm.studies.glimpses import accuracy_table, fixation_table
 
     asked = plan.options

@@ -80,7 +80,7 @@ def sweep(model: str, glimpses: str, out: Path | None, force: bool, **shared: An
     """
     numbers = whole_numbers("--glimpses", glimpses)
     source, asked = prepare([model], shared)
-    from robustbench_lpm.reporting.studies import sweep_figure, sweep_table
+    from robustbench_lpm.reporting.studies.sweep import sweep_figure, sweep_table
     from robustbench_lpm.studies.sweep import make_sweep
 
     with Failures(alone=True).of(model):
@@ -115,7 +115,7 @@ def invariance(models: Sequence[str], out: Path | None, force: bool, **shared: A
     """
     given = {name: shared[name] for name in DEFAULTS if shared[name] is not None} or DEFAULTS
     values = {name: magnitudes(f"--{name}", text, STEPS[name]) for name, text in given.items()}
-    from robustbench_lpm.reporting.studies import invariance_figure, invariance_table
+    from robustbench_lpm.reporting.studies.invariance import invariance_figure, invariance_table
     from robustbench_lpm.studies.invariance import make_invariance
 
     report = _with_title(invariance_table, invariance_figure)
@@ -169,7 +169,7 @@ def certify(models: Sequence[str], out: Path | None, force: bool, sigma: float |
     lpmbench certify cnn --sigma 0.25 --limit 50
     lpmbench certify cnn ramlpm --sigma 0.12 --samples 1000 --alpha 0.001 --limit 20
     """
-    from robustbench_lpm.reporting.studies import certify_figure, certify_table
+    from robustbench_lpm.reporting.studies.certify import certify_figure, certify_table
     from robustbench_lpm.studies.certify import make_certificates
 
     report = _with_title(certify_table, certify_figure)
@@ -200,7 +200,7 @@ def corruptions(
     severities = whole_numbers("--severity", severity)
     chosen = options.read_names("--corruption", kinds)
     from robustbench_lpm.datasets.corruptions import CORRUPTIONS
-    from robustbench_lpm.reporting.studies import corruptions_figures, corruptions_table
+    from robustbench_lpm.reporting.studies.corruptions import corruptions_figures, corruptions_table
     from robustbench_lpm.studies.corruptions import gallery, make_corruptions
 
     if wrong := [kind for kind in chosen if kind not in CORRUPTIONS]:
@@ -276,7 +276,7 @@ def spatial(models: Sequence[str], out: Path | None, force: bool, steps: str, **
     numbers = re.fullmatch(r"\s*([0-9]{1,4})\s*,\s*([0-9]{1,3})\s*", steps)
     if numbers is None:
         raise LpmbenchError(f"--steps '{steps}' must be two numbers, of angles and of places, such as 31,5.")
-    from robustbench_lpm.reporting.studies import spatial_figure, spatial_table
+    from robustbench_lpm.reporting.studies.spatial import spatial_figure, spatial_table
     from robustbench_lpm.studies.spatial import make_spatial
 
     make = partial(make_spatial, steps=(int(numbers[1]), int(numbers[2])))

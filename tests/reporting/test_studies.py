@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from robustbench_lpm.reporting import plots, studies
+from robustbench_lpm.reporting import plots
+from robustbench_lpm.reporting.studies import certify, corruptions, glimpses, invariance, spatial, sweep
 
 NAN = float("nan")
 VALUES = {"rotate": (0.0, 90.0, 180.0), "scale": (0.5, 1.0, 2.0), "translate": (-0.5, 0.0, 0.5)}
@@ -94,28 +95,30 @@ def printed(show: Callable[..., None], *tables: pd.DataFrame, width: int = 80) -
 
 
 def test_a_sweep_shows_every_cell_and_the_draws() -> None:
-    shown = printed(studies.sweep_table, swept())
+    shown = printed(sweep.sweep_table, swept())
     for text in ("84.5 [75.0, 90.0]", "81.1 [75.0, 90.0]", "1,200 image(s); draws: 20 at M = 1, 4 at M = 5"):
         assert text in shown
-    assert "[" not in printed(studies.sweep_table, swept(low=NAN))
+    assert "[" not in printed(sweep.sweep_table, swept(low=NAN))
 
 
 def test_many_columns_keep_within_the_terminal() -> None:
-    shown = printed(studies.sweep_table, swept((1, 2, 5, 10, 20)))
+    shown = printed(sweep.sweep_table, swept((1, 2, 5, 10, 20)))
     assert "…" not in shown
     assert shown.count("[75.0, 90.0]") == 3  # of M = 1 alone
     assert "86.0" in shown  # t = 4, M = 20
 
 
 def test_invariance_tells_how_it_is_at_worst_and_on_average() -> None:
-    rows = printed(studies.invariance_table, warped()).splitlines()
+    rows = printed(invariance.invariance_table, warped()).splitlines()
     turned = next(line for line in rows if line.startswith("ramlpm"))
     assert turned.split() == ["ramlpm", "1", "turned", "90.0", "50.0", "[44.4,", "55.6]", "180°", "70.0"]
     scaled = next(line for line in rows if "scaled" in line)
     assert scaled.split() == ["scaled", "70.0", "50.0", "[44.4,", "55.6]", "2", "70.0"]
     assert any(line.startswith("cnn") for line in rows)
     given = warped(("ramlpm",), kinds=("rotate",))
-    assert "–" in printed(studies.invariance_table, given[given["value"] != 0])  # the image as it is was not asked for
+    assert "–" in printed(
+        invariance.invariance_table, given[given["value"] != 0]
+    )  # the image as it is was not asked for
 
 
 def test_the_lowest_of_a_curve_owes_nothing_to_luck() -> None:
@@ -127,7 +130,7 @@ def test_the_lowest_of_a_curve_owes_nothing_to_luck() -> None:
             "model": "m", "mc": 1, "transformation": "rotate", "value": 15.0 * np.arange(24), "images": 100,
             "accuracy": (first + second) / 2, "accuracy_first_half": first, "accuracy_second_half": second,
         })  # fmt: skip
-        found.append(float(studies._lowest(table, "°")[0].split()[0]) / 100)
+        found.append(float(invariance._lowest(table, "°")[0].split()[0]) / 100)
     error = np.std(found) / len(found) ** 0.5
     assert abs(np.mean(found) - 0.6) < 4 * error
     assert curves.mean(axis=1).min(axis=-1).mean() < 0.6 - 20 * error
@@ -136,12 +139,12 @@ def test_the_lowest_of_a_curve_owes_nothing_to_luck() -> None:
 def test_certificates_count_what_is_right_as_far_as_it_is_certified() -> None:
     rows = {
         line.rpartition("  ")[0].strip(): line.split()[-1]
-        for line in printed(studies.certify_table, certified()).splitlines()
+        for line in printed(certify.certify_table, certified()).splitlines()
     }
     expected = {"without smoothing": "100.0", "abstains": "25.0", "radius 0": "50.0", "radius 0.125": "50.0"}
     expected |= {"radius 0.25": "25.0", "radius 0.5": "25.0"}  # the radius itself counts
     assert expected.items() <= rows.items()
-    assert "at most radius 0.616" in printed(studies.certify_table, certified(), width=100)  # 0.25 Φ⁻¹(0.001^(1/1000))
+    assert "at most radius 0.616" in printed(certify.certify_table, certified(), width=100)  # 0.25 Φ⁻¹(0.001^(1/1000))
 
 
 def test_the_curve_of_certificates_has_a_step_at_each_radius(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,70 +152,70 @@ def test_the_curve_of_certificates_has_a_step_at_each_radius(monkeypatch: pytest
 
     drawn = []
     monkeypatch.setattr(Axes, "step", lambda self, x, y, **style: drawn.append((x, y)) or self.plot(x, y))
-    studies.certify_figure(certified(), "title")
+    certify.certify_figure(certified(), "title")
     ((radii, shares),) = drawn
     assert (radii[:-1], shares) == ([0.0, 0.2, 0.5], [0.5, 0.5, 0.25, 0.0])
 
 
 def test_corruptions_show_their_means_and_relate_errors() -> None:
-    lines = printed(partial(studies.corruptions_table, reference="cnn"), corrupted(), width=120).splitlines()
+    lines = printed(partial(corruptions.corruptions_table, reference="cnn"), corrupted(), width=120).splitlines()
     assert ["fog", "90.0", "50.0", "70.0"] in [line.split() for line in lines]
     ram, cnn = ([line for line in lines if line.startswith(model)][-1].split() for model in ("ram", "cnn"))
     assert ram[:5] == ["ram", "1", "100.0", "[10.0,", "100.0]"]
     assert (ram[5], cnn[5]) == ("70.0", "92.5")
     assert (ram[-1], cnn[-1]) == ("200.0", "100.0")  # in fog alone: the reference makes no error in snow
     assert "over the 1 corruptions where it errs" in " ".join(" ".join(lines).split())
-    assert "mCE" not in printed(studies.corruptions_table, corrupted())
+    assert "mCE" not in printed(corruptions.corruptions_table, corrupted())
 
 
 def test_spatial_shows_a_row_for_each_search() -> None:
-    lines = [line.split() for line in printed(studies.spatial_table, searched()).splitlines()]
+    lines = [line.split() for line in printed(spatial.spatial_table, searched()).splitlines()]
     assert ["worst", "of", "both", *("80.0", "[10.0,", "95.0]") * 2] in lines
     assert ["as", "it", "is", *["90.0"] * 3] in [
-        line.split() for line in printed(studies.spatial_table, searched(("a", "b", "c"))).splitlines()
+        line.split() for line in printed(spatial.spatial_table, searched(("a", "b", "c"))).splitlines()
     ]
 
 
 def test_glimpses_show_every_row_and_what_was_asked_for_alone() -> None:
-    shown = printed(studies.glimpse_tables, accuracies(), fixations(), width=100)
+    shown = printed(glimpses.glimpse_tables, accuracies(), fixations(), width=100)
     for text in ("Attacked anew", "42.0 [32.0, 52.0]", "At equal compute", "0.250 [0.250, 0.250]", "2.5"):
         assert text in shown
-    less = printed(studies.glimpse_tables, accuracies((1,), anew=False, width=NAN), fixations()[:0], width=100)
+    less = printed(glimpses.glimpse_tables, accuracies((1,), anew=False, width=NAN), fixations()[:0], width=100)
     for text in ("anew", "equal compute", "fixation", "["):
         assert text not in less
 
 
 @pytest.mark.parametrize("natural", [0.0, NAN])
 def test_where_noise_moves_nothing_there_is_no_ratio(natural: float) -> None:
-    assert "–" in printed(studies.glimpse_tables, accuracies(), fixations(natural), width=100)
+    assert "–" in printed(glimpses.glimpse_tables, accuracies(), fixations(natural), width=100)
 
 
 def swept_figure(table: pd.DataFrame) -> dict[str, bytes]:
-    return studies.sweep_figure(table, "a $model_ & <digits>", 2)
+    return sweep.sweep_figure(table, "a $model_ & <digits>", 2)
 
 
 def warped_figure(table: pd.DataFrame) -> dict[str, bytes]:
-    return studies.invariance_figure(table, "a $model_ & <digits>")
+    return invariance.invariance_figure(table, "a $model_ & <digits>")
 
 
 def certified_figure(table: pd.DataFrame) -> dict[str, bytes]:
-    return studies.certify_figure(table, "a $model_ & <digits>")
+    return certify.certify_figure(table, "a $model_ & <digits>")
 
 
 def corrupted_figure(table: pd.DataFrame) -> dict[str, bytes]:
     kinds = [kind for kind in dict.fromkeys(table["corruption"]) if kind != "none"]
     pictures = np.random.default_rng(0).random((len(kinds), 2, 3, 8, 8), dtype=np.float32)
-    figures = studies.corruptions_figures(table, pictures, kinds, (1, 5), "a $model_ & <digits>")
+    figures = corruptions.corruptions_figures(table, pictures, kinds, (1, 5), "a $model_ & <digits>")
     assert Image.open(BytesIO(figures.pop("images.png"))).height > 200 * len(kinds)
     return figures
 
 
 def searched_figure(table: pd.DataFrame) -> dict[str, bytes]:
-    return studies.spatial_figure(table, "a $model_ & <digits>")
+    return spatial.spatial_figure(table, "a $model_ & <digits>")
 
 
 def glimpses_figure(table: pd.DataFrame) -> dict[str, bytes]:
-    return studies.glimpse_figure(table, fixations()[: 2 * (table["mc"].max() > 1)], "a $model_ & <digits>")
+    return glimpses.glimpse_figure(table, fixations()[: 2 * (table["mc"].max() > 1)], "a $model_ & <digits>")
 
 
 FIGURES: list[tuple[Any, pd.DataFrame, list[str]]] = [
@@ -246,7 +249,7 @@ def test_a_figure_is_drawn_with_its_names(draw: Any, given: pd.DataFrame, texts:
 def test_the_same_study_gives_the_same_bytes_and_names_m_only_where_there_are_several() -> None:
     assert warped_figure(warped(ms=(1, 5))) == warped_figure(warped(ms=(1, 5)))
     assert b"cnn, M" not in warped_figure(warped(ms=(1, 5)))["summary.svg"]
-    assert b"the card" not in studies.sweep_figure(swept(), "title", 9)["summary.svg"]
+    assert b"the card" not in sweep.sweep_figure(swept(), "title", 9)["summary.svg"]
 
 
 def test_long_and_harmful_names_are_shortened_and_made_plain() -> None:
