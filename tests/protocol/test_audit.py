@@ -229,6 +229,7 @@ def test_a_stronger_attack_is_judged_before_anything_else_is_asked() -> None:
     assert judged.attack.parameters["steps"] == 40
 
 
+@pytest.mark.slow
 def test_where_a_short_attack_gains_from_more_work_the_strong_one_is_judged() -> None:
     """Restarts find a little more each time they are doubled; momentum is compared with all that was asked, and PGD."""
     given: dict[str, Any] = {"eps": 0.1, "limit": 200, "parameters": {"steps": 1}}
