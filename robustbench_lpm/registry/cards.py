@@ -146,6 +146,7 @@ class _Trained(_Table):
 class ModelCard(Card):
     """A classifier: its code, its parameters and its weights."""
 
+    title: str = ""  # what a sentence calls it, beside its name
     entry: str
     labels: str  # the label set that it predicts: "digits", "imagenet", ...
     classes: int = Field(ge=2)
@@ -211,6 +212,7 @@ class AttackCard(Card):
 class DatasetCard(Card):
     """Labelled images: the code that reads them, and how they are prepared for a model."""
 
+    title: str = ""  # what a sentence calls them instead of the name
     entry: str
     labels: str
     classes: int | None = None  # None: read from the folder

@@ -26,6 +26,7 @@ from robustbench_lpm.protocol import ranking
 from robustbench_lpm.protocol.ranking import Row, as_rows
 from robustbench_lpm.records.audits import Audit, Check
 from robustbench_lpm.records.runs import RunRecord
+from robustbench_lpm.registry import cards
 from robustbench_lpm.registry.cards import FOLDERS
 from robustbench_lpm.reporting import cells, pictures, tables
 from robustbench_lpm.reporting.cells import plain
@@ -41,7 +42,7 @@ COSTS = ("forwards", "backwards", "glimpses")
 GALLERY_EXAMPLES = 48  # of three pictures each; models take turns: enough for each in results/
 AT_FIRST = 6  # examples that are shown before the rest is unfolded
 OWN = "ramlpm"  # the models that the first sentences are about have names that begin so
-DATASETS = ("imagenet", "cifar10", "sim2mnist", "digits")  # what the page begins with, in this order; then others
+DATASETS = ("cifar10", "imagenet", "sim2mnist", "digits")  # what the page begins with, in this order; then others
 HEADLINES = 4  # data sets that the first sentences are about, at most
 # The filters of the table of runs: what they are called, and the text of a row that they choose by.
 FILTERS: dict[str, Callable[[Row], str]] = {
@@ -173,8 +174,17 @@ def _headlines(parts: Sequence[list[Row]], audits: Mapping[str, Audit]) -> list[
         # Controls are named after the model that they are controls of.
         chosen = sorted(own, key=lambda row: (not row["verdict"], len(model := ranking.model_name(row)), model))[:1]
         chosen += [row for row in first[dataset] if row not in own][:1]
-        found += [row | {"why": _reasons(audits.get(row["audited"]))} for row in chosen]
+        found += [row | {"why": _reasons(audits.get(row["audited"]))} | _titles(row) for row in chosen]
     return found
+
+
+def _titles(row: Row) -> dict[str, str]:
+    """What the cards of the row's model and data set call them; "" for what is not registered, or has no title."""
+    model, dataset = row["model"], row["dataset"]
+    return {
+        "model_title": cards.model(model).title if model in cards.names("model") else "",
+        "dataset_title": cards.dataset(dataset).title if dataset in cards.names("dataset") else "",
+    }
 
 
 def _reasons(audit: Audit | None) -> list[str]:
