@@ -236,10 +236,10 @@ def test_the_page_begins_with_a_sentence_for_ram_lpm_and_for_the_best_other_mode
         best.id: make_audit(best, check("pass")),
     }
     assert sentences(render(own, control, best, worse, audits=audits)) == [
-        "ramlpm-x: at most 25.0 % [14.2, 40.2] at L∞ 8/255 on digits (first 40 images; 90.0 % without an attack). "
+        "ramlpm-x: at most 25.0 % [14.2, 40.2] at L∞ 8/255 on the digits (first 40 images; 90.0 % without an attack). "
         f"✕ audit failed {question} No: 62.0 % against 40.1 %. 1 more check failed.",
-        "cnn: at most 75.0 % [59.8, 85.8] at L∞ 8/255 on digits (first 40 images; 90.0 % without an attack). "
-        "✓ audit passed",
+        "A small CNN (cnn): at most 75.0 % [59.8, 85.8] at L∞ 8/255 on the digits (first 40 images; 90.0 % without an "
+        "attack). ✓ audit passed",
     ]
     elsewhere = make("ramlpm-x", eps=0.1, robust=0.2)  # the audited ranking has no RAM-LPM: that which has one is told
     told = sentences(render(best, elsewhere, audits={best.id: make_audit(best, check("pass"))}))
