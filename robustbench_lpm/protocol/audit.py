@@ -33,6 +33,7 @@ from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.protocol.plan import FROM_PYTHON, Plan, make_plan, needs_gradient, vary
 from robustbench_lpm.records.audits import TOLERANCE, Audit, Check, Verdict
 from robustbench_lpm.records.runs import UNSTEADY, RunRecord
+from robustbench_lpm.registry.admission import LARGE
 from robustbench_lpm.registry.tasks import (
     Attack,
     LeftOut,
@@ -45,9 +46,10 @@ from robustbench_lpm.statistics import paired_interval, ratio_interval
 from robustbench_lpm.versions import versions
 
 BLACK_BOX = ("square", "transfer")
-# Of the gradients that are compared: images, draws for each analytic one, and finite differences. Noise drowns small
-# differences: those of stochastic models are as long as an attack's steps.
-COSINE_IMAGES, COSINE_DRAWS = 32, 32
+# Of the gradients that are compared: images, and of large ones, where an attack costs less than the differences of 32;
+# draws for each analytic one, and finite differences. Noise drowns small differences: those of stochastic models are as
+# long as an attack's steps.
+COSINE_IMAGES, COSINE_LARGE_IMAGES, COSINE_DRAWS = 32, 8, 32
 STILL, NOISY = (128, 1e-3), (512, 0.05)  # pairs, and by how much a pixel changes
 STRONG = "momentum"  # what is judged next where twice the work of a shorter attack takes more
 MOST_LOOKS = 6  # of an audit that goes on until all is decided: at most 32 times the images, or the work
@@ -434,7 +436,9 @@ def _products(judged: Plan, modes: Sequence[str | None]) -> dict[str | None, NDA
     found: dict[str | None, list[Tensor]] = {mode: [] for mode in modes}
     (pairs, delta), draws = (NOISY, COSINE_DRAWS) if judged.stochastic else (STILL, 1)
     rules = Rules(judged.options.seed, judged.classes, judged.chunk, noise_control=judged.noise_control)
-    for batch in batches_by_shape(judged.data.read(judged.indices[:COSINE_IMAGES]), judged.chunk):
+    height, width = judged.data.read(judged.indices[:1]).images[0].shape[1:]
+    count = COSINE_LARGE_IMAGES if height * width >= LARGE else COSINE_IMAGES
+    for batch in batches_by_shape(judged.data.read(judged.indices[:count]), judged.chunk):
         images, labels = batch.images.to(judged.options.device), batch.labels.to(judged.options.device)
         losses = partial(objective, "margin", labels=labels)
         oracle = partial(ClassifierOracle, judged.classifier, images, batch.indices, rules)
