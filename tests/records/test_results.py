@@ -80,22 +80,32 @@ def test_the_records_behind_decisions_are_whole() -> None:
 
 
 # Tables of the documentation, by page and how their head begins: data, eps, images, and what each column shows: an
-# attack with its settings (as the leaderboard tells it apart), "clean", "ranked" by the ranking's number, or "verdict"
-# of the audit of the attack named.
+# attack with its settings (as the leaderboard tells it apart), "clean", "ranked" by the ranking's number, "verdict" of
+# the audit of the attack named, or "" for what is no number of this budget.
 JUDGED = "worst-case (apgd-margin: eot=10, steps=20)"
 AT = {"norm": "linf", "mc": 1, "model_variant": ""}
 DIGITS = ("digits", 0.1, 200)
+CONTROLS = ["noise", "fgsm", "square", "transfer"]
+CIFAR = ["clean", *CONTROLS, "pgd", "momentum", "ranked", "verdict momentum"]
 TABLES = [
-    ("README.md", "| model | clean |", *DIGITS, ["clean", JUDGED, "ranked", f"verdict {JUDGED}"]),
+    ("README.md", "| model | clean |", "cifar10", 2 / 255, 200, ["clean", "ranked", "verdict momentum", "", ""]),
+    ("README.md", "| model | clean |", "cifar10", 8 / 255, 200, ["clean", "", "", "ranked", "verdict momentum"]),
     (
         "docs/protocol.md", "| | clean | noise | FGSM |", *DIGITS,
         ["clean", "noise", "fgsm", "pgd", "apgd-margin (eot=10, steps=20)", "transfer", "gaze", JUDGED, "ranked",
          f"verdict {JUDGED}"],
     ),
+    ("docs/experiments.md", "| L∞ 2/255, 200 images |", "cifar10", 2 / 255, 200, CIFAR),
+    ("docs/experiments.md", "| L∞ 8/255, 200 images |", "cifar10", 8 / 255, 200, CIFAR),
+    ("docs/experiments.md", "| model | fixations |", "cifar10", 2 / 255, 200, ["", "clean", "noise", "momentum"]),
+    (
+        "docs/experiments.md", "| L∞ 1/255, 300 images |", "imagenet", 1 / 255, 300,
+        ["clean", "noise", "fgsm", "transfer", "pgd", "apgd-t", "ranked", "verdict apgd-t"],
+    ),
     (
         "docs/experiments.md", "| L∞ 0.05, 200 images |", "sim2mnist", 0.05, 200,
-        ["clean", "noise", "fgsm", "square", "transfer", "pgd", "apgd-margin (eot=5, steps=10)",
-         "apgd-margin (eot=20, steps=40)", "ranked", "verdict apgd-margin (eot=5, steps=10)"],
+        ["clean", *CONTROLS, "pgd", "apgd-margin (eot=5, steps=10)", "apgd-margin (eot=20, steps=40)", "ranked",
+         "verdict apgd-margin (eot=5, steps=10)"],
     ),
 ]  # fmt: skip
 
@@ -109,7 +119,7 @@ def rows_below(page: str, head: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("page", "head", "dataset", "eps", "images", "columns"), TABLES, ids=[page for page, *_ in TABLES]
+    ("page", "head", "dataset", "eps", "images", "columns"), TABLES, ids=[f"{page} {head}" for page, head, *_ in TABLES]
 )
 def test_a_table_says_what_the_records_say(
     page: str, head: str, dataset: str, eps: float, images: int, columns: list[str]
@@ -126,12 +136,14 @@ def test_a_table_says_what_the_records_say(
         and (row["dataset"], row["eps"], row["images"]) == (dataset, eps, images)
     }
     rows = rows_below(page, head)
-    assert len(rows) >= 5
+    assert len(rows) >= 2
     for name, *cells in rows:
         (model,) = re.findall(r"`([^`]+)`", name)
         mine = runs[runs.model == model]
         for column, cell in zip(columns, cells, strict=True):
             kind, _, attack = column.partition(" ")
+            if not column:
+                continue
             if kind == "verdict":
                 (verdict,) = mine[mine.label == attack].verdict
                 assert re.match(r"\W*" + (verdict or "none"), cell), (model, column, verdict)
