@@ -143,7 +143,7 @@ def looks(
         # Another attack may be weaker than the one before: all that it is compared with is asked again.
         another = further.attack.name != judged.attack.name
         holds = partial(_still_holds, judged=None if another else judged, stronger=stronger)
-        kept = {key: check for key, check in kept.items() if holds(wanted[key])}
+        kept = {key: check for key, check in kept.items() if key in wanted and holds(wanted[key])}
         judged = auditable(further)
 
 
