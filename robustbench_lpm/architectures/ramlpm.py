@@ -23,18 +23,25 @@ from robustbench_lpm.architectures.retina import LogPolarPadding, cartesian_reti
 Pooling = Literal["max", "average"]
 Padding = Literal["polar", "reference", "zeros"]
 RetinaKind = Literal["log-polar", "rectangular"]
+Norms = Literal["of-each-glimpse", "of-all-glimpses"]
 CELLS_AT_ONCE = 2**16  # cells of glimpses in one batch of the what path: larger batches do not fit into caches
 Cell = tuple[Tensor, Tensor]  # the state of an LSTM cell: output and memory, (runs, hidden) each
 Layer = Sequence[int]  # [channels], or [channels, pool rows, pool columns]
 
 
 def glimpse_block(
-    inputs: int, layer: Layer, *, kernel: int = 3, padding: Padding = "polar", pooling: Pooling = "max"
+    inputs: int,
+    layer: Layer,
+    *,
+    kernel: int = 3,
+    padding: Padding = "polar",
+    pooling: Pooling = "max",
+    layer_norm: bool = False,
 ) -> nn.Sequential:
     """Padding, convolution, pooling, ReLU, batch norm, in the order of the original.
 
     Maps (B, inputs, H, W) -> (B, outputs, H // pool rows, W // pool columns). padding: "polar" and "reference" as in
-    `LogPolarPadding`; "zeros" for a glimpse that is not a log-polar map.
+    `LogPolarPadding`; "zeros" for a glimpse that is not a log-polar map. layer_norm: instead of a batch norm.
     """
     outputs, *pool = layer
     before, after = kernel // 2, (kernel - 1) // 2
@@ -42,21 +49,28 @@ def glimpse_block(
     pooled = nn.MaxPool2d if pooling == "max" else nn.AvgPool2d
     parts: dict[str, nn.Module] = {"padding": pad, "conv": nn.Conv2d(inputs, outputs, kernel)}
     parts |= {"pool": pooled((pool[0], pool[1]))} if pool else {}
-    return nn.Sequential(OrderedDict(parts, relu=nn.ReLU(), norm=nn.BatchNorm2d(outputs, momentum=0.01)))
+    norm = nn.GroupNorm(1, outputs) if layer_norm else nn.BatchNorm2d(outputs, momentum=0.01)
+    return nn.Sequential(OrderedDict(parts, relu=nn.ReLU(), norm=norm))
 
 
 class GlimpseCnn(nn.Module):
     """A chain of blocks that ends in flat features."""
 
     def __init__(
-        self, channels: int, layers: Sequence[Layer], *, padding: Padding = "polar", pooling: Pooling = "max"
+        self,
+        channels: int,
+        layers: Sequence[Layer],
+        *,
+        padding: Padding = "polar",
+        pooling: Pooling = "max",
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
         inputs = [channels, *[layer[0] for layer in layers[:-1]]]
         self.layers = layers
         self.blocks = nn.Sequential(
             *[
-                glimpse_block(n, layer, padding=padding, pooling=pooling)
+                glimpse_block(n, layer, padding=padding, pooling=pooling, layer_norm=layer_norm)
                 for n, layer in zip(inputs, layers, strict=True)
             ]
         )
@@ -120,6 +134,10 @@ class RamLpm(RecurrentAttention):
         padding: "polar" is exactly equivariant to rotation, "reference" repeats the original's pole padding, "zeros"
             pads with black.
         where_pooling: the original code specifies average pooling in the where path, but uses "max".
+        norms: "of-each-glimpse" as in the original: in training, batch norms have the statistics of one glimpse. In use
+            they have those of all, which are others where a policy looks elsewhere in every glimpse.
+            "of-all-glimpses" trains the what path with the statistics of all T glimpses; the where path, which
+            chooses a glimpse before it has seen the following, has layer norms, which need none.
     """
 
     shares_images = True
@@ -151,8 +169,12 @@ class RamLpm(RecurrentAttention):
         padding: Padding = "polar",
         where_pooling: Pooling = "max",
         align_corners: bool = False,
+        norms: Norms = "of-each-glimpse",
     ) -> None:
         super().__init__(glimpses, sigma, first_fixation_spread, policy, random_spread)
+        if norms not in ("of-each-glimpse", "of-all-glimpses"):
+            raise ValueError(f"norms must be 'of-each-glimpse' or 'of-all-glimpses', not '{norms}'")
+        self.together = norms == "of-all-glimpses"
         sampling: dict[str, Any] = {"oversampling": oversampling, "align_corners": align_corners}
         if retina == "log-polar":
             if r_min is None:
@@ -162,15 +184,19 @@ class RamLpm(RecurrentAttention):
             _check_rectangular(retina, r_min, inner_rows, padding)
             self.retina = cartesian_retina(height, width, r_max, **sampling)
         self.what_cnn = GlimpseCnn(channels, what, padding=padding)
-        self.where_cnn = GlimpseCnn(channels, where, padding=padding, pooling=where_pooling)
+        self.where_cnn = GlimpseCnn(channels, where, padding=padding, pooling=where_pooling, layer_norm=self.together)
         rows = self.retina.height
         self.what_rnn = nn.LSTMCell(self.what_cnn.features(rows, width) + 2, what_hidden)
         self.where_rnn = nn.LSTMCell(self.where_cnn.features(rows, width) + 2, where_hidden)
         self.what_norm = nn.BatchNorm1d(what_hidden, momentum=0.01)
-        self.where_norm = nn.BatchNorm1d(where_hidden, momentum=0.01)
+        self.where_norm = nn.LayerNorm(where_hidden) if self.together else nn.BatchNorm1d(where_hidden, momentum=0.01)
         self.head = _head(head, what_hidden, classes)
         self.baseline = nn.Linear(what_hidden, 1)
         self.locator = nn.Linear(where_hidden, 2)
+        if self.together:
+            for part in self.modules():
+                if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+                    part.momentum = 0.1  # one update a step, not one for each glimpse: 0.01 would lag far behind
 
     def start(self, images: Tensor, runs: int) -> tuple[Cell, Cell]:
         """LSTM states of zeros, of the what path and of the where path."""
@@ -199,7 +225,7 @@ class RamLpm(RecurrentAttention):
     ) -> Trajectory:
         """As many glimpses as the noise has numbers for; the what path reads all together (see `forward`)."""
         # A CPU trains faster on one glimpse at a time: its maps fit into the caches, and keep their layout.
-        if self.training and images.device.type == "cpu":
+        if self.training and images.device.type == "cpu" and not self.together:
             return super().look(images, noise, gradient_mode=gradient_mode)
         noise = self.noise_for(images, noise)
         means, fixations, glimpses = self._scan(images, noise, gradient_mode)
@@ -260,13 +286,14 @@ class RamLpm(RecurrentAttention):
     def _learn(self, glimpses: Sequence[Tensor], fixations: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (T, runs, K) and baselines (T, runs) of the what path in training; fixations are (T, runs, 2)."""
         steps, runs, _ = fixations.shape
+        grouped = 1 if self.together else steps
         maps = torch.stack(list(glimpses), dim=1).flatten(0, 1)
-        features = self.what_cnn(maps, steps).unflatten(0, (runs, steps))
+        features = self.what_cnn(maps, grouped).unflatten(0, (runs, steps))
         state, known = _blank(maps, runs, self.what_rnn), []
         for seen in torch.cat([features, fixations.transpose(0, 1)], dim=2).unbind(1):
             state = self.what_rnn(seen, state)
             known.append(state[0])
-        logits, baselines = self._answer(torch.stack(known, dim=1).flatten(0, 1), steps)
+        logits, baselines = self._answer(torch.stack(known, dim=1).flatten(0, 1), grouped)
         return logits.unflatten(0, (runs, steps)).transpose(0, 1), baselines.unflatten(0, (runs, steps)).T
 
     # Settings of the original authors' checkpoints that differ from our defaults.

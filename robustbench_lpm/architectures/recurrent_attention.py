@@ -170,8 +170,9 @@ class RecurrentAttention(nn.Module):
         for t in range(len(steps) + last):
             mean = aim(fixations[t])
             clamped = mean.clamp(-1, 1)
-            if gradient_mode == "straight-through":
-                # The difference is exactly 0 and carries the gradient: every mode computes the same logits.
+            if gradient_mode == "straight-through" or (self.training and gradient_mode == "detached"):
+                # The difference is exactly 0 and carries the gradient: every mode computes the same logits. In training
+                # it reaches the policy's likelihood alone: a mean past the clamp would have none that leads it back.
                 clamped = clamped.detach() + (mean - mean.detach())
             means.append(clamped)
             if t < len(steps):
