@@ -191,8 +191,8 @@ def audit(
     """Judge one result: whether it says how robust a model is, or only that the attack was blind.
 
     Args:
-        model, attack, dataset, eps, options: as for `evaluate`. With fewer than 195 images no difference can be bounded
-            by one point, so that no check can pass.
+        model, attack, dataset, eps, options: as for `evaluate`. With fewer than 96 images no difference can be bounded
+            by two points, so that no check can pass.
         black_box: attacks without gradients, with which a white-box result is compared.
         until_decided: judge stronger runs, and more images, until every check passes or fails, or nothing is left to
             spend.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from robustbench_lpm.records.runs import RunRecord
     from robustbench_lpm.registry.tasks import Attack
 
-IMAGES = 200  # with fewer than 195, no difference can be bounded by one point
+IMAGES = 200  # they bound a difference by two points if one image of them differs; with fewer than 96 nothing can
 
 
 @click.command()
@@ -49,9 +49,9 @@ def audit(
 
     Each result, an attack or the worst case over several, is compared, example by example, with what must not be
     stronger: one step, random noise, attacks without gradients, twice the steps, draws and restarts, a larger eps,
-    frozen noise. And the model must answer the same whatever it was asked before. A check fails when the 95 % interval
-    of the paired difference is above one point, passes when it is below, and is undecided otherwise: more images decide
-    it. With --until-decided those are taken, and where twice the work takes more, the stronger attack is judged in
+    frozen noise. And the model must answer the same whatever it was asked before. A check fails when the paired
+    difference is certainly (95 %) above one point, passes when it is certainly below two, and is undecided otherwise:
+    more images decide it. With --until-decided those are taken, and where twice the work takes more, the stronger attack is judged in
     place of the weaker one. The verdicts are written beside the records; `report` shows them, and a result that fails
     gets no rank. Runs that are finished in --out are not repeated. Without --limit the first 200 examples are judged.
 

@@ -31,7 +31,7 @@ from robustbench_lpm.protocol.grading import grade
 from robustbench_lpm.protocol.noise_control import FROZEN, can_freeze
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.protocol.plan import FROM_PYTHON, Plan, make_plan, needs_gradient, vary
-from robustbench_lpm.records.audits import TOLERANCE, Audit, Check, Verdict
+from robustbench_lpm.records.audits import BOUND, TOLERANCE, Audit, Check, Verdict
 from robustbench_lpm.records.runs import UNSTEADY, RunRecord
 from robustbench_lpm.registry.admission import LARGE
 from robustbench_lpm.registry.tasks import (
@@ -358,7 +358,7 @@ def _decide(asked: Comparison, records: Mapping[str, RunRecord], confidence: flo
 
 
 def _verdict(low: float, high: float) -> Verdict:
-    return "fail" if low > TOLERANCE else "pass" if high <= TOLERANCE else "undecided"
+    return "fail" if low > TOLERANCE else "pass" if high <= BOUND else "undecided"
 
 
 def _told_margin(differences: NDArray[np.floating], confidence: float) -> str:

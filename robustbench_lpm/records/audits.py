@@ -23,7 +23,8 @@ AUDITS = "audits"
 SCHEMA_VERSION = 2
 READABLE = (1, 2)  # version 1 had no seal at first
 SEALED_SINCE = 2
-TOLERANCE = 0.01  # of accuracy: smaller differences count as none
+# Of accuracy: a check fails if the difference is certainly above the first, passes if it is certainly below the second.
+TOLERANCE, BOUND = 0.01, 0.02
 Verdict = Literal["pass", "fail", "undecided", "not applicable"]
 
 

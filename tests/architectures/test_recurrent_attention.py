@@ -55,7 +55,11 @@ def rectangular(glimpses: int = 4, sigma: float = 0.1, **changes: Any) -> Recurr
     return ramlpm(glimpses, sigma, **({"retina": "rectangular", "r_min": None, "padding": "zeros"} | changes))
 
 
-BUILDERS = [ramlpm, ramlpm_with_mlp, rectangular, ram]
+def normed_together(glimpses: int = 4, sigma: float = 0.1, **changes: Any) -> RecurrentAttention:
+    return ramlpm(glimpses, sigma, norms="of-all-glimpses", **changes)
+
+
+BUILDERS = [ramlpm, ramlpm_with_mlp, rectangular, normed_together, ram]
 for_every_model = pytest.mark.parametrize("build", BUILDERS)
 
 
@@ -312,6 +316,8 @@ def test_impossible_models(build: Build, arguments: dict[str, float]) -> None:
 
 
 def test_mistakes_are_told() -> None:
+    with pytest.raises(ValueError, match="'of-all-glimpses', not 'some'"):
+        ramlpm(norms="some")
     model = made(ramlpm)
     with pytest.raises(ValueError, match=r"gradient_mode must be one of detached, .*, not 'attached'"):
         model(images(), noise_for(model, range(5)), gradient_mode="attached")
@@ -536,3 +542,24 @@ def test_glimpses_that_are_trained_together_are_those_of_the_loop(build: Build, 
     for name, buffer in alone.named_buffers():
         torch.testing.assert_close(buffers[name], buffer, rtol=1e-10, atol=1e-10)
         assert not torch.equal(buffer, dict(made(build).named_buffers())[name]), name  # training moved it
+
+
+@pytest.mark.parametrize(("build", "same"), [(normed_together, True), (ramlpm, False)])
+def test_norms_of_all_glimpses_are_in_use_what_they_are_in_training(build: Build, same: bool) -> None:
+    """With the statistics of one batch as running ones, a trained network repeats its training pass on that batch."""
+    model = made(build).train()
+    norms = [part for part in model.modules() if isinstance(part, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d)]
+    counts: dict[torch.nn.Module, int] = {}
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.register_forward_hook(
+            lambda norm, inputs, _: counts.update({norm: inputs[0].numel() // inputs[0].shape[1]})
+        )
+    noise = noise_for(model, range(5))
+    trained = model.look(images(), noise)
+    for norm in norms:
+        assert norm.running_var is not None
+        norm.running_var *= 1 - 1 / counts.get(norm, 5)  # torch keeps the unbiased variance, and divides by the biased
+    used = model.eval().look(images(), noise)
+    assert torch.allclose(used.logits, trained.logits, rtol=1e-9, atol=1e-9) == same
+    assert torch.allclose(used.fixations, trained.fixations, rtol=1e-9, atol=1e-9) == same

@@ -42,7 +42,7 @@ def test_from_words_to_a_verdict_on_the_leaderboard(tmp_path: Path, capsys: Capt
     audit = audits.read(path)
     assert f"Audit: runs/audits/{path.name}" in shown
     assert (audit.model, audit.attack) == ("cnn", "fgsm")
-    assert audit.verdict == "undecided"  # twenty images bound nothing by one point
+    assert audit.verdict == "undecided"  # twenty images bound nothing by two points
     assert "20 images: UNDECIDED" in shown
     found = {record.id: record for record in records.read_all(runs)}
     assert path.stem == found[audit.record].folder_name

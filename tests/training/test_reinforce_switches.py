@@ -132,3 +132,8 @@ def test_straight_through_passes_the_clamp() -> None:
     freed, _ = where_gradients("straight-through", bias=3.0)
     assert not any(bool(gradient.any()) for gradient in stuck.values())
     assert all(bool(gradient.any()) for gradient in freed.values())
+
+
+def test_the_density_leads_a_policy_back_from_beyond_the_clamp() -> None:
+    found, _ = where_gradients("score-function", bias=3.0)
+    assert all(bool(gradient.any()) for gradient in found.values())
