@@ -87,7 +87,7 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
     """
     import torch
 
-    from robustbench_lpm.execution.verification import as_recorded
+    from robustbench_lpm.execution.verification import check_random_numbers
     from robustbench_lpm.randomness import Addresses
     from robustbench_lpm.registry import cards, zoo
     from robustbench_lpm.reporting.scanpaths import Gaze
@@ -103,9 +103,8 @@ def look_at(record: RunRecord, example: Example, trust: bool) -> Gaze | None:
     picture = example.picture
     row = record.outcomes["index"].to_list().index(picture.index)
     draw = int((~record.correct[row]).argmax())
-    noise = as_recorded(record, model.classifier).sample_noise(
-        Addresses.of(evaluation["seed"], [picture.index], "grade", draw)
-    )
+    check_random_numbers(record, model.classifier)
+    noise = model.classifier.sample_noise(Addresses.of(evaluation["seed"], [picture.index], "grade", draw))
     paths = []
     for image, said in ((picture.clean, None), (picture.adversarial, int(record.predictions[row, draw]))):
         with torch.no_grad():

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, Noise, on_device
-from robustbench_lpm.architectures.recurrent_attention import RecurrentAttention
+from robustbench_lpm.architectures.classifier import Classifier, MonteCarlo, on_device
 from robustbench_lpm.devices import resolve_device
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.protocol.grading import predict
 from robustbench_lpm.protocol.noise_control import NoiseControl, parse_noise_control
-from robustbench_lpm.randomness import RANDOM_NUMBERS, Addresses, Purpose, generator
+from robustbench_lpm.randomness import RANDOM_NUMBERS, Purpose
 from robustbench_lpm.records import runs as records
 from robustbench_lpm.records.runs import Picture, RunRecord
 from robustbench_lpm.registry import cards, zoo
@@ -157,8 +154,8 @@ def _as_graded(
     Raises LpmbenchError where that cannot be told.
     """
     exposed, _ = admit(model, torch.from_numpy(picture.clean)[None].to(device), device)
-    single = as_recorded(record, exposed.classifier)
-    classifier = MonteCarlo(single, record.mc) if record.mc > 1 else single
+    check_random_numbers(record, exposed.classifier)
+    classifier = MonteCarlo(exposed.classifier, record.mc) if record.mc > 1 else exposed.classifier
     modes = record.configuration["evaluation"].get("noise", [])
     try:
         return classifier, parse_noise_control([f"{source}={mode}" for source, mode in modes], classifier)
@@ -166,34 +163,10 @@ def _as_graded(
         return f"the model lacks the noise of the record: {error}"
 
 
-def as_recorded(record: RunRecord, classifier: Classifier) -> Classifier:
-    """The classifier with the noise that it was graded on, which for glimpsing ones changed in version 0.2.
-
-    Raises LpmbenchError for older noise of any other network.
-    """
-    if not classifier.stochastic or record.configuration["evaluation"].get("random_numbers") == RANDOM_NUMBERS:
-        return classifier
-    if not isinstance(classifier.network, RecurrentAttention):
+def check_random_numbers(record: RunRecord, classifier: Classifier) -> None:
+    """Raises LpmbenchError for a stochastic model that was graded on other random numbers than today's."""
+    if classifier.stochastic and record.configuration["evaluation"].get("random_numbers") != RANDOM_NUMBERS:
         raise LpmbenchError("it was graded on random numbers that this version no longer makes; run it again")
-    before = copy.copy(classifier)
-    before.sample_noise = partial(_noise_before, classifier.network)  # type: ignore[method-assign]
-    return before
-
-
-def _noise_before(network: RecurrentAttention, addresses: Addresses) -> Noise:
-    """Noise as it was drawn before version 0.2: by a generator for each image, over all runs."""
-    seed, purpose, _ = addresses.key
-    first, policy, source = [], [], torch.Generator()
-    for draw, run, index in addresses.places.T.tolist():
-        if run == 0:
-            source = generator(seed, index, purpose, draw)
-        first.append(torch.rand(2, generator=source))
-        steps = [torch.randn(2, generator=source) for _ in range(network.glimpses - 1)]
-        policy.append(torch.stack(steps) if steps else torch.zeros(0, 2))
-    return {
-        "first_fixation": (torch.stack(first) * 2 - 1) * network.first_fixation_spread,
-        "policy": torch.stack(policy),
-    }
 
 
 def _predicted(
