@@ -253,9 +253,11 @@ def judge_all(
 def report(matrix: Matrix, found: Mapping[str, RunRecord], decided: Sequence[str], out: Path) -> None:
     """Pictures of runs on a single image, the table of the results, and the leaderboard.
 
-    decided: the ids of runs that audits judged in the end, which are results, too.
+    decided: the ids of runs that audits judged in the end, which are results, too. The leaderboard knows the other runs
+    of audits as well: one that is lower than a result counts.
     """
     from robustbench_lpm import reporting
+    from robustbench_lpm.records import audits
 
     listed = [cell for cell in matrix.cells if cell.listed and cell.plan.id in found]
     for cell in listed:
@@ -264,7 +266,13 @@ def report(matrix: Matrix, found: Mapping[str, RunRecord], decided: Sequence[str
     records = [found[run] for run in ids]
     say("")
     reporting.terminal_table(records, console)
-    *others, page = reporting.write_report(records, out)
+    judged = audits.read_for(records)
+    named = {run: name for name, audit in judged.items() for check in audit.checks for run in check.records}
+    of_audits = [
+        found[run] for run in sorted(audits.probes(list(found.values()), judged) - ids.keys())
+        if len(found[run].outcomes) == len(found[named[run]].outcomes)
+    ]  # fmt: skip
+    *others, page = reporting.write_report([*records, *of_audits], out)
     tables = ", ".join(path.name for path in others if path.parent == out)
     say(f"Records: {shown_path(out)}    Tables: {tables}")
     say(f"Leaderboard: {page.resolve()}")

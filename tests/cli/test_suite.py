@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -89,6 +90,17 @@ def test_audits_of_a_suite_go_on_until_they_are_decided(tmp_path: Path, capsys: 
     made = records.read_all(tmp_path / "runs/on")
     (last,) = [each for each in audits.read_for(made).values() if each.record == listed["record"].iloc[-1]]
     assert last.verdict.upper() == verdicts[-1][1]
+
+
+def test_a_lower_run_of_an_audit_counts_on_the_leaderboard(tmp_path: Path) -> None:
+    part = 'dataset = "digits"\nmodels = ["cnn"]\nattacks = ["pgd"]\naudit = ["pgd"]\nblack_box = ["square"]\n'
+    part += 'eps = ["0.1"]\nlimit = 40\n[part.parameters]\nsquare = { queries = 3 }\npgd = { steps = 1 }\n'
+    (tmp_path / "short.toml").write_text(f'name = "short"\nsummary = "an audit"\n[[part]]\n{part}')
+    assert run(["run", "short.toml", "--threads", "1"]) == 0
+    (row,) = json.loads((tmp_path / "runs/short/leaderboard.json").read_text())["rankings"]
+    (judged,) = pd.read_csv(tmp_path / "runs/short/leaderboard.csv")["robust_accuracy"]
+    assert row["strongest_attack"] == "pgd (steps=2)"
+    assert row["robust_accuracy"] < judged
 
 
 def test_what_is_planned_is_what_is_run(tmp_path: Path, capsys: Capture) -> None:
