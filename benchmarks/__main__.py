@@ -32,7 +32,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--small", is_flag=True, help="Fewer images: all groups in under ten minutes on two cores.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each contestant.")
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
-@click.option("--imagenet", type=FOLDER, help="Photos as the data set imagenet has them; without, views of the panda.")
+@click.option("--imagenet", type=FOLDER, help="Photos as the dataset imagenet has them; without, views of the panda.")
 @click.option("--out", type=FILE, default=Path("runs/benchmarks.json"), show_default=True)
 @click.option("--device", default="cpu", show_default=True, help="With cuda the default is the group gpu alone.")
 def main(

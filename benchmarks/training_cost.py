@@ -1,6 +1,6 @@
 """What a training costs: arithmetic and memory, counted on the network itself.
 
-    python -m benchmarks.training_cost                     # every model with a recipe on the data sets below
+    python -m benchmarks.training_cost                     # every model with a recipe on the datasets below
     python -m benchmarks.training_cost ramlpm-imagenet --recipe imagenet --images 1281167
 
 Counted, not timed: floating point operations of one step (torch's FlopCounterMode, which sees convolutions and

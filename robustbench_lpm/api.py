@@ -94,7 +94,7 @@ def evaluate(
             tensors, arrays or lists, a torch Dataset of such examples, or a DataLoader. Images are floats
             (N, C, H, W) in [0, 1], or uint8; labels (N,) are whole numbers from 0.
         eps: the budget in pixel values, a number or text like "8/255"; a list tries each.
-        data: the directory of a registered data set that needs one.
+        data: the directory of a registered dataset that needs one.
         parameters: laid over those of the attack's card, e.g. {"steps": 100}; of several attacks, each takes those
             that it knows.
         surrogates: for the attack "transfer", the models that it is made on instead of those on its card.

@@ -29,14 +29,14 @@ def setting(default: Any, help: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """The settings of one run, beside its model, attack and data set. Raises LpmbenchError for values out of range."""
+    """The settings of one run, beside its model, attack and dataset. Raises LpmbenchError for values out of range."""
 
     eps: float = setting(MISSING, "The budget, in pixel values of [0, 1]: 8/255, 0.1.")
     norm: Norm = setting("linf", "The norm that bounds a perturbation.", choices=NORMS)
     size: str | None = setting(
         None,
         "224, original, or another side in pixels; crop-224 resizes the whole image and keeps its middle, as the "
-        "script of the RAM-LPM paper does. The default is on the data set's card.",
+        "script of the RAM-LPM paper does. The default is on the dataset's card.",
     )
     limit: int | None = setting(None, "Only the first so many examples.", least=1)
     mc: int = setting(1, "Attack and grade the average of so many Monte-Carlo runs of a stochastic model.", least=1)
@@ -81,7 +81,7 @@ class Options:
         metavar="GIB",
     )
     save_adversarials: bool = setting(False, "Keep every adversarial image, not only the first 16.")
-    labels_fit: bool = setting(False, "Say that model and data set have the same labels, whatever they are called.")
+    labels_fit: bool = setting(False, "Say that model and dataset have the same labels, whatever they are called.")
 
     def __post_init__(self) -> None:
         noise: Any = self.noise  # a single word is one mode for every source

@@ -55,7 +55,7 @@ class Addresses:
 
     Args:
         key: the run's seed, the purpose and the stream (see `of`); with the source they make a key of 64 bits.
-        places: the draw (or epoch), the run within a Monte-Carlo average, and the example in the data set, (3, N).
+        places: the draw (or epoch), the run within a Monte-Carlo average, and the example in the dataset, (3, N).
 
     Raises ValueError unless all places are in [0, 2^32), the range of a counter.
     """
@@ -233,7 +233,7 @@ def key(*parts: object) -> int:
 
 
 def generator(*parts: object) -> torch.Generator:
-    """A CPU generator keyed by the parts, for what draws data sets and orders: their bytes are published."""
+    """A CPU generator keyed by the parts, for what draws datasets and orders: their bytes are published."""
     return torch.Generator().manual_seed(key(*parts))
 
 

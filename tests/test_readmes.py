@@ -162,8 +162,8 @@ def test_the_examples_work_in_python(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     attack, model = importlib.import_module("myattack"), importlib.import_module("mymodel")
     templates = model.Templates(channels=1, classes=10)
     assert len(robustbench_lpm.evaluate(templates, "fgsm", "digits", eps=0.1, limit=3).outcomes) == 3
-    record = robustbench_lpm.evaluate("cnn", attack.momentum, "digits", eps=0.1, limit=3)
-    assert record.attack == "momentum"
+    record = robustbench_lpm.evaluate("cnn", attack.momentum_iterative, "digits", eps=0.1, limit=3)
+    assert record.attack == "momentum_iterative"
     assert record.outcomes["backwards"].max() == 10
 
 

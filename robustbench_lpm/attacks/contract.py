@@ -78,7 +78,7 @@ class Oracle(Protocol):
 
     @property
     def indices(self) -> list[int]:
-        """The images' indices in the data set."""
+        """The images' indices in the dataset."""
 
     @property
     def classes(self) -> int:

@@ -168,6 +168,6 @@ def _confirmed(question: str, wanted: str) -> bool:
 
 
 def _dataset(labels: str) -> str:
-    """The option for the first registered data set with these labels."""
+    """The option for the first registered dataset with these labels."""
     known = [card.name for card in map(cards.dataset, cards.names("dataset")) if card.labels == labels]
     return f" --dataset {known[0] if known else 'YOURS'}" if labels != "digits" else ""

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @options.dry_run
 @options.trust
 def attack(models: Sequence[str], attacks: Sequence[str], out: Path, force: bool, dry_run: bool, **given: Any) -> None:
-    """Attack each MODEL, or every registered one that fits the data set, and record what happens.
+    """Attack each MODEL, or every registered one that fits the dataset, and record what happens.
 
     Of several attacks each takes the --steps, --eot and --set that it knows; what none of them knows is an error. A
     model or a run that fails does not stop the others: it is named, and the status at the end is not zero.
@@ -154,7 +154,7 @@ def with_steps(attacks: Sequence[Attack], given: Mapping[str, Any], *, strict: b
 
 
 def fitting_models(dataset: str) -> list[str]:
-    """The registered models that fit a data set and have weights, without controls; says which are skipped, and why."""
+    """The registered models that fit a dataset and have weights, without controls; says which are skipped, and why."""
     from robustbench_lpm.registry import zoo
 
     card = cards.dataset(dataset)

@@ -45,7 +45,7 @@ IMAGES = 200  # they bound a difference by two points if one image of them diffe
 def audit(
     model: str, attacks: Sequence[str], black_box: Sequence[str], until_decided: bool, out: Path, **given: Any
 ) -> None:
-    """Judge the results of MODEL: is it robust, or were the attacks blind?
+    """Judge the results of MODEL: is it robust, or were the attacks too weak?
 
     Each result, an attack or the worst case over several, is compared, example by example, with what must not be
     stronger: one step, random noise, attacks without gradients, twice the steps, draws and restarts, a larger eps,

@@ -90,7 +90,7 @@ def parse_part(text: str | None) -> tuple[int, int]:
 
 
 @click.command()
-@options.path("--adversarials", "A directory of images, see below.", required=True)
+@options.path("--adversarials", "A directory of images, see above.", required=True)
 @options.models("MODEL")
 @options.checkpoint
 @click.option("--name", default="submitted", show_default=True, help="What to call the attack that made them.")
@@ -105,8 +105,8 @@ def grade(adversarials: Path, model: str, name: str, out: Path, **given: Any) ->
 
     The directory holds adversarials.npz (arrays `index` (N,) and `adversarial` (N, C, H, W) in [0, 1]),
     adversarials.safetensors as a run of ours leaves it, or 8-bit PNG files named by index: 17.png. An index counts in
-    the data set's pinned order, at the --size of the images. --eps is the budget that they claim to keep, by default
-    that of the data set's card. An image beyond it is an error: nothing is projected.
+    the dataset's pinned order, at the --size of the images. --eps is the budget that they claim to keep, by default
+    that of the dataset's card. An image beyond it is an error: nothing is projected.
     """
     (asked,) = options.read_settings(given, one=True)
     options.prepare_machine(given["device"], given["threads"])

@@ -1,4 +1,4 @@
-"""lpmbench data: make the data sets that are made from others."""
+"""lpmbench data: make the datasets that are made from others."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ SHOWN = 60  # images of a contact sheet
 
 @click.group()
 def data() -> None:
-    """Make the data sets that are made from others, seeded and documented.
+    """Make the datasets that are made from others, seeded and documented.
 
     \b
     lpmbench data sim2mnist --data DIR-OF-MNIST --out DIR
-    lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data DIR
+    lpmbench train ramlpm-sim2mnist-fast --data DIR
     """
 
 
@@ -64,7 +64,7 @@ def sim2mnist(data: Path | None, out: Path | None, seed: int, force: bool) -> No
     content = {"recipe": asdict(recipe), "command": command, "sha256": hashes(arrays)}
     write_atomically(provenance, (json.dumps(content, indent=1) + "\n").encode())
     say(f"Written to {shown_path(directory)}: {FILE}, sim2mnist.png, sim2mnist.json")
-    say(f"Use it: lpmbench train ramlpm-sim2mnist --recipe sim2mnist-fast --data {quoted_path(directory)}")
+    say(f"Use it: lpmbench train ramlpm-sim2mnist-fast --data {quoted_path(directory)}")
 
 
 def _recipe_of(path: Path) -> object:

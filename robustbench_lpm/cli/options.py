@@ -93,7 +93,7 @@ def models(metavar: str = "MODEL...", *, required: bool = True) -> Callable[[Com
 
 
 data = together(
-    click.option("--dataset", default="digits", show_default=True, help="A data set, or the path of its card."),
+    click.option("--dataset", default="digits", show_default=True, help="A dataset, or the path of its card."),
     path("--data", "The directory of the data, if they need one."),
     of_settings("size", "limit"),
     path("--image", "With --dataset panda: a picture of your own."),
@@ -103,7 +103,8 @@ data = together(
 
 budget = together(
     click.option("--eps", multiple=True,
-                 help="Budgets in pixel values, with commas between or given again: 1/255,2/255,0.1."),
+                 help="Budgets in pixel values, with commas between or given again: 1/255,2/255,0.1. By default that on the "
+                      "card of the dataset."),
     of_settings("norm"),
 )  # fmt: skip
 
@@ -119,7 +120,7 @@ grading = of_settings("mc", "draws", "seed")
 passes = of_settings("precision", "memory")
 machine = together(
     of_settings("device"),
-    click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default as many as it likes."),
+    click.option("--threads", type=click.IntRange(1), help="Threads of torch; by default torch's own choice."),
 )
 records = path("--out", "Where records go.", default=Path("runs"), show_default=True)
 checkpoint = path("--checkpoint", "Weights instead of those of the model's card.")
@@ -185,7 +186,7 @@ def prepare_dry_run(given: dict[str, Any]) -> None:
 
 
 def read_settings(given: Mapping[str, Any], *, one: bool = False) -> list[Options]:
-    """The settings among a command's options, for each value of --eps; by default that of the data set's card.
+    """The settings among a command's options, for each value of --eps; by default that of the dataset's card.
 
     Raises LpmbenchError for several values where the command takes only one.
     """

@@ -125,7 +125,7 @@ def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:
     """Add finished runs (directories of records) to the published results and renew the leaderboard.
 
     Each is checked first; a run with failed blocks is refused. The audit of a run, where there is one, goes with it.
-    What is published of one data set is stored together in results/records/DATASET/: of all runs the outcomes, of those
+    What is published of one dataset is stored together in results/records/DATASET/: of all runs the outcomes, of those
     that decide a rank a few adversarial images, in 16-bit integers on which the model predicts the same. Of data whose
     card does not allow it, such as photographs, no image is published.
     """

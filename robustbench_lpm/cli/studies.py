@@ -51,7 +51,7 @@ def shared_options(command: Callable[..., None]) -> Callable[..., None]:
     return options.together(
         options.of_settings("seed"),
         options.checkpoint,
-        click.option("--dataset", help="A data set, or the path of its card; default: the one that the model learned."),
+        click.option("--dataset", help="A dataset, or the path of its card; default: the one that the model learned."),
         options.path("--data", "The directory of the data, if they need one."),
         click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True),
         options.of_settings("size", "limit", "labels_fit"),
@@ -325,9 +325,9 @@ def magnitudes(option: str, text: str, step: str) -> list[float]:
 
 
 def dataset_for(models: Sequence[ModelCard], named: str | None) -> str:
-    """The data set of a study: the one named, else the one that the first model learned, else one of its labels.
+    """The dataset of a study: the one named, else the one that the first model learned, else one of its labels.
 
-    Raises LpmbenchError for models that do not predict the same labels, and where no data set has them.
+    Raises LpmbenchError for models that do not predict the same labels, and where no dataset has them.
     """
     first = models[0]
     for model in models[1:]:
@@ -341,7 +341,7 @@ def dataset_for(models: Sequence[ModelCard], named: str | None) -> str:
         return first.trained.dataset
     fitting = [name for name in registered if cards.dataset(name).labels == first.labels]
     if not fitting:
-        raise LpmbenchError(f"No registered data set has the labels '{first.labels}'; name one with --dataset.")
+        raise LpmbenchError(f"No registered dataset has the labels '{first.labels}'; name one with --dataset.")
     return first.labels if first.labels in fitting else fitting[0]
 
 

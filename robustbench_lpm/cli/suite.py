@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from robustbench_lpm.registry.cards import SuiteCard
 
 MOST_AT_ONCE = 64  # cells under way with many workers
-Directories = dict[str, Path] | Path | None  # of the data: by data set, or one for all
+Directories = dict[str, Path] | Path | None  # of the data: by dataset, or one for all
 
 
 @click.command()
@@ -65,7 +65,7 @@ def run(name: str, directories: Sequence[str], **given: Any) -> None:
     lpmbench run full --dry-run
     lpmbench run full --only cnn --limit 8
     lpmbench run full --workers 4
-    lpmbench run full --data sim2mnist=DIR --data fashion-mnist=DIR
+    lpmbench run full --data sim2mnist=DIR --data cifar10=DIR
     """
     suite = part_of(cards.suite(name), given["only"], given["limit"])
     workers, address = given["workers"], given["ray"]
@@ -124,9 +124,9 @@ def _called(name: str) -> str:
 
 
 def directories_of(words: Sequence[str]) -> Directories:
-    """The directories of the data in the words of --data: DIR for all data sets, or NAME=DIR for each.
+    """The directories of the data in the words of --data: DIR for all datasets, or NAME=DIR for each.
 
-    Raises LpmbenchError where the words are of both kinds, or name a data set twice.
+    Raises LpmbenchError where the words are of both kinds, or name a dataset twice.
     """
     pairs = [word.partition("=") for word in words]
     if len(words) < 2 and not any(equals and name in cards.names("dataset") for name, equals, _ in pairs):
@@ -134,7 +134,7 @@ def directories_of(words: Sequence[str]) -> Directories:
     found: dict[str, Path] = {}
     for word, (name, equals, directory) in zip(words, pairs, strict=True):
         if not equals or not directory:
-            raise LpmbenchError(f"--data {word} must be NAME=DIR: of several directories each needs its data set.")
+            raise LpmbenchError(f"--data {word} must be NAME=DIR: of several directories each needs its dataset.")
         if name in found:
             raise LpmbenchError(f"--data gives two directories for '{name}'.")
         found[name] = Path(directory)
@@ -179,7 +179,7 @@ def _planned(suite: SuiteCard, data: Directories, given: Mapping[str, Any], fail
     for note in matrix.notes:
         say(note)
     if matrix.left_out:
-        say(f"Several directories are given as --data {next(iter(matrix.left_out))}=DIR, for each data set its own.")
+        say(f"Several directories are given as --data {next(iter(matrix.left_out))}=DIR, for each dataset its own.")
     if not matrix.cells:
         failures.complain("planned")
         raise LpmbenchError(f"Nothing of '{suite.name}' can be run without its data.")

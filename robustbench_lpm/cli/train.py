@@ -22,7 +22,7 @@ SHOWN = ("train_loss", "train_accuracy", "validation_accuracy", "validation_clea
 @click.command()
 @options.models("MODEL")
 @click.option("--recipe", "recipe_name", help="A recipe, or the path of its card; by default the one the model names.")
-@click.option("--dataset", help="A data set instead of the recipe's.")
+@click.option("--dataset", help="A dataset instead of the recipe's.")
 @options.path("--data", "The directory that holds the data, if it needs one.")
 @click.option("--epochs", type=click.IntRange(1), help="Epochs instead of the recipe's.")
 @click.option("--seed", type=int, default=0, show_default=True)

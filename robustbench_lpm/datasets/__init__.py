@@ -1,4 +1,4 @@
 """Where labelled images come from, in an order that never changes, and how they are shown to a model.
 
-A data set is a function `(*, data, split, folder, **parameters) -> ImageSet`, named by a card in datasets/.
+A dataset is a function `(*, data, split, folder, **parameters) -> ImageSet`, named by a card in datasets/.
 """

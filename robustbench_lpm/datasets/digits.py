@@ -1,4 +1,4 @@
-"""The default data set: 1797 real handwritten digits included in scikit-learn, 8 x 8, enlarged to 32 x 32."""
+"""The default dataset: 1797 real handwritten digits included in scikit-learn, 8 x 8, enlarged to 32 x 32."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _table() -> Path:
     """The file that sklearn.datasets.load_digits reads, found without importing scikit-learn, which takes a second."""
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise LpmbenchError("Data set 'digits' is a file of scikit-learn: pip install scikit-learn")
+        raise LpmbenchError("Dataset 'digits' is a file of scikit-learn: pip install scikit-learn")
     return Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
 
 

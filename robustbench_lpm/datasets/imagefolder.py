@@ -26,11 +26,11 @@ def imagefolder(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     that a class that is missing from one part does not shift the labels of the others.
     """
     if data is None:
-        raise LpmbenchError("Data set 'imagefolder' needs --data DIR, a folder that holds one folder for each class.")
+        raise LpmbenchError("Dataset 'imagefolder' needs --data DIR, a folder that holds one folder for each class.")
     parts = split_folders(data) or {"test": data}
     check_split("imagefolder", split, list(parts))
     part = parts[split]
-    # Parts of one data set share their labels: an index in one part is used for a part that has none.
+    # Parts of one dataset share their labels: an index in one part is used for a part that has none.
     if path := find_class_index(part, data, *parts.values()):
         label_of, classes = read_class_index(path, [folder.name for folder in class_folders(part)])
         unnamed = [label for label, name in enumerate(classes) if name == f"class {label}"]

@@ -33,7 +33,7 @@ def imagenet(*, data: Path | None, split: str, folder: Path, validation: int = 1
     root = data if data is not None else data_root(data) / "imagenet"
     if not root.is_dir():
         raise LpmbenchError(
-            f"Data set 'imagenet': there is no folder {root}. Give one with --data DIR that holds a folder for each "
+            f"Dataset 'imagenet': there is no folder {root}. Give one with --data DIR that holds a folder for each "
             f"class, named by its WordNet id (n01440764, ...), or such folders in DIR/val."
         )
     part = _part(root, split)
@@ -53,7 +53,7 @@ def imagenet_a(*, data: Path | None, split: str, folder: Path) -> ImageSet:
     root = data if data is not None else data_root(data) / "imagenet-a"
     if not root.is_dir():
         raise LpmbenchError(
-            f"Data set 'imagenet-a': there is no folder {root}. Give one with --data DIR that holds the class folders "
+            f"Dataset 'imagenet-a': there is no folder {root}. Give one with --data DIR that holds the class folders "
             f"of imagenet-a.tar, named by WordNet id (n01498041, ...), and {INDEX_FILE}."
         )
     return read_class_folders(root, class_index(root, root), imagenet_classes())
@@ -63,7 +63,7 @@ def _part(root: Path, split: str) -> Path:
     parts = split_folders(root) or {"validation": root}
     part, name = ("validation", "val") if split == "test" else ("train", "train")
     if part not in parts:
-        raise LpmbenchError(f"Data set 'imagenet': split '{split}' needs the class folders in {root / name}.")
+        raise LpmbenchError(f"Dataset 'imagenet': split '{split}' needs the class folders in {root / name}.")
     return parts[part]
 
 

@@ -50,11 +50,11 @@ class ImageSet:
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
         if not labels.size:
-            raise LpmbenchError("The data set holds no images.")
+            raise LpmbenchError("The dataset holds no images.")
         if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.min() < 0:
-            raise LpmbenchError("The labels of a data set are a list of whole numbers from 0.")
+            raise LpmbenchError("The labels of a dataset are a list of whole numbers from 0.")
         if self.classes and labels.max() >= len(self.classes):
-            raise LpmbenchError(f"The data set has {len(self.classes)} classes, but also the label {labels.max()}.")
+            raise LpmbenchError(f"The dataset has {len(self.classes)} classes, but also the label {labels.max()}.")
         object.__setattr__(self, "labels", labels.astype(np.int64))
 
     def __len__(self) -> int:
@@ -86,7 +86,7 @@ class ImageSet:
 
 
 def from_arrays(pixels: NDArray[np.uint8], labels: NDArray[Any] | Sequence[int], classes: Iterable[str]) -> ImageSet:
-    """A data set in memory: `pixels` is (N, H, W) or (N, H, W, 3), 0 to 255."""
+    """A dataset in memory: `pixels` is (N, H, W) or (N, H, W, 3), 0 to 255."""
     if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4) or pixels.shape[3:] not in ((), (3,)):
         raise LpmbenchError(f"Pixels must be uint8 (N, H, W) or (N, H, W, 3), not {pixels.dtype} {pixels.shape}.")
     if len(pixels) != len(labels):
@@ -101,7 +101,7 @@ def from_arrays(pixels: NDArray[np.uint8], labels: NDArray[Any] | Sequence[int],
 
 
 def from_files(paths: Sequence[Path], labels: NDArray[Any] | Sequence[int], classes: Iterable[str]) -> ImageSet:
-    """A data set of image files, in the order given. A file is opened when its image is asked for."""
+    """A dataset of image files, in the order given. A file is opened when its image is asked for."""
     if len(paths) != len(labels):
         raise LpmbenchError(f"There are {len(paths)} images, but {len(labels)} labels.")
     return ImageSet(

@@ -24,9 +24,9 @@ Arrays = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 @dataclass(frozen=True)
 class _Collection:
-    """A data set in MNIST's four files. pins: file name -> sha256 of its array.
+    """A dataset in MNIST's four files. pins: file name -> sha256 of its array.
 
-    MNIST's descendants use the same file names and shapes, so only the content tells which data set a file belongs to.
+    MNIST's descendants use the same file names and shapes, so only the content tells which dataset a file belongs to.
     """
 
     name: str
@@ -125,6 +125,6 @@ def _checked(collection: _Collection, path: Path, header: int) -> NDArray[np.uin
         raise LpmbenchError(f"{path} cannot be read: {error}") from None
     if hashlib.sha256(content[header:]).hexdigest() != collection.pins[path.name.removesuffix(".gz")]:
         raise LpmbenchError(
-            f"{path} is not the file of data set '{collection.name}', or is damaged: its content differs."
+            f"{path} is not the file of dataset '{collection.name}', or is damaged: its content differs."
         )
     return np.frombuffer(content, np.uint8, offset=header)

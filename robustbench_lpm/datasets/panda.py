@@ -1,4 +1,4 @@
-"""One picture, by default a giant panda: the smallest data set for an ImageNet model."""
+"""One picture, by default a giant panda: the smallest dataset for an ImageNet model."""
 
 from __future__ import annotations
 

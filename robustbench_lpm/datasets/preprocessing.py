@@ -18,7 +18,7 @@ Size = int | Literal["original"]
 
 
 class Cropped(int):
-    """A side that `crop-N` asks for: the shorter side becomes N, whatever share a data set's card crops, bilinearly.
+    """A side that `crop-N` asks for: the shorter side becomes N, whatever share a dataset's card crops, bilinearly.
 
     With N = 224 that is how the reference of RAM-LPM prepares images.
     """
@@ -90,7 +90,7 @@ def as_bytes(image: Image.Image, size: Size, crop: float, channels: int, fit: Fi
     resizes that to N x N, bicubic, so that nothing of the image is lost.
     """
     if image.mode not in MODES.values():
-        raise LpmbenchError(f"A data set must give images in mode 'L' or 'RGB', not '{image.mode}'.")
+        raise LpmbenchError(f"A dataset must give images in mode 'L' or 'RGB', not '{image.mode}'.")
     image = image.convert(MODES[channels])
     if size == "original" or image.size == (size, size):
         pass

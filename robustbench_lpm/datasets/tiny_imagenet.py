@@ -37,7 +37,7 @@ def tiny_imagenet(
     root = next((place for place in (root / FOLDER, root) if (place / "val").is_dir()), root)
     if not root.joinpath("val" if split == "test" else "train").is_dir():
         raise LpmbenchError(
-            f"Data set 'tiny-imagenet': there is no folder {root / ('val' if split == 'test' else 'train')}. Give the "
+            f"Dataset 'tiny-imagenet': there is no folder {root / ('val' if split == 'test' else 'train')}. Give the "
             f"folder of the unpacked archive, {FOLDER}, with --data DIR."
         )
     number_of: dict[str, int] = json.loads((folder / NUMBERS).read_bytes())
@@ -46,7 +46,7 @@ def tiny_imagenet(
         names, number_of = tuple(names[number_of[wnid]] for wnid in wnids), {w: n for n, w in enumerate(wnids)}
     wnid_of = _annotated(root / "val") if split == "test" else _in_folders(root / "train")
     if strangers := sorted(set(wnid_of.values()) - number_of.keys()):
-        raise LpmbenchError(f"Data set 'tiny-imagenet': {root} holds '{strangers[0]}', which is none of its classes.")
+        raise LpmbenchError(f"Dataset 'tiny-imagenet': {root} holds '{strangers[0]}', which is none of its classes.")
     part = root / "val" if split == "test" else root / "train"
     images = in_pinned_order(part, {path: number_of[wnid] for path, wnid in wnid_of.items()}, names)
     return images if split == "test" else hold_out("tiny-imagenet", images, split, round(validation * len(images)))

@@ -57,7 +57,7 @@ class Matrix:
     # With its black-box attacks, and whether it is audited until that is decided.
     judged: list[tuple[Plan, Sequence[Attack], bool]] = field(default_factory=list)
     sources: dict[int, Data] = field(default_factory=dict)  # by part
-    left_out: dict[str, str] = field(default_factory=dict)  # data sets that are not available, and why not
+    left_out: dict[str, str] = field(default_factory=dict)  # datasets that are not available, and why not
     notes: list[str] = field(default_factory=list)  # what else is left out, and why
 
     def plan(self, model: LoadedModel, attack: Attack, source: Data, options: Options) -> list[Plan]:
@@ -87,7 +87,7 @@ def resolve_suite(
 ) -> Matrix:  # fmt: skip
     """Every run of a suite, in the order of its card; optional parts whose data are not available are left out.
 
-    data: the directory of the data, or one for each data set by name. attempt: the context in which each model is
+    data: the directory of the data, or one for each dataset by name. attempt: the context in which each model is
     loaded and each of its runs is planned; what fails in it is left out, if it suppresses the error.
 
     Raises LpmbenchError for anything that cannot be run as asked.
@@ -95,7 +95,7 @@ def resolve_suite(
     found = Matrix()
     named = {part.dataset for part in suite.part}
     if isinstance(data, Mapping) and (unknown := sorted(data.keys() - named)):
-        raise LpmbenchError(f"Suite '{suite.name}' has no data set '{unknown[0]}'; it has {', '.join(sorted(named))}.")
+        raise LpmbenchError(f"Suite '{suite.name}' has no dataset '{unknown[0]}'; it has {', '.join(sorted(named))}.")
     for name in (name for part in suite.part for name in part.models):
         cards.model(name)  # a misspelt name fails before hours are spent on the others
     for number, part in enumerate(suite.part):

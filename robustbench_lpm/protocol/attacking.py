@@ -101,7 +101,7 @@ def _run_batch(
     images, labels = batch.images.to(plan.options.device), batch.labels.to(plan.options.device)
     mask = batch.masks.to(plan.options.device) if batch.masks is not None else None
     if not (bool((images >= 0).all()) and bool((images <= 1).all())):
-        raise LpmbenchError(f"Data set '{plan.data.name}' holds images outside [0, 1].")
+        raise LpmbenchError(f"Dataset '{plan.data.name}' holds images outside [0, 1].")
     targets = _targets(plan, batch.indices, labels)
     before = grade(plan, images, batch.indices, "clean")
     few = slice(len(images) // ASKED_AGAIN + 1)

@@ -100,7 +100,7 @@ class ClassifierOracle:
     Args:
         classifier: in eval mode, its parameters frozen.
         images: the clean batch (B, C, H, W); where `mask` (B, 1, H, W) is False, a query's pixels are set back to it.
-        indices: the examples' indices in the data set: they key the noise.
+        indices: the examples' indices in the dataset: they key the noise.
         quick: the classifier in reduced precision (`architectures.precision`), for gradients and probes.
         gradient_mode: how gradients pass a glimpsing network's fixations; None for the network's own default.
         stream: part of the key of the attack's noise and choices, so that repeated attacks differ.

@@ -52,7 +52,7 @@ class Plan:
     data: Data
     indices: tuple[int, ...]
     asked: Options  # as the user gave them
-    options: Options  # the same, resolved for this model, attack and data set
+    options: Options  # the same, resolved for this model, attack and dataset
     noise_control: NoiseControl
     classes: int
     chunk: int  # rows (images times draws) that pass the network at once
@@ -209,7 +209,7 @@ FROM_PYTHON = "from Python: "
 
 
 def _in_python(part: LoadedModel | Attack | Data) -> str:
-    """A model, attack or data set in a call: its card in quotes, else its class or function."""
+    """A model, attack or dataset in a call: its card in quotes, else its class or function."""
     if part.arguments:
         return repr(shlex.split(part.arguments)[1])
     if isinstance(part, Data):
@@ -327,12 +327,12 @@ def fitted(
 ) -> tuple[LoadedModel, Admission, Tensor]:
     """A model as it is admitted to the images, its admission, and the first of the images, (1, C, H, W).
 
-    Raises LpmbenchError for a model that is not admitted, or that does not answer in the data set's labels.
+    Raises LpmbenchError for a model that is not admitted, or that does not answer in the dataset's labels.
     """
     card, known = model.card, data.identity.get("labels")
     if card is not None and known is not None and card.labels != known and not labels_fit:
         raise LpmbenchError(
-            f"Model '{model.name}' predicts the labels '{card.labels}', data set '{data.name}' has the labels "
+            f"Model '{model.name}' predicts the labels '{card.labels}', dataset '{data.name}' has the labels "
             f"'{known}'. If they are the same classes in the same order, say so with --labels-fit (labels_fit=True)."
         )
     images = data.read(indices[:IMAGES]).images
@@ -348,7 +348,7 @@ def fitted(
     if data.class_count is not None and data.class_count != classes and not labels_fit:
         raise LpmbenchError(
             f"Model '{model.name}' answers with {classes} logits, but '{data.name}' has {data.class_count} classes. If "
-            "its first classes are those of the data set, say so with --labels-fit (labels_fit=True)."
+            "its first classes are those of the dataset, say so with --labels-fit (labels_fit=True)."
         )
     labels = data.labels[list(indices)]
     if labels.min() < 0 or labels.max() >= classes:
@@ -393,7 +393,7 @@ def told_noise(draws: int, sources: Iterable[str]) -> str:
 
 
 def _code(model: LoadedModel, attack: Attack, data: Data, admission: Admission) -> dict[str, str]:
-    """Hashes of the code of model, attack and data set (see `contents`), and of the model's answers to fixed images."""
+    """Hashes of the code of model, attack and dataset (see `contents`), and of the model's answers to fixed images."""
     functions = [part.function for part in (attack, *attack.members)]
     hashes = {"attack": sha256_of_object(functions), "dataset": sha256_of_object(data.entry)}
     return {"model": sha256_of_object(model.entry), "answers": admission.answers, **hashes}

@@ -19,7 +19,7 @@ from robustbench_lpm.records.audits import TOLERANCE
 from robustbench_lpm.records.runs import UNSTEADY, RunRecord
 from robustbench_lpm.statistics import Rate, rate_of
 
-# What decides which images a run attacks, beside the name and the size of the data set.
+# What decides which images a run attacks, beside the name and the size of the dataset.
 IMAGE_KEYS = ("split", "data_sha256", "indices", "channels", "crop", "parameters")
 # Records and checkpoints that an attack used: they differ from model to model, though the attack is the same.
 USED = ("members", "surrogates")
@@ -74,7 +74,7 @@ def image_set(record: RunRecord) -> str:
 
 def image_set_names(records: Sequence[RunRecord]) -> list[str]:
     """For each record its `image_set` in words, such as "first 200 images"; with the set's short name where others of
-    that data set and size would have the same words."""
+    that dataset and size would have the same words."""
     sets: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     keys = [(record.dataset, record.size, _images_in_words(record)) for record in records]
     for record, key in zip(records, keys, strict=True):
@@ -418,7 +418,7 @@ def _obstacles(scored: Sequence[Row], expected: Sequence[Row]) -> list[str]:
         of_attacks = {name: _labels(runs) for (name,), runs in grouped(expected, ["attack"]).items()}
         whole = {name: labels for name, labels in of_attacks.items() if labels <= absent}
         brief = sorted({*whole, *absent.difference(*whole.values())})
-        found.append(f"fewer attacks: did not meet {', '.join(brief)}")
+        found.append(f"fewer attacks: not run under {', '.join(brief)}")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Published records: the runs of one data set together, in a few small files. Knows nothing about torch.
+"""Published records: the runs of one dataset together, in a few small files. Knows nothing about torch.
 
 An archive is a directory, `results/records/DATASET/`, with
 
@@ -44,7 +44,7 @@ Content = dict[str, Any]
 
 @dataclass
 class Archive:
-    """What is published of one data set. pictures: by the id of the record, already `rounded`."""
+    """What is published of one dataset. pictures: by the id of the record, already `rounded`."""
 
     records: list[RunRecord] = field(default_factory=list)
     audits: list[Audit] = field(default_factory=list)

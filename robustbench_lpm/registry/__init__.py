@@ -1,1 +1,1 @@
-"""Cards, and from cards (or a user's own objects) to models, attacks and data sets. Every model is admitted here."""
+"""Cards, and from cards (or a user's own objects) to models, attacks and datasets. Every model is admitted here."""

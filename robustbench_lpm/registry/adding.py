@@ -112,7 +112,7 @@ def _sizes(network: nn.Module, entry: str, channels: int | None, working_size: i
 
 
 def label_sets(channels: int, classes: int) -> list[str]:
-    """The label sets of the registered data sets with so many channels and classes."""
+    """The label sets of the registered datasets with so many channels and classes."""
     known = map(cards.dataset, cards.names("dataset"))
     return sorted({card.labels for card in known if (card.channels, card.classes) == (channels, classes)})
 

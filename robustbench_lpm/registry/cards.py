@@ -132,7 +132,7 @@ class _Trained(_Table):
     accuracy: dict[str, float]  # e.g. test_m1, test_m10, validation; shares in [0, 1]
     seconds: float | None = None
     versions: dict[str, str] = {}
-    notes: list[str] = []  # what the data set said about its images
+    notes: list[str] = []  # what the dataset said about its images
     # Some rows of the log, by column: "epoch", "train_loss", "validation_accuracy", ...; see training.curves.thinned.
     curve: dict[str, list[float]] = {}
 
@@ -183,7 +183,7 @@ class AttackCard(Card):
     norms: list[Norm]
     targeted: bool = False  # whether it can be targeted at a given class
     applies_to: Literal["any", "glimpsing"] = "any"  # the models that it can attack
-    # For a transfer attack: the names of the other models, by data set or the same for all.
+    # For a transfer attack: the names of the other models, by dataset or the same for all.
     surrogates: dict[str, list[str]] | list[str] | None = None
     parameters: Parameters = {}
     known_defects: str = ""
@@ -192,7 +192,7 @@ class AttackCard(Card):
     @classmethod
     def _surrogates_are_named(cls, value: object) -> object:
         if isinstance(value, str):
-            raise ValueError("name the models: a list, or a table of lists by data set")
+            raise ValueError("name the models: a list, or a table of lists by dataset")
         return value
 
     @model_validator(mode="after")
@@ -267,7 +267,7 @@ class RecipeCard(Card):
     """How `lpmbench train` makes a checkpoint."""
 
     dataset: str
-    size: str | None = None  # side of the training images in pixels; None: as the data set's card says
+    size: str | None = None  # side of the training images in pixels; None: as the dataset's card says
     fit: Literal["crop", "pad"] = "crop"  # the middle of an image, or all of it in a square of zeros; see preprocessing
     objective: str  # "module:function", see robustbench_lpm.training.objectives
     parameters: Parameters = {}  # of the objective
@@ -482,7 +482,7 @@ def resolve(entry: str, path: Path, *, trust: bool = False) -> Callable[..., Any
         raise LpmbenchError(f"{path}: entry '{entry}' must look like 'module:function'.")
     own = module_name.split(".")[0] == OWN_PACKAGE
     if own and not f"{module_name}.".startswith(ENTRY_PACKAGES):
-        raise LpmbenchError(f"{path}: entry '{entry}' is no model, attack, data set or objective of lpmbench.")
+        raise LpmbenchError(f"{path}: entry '{entry}' is no model, attack, dataset or objective of lpmbench.")
     if not own:
         if not trust:
             raise LpmbenchError(

@@ -142,7 +142,7 @@ def _examples(given: Any) -> Iterator[tuple[Any, Any]]:
 
 @contextmanager
 def _under_one_seed(given: object) -> Iterator[None]:
-    """Make the random numbers of a data set the same every time, and restore the caller's generators."""
+    """Make the random numbers of a dataset the same every time, and restore the caller's generators."""
     generator = (given.generator if isinstance(given, DataLoader) else None) or torch.Generator()
     state = generator.get_state()
     try:

@@ -45,7 +45,7 @@ class Attack:
     applies_to: str = "any"
     command: str = "attack"  # of lpmbench, which takes these arguments
     members: tuple[Attack, ...] = ()  # of a worst case
-    # Of a transfer attack, the models that it is made on: by data set, or the same for all.
+    # Of a transfer attack, the models that it is made on: by dataset, or the same for all.
     surrogates: Mapping[str, Sequence[str]] | Sequence[str | LoadedModel] | None = None
     given_surrogates: tuple[LoadedModel, ...] = ()  # named by a run instead
 
@@ -105,7 +105,7 @@ def resolve_data(
     name: str, *, size: str | None = None, data: Path | None = None, split: str = "test", trust: bool = False,
     image: Path | None = None, label: int | None = None,
 ) -> Data:  # fmt: skip
-    """A registered data set (or one from a card file) at a size; image and label replace the panda.
+    """A registered dataset (or one from a card file) at a size; image and label replace the panda.
 
     size: None is the card's, or for some cards the one size that all images of the split share. The chosen size is
     part of the identity.
@@ -278,7 +278,7 @@ class LeftOut(LpmbenchError):
 def resolve_surrogates(attack: Attack, target: LoadedModel, data: Data, device: str) -> tuple[LoadedModel, ...]:
     """The models that an attack on `target` is made on. Raises LeftOut where it needs some and none fits.
 
-    Of those that its card names for the data set these are left out: models of other labels, those that share the
+    Of those that its card names for the dataset these are left out: models of other labels, those that share the
     target's weights (they would be no black box), and controls that are not the target's own network trained from
     another seed.
     """
@@ -321,7 +321,7 @@ def given_instead(attack: Attack, target: LoadedModel, data: Data) -> str:
 
 
 def _listed(surrogates: Mapping[str, Sequence[str]], target: LoadedModel, data: Data) -> list[ModelCard]:
-    """The cards of the surrogates that are named for a data set and fit it, controls only for their own network."""
+    """The cards of the surrogates that are named for a dataset and fit it, controls only for their own network."""
 
     def network(card: ModelCard | None) -> Any:
         return card and (card.entry, card.parameters, card.input)

@@ -1,4 +1,4 @@
-"""Make objects from cards: models with verified weights, attacks, data sets."""
+"""Make objects from cards: models with verified weights, attacks, datasets."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from robustbench_lpm.hashing import sha256_of, sha256_of_value
 from robustbench_lpm.registry import cards, hubs, weight_files
 from robustbench_lpm.registry.cards import AttackCard, DatasetCard, ModelCard
 
-# Arguments that a run gives, so that no card may: to an attack function, to the function of a data set.
+# Arguments that a run gives, so that no card may: to an attack function, to the function of a dataset.
 GIVEN_BY_THE_RUN = ("norm", "eps", "targets", "surrogates")
 GIVEN_TO_DATASETS = ("data", "split", "folder")
 
@@ -314,12 +314,12 @@ def parameters_of(attack: Callable[..., Any]) -> set[str]:
 
 
 def load_images(card: DatasetCard, *, data: Path | None, split: str, trust: bool = False, **parameters: Any) -> Any:
-    """The image set of a data set card; `parameters` replace some of the card's."""
+    """The image set of a dataset card; `parameters` replace some of the card's."""
     entry = cards.resolve_entry(card, trust=trust)
     given = {"data": data, "split": split, "folder": card.path.parent} | card.parameters | parameters
     return _call(card.path, entry, given, elsewhere=GIVEN_TO_DATASETS)
 
 
 def fits(card: ModelCard, dataset: DatasetCard) -> bool:
-    """Whether a model predicts the labels of a data set and reads its number of channels."""
+    """Whether a model predicts the labels of a dataset and reads its number of channels."""
     return card.labels == dataset.labels and card.input.channels == dataset.channels

@@ -107,7 +107,7 @@ def eps(value: float, threat: str) -> str:
 
 
 def size(name: str) -> str:
-    """The size of the attacked images; it is part of the threat, so it is written with the data set."""
+    """The size of the attacked images; it is part of the threat, so it is written with the dataset."""
     return f"{name} px" if name.isdigit() else f"{name} size"
 
 

@@ -244,7 +244,7 @@ def _unmet(mine: _Entry, other: _Entry, outcomes: _Outcomes) -> str:
         if attack["knowledge"] != CONTROL and (mine.glimpsing or attack.get("applies_to") != "glimpsing"):
             absent |= {plain(attack["name"])} - met
     name = mine.classifier["name"]
-    return f"{name} did not meet {', '.join(sorted(absent))}, so its lowest may be too high." if absent else ""
+    return f"{name} was not run under {', '.join(sorted(absent))}, so its lowest may be too high." if absent else ""
 
 
 def _pair(first: _Entry, second: _Entry, met: Meeting, outcomes: _Outcomes) -> Pair:

@@ -43,7 +43,7 @@ GALLERY_EXAMPLES = 48  # of three pictures each; models take turns: enough for e
 AT_FIRST = 6  # examples that are shown before the rest is unfolded
 OWN = "ramlpm"  # the models that the first sentences are about have names that begin so
 DATASETS = ("cifar10", "imagenet", "sim2mnist", "digits")  # what the page begins with, in this order; then others
-HEADLINES = 4  # data sets that the first sentences are about, at most
+HEADLINES = 4  # datasets that the first sentences are about, at most
 # The filters of the table of runs: what they are called, and the text of a row that they choose by.
 FILTERS: dict[str, Callable[[Row], str]] = {
     "Ranking": cells.heading,
@@ -139,8 +139,8 @@ def _digest(text: str) -> str:
 
 
 def _in_order(parts: Sequence[list[Row]]) -> list[list[Row]]:
-    """The rankings, the main one first: of the first data set with an audit the audited one of most images. The others
-    follow by data set, audited ones and those of most images first. Where nothing is audited, that of most models is
+    """The rankings, the main one first: of the first dataset with an audit the audited one of most images. The others
+    follow by dataset, audited ones and those of most images first. Where nothing is audited, that of most models is
     the main one."""
     ordered = sorted(parts, key=lambda rows: (_place_of(rows[0]["dataset"]), *_weight(rows)))
     main = next((rows for rows in ordered if _audited(rows)), None)
@@ -161,7 +161,7 @@ def _audited(rows: Sequence[Row]) -> bool:
 
 
 def _headlines(parts: Sequence[list[Row]], audits: Mapping[str, Audit]) -> list[Row]:
-    """For each data set its RAM-LPM and the best of the other models: rows of the first ranking that has one and
+    """For each dataset its RAM-LPM and the best of the other models: rows of the first ranking that has one and
     intervals, with `why` their audits failed."""
     first: dict[str, list[Row]] = {}
     for rows in sorted(parts, key=lambda rows: (not any(row["model"].startswith(OWN) for row in rows), *_weight(rows))):
@@ -179,7 +179,7 @@ def _headlines(parts: Sequence[list[Row]], audits: Mapping[str, Audit]) -> list[
 
 
 def _titles(row: Row) -> dict[str, str]:
-    """What the cards of the row's model and data set call them; "" for what is not registered, or has no title."""
+    """What the cards of the row's model and dataset call them; "" for what is not registered, or has no title."""
     model, dataset = row["model"], row["dataset"]
     return {
         "model_title": cards.model(model).title if model in cards.names("model") else "",
@@ -301,7 +301,7 @@ def _summary(runs: pd.DataFrame) -> str:
         "run": len(ordinary),
         "model": len(ordinary[["model", "model_variant"]].drop_duplicates()),
         "attack": ordinary["attack"].nunique(),
-        "data set": ordinary["dataset"].nunique(),
+        "dataset": ordinary["dataset"].nunique(),
     }
     told = ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for noun, count in counts.items())
     return f"{told}; {probes} more run{'' if probes == 1 else 's'} of audits in probes.csv" if probes else told

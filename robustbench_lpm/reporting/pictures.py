@@ -1,6 +1,5 @@
 """Pictures of stored examples (image, amplified perturbation, attacked image, predictions), and the contact sheet of a
-data
-set."""
+dataset."""
 
 from __future__ import annotations
 

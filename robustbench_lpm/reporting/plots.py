@@ -88,7 +88,7 @@ class _Axis(NamedTuple):
 
 
 def accuracy_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
-    """One plot per data set, size, norm, M, image set and attack, the lowest over all attacks first."""
+    """One plot per dataset, size, norm, M, image set and attack, the lowest over all attacks first."""
     rows = [row for row in as_rows(runs) if not row["probe"]]
     names, found = _in_order(rows), []
     for scene, images, attack, points in _facets(rows, as_rows(ranked)):
@@ -103,7 +103,7 @@ def accuracy_plots(runs: pd.DataFrame, ranked: pd.DataFrame) -> list[Figure]:
 
 
 def _in_order(rows: Sequence[Row]) -> list[str]:
-    """All models, those of one data set side by side: the order gives each its look, the same in every plot."""
+    """All models, those of one dataset side by side: the order gives each its look, the same in every plot."""
     first: dict[str, str] = {}
     for row in rows:
         first[model_name(row)] = min(first.get(model_name(row), row["dataset"]), row["dataset"])

@@ -1,4 +1,4 @@
-"""Our results in RobustBench's format: one JSON file per data set, norm and model, for tools that read those.
+"""Our results in RobustBench's format: one JSON file per dataset, norm and model, for tools that read those.
 
 The keys are RobustBench's, the protocol is ours: `autoattack_acc`, by which their tools sort, holds the mean-draw
 accuracy under the strongest attack in our records, and `footnote` says so. Values without a key in their format are
@@ -32,7 +32,7 @@ AUTHORS = re.compile(rf"({NAME}(?: {NAME})*(?: et al\.| and {NAME}(?: {NAME})*)?
 def to_robustbench(records: Sequence[RunRecord], ranked: pd.DataFrame) -> dict[str, str]:
     """The files by their paths, such as "robustbench/digits/Linf/cnn.json".
 
-    RobustBench shows one eps for each data set and norm. So do these files: the eps with most images and models,
+    RobustBench shows one eps for each dataset and norm. So do these files: the eps with most images and models,
     without averaging. With fewer than 20 images there is no file.
     """
     known = {record.id: record for record in records}
@@ -52,7 +52,7 @@ def to_robustbench(records: Sequence[RunRecord], ranked: pd.DataFrame) -> dict[s
 
 
 def _merit(part: Sequence[Row]) -> tuple[Any, ...]:
-    """Which ranking of a data set and norm is written: audited, of most images and models, at the smallest eps."""
+    """Which ranking of a dataset and norm is written: audited, of most images and models, at the smallest eps."""
     audited = any(row["verdict"] for row in part)
     return audited, max(row["images"] for row in part), len(part), -part[0]["eps"]
 

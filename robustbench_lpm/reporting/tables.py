@@ -23,7 +23,7 @@ CardT = TypeVar("CardT", bound=Card)
 COLUMNS = (
     "rank",  # of the model at this budget, on the run that decides it
     "dataset", "size", "norm", "eps", "eps_text", "mc", "image_set",
-    "images_text",  # the set of images in words; unique within a data set and size
+    "images_text",  # the set of images in words; unique within a dataset and size
     "model", "model_variant",  # variants distinguish runs of the same name; empty otherwise
     "attack", "attack_variant", "knowledge", "target", "gradient_mode",
     "applies_to", "members",  # the models an attack is for; the members of a worst case, as JSON

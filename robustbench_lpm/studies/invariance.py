@@ -103,7 +103,7 @@ def make_invariance(
     `labels_fit`. attempt: the context in which each model is loaded and tried; one whose error it suppresses is left
     out.
 
-    Raises LpmbenchError for models that answer in other labels than the data set's, for those without weights, and for
+    Raises LpmbenchError for models that answer in other labels than the dataset's, for those without weights, and for
     a scale that is not above 0.
     """
     if any(value <= 0 for value in values.get("scale", ())):

@@ -75,7 +75,7 @@ class Study:
     classes: int = 0
     chunk: int = 1  # images that pass a network at once
     data_sha256: str = field(default="", repr=False)
-    labels_fit: bool = False  # whether the user declared that the models' labels are those of the data set
+    labels_fit: bool = False  # whether the user declared that the models' labels are those of the dataset
 
     @property
     def configuration(self) -> dict[str, Any]:

@@ -34,7 +34,7 @@ Labelled = tuple[Tensor, Tensor]  # images (B, C, H, W) in [0, 1] and labels (B,
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """A split of a data set. The same positions give the same bits, in memory and on the disk.
+    """A split of a dataset. The same positions give the same bits, in memory and on the disk.
 
     read: the images (B, C, H, W) at some positions, uint8, or float in [0, 1]. labels: (N,). shape: (C, H, W).
     workers: processes that read the next batches ahead; with 0 this process reads them.
@@ -81,7 +81,7 @@ class LabelledImages:
         if not self.workers or len(batches) < 2:
             yield from map(self.read, batches)
             return
-        # Loaders of data sets are often closures: forked processes need not pickle them.
+        # Loaders of datasets are often closures: forked processes need not pickle them.
         forked = "fork" in multiprocessing.get_all_start_methods()
         loader: DataLoader[Any] = DataLoader(
             batches,  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def _room(device: torch.device) -> float:
 
 
 def load_split(plan: TrainingPlan, data: Path | None, split: str, workers: int | None = None) -> LabelledImages:
-    """A split of the plan's data set, in memory unless it takes more than LARGEST_IN_MEMORY.
+    """A split of the plan's dataset, in memory unless it takes more than LARGEST_IN_MEMORY.
 
     workers: see LabelledImages; None for as many as there are processors to spare, at most MOST_WORKERS.
     Raises LpmbenchError for more classes than the model has, for a file that cannot be read, and for images of unequal
@@ -169,7 +169,7 @@ def load_split(plan: TrainingPlan, data: Path | None, split: str, workers: int |
             found = pixels(position)
             if found.shape != shape:
                 raise LpmbenchError(
-                    f"Data set '{card.name}' has images of unequal size; its recipe needs one, as in: size = \"224\"."
+                    f"Dataset '{card.name}' has images of unequal size; its recipe needs one, as in: size = \"224\"."
                 )
             images[row] = found
         return images

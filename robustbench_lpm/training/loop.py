@@ -102,7 +102,7 @@ def train(
     Args:
         model: a registered name, or the path of a card.
         recipe: instead of the one that the model card names; dataset and epochs override its values.
-        data: the directory of the data set, for those that need one.
+        data: the directory of the dataset, for those that need one.
         resume: continue from the last checkpoint in `out`; the result is the same as without the interruption.
         save_every: minutes; save within epochs too, that often. None saves after every epoch.
         workers: processes that read images ahead where the data stay on the disk (see training.examples); None for as

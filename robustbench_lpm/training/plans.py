@@ -22,7 +22,7 @@ DEFAULTS = {"devices": 1}
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """A model card with its parameters resolved, a recipe with its overrides, a data set, a seed."""
+    """A model card with its parameters resolved, a recipe with its overrides, a dataset, a seed."""
 
     card: ModelCard
     recipe: RecipeCard

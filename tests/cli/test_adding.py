@@ -144,7 +144,7 @@ def test_a_model_that_would_not_run_gets_no_card(mynets: Any, capsys: pytest.Cap
     ("Net w.pt", "give --set depth=VALUE."),
     ("Net w.pt --set depth=2", "Which label set does it predict? There is no terminal to ask at: give --labels, "),
     ("Net w.pt --set depth=2 --labels mine", "give --mean, --std."),
-    ("Net w.pt --set depth=2 --mean none --yes", "give --labels."),  # no data set has seven classes
+    ("Net w.pt --set depth=2 --mean none --yes", "give --labels."),  # no dataset has seven classes
     ("Net w.pt --set depth=2 --labels mine --mean 1,2 --std 1,1", "--mean 1,2 must be 3 number(s) with commas"),
     ("Net w.pt --set depth=2 --labels mine --mean 1,2,3 --std 1,0,1", "std must be positive"),
     ("Net w.pt --set depth=3", "the weights do not fit the model: 2 missing: body.2.weight, body.2.bias."),

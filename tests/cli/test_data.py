@@ -62,5 +62,5 @@ def test_missing_digits_are_told_in_a_line(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     assert run(["data", "sim2mnist", "--data", str(tmp_path), "--out", "here"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("lpmbench: Data set 'mnist': found no train-images-idx3-ubyte")
+    assert error.startswith("lpmbench: Dataset 'mnist': found no train-images-idx3-ubyte")
     assert error.count("\n") == 1

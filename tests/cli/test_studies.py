@@ -163,7 +163,7 @@ def test_magnitudes_are_exact_decimals() -> None:
 
 DATASETS = [
     (["ramlpm"], None, "digits"),  # it was trained on it; MNIST has the same labels
-    (["ram-centre"], None, "digits"),  # the data set of its labels' name
+    (["ram-centre"], None, "digits"),  # the dataset of its labels' name
     (["ramlpm-sim2mnist"], None, "sim2mnist"),
     (["resnet50-imagenet"], None, "imagenet"),
     (["ramlpm", "cnn"], "mnist", "mnist"),

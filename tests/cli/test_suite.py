@@ -158,7 +158,7 @@ def test_a_suite_lies_anywhere_and_parts_of_it_are_a_smoke_test(tmp_path: Path, 
 
 OPTIONAL = """
 name = "optional"
-summary = "one data set comes along, two do not"
+summary = "one dataset comes along, two do not"
 [[part]]
 dataset = "digits"
 models = ["cnn"]
@@ -221,12 +221,12 @@ def test_optional_parts_without_data_are_left_out_and_named(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["cifar10=x"], "has no data set 'cifar10'; it has digits, mnist, sim2mnist"),
+        (["cifar10=x"], "has no dataset 'cifar10'; it has digits, mnist, sim2mnist"),
         (["sim2mnist=nowhere"], "nowhere"),
         (["sim2mnist=x", "sim2mnist=y"], "two directories for 'sim2mnist'"),
         (["sim2mnist=x", "y"], "--data y must be NAME=DIR"),
         (["sim2mnist="], "must be NAME=DIR"),
-        (["x", "y"], "of several directories each needs its data set"),
+        (["x", "y"], "of several directories each needs its dataset"),
     ],
 )
 def test_folders_that_cannot_be_used(words: list[str], complaint: str, tmp_path: Path, capsys: Capture) -> None:

@@ -1,4 +1,4 @@
-"""Small data sets, written in the formats of the real ones."""
+"""Small datasets, written in the formats of the real ones."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def class_tree(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(autouse=True)
 def _no_data_by_default(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test finds the data sets of whoever runs it."""
+    """No test finds the datasets of whoever runs it."""
     monkeypatch.setenv("LPMBENCH_DATA", str(tmp_path / "nothing-here"))

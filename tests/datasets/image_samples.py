@@ -1,4 +1,4 @@
-"""Images of noise, and files in the formats of the real data sets, written out by their specifications."""
+"""Images of noise, and files in the formats of the real datasets, written out by their specifications."""
 
 from __future__ import annotations
 

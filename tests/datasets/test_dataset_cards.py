@@ -1,4 +1,4 @@
-"""Every data set card leads to its function, and the README's example works as it is written."""
+"""Every dataset card leads to its function, and the README's example works as it is written."""
 
 from __future__ import annotations
 

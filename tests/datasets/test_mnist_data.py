@@ -29,7 +29,7 @@ ARRAYS = {
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
-    """Makes ARRAYS pass for both data sets, and writes them."""
+    """Makes ARRAYS pass for both datasets, and writes them."""
     pins = {name: hashlib.sha256(array.tobytes()).hexdigest() for name, array in ARRAYS.items()}
     monkeypatch.setattr(module, "MNIST", replace(MNIST, pins=pins))
     debian = tmp_path / "debian"
@@ -127,7 +127,7 @@ def test_the_default_folder_comes_from_the_environment(
 def test_files_of_another_data_set_are_refused(tmp_path: Path, entry: Callable[..., object]) -> None:
     for name, array in ARRAYS.items():
         write_idx(tmp_path / name, array)
-    with pytest.raises(LpmbenchError, match=r"t10k-images-idx3-ubyte is not the file of data set '.*mnist'"):
+    with pytest.raises(LpmbenchError, match=r"t10k-images-idx3-ubyte is not the file of dataset '.*mnist'"):
         entry(data=tmp_path, split="test", folder=Path())
 
 

@@ -1,4 +1,4 @@
-"""A finished run is given back only where the code of model, attack and data set, and all answers, are the same."""
+"""A finished run is given back only where the code of model, attack and dataset, and all answers, are the same."""
 
 from __future__ import annotations
 

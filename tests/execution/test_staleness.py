@@ -87,7 +87,7 @@ UNNAMED: dict[str, tuple[Change, str]] = {
 NAMED: dict[str, dict[str, Any]] = {
     "the attack's card": {"steps": 4},
     "the checkpoint": {"scale": 1.5},
-    "the data set": {"brighter": 0.25},
+    "the dataset": {"brighter": 0.25},
     "seed": {"seed": 1},
     "eps": {"eps": 0.06},
 }

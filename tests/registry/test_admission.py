@@ -437,7 +437,7 @@ def test_a_model_no_better_than_chance_is_a_loud_note(caplog: pytest.LogCaptureF
 LABELS: dict[str, tuple[dict[str, Any], str]] = {
     "other labels": (
         {"model": "cnn-fashion-mnist"},
-        "predicts the labels 'fashion', data set 'digits' has .* 'digits'",
+        "predicts the labels 'fashion', dataset 'digits' has .* 'digits'",
     ),
     "more classes": ({"model": lambda images: F.pad(NET(images), (0, 1))}, "11 logits, but 'digits' has 10 classes"),
 }

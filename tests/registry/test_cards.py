@@ -132,7 +132,7 @@ norms = ["linf"]
 """
 DATASET = """
 name = "mine"
-summary = "a data set"
+summary = "a dataset"
 entry = "robustbench_lpm.datasets.digits:digits"
 labels = "digits"
 channels = 1
@@ -302,10 +302,10 @@ ENTRIES = [
     ("robustbench_lpm.architectures.cnn", False, "must look like 'module:function'"),
     (":Cnn", False, "must look like 'module:function'"),
     ("robustbench_lpm.architectures.cn:Cnn", False, "cannot be imported"),
-    ("robustbench_lpm.registry.zoo:load_model", False, "is no model, attack, data set or objective"),
-    ("robustbench_lpm.registry.zoo:load_model", True, "is no model, attack, data set or objective"),
-    ("robustbench_lpm.training:train", False, "is no model, attack, data set or objective"),
-    ("robustbench_lpm:evaluate", False, "is no model, attack, data set or objective"),
+    ("robustbench_lpm.registry.zoo:load_model", False, "is no model, attack, dataset or objective"),
+    ("robustbench_lpm.registry.zoo:load_model", True, "is no model, attack, dataset or objective"),
+    ("robustbench_lpm.training:train", False, "is no model, attack, dataset or objective"),
+    ("robustbench_lpm:evaluate", False, "is no model, attack, dataset or objective"),
     ("os:system", False, "read it, then add --trust"),
     ("robustbench_lpm_of_mine:Cnn", False, "read it, then add --trust"),
     ("robustbench_lpm_of_mine:Cnn", True, "cannot be imported"),

@@ -1,4 +1,4 @@
-"""What a data set says of itself: the size that was chosen, its classes and label set, and its notes."""
+"""What a dataset says of itself: the size that was chosen, its classes and label set, and its notes."""
 
 from __future__ import annotations
 

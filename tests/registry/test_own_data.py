@@ -172,7 +172,7 @@ BAD: list[tuple[str, Any, str]] = [
     ("no labels", (IMAGES, [None] * 6), "labels are no array of numbers"),
     ("complex labels", (IMAGES, LABELS * 1j), "complex"),
     ("ragged labels", (IMAGES[:2], [torch.tensor([0]), torch.tensor([0, 1])]), "differ in shape"),
-    ("a data set that fails", Examples([*PAIRS, {}]), "no images under"),
+    ("a dataset that fails", Examples([*PAIRS, {}]), "no images under"),
     ("a loader that fails", DataLoader(UNEQUAL, batch_size=2), "RuntimeError"),
 ]  # fmt: skip
 

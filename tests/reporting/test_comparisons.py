@@ -168,7 +168,7 @@ def test_who_met_fewer_attacks_at_its_m_is_named(make):
     records += [make("a", "p", mc=10), make("cnn", "p", glimpses=0), make("cnn", "p", mc=10, glimpses=0)]
     (found,), _ = both(*records)
     notes = {(pair.first, pair.second): pair.note for pair in found.pairs if pair.attack == comparisons.LOWEST}
-    assert notes["a, M = 1", "a, M = 10"] == "a, M = 10 did not meet g, so its lowest may be too high."
+    assert notes["a, M = 1", "a, M = 10"] == "a, M = 10 was not run under g, so its lowest may be too high."
     assert notes["cnn, M = 1", "cnn, M = 10"] == ""
     assert notes["a, M = 1", "cnn, M = 10"] == ""  # which has no gaze to be attacked
     assert {pair.note for pair in found.pairs if pair.attack != comparisons.LOWEST} == {""}
@@ -213,4 +213,4 @@ def test_probes_are_compared_nowhere(make):
 def test_what_speaks_against_a_number_goes_along(make):
     (found,), _ = both(make("a", "p"), make("a", "q"), make("b", "p"))
     told = {classifier["name"]: classifier["notes"] for classifier in found.classifiers}
-    assert told == {"a, M = 1": "", "b, M = 1": "fewer attacks: did not meet q"}
+    assert told == {"a, M = 1": "", "b, M = 1": "fewer attacks: not run under q"}

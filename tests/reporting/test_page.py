@@ -258,7 +258,7 @@ def test_the_main_ranking_is_the_audited_one_of_most_images(make):
     cifar, large = make("a", dataset="cifar10"), make("a", images=100, dataset="zebras")
     audits = {r.id: make_audit(r, check("pass")) for r in (few, many, large)}
     assert headings(render(few, many, cifar, large, audits=audits)) == [
-        "digits, original size, L∞ eps 8/255, M = 1, first 80 images",  # the first data set with an audit
+        "digits, original size, L∞ eps 8/255, M = 1, first 80 images",  # the first dataset with an audit
         "cifar10, original size, L∞ eps 8/255, M = 1, first 40 images",
         "digits, original size, L∞ eps 8/255, M = 1, first 40 images",
         "zebras, original size, L∞ eps 8/255, M = 1, first 100 images",
@@ -338,7 +338,7 @@ def test_probes_are_left_out(make):
     assert set(re.findall(r'<tr id="run-([^"]*)"', html)) == {found[name].id[:16] for name in ORDINARY}
     assert len(data_of(html)["runs"]) == len(ORDINARY)
     more = f"{len(found) - len(ORDINARY)} more runs of audits in probes.csv"
-    assert f"{len(ORDINARY)} runs, 1 model, 4 attacks, 1 data set; {more}" in html
+    assert f"{len(ORDINARY)} runs, 1 model, 4 attacks, 1 dataset; {more}" in html
     assert not re.search(r"<tr [^>]*hidden", html)  # without scripts all runs are shown
     assert '<div class="controls" id="filters" hidden>' in html  # and the choices, which would do nothing, are not
 

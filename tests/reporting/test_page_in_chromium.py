@@ -349,7 +349,7 @@ def test_what_makes_a_pair_unequal_is_said(browser, averaged):
         assert f"{first} met apgd (eot={eot[0]}), {second} met apgd (eot={eot[1]})." in told
         assert "The attack ran at unequal settings" in reader.one("#compare-result .warning").text
     reader.choose("#compare-attack", "lowest over all attacks")
-    assert "ram, M = 10 did not meet spsa" in reader.one("#compare-result .warning").text
+    assert "ram, M = 10 was not run under spsa" in reader.one("#compare-result .warning").text
 
 
 def test_classifiers_are_chosen_from_the_keyboard(browser, averaged):

@@ -192,7 +192,7 @@ def test_where_numbers_come_from_is_stored(tmp_path: Path) -> None:
 
 MISTAKES = [
     (("cnn", "digits"), "sees an image whole"),
-    (("ramlpm", "panda"), "predicts the labels 'digits', data set 'panda' has the labels 'imagenet'"),
+    (("ramlpm", "panda"), "predicts the labels 'digits', dataset 'panda' has the labels 'imagenet'"),
     (("ramlpm-imagenet", "panda"), "no weights"),
 ]
 

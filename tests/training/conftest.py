@@ -35,7 +35,7 @@ def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def tiny_recipe(name: str, **changes: Any) -> RecipeCard:
-    """A recipe of the folder cards/, on its tiny data set."""
+    """A recipe of the folder cards/, on its tiny dataset."""
     recipe = cards.recipe(str(CARDS / f"tiny-{name}.toml"))
     return recipe.model_copy(update={"dataset": str(CARDS / "tiny-digits.toml")} | changes)
 

@@ -23,7 +23,7 @@ SMALL = {
 
 @pytest.fixture
 def imagenet(tmp_path: Path) -> Path:
-    """train/ and val/ of three classes, JPEGs of unequal shapes; the data set's card would hold out 10,000."""
+    """train/ and val/ of three classes, JPEGs of unequal shapes; the dataset's card would hold out 10,000."""
     random, root = np.random.default_rng(0), tmp_path / "imagenet"
     for split, count in (("train", 8), ("val", 2)):
         for label, name in enumerate(WNIDS):

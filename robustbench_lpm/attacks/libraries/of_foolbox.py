@@ -17,7 +17,7 @@ from robustbench_lpm.norms import NORMS
 
 LEFT_OUT = {
     "BinarizationRefinementAttack": "it refines the images of another attack",
-    "DatasetAttack": "it needs other images of the data set",
+    "DatasetAttack": "it needs other images of the dataset",
 }
 # By the modules that attacks are in; those that query nothing by name.
 BLACK_BOX = (

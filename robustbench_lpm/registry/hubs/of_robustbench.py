@@ -28,7 +28,7 @@ THREATS = {threat.value: threat for threat in ThreatModel if threat is not Threa
 
 
 def describe(name: str) -> dict[str, Any]:
-    """The card of a model, under its name with data set and threat model."""
+    """The card of a model, under its name with dataset and threat model."""
     dataset, model, threat = _parsed(name)
     full = f"robustbench:{dataset.value}/{model}/{threat.value}"
     prepared = model_dicts[dataset][threat][model].get("preprocessing")
@@ -75,7 +75,7 @@ def network(name: str, weights: list[Path]) -> nn.Module:
 
 
 def _parsed(name: str) -> tuple[BenchmarkDataset, str, ThreatModel]:
-    """Data set, model and threat model of NAME, NAME/THREAT, DATASET/NAME or DATASET/NAME/THREAT."""
+    """Dataset, model and threat model of NAME, NAME/THREAT, DATASET/NAME or DATASET/NAME/THREAT."""
     parts = name.split("/")
     dataset = parts.pop(0) if len(parts) > 1 and parts[0] in DATASETS else "cifar10"
     threat = parts.pop() if len(parts) > 1 else "Linf"

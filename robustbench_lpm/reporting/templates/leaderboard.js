@@ -245,7 +245,7 @@
       const met = (one, two) => pairs.find((pair) => pair[0] === attack.value && pair[1] === one && pair[2] === two);
       const pair = met(a, b) ?? (met(b, a) && turned(met(b, a)));
       if (a === b || !pair) {
-        result.replaceChildren(make("p", "note", a === b ? "Choose two different classifiers." : "These two did not meet this attack on the same images."));
+        result.replaceChildren(make("p", "note", a === b ? "Choose two different classifiers." : "These two were not run under this attack on the same images."));
         return;
       }
       const [, , , attackA, attackB, note, images, accuracyA, accuracyB, difference, bounds, apart, betterA, betterB] = pair;
