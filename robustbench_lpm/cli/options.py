@@ -103,8 +103,8 @@ data = together(
 
 budget = together(
     click.option("--eps", multiple=True,
-                 help="Budgets in pixel values, with commas between or given again: 1/255,2/255,0.1. By default that on the "
-                      "card of the dataset."),
+                 help="Budgets in pixel values, with commas between or given again: 1/255,2/255,0.1. Default: that on "
+                      "the dataset's card."),
     of_settings("norm"),
 )  # fmt: skip
 
