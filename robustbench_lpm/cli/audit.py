@@ -35,7 +35,7 @@ IMAGES = 200  # they bound a difference by two points if one image of them diffe
 @click.option(
     "--until-decided",
     is_flag=True,
-    help="Go on with more images where checks are undecided, and with more work where that takes more.",
+    help="Go on with more images where checks are undecided, and with more work where that lowers accuracy.",
 )
 @options.data
 @options.budget
@@ -51,10 +51,10 @@ def audit(
     stronger: one step, random noise, attacks without gradients, twice the steps, draws and restarts, a larger eps,
     frozen noise. And the model must answer the same whatever it was asked before. A check fails when the paired
     difference is certainly (95 %) above one point, passes when it is certainly below two, and is undecided otherwise:
-    more images decide it. With --until-decided those are taken, and where twice the work takes more, the stronger
-    attack is judged in place of the weaker one. The verdicts are written beside the records; `report` shows them, and a
-    result that fails gets no rank. Runs that are finished in --out are not repeated. Without --limit the first 200
-    examples are judged.
+    more images decide it. With --until-decided those are used, and where twice the work lowers accuracy further, the
+    stronger attack is judged in place of the weaker one. The verdicts are written beside the records; `report` shows
+    them, and only results that pass have a rank. Runs that are finished in --out are not repeated. Without --limit the
+    first 200 examples are judged.
 
     \b
     lpmbench audit cnn --dataset digits --eps 0.1

@@ -30,11 +30,11 @@ from robustbench_lpm.errors import LpmbenchError
 def converge(
     models: Sequence[str], attack_name: str, doublings: int, out: Path | None, force: bool, **given: Any
 ) -> None:
-    """How accurate each MODEL stays as an attack gets longer: does a longer one still take more, and where does it end?
+    """How accurate each MODEL stays as an attack gets longer: does a longer one still lower it, and where does it end?
 
     The attack runs with its steps (--steps), then with twice as many, and so on. Each doubling is judged image by
-    image: whether it takes more than one point, less, or neither is certain. The limit is extrapolated from a power
-    law; its 95 % interval is over images. An accuracy says something of the model where its curve is flat.
+    image: whether it lowers accuracy by more than one point, by less, or neither is certain. The limit is extrapolated
+    from a power law; its 95 % interval is over images. An accuracy says something of the model where its curve is flat.
 
     \b
     lpmbench converge cnn --eps 0.1 --limit 200

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-SURE = {"more": "takes more", "less": "takes less than a point", "undecided": "undecided", "": ""}
+SURE = {"more": "lowers it by more", "less": "by less than a point", "undecided": "undecided", "": ""}
 
 
 def converge_table(table: pd.DataFrame, limits: pd.DataFrame, console: Console) -> None:
