@@ -92,7 +92,9 @@ def flat_from(rows: Sequence[Row]) -> Row | None:
 def told_end(model: str, rows: Sequence[Row]) -> str:
     """From how many passes on the curve of a model is flat, in a sentence."""
     if first := flat_from(rows):
-        return f"{model}: from {first['passes']:,} passes on no doubling lowers it by more than a point on these images."
+        return (
+            f"{model}: from {first['passes']:,} passes on no doubling lowers it by more than a point on these images."
+        )
     return f"{model}: the last doubling still lowers it by more than a point on these images."
 
 
