@@ -95,8 +95,12 @@ def several(given: object) -> TypeGuard[Iterable[Any]]:
 
 
 def format_eps(eps: float) -> str:
-    """The way people write it: '2/255' when it is a whole number of 8-bit steps, up to 3, else a short decimal."""
+    """The way people write it: '2/255' when it is a whole number of 8-bit steps, up to 3, or '0.5/255', half of one.
+
+    Else a short decimal: 0.1 is 25.5 steps, but nobody writes it so.
+    """
     steps = eps * 255
-    if 1 <= round(steps) <= MOST_STEPS and abs(steps - round(steps)) < 1e-9:
-        return f"{round(steps)}/255"
+    nearest = round(2 * steps) / 2
+    if abs(steps - nearest) < 1e-9 and (nearest.is_integer() or nearest == 0.5) and 0 < nearest <= MOST_STEPS:
+        return f"{nearest:g}/255"
     return f"{eps:.6g}"

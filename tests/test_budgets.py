@@ -138,6 +138,7 @@ def test_lists_that_are_none(text: object, complaint: str) -> None:
 
 @pytest.mark.parametrize(("eps", "text"), [
     (2 / 255, "2/255"),
+    (0.5 / 255, "0.5/255"),
     (1.0, "255/255"),
     (0.1, "0.1"),
     (0.0, "0"),
@@ -153,5 +154,5 @@ def test_how_budgets_are_written(eps: float, text: str) -> None:
 
 
 def test_what_is_written_reads_back() -> None:
-    for eps in (*(steps / 255 for steps in range(256)), 0.1, 0.05, 0.3, 0.007, 1e-13):
+    for eps in (*(steps / 255 for steps in range(256)), 0.5 / 255, 0.1, 0.05, 0.3, 0.007, 1e-13):
         assert parse_eps(format_eps(eps)) == eps
