@@ -148,10 +148,10 @@ def survive(
 
 def _look(out: Path, tally: Tally) -> None:
     """Where it was killed."""
-    lying = {path.name.split("-")[0] for path in (out / PROGRESS).rglob("*.safetensors")}
+    unfinished = {path.name.split("-")[0] for path in (out / PROGRESS).rglob("*.safetensors")}
     tally.before_anything += not out.exists()
-    tally.inside_blocks += "journal" in lying
-    tally.between_blocks += "block" in lying
+    tally.inside_blocks += "journal" in unfinished
+    tally.between_blocks += "block" in unfinished
 
 
 def _compare(out: Path, expected: dict[str, bytes], status: int | None, tally: Tally) -> None:

@@ -71,15 +71,15 @@ class Agreement:
     """How far the attacks on one model at one budget agree on the images that are misclassified.
 
     An image counts as misclassified if at most half of the draws are right. shares[i][j] is the share of images on
-    which attacks i and j agree; fallen[i] counts the images misclassified under attack i, alone[i] those misclassified
-    under no other.
+    which attacks i and j agree; misclassified[i] counts the images that attack i gets wrong, alone[i] those that no
+    other does.
     """
 
     budget: str
     model: str
     images: int
     attacks: list[str]
-    fallen: list[int]
+    misclassified: list[int]
     alone: list[int]
     shares: list[list[float]]
 

@@ -73,8 +73,8 @@ TERMINAL: Columns = {
 }
 STYLES = {"passed": "green", "failed": "bold red", "undecided": "yellow"}  # of verdicts in the terminal
 # Version 1 compared models at one M, and named no classes; version 2 ranked by the lowest over whole runs; version 3
-# had the probes of audits among the runs.
-JSON_SCHEMA_VERSION = 4
+# had the probes of audits among the runs; version 4 called the "misclassified" of agreements "fallen".
+JSON_SCHEMA_VERSION = 5
 EXPLANATION = (
     "Robust is the mean-draw accuracy under attack, with its 95 % Wilson interval over images (none below 20 images). "
     "Models are ranked by robust accuracy under their strongest attack, without controls. The strongest attack is "

@@ -273,7 +273,7 @@ def _pair_data(pair: Pair) -> list[Any]:
 
 def _agreement_data(found: Agreement) -> list[Any]:
     """Model, budget, images, and for each attack: name, misclassified, alone, agreement with each in per cent."""
-    attacks = zip(found.attacks, found.fallen, found.alone, found.shares, strict=True)
+    attacks = zip(found.attacks, found.misclassified, found.alone, found.shares, strict=True)
     told = [(name, wrong, alone, list(map(cells.percent, shares))) for name, wrong, alone, shares in attacks]
     return [found.model, found.budget, found.images, told]
 

@@ -91,8 +91,8 @@ def test_where_memory_runs_out_a_block_is_cut_down_to_single_images_and_the_rest
     ]
     assert record.outcomes["index"].to_list() == [i for i in range(12) if i not in BAD]
     assert attack.calls[:5] == [[0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
-    lying = records.read(record.path or tmp_path)  # it is whole, and says what it lacks
-    assert lying.failures == record.failures
+    incomplete = records.read(record.path or tmp_path)  # it is whole, and says what it lacks
+    assert incomplete.failures == record.failures
     unhurt = run(planned(Picky(error, bad=())))
     kept = unhurt.outcomes[~unhurt.outcomes["index"].isin(BAD)]
     for column in ("index", "linf", "l2", "forwards", "choice"):

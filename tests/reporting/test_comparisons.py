@@ -191,7 +191,7 @@ def test_agreement_counts_images_of_which_two_attacks_say_the_same(make):
     noise = make("a", "noise", robust=1.0, knowledge="none")
     _, (found,) = both(p, q, noise)
     assert found.attacks == ["noise", "p", "q"]
-    assert found.fallen == [0, 10, 16]
+    assert found.misclassified == [0, 10, 16]
     assert found.alone == [0, 4, 10]
     assert np.array(found.shares) == pytest.approx(
         np.array([[1.0, 30 / 40, 24 / 40], [30 / 40, 1.0, 26 / 40], [24 / 40, 26 / 40, 1.0]])
@@ -201,7 +201,7 @@ def test_agreement_counts_images_of_which_two_attacks_say_the_same(make):
 def test_an_image_is_misclassified_when_at_most_half_of_the_draws_are_right(make):
     half, more = [[True, True, False, False]] * 20, [[True, True, True, False]] * 20
     _, (found,) = both(make("a", "p", draws=4, robust=half + more), make("a", "q", draws=4, robust=more + more))
-    assert found.fallen == [20, 0]
+    assert found.misclassified == [20, 0]
 
 
 def test_probes_are_compared_nowhere(make):
