@@ -32,7 +32,7 @@ def test_a_curve_for_each_model_and_its_limit(tmp_path: Path, capsys: Capture) -
     assert all(0 <= row["low"] <= row["value"] <= row["high"] <= 1 for row in stored["limits"])
     assert stored["command"] == "lpmbench converge cnn cnn-at --doublings 2 --limit 20 --eps 0.1 --steps 4"
     assert shown.count("limit ") >= 2
-    assert shown.count("from these images.") == 2
+    assert shown.count("on these images.") == 2
     assert Image.open(out / "summary.png").width > 600
     lpmbench(LINE)
     assert capsys.readouterr().out.count("already run") == 6
