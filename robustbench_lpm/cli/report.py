@@ -142,7 +142,9 @@ def publish(runs: tuple[Path, ...], results: Path, pictures: int) -> None:
     earlier = audits.read_for(before)
     everything = {record.id: record for record in before} | found
     ranked = reporting.leaderboard(list(everything.values()), {**earlier, **judged})
-    deciding = {record for row in ranked["read_from"] for record in row.split(", ")} | set(ranked["record"])
+    # Of a row that is read from probes of its audit the gallery shows the run that was audited.
+    deciding = {record for row in ranked["read_from"] for record in row.split(", ")}
+    deciding |= set(ranked["record"]) | set(ranked["audited"])
     loaded: dict[str, LoadedModel] = {}
     for dataset in sorted({record.dataset for record in found.values()}):
         mine = [record for record in found.values() if record.dataset == dataset]
