@@ -266,12 +266,9 @@ def report(matrix: Matrix, found: Mapping[str, RunRecord], decided: Sequence[str
     records = [found[run] for run in ids]
     say("")
     reporting.terminal_table(records, console)
-    judged = audits.read_for(records)
-    named = {run: name for name, audit in judged.items() for check in audit.checks for run in check.records}
-    of_audits = [
-        found[run] for run in sorted(audits.probes(list(found.values()), judged) - ids.keys())
-        if len(found[run].outcomes) == len(found[named[run]].outcomes)
-    ]  # fmt: skip
+    probes = audits.probes(list(found.values()), audits.read_for(records))
+    sizes = {len(record.outcomes) for record in records}  # audits that went on have probes on other images
+    of_audits = [found[run] for run in sorted(probes - ids.keys()) if len(found[run].outcomes) in sizes]
     *others, page = reporting.write_report([*records, *of_audits], out)
     tables = ", ".join(path.name for path in others if path.parent == out)
     say(f"Records: {shown_path(out)}    Tables: {tables}")

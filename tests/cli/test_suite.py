@@ -92,15 +92,16 @@ def test_audits_of_a_suite_go_on_until_they_are_decided(tmp_path: Path, capsys: 
     assert last.verdict.upper() == verdicts[-1][1]
 
 
-def test_a_lower_run_of_an_audit_counts_on_the_leaderboard(tmp_path: Path) -> None:
-    part = 'dataset = "digits"\nmodels = ["cnn"]\nattacks = ["pgd"]\naudit = ["pgd"]\nblack_box = ["square"]\n'
+@pytest.mark.parametrize("attacks", [["pgd"], ["worst.toml", "pgd"]])
+def test_a_lower_run_of_an_audit_counts_on_the_leaderboard(tmp_path: Path, attacks: list[str]) -> None:
+    named = json.dumps([str(tmp_path / name) if name.endswith(".toml") else name for name in attacks])
+    part = f'dataset = "digits"\nmodels = ["cnn"]\nattacks = {named}\naudit = {named}\nblack_box = ["square"]\n'
     part += 'eps = ["0.1"]\nlimit = 40\n[part.parameters]\nsquare = { queries = 3 }\npgd = { steps = 1 }\n'
     (tmp_path / "short.toml").write_text(f'name = "short"\nsummary = "an audit"\n[[part]]\n{part}')
     assert run(["run", "short.toml", "--threads", "1"]) == 0
     (row,) = json.loads((tmp_path / "runs/short/leaderboard.json").read_text())["rankings"]
-    (judged,) = pd.read_csv(tmp_path / "runs/short/leaderboard.csv")["robust_accuracy"]
-    assert row["strongest_attack"] == "pgd (steps=2)"
-    assert row["robust_accuracy"] < judged
+    assert "steps=2" in row["strongest_attack"]
+    assert row["robust_accuracy"] < pd.read_csv(tmp_path / "runs/short/leaderboard.csv")["robust_accuracy"].min()
 
 
 def test_what_is_planned_is_what_is_run(tmp_path: Path, capsys: Capture) -> None:
