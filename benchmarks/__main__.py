@@ -34,7 +34,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--threads", type=click.IntRange(min=1), default=2, show_default=True)
 @click.option("--imagenet", type=FOLDER, help="Photos as the dataset imagenet has them; without, views of the panda.")
 @click.option("--out", type=FILE, default=Path("runs/benchmarks.json"), show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="With cuda the default is the group gpu alone.")
+@click.option("--device", default="cpu", show_default=True, help="With cuda the default is the groups gpu-*.")
 def main(
     names: tuple[str, ...], small: bool, rounds: int, threads: int, imagenet: Path | None, out: Path, device: str
 ) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -49,7 +50,7 @@ def _pgd(
     every: dict[str, Any] = {"steps": steps, "step_size": step, "early_stop": False}
     own = [
         *([] if untrained else _own("pgd", subject, eps, every | {"early_stop": True})),
-        *_own("pgd", subject, eps, every, suffix=", no early stop"),
+        *_with_graphs(bench, _own("pgd", subject, eps, every, suffix=", no early stop")),
     ]
     alone = Contestant("the passes of that alone", "ours", "floor", "passes", subject | {"steps": steps})
     batch = at_once if at_once is not None and count > at_once else None
@@ -287,24 +288,39 @@ def startup(bench: Bench) -> Iterator[Table]:
     yield Table("Start-up", None, list(rows.values()))
 
 
-def gpu(bench: Bench) -> Iterator[Table]:
-    """What a GPU is for: many images, networks of ImageNet, and trainings, each beside its passes alone."""
-    small = bench.small
-    digits, photos, drawn = (8, 1, 4) if small else (500, 128, 100)
+def gpu_digits(bench: Bench) -> Iterator[Table]:
+    """Attacks on many small images on a GPU, each beside its passes alone."""
+    digits, drawn = (8, 4) if bench.small else (500, 100)
     tables: list[Callable[[], Table]] = [
         lambda: _pgd(bench, "cnn", "digits", digits, DIGITS_EPS, 20),
         lambda: _pgd(bench, "resnet18", "digits", digits, DIGITS_EPS, 20),
         lambda: _eot_pgd(bench, "ramlpm", drawn, 10, 5),
-        lambda: _pgd(bench, "resnet50-imagenet", "noise", photos, PHOTO_EPS, 10, untrained=True),
-        lambda: _pgd(bench, "vit-b-16-imagenet", "noise", photos, PHOTO_EPS, 10, untrained=True),
-        lambda: _spsa(bench, "cnn", "digits", *((4, DIGITS_EPS, 1) if small else (200, DIGITS_EPS, 4)), 128),
-        *(
-            partial(_training, bench, model, side, 2 if small else batch)
-            for model, side, batch in (
-                ("ramlpm-imagenet", 512, 64), ("ramlpm-imagenet", 512, 256), ("resnet18-cifar10", 32, 256),
-            )
-        ),
-    ]  # fmt: skip
+        lambda: _spsa(bench, "cnn", "digits", *((4, DIGITS_EPS, 1) if bench.small else (200, DIGITS_EPS, 4)), 128),
+    ]
+    yield from _in_fresh_workers(bench, tables)
+
+
+def gpu_photos(bench: Bench) -> Iterator[Table]:
+    """PGD on networks of ImageNet on a GPU, beside its passes alone."""
+    photos = 1 if bench.small else 128
+    yield from _in_fresh_workers(
+        bench,
+        [
+            partial(_pgd, bench, model, "noise", photos, PHOTO_EPS, 10, untrained=True)
+            for model in ("resnet50-imagenet", "vit-b-16-imagenet")
+        ],
+    )
+
+
+def gpu_training(bench: Bench) -> Iterator[Table]:
+    """Training steps on a GPU, each beside its passes alone."""
+    settings = (("ramlpm-imagenet", 512, 64), ("ramlpm-imagenet", 512, 256), ("resnet18-cifar10", 32, 256))
+    yield from _in_fresh_workers(
+        bench, [partial(_training, bench, model, side, 2 if bench.small else batch) for model, side, batch in settings]
+    )
+
+
+def _in_fresh_workers(bench: Bench, tables: Iterable[Callable[[], Table]]) -> Iterator[Table]:
     for table in tables:
         yield table()
         bench.close()  # the next one finds the GPU's memory empty
@@ -324,7 +340,7 @@ def _eot_pgd(bench: Bench, model: str, count: int, steps: int, draws: int) -> Ta
         bench,
         [
             *_peers(("torchattacks",), "eot-pgd", subject, budget),
-            *_own("pgd", glimpsing, DIGITS_EPS, parameters),
+            *_with_graphs(bench, _own("pgd", glimpsing, DIGITS_EPS, parameters)),
             alone,
         ],
     )
@@ -355,13 +371,15 @@ GROUPS: dict[str, Callable[[Bench], Iterator[Table]]] = {
     "precision": precision,
     "memory": memory,
     "startup": startup,
-    "gpu": gpu,
+    "gpu-digits": gpu_digits,
+    "gpu-photos": gpu_photos,
+    "gpu-training": gpu_training,
 }
 
 
 def groups_for(device: str) -> list[str]:
     """The groups that are measured where none is named."""
-    return [name for name in GROUPS if (name == "gpu") == device.startswith("cuda")]
+    return [name for name in GROUPS if name.startswith("gpu") == device.startswith("cuda")]
 
 
 def _photos(bench: Bench) -> str:
@@ -390,6 +408,15 @@ def _own(
         )
         for precision in ("float32", "bfloat16")
     ]  # fmt: skip
+
+
+def _with_graphs(bench: Bench, own: list[Contestant]) -> list[Contestant]:
+    """Contestants of ours and, on a GPU, the first of them with CUDA graphs, which count no evaluations."""
+    if not bench.device.startswith("cuda"):
+        return own
+    first = own[0]
+    graphs = replace(first, name=f"{first.name}, CUDA graphs", parameters=first.parameters | {"graphs": True})
+    return [first, graphs, *own[1:]]
 
 
 def _overhead(ours: Row, floor: Row) -> float | None:

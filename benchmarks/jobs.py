@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,8 +95,9 @@ def own(
     long: bool = False,
     untrained: bool = False,
     gradient_mode: str | None = None,
+    graphs: bool = False,
 ) -> Job:
-    """Our attack. long: warm up with a pass each way."""
+    """Our attack. long: warm up with a pass each way. graphs: record its passes as CUDA graphs."""
     _check_that_it_pays(place, precision)
     source = data(dataset, folder)
     plan = ours.plan_for(
@@ -106,6 +108,7 @@ def own(
     counter = Counter([plan.classifier, *([plan.quick] if plan.quick is not None else [])])
 
     def work() -> Tensor:
+        os.environ["LPMBENCH_GRAPHS"] = "1" if graphs else "0"
         with counter.counting():
             return ours.run(plan, blocks)
 

@@ -4,7 +4,7 @@
     python -m benchmarks.training_cost ramlpm-imagenet --recipe imagenet --images 1281167
 
 Counted, not timed: floating point operations of one step (torch's FlopCounterMode, which sees convolutions and
-matrix products) and the bytes that autograd keeps for the backward pass. `python -m benchmarks gpu` times steps.
+matrix products) and the bytes that autograd keeps for the backward pass. The group gpu-training times steps.
 """
 
 from __future__ import annotations

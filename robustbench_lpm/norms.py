@@ -146,9 +146,9 @@ def sparse(gradients: Tensor, share: float | Tensor) -> Tensor:
 
 def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, addresses: Addresses) -> Tensor:
     """originals plus a point drawn uniformly from the ball, clipped to the box; one address per image."""
-    shape = originals.shape[1:]
+    shape, device = originals.shape[1:], originals.device
     if norm == "linf":
-        offsets = addresses.uniform("offset", *shape) * 2 - 1
+        offsets = addresses.uniform("offset", *shape, device=device) * 2 - 1
     elif norm == "l1":
         # Of d + 1 exponential numbers, the shares of the first d in the sum: uniform in the ball's positive part.
         numbers = -torch.log1p(-addresses.uniform("offset", shape.numel() + 1).double())
@@ -156,7 +156,7 @@ def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, addresses: Addres
         offsets = offsets.float() * addresses.signs("direction", *shape)
     else:
         # A Gaussian direction, and a radius with density d r^(d-1): uniform in volume.
-        direction = addresses.normal("direction", *shape)
-        radius = addresses.uniform("radius") ** (1 / shape.numel())
+        direction = addresses.normal("direction", *shape, device=device)
+        radius = addresses.uniform("radius", device=device) ** (1 / shape.numel())
         offsets = direction * per_image(radius / direction.double().flatten(1).norm(dim=1).float(), direction)
-    return project(originals + to_device(offsets, originals.device) * eps, originals, norm, eps)
+    return project(originals + to_device(offsets, device) * eps, originals, norm, eps)

@@ -58,9 +58,9 @@ def test_an_unknown_group_is_refused() -> None:
 
 
 def test_the_group_of_a_gpu_is_measured_there_alone() -> None:
-    assert groups_for("cuda") == groups_for("cuda:1") == ["gpu"]
-    assert {*groups_for("cpu"), "gpu"} == {*GROUPS}
-    assert "gpu" not in groups_for("cpu")
+    assert groups_for("cuda") == groups_for("cuda:1") == ["gpu-digits", "gpu-photos", "gpu-training"]
+    assert {*groups_for("cpu"), *groups_for("cuda")} == {*GROUPS}
+    assert not {*groups_for("cpu")} & {*groups_for("cuda")}
 
 
 STOCHASTIC = {"gradient_mode": "detached"}

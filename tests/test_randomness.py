@@ -13,7 +13,18 @@ import torch
 from scipy import special, stats
 from torch import Tensor
 
-from robustbench_lpm.randomness import Addresses, Purpose, _normal, generator, isolated_globals, key, philox
+from robustbench_lpm.randomness import (
+    Addresses,
+    Purpose,
+    _normal,
+    generator,
+    isolated_globals,
+    key,
+    normal_of,
+    numbers_on,
+    philox,
+    uniform_of,
+)
 
 PURPOSES: tuple[Purpose, ...] = get_args(Purpose)
 
@@ -48,6 +59,25 @@ def test_numbers_never_change() -> None:
     assert digest == "5773a2b346b3faa66b7501f46e95bc5960ead6cb1fc14c61f0b5473a46510cc6"
     assert key(0, 17, "grade", 3) == 8759540136563536994
     assert torch.rand(2, generator=generator(0, 17)).tolist() == pytest.approx([0.983179, 0.349044], abs=1e-6)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU"
+))])  # fmt: skip
+def test_torch_makes_the_same_numbers_on_a_device(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit, in pieces or at once: a run on a GPU starts where one on a CPU does."""
+    there = torch.device(device)
+    few, many = Addresses.of(7, range(5), "search", 3, stream="x").draws(3), Addresses.of("a", [2**32 - 1], "own")
+    for at_once in (2**22, 7):
+        monkeypatch.setattr("robustbench_lpm.randomness._AT_ONCE", at_once)
+        for addresses, shape in ((few, ()), (few, (3,)), (few, (2, 5, 3)), (many, (3, 224, 224))):
+            packed = addresses.packed("pixels")
+            uniform, normal = (numbers_on(there, packed, shape, made_of).cpu() for made_of in (uniform_of, normal_of))
+            assert torch.equal(uniform, addresses.uniform("pixels", *shape))
+            assert torch.equal(normal, addresses.normal("pixels", *shape))
+    words = torch.arange(0, 2**32, 4099)
+    expected = torch.from_numpy(_normal(words.numpy().astype("<u4")))
+    assert torch.equal(normal_of(words.to(there)).cpu(), expected)
 
 
 def test_no_two_of_ten_million_addresses_share_their_numbers() -> None:

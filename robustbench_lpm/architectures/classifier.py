@@ -200,7 +200,7 @@ class Classifier(nn.Module):
             return self._for_runs(self.prepare(images), noise), noise
         where = (noise or self.smoothing_noise(Addresses.of("", range(len(images)), "own", next(_calls))))[SMOOTHING]
         images = images.repeat(len(where) // len(images), 1, 1, 1)
-        drawn = to_device(normal_at(where, *images.shape[1:]), images.device).to(images.dtype)
+        drawn = normal_at(where, *images.shape[1:]).to(images)
         own = {source: values for source, values in (noise or {}).items() if source != SMOOTHING}
         return self.prepare(images + self.smoothing * drawn), own or None
 

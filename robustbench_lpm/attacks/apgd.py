@@ -16,7 +16,6 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from robustbench_lpm.allocator import to_device
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective, succeeded
 from robustbench_lpm.attacks.pgd import ASKED, towards_likeliest
@@ -69,7 +68,7 @@ def apgd(
         found: list[Tensor] = []
         for _ in range(restarts):
             if norm == "l1":
-                start = originals + to_device(here.choices().normal("start", *originals.shape[1:]), originals.device)
+                start = originals + here.choices().normal("start", *originals.shape[1:], device=originals.device)
             else:
                 start = uniform_in_ball(originals, norm, eps, here.choices())
             found += run(here, originals, label, start, targets, aimed=aimed)

@@ -167,7 +167,7 @@ class ClassifierOracle:
     def remaining(self, done: Tensor) -> Tensor:
         """The positions of the images that stay in the batch; see `Oracle.remaining`."""
         left = (~done).nonzero()[:, 0]
-        if not wanted(self.originals.device):
+        if not wanted(self._differentiated, self.originals.device):
             return left
         # Recorded passes serve one size of a batch: it is halved, and filled up with images that are done.
         size = len(done)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_lpm.architectures import graphs
 from robustbench_lpm.architectures.classifier import Classifier
+from robustbench_lpm.registry.zoo import load_model
 from tests.classifiers import Linear
 
 IMAGES = torch.rand(4, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -17,15 +20,44 @@ def classifier() -> Classifier:
     return Classifier(Linear(torch.linspace(-1, 1, 16).reshape(1, 4, 4)))
 
 
-def test_nothing_is_recorded_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert not graphs.wanted(cuda)
-    monkeypatch.setenv("LPMBENCH_GRAPHS", "1")
-    assert graphs.wanted(cuda)
-    assert not graphs.wanted(cpu)
-    plain = classifier()
-    assert graphs.recorded(plain, cpu, print) is plain
-    assert graphs.recorded(plain, cuda, print) is graphs.recorded(plain, cuda, print)
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+class Counting(nn.Linear):
+    """A network that knows how often it was asked; a replay would not tell it."""
+
+    calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images.flatten(1)) * self.calls
+
+
+def test_networks_that_do_the_same_at_every_call_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = load_model("ramlpm").classifier, Classifier(Counting(16, 10)).requires_grad_(False).eval()
+    for asked, recorded in ((None, [True, False]), ("1", [True, True]), ("0", [False, False])):
+        if asked is not None:
+            monkeypatch.setenv("LPMBENCH_GRAPHS", asked)
+        assert [graphs.wanted(each, CUDA) for each in (ours, theirs)] == recorded
+        assert not any(graphs.wanted(each, CPU) for each in (ours, theirs))
+        assert (graphs.recorded(theirs, CUDA, print) is not theirs) is recorded[1]
+        assert graphs.recorded(ours, CUDA, print) is graphs.recorded(ours, CUDA, print)
+        assert graphs.recorded(ours, CPU, print) is ours
+
+
+@pytest.mark.parametrize(("change", "expected"), [
+    (lambda network: None, True),
+    (lambda network: network[1].train(), False),
+    (lambda network: network[0].requires_grad_(True), False),
+    (lambda network: network[1].register_forward_hook(lambda *_: None), False),
+    (lambda network: network.append(Counting(10, 10)).requires_grad_(False).eval(), False),
+])  # fmt: skip
+def test_a_pass_does_the_same_only_if_nothing_in_it_can_change(
+    change: Callable[[nn.Sequential], object], expected: bool
+) -> None:
+    network = nn.Sequential(nn.Linear(16, 10), nn.Dropout()).requires_grad_(False).eval()
+    change(network)
+    assert graphs.pure(network) is expected
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can record it")

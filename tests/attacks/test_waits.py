@@ -149,7 +149,7 @@ def test_batches_are_halved_where_passes_are_recorded(
     finished = torch.tensor(done).bool()
     oracle = ClassifierOracle(frozen("noisy"), images, range(8), Rules(0, 2, 8))
     assert oracle.remaining(finished).tolist() == [i for i, is_done in enumerate(done) if not is_done]
-    monkeypatch.setattr("robustbench_lpm.protocol.oracle.wanted", lambda _: True)
+    monkeypatch.setattr("robustbench_lpm.protocol.oracle.wanted", lambda *_: True)
     kept = oracle.remaining(finished).tolist()
     assert len(kept) == len(set(kept)) == remaining
     assert {i for i, is_done in enumerate(done) if not is_done} <= set(kept)
@@ -165,7 +165,7 @@ def test_halved_batches_find_the_same(attack: Any, parameters: dict[str, Any], m
     classifier, rules = frozen("cnn"), Rules(0, 10, 64)
     found = []
     for halves in (False, True):
-        monkeypatch.setattr("robustbench_lpm.protocol.oracle.wanted", lambda _, halves=halves: halves)
+        monkeypatch.setattr("robustbench_lpm.protocol.oracle.wanted", lambda *_, halves=halves: halves)
         oracle = LooksRarely(classifier, images, range(16), rules)
         found.append(attack(oracle, images, labels, norm="linf", **parameters))
     torch.testing.assert_close(*found, atol=1e-5, rtol=0)
