@@ -149,7 +149,7 @@ def _audit(name: str, model: nn.Module | str, attack: str, steps: int) -> Audit:
     called = None if isinstance(model, str) else name.replace(" ", "-").replace(",", "")
     return robustbench_lpm.audit(
         model, attack, "digits", eps=0.1, limit=200, parameters={"steps": steps}, until_decided=True,
-        black_box=[resolve_attack("square", parameters={"queries": 300})], name=called,
+        black_box=[resolve_attack("square", parameters={"queries": 200, "draws": 2})], name=called,
     )  # fmt: skip
 
 

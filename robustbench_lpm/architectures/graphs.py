@@ -9,6 +9,7 @@ can set LPMBENCH_GRAPHS to 0, for none, and to 1, for all networks.
 from __future__ import annotations
 
 import os
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -97,7 +98,8 @@ class Recorded:
     def _record(self, once: Pass, images: Tensor, values: Sequence[Tensor]) -> Pass:
         sample = images.detach().clone().requires_grad_(images.requires_grad)
         try:
-            with torch.cuda.device(images.device):
+            with torch.cuda.device(images.device), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of torch, about streams and what could not be recorded
                 if not _fits(once, images, values):
                     self.told("the memory that is free is too little for a recorded pass")
                     return once

@@ -153,7 +153,10 @@ class RecurrentAttention(nn.Module):
 
     def noise_for(self, images: Tensor, noise: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Noise in the precision and on the device of the images; the model's own where none is given."""
-        noise = noise or self._own_noise(len(images))  # a policy without noise needs none
+        if not noise and self.policy == "centre":  # it needs none, but for how many there are
+            count, steps = len(images), self.glimpses - 1
+            return {"first_fixation": images.new_zeros(count, 2), "policy": images.new_zeros(count, steps, 2)}
+        noise = noise or self._own_noise(len(images))
         return {source: values.to(images) for source, values in noise.items()}
 
     def follow(

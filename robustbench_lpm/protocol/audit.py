@@ -3,7 +3,7 @@
 It judges one run by comparing it with runs that must not be stronger (another attack, twice the budget) or weaker (a
 larger eps). `comparisons` lists them, `runs_of` gives the runs that they need, and `looks` decides from the records of
 those. Comparisons are paired per example. A check fails where the 95 % interval of the paired difference is above one
-point, passes where it is below, and is undecided otherwise: more images would decide it.
+point, passes where it is below two, and is undecided otherwise: more images or draws would decide it.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ COSINE_IMAGES, COSINE_LARGE_IMAGES, COSINE_DRAWS = 32, 8, 32
 STILL, NOISY = (128, 1e-3), (512, 0.05)  # pairs, and by how much a pixel changes
 STRONG = "momentum"  # what is judged next where twice the work of a shorter attack takes more
 MOST_LOOKS = 6  # of an audit that goes on until all is decided: at most 32 times the images, or the work
+MORE_DRAWS = 4  # times as many are graded where they are most of the chance
 TWICE = {f"twice the {kind}": kind for kind in ("steps", "draws", "restarts")}  # the names of checks
 COSINE_LEAST = 0.5  # below it the gradient points elsewhere
 
@@ -107,7 +108,8 @@ def runs_of(judged: Plan, wanted: Sequence[Comparison]) -> list[Plan]:
 def looks(
     judged: Plan, black_box: Sequence[Attack], obtain: Callable[[Plan], RunRecord], *, until_decided: bool = False
 ) -> Iterator[tuple[Plan, Audit]]:
-    """The run that is judged and its audit; then, if they are to be decided, stronger runs and those on more images.
+    """The run that is judged and its audit; then, if they are to be decided, those of stronger attacks, of more graded
+    draws or on more images.
 
     obtain: gives the record of a run. A check that is looked at again may decide wrongly each time: so each look halves
     the chance of that, and all together keep it below 5 %, twice that of a single look. A check that has passed is not
@@ -116,6 +118,7 @@ def looks(
     """
     command = _command(judged, black_box, until_decided=until_decided)
     most, kept = MOST_LOOKS if until_decided else 1, dict[tuple[str, str], Check]()  # by name and what it compares with
+    records, whole = dict[str, RunRecord](), set[str]()  # those with all of their images
     first = judged.attack
     for look in range(most):
         several = comparisons(judged, black_box)
@@ -124,13 +127,14 @@ def looks(
             several = [_not_weaker_than("attack vs first attack", question, judged, first), *several]
         wanted = {(each.name, each.against): each for each in several}
         decided: dict[tuple[str, str], Check] = {}
-        records: dict[str, RunRecord] = {}
         open_ones = [each for key, each in wanted.items() if key not in kept]
         for asked in _in_turn(judged, open_ones, several=look < most - 1):
             for run in runs_of(judged, asked):
-                records[run.id] = obtain(run)
+                if run.id not in records or (run.options.save_adversarials and run.id not in whole):
+                    records[run.id] = obtain(run)
+                    whole |= {run.id} if run.options.save_adversarials else set()
             decided |= {(each.name, each.against): _decide(each, records, 1 - 0.05 / 2**look) for each in asked}
-            further = _further(judged, list(decided.values())) if until_decided else None
+            further = _further(judged, list(decided.values()), records) if until_decided else None
             if further is not None and further.attack is not judged.attack:
                 break
         record = records[judged.id]
@@ -167,27 +171,43 @@ def _still_holds(passed: Comparison, *, judged: Plan | None, stronger: bool) -> 
     return not stronger or about_judged or passed.kind in ("floor", "direction", "")
 
 
-def _further(judged: Plan, checks: Sequence[Check]) -> Plan | None:
-    """The run that may decide what an audit has not: more steps, draws or restarts where twice as many take more, more
-    images for the rest; None where all is decided, or nothing is left to spend."""
+def _further(judged: Plan, checks: Sequence[Check], records: Mapping[str, RunRecord]) -> Plan | None:
+    """The run that may decide what an audit has not: more steps, draws or restarts where twice as many take more; for
+    the rest more graded draws where those are most of the chance, else more images. None where all is decided, or
+    nothing is left to spend."""
     failing, undecided = (
         [check for check in checks if check.decides and check.verdict == verdict] for verdict in ("fail", "undecided")
     )
     if any(check.name not in TWICE for check in failing):
         return None
-    images = len(judged.indices)
+    images, draws = len(judged.indices), judged.options.draws
     more = images
-    if undecided:  # a rest smaller than what has been judged is not worth another look
+    if any(_chance_of_draws(check, records) > 0.5 for check in undecided):
+        draws *= MORE_DRAWS
+    elif undecided:  # a rest smaller than what has been judged is not worth another look
         more = 2 * images if 3 * images <= len(judged.data) else len(judged.data)
     pushed = failing
-    if more == images:  # nothing else decides it
+    spent = (more, draws) == (images, judged.options.draws)
+    if spent:  # nothing else decides it
         pushed = failing + [check for check in undecided if check.name in TWICE and _excess(check) > 0]
-    if more == images and not pushed:
+    if spent and not pushed:
         return None
     attack = judged.attack
     if pushed:  # one at a time, else the work would grow by their product
         attack = _strong(judged) or twice(attack, TWICE[max(pushed, key=_excess).name]) or attack
-    return make_plan(judged.model, attack, judged.data, replace(judged.asked, limit=more))
+    return make_plan(judged.model, attack, judged.data, replace(judged.asked, limit=more, draws=draws))
+
+
+def _chance_of_draws(check: Check, records: Mapping[str, RunRecord]) -> float:
+    """The share of a difference's variance, as `paired_interval` has it, that is the chance of the graded draws."""
+    if len(check.records) < 2 or not {*check.records} <= {*records}:
+        return 0.0
+    upper, lower = (records[name].correct.astype(float) for name in check.records)
+    if upper.shape != lower.shape or upper.shape[1] < 2:
+        return 0.0
+    each = upper - lower  # draw k of an image is the same noise in both
+    by_chance = (each.var(axis=1, ddof=1) / each.shape[1]).sum()
+    return float(by_chance / (np.square(each.mean(axis=1)).sum() + 1))
 
 
 def _strong(judged: Plan) -> Attack | None:
