@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from robustbench_lpm.architectures.classifier import Classifier
 from robustbench_lpm.attacks.autoattack_adapter import fab
-from robustbench_lpm.attacks.minimum import ddn, deepfool, fmn
+from robustbench_lpm.attacks.minimum import ddn, deepfool, fmn, sigma_zero
 from robustbench_lpm.norms import Norm, distance
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.randomness import isolated_globals
@@ -26,10 +26,11 @@ from robustbench_lpm.registry.tasks import resolve_data
 from robustbench_lpm.registry.zoo import load_model
 
 Peer = Callable[[nn.Module, Tensor, Tensor], Tensor]
-P = {"linf": float("inf"), "l2": 2, "l1": 1}
+P = {"linf": float("inf"), "l2": 2, "l1": 1, "l0": 0}
 OURS: list[tuple[str, Any, Norm]] = [
     ("ddn", ddn, "l2"), ("fmn", fmn, "linf"), ("fmn", fmn, "l2"), ("fmn", fmn, "l1"), ("deepfool", deepfool, "linf"),
     ("deepfool", deepfool, "l2"), ("fab", fab, "linf"), ("fab", fab, "l2"), ("fab", fab, "l1"),
+    ("sigma-zero", sigma_zero, "l0"),
 ]  # fmt: skip
 
 
@@ -41,6 +42,8 @@ def adv_lib(name: str, norm: Norm, steps: int) -> Peer | None:
         return partial(attacks.ddn, steps=steps, levels=None)
     if name == "fmn":
         return partial(attacks.fmn, norm=P[norm], steps=steps)
+    if name == "sigma-zero":
+        return partial(attacks.sigma_zero, num_steps=steps)
     if name == "deepfool":
         return partial(attacks.df, norm=P[norm], steps=steps)
     return partial(attacks.fab, norm=P[norm], n_iter=steps)
@@ -52,7 +55,7 @@ def foolbox(name: str, norm: Norm, steps: int) -> Peer | None:
 
     kinds = {
         ("ddn", "l2"): "DDNAttack", ("fmn", "linf"): "LInfFMNAttack", ("fmn", "l2"): "L2FMNAttack",
-        ("fmn", "l1"): "L1FMNAttack", ("deepfool", "linf"): "LinfDeepFoolAttack",
+        ("fmn", "l1"): "L1FMNAttack", ("sigma-zero", "l0"): "L0FMNAttack", ("deepfool", "linf"): "LinfDeepFoolAttack",
         ("deepfool", "l2"): "L2DeepFoolAttack",
     }  # fmt: skip
     if (name, norm) not in kinds:
@@ -91,10 +94,11 @@ def main(model: str, dataset: str, limit: int, steps: int, names: tuple[str, ...
     for name, function, norm in OURS:
         if names and name not in names:
             continue
-        each = steps if name in ("ddn", "fmn") else steps // 2
+        each = steps if name in ("ddn", "fmn", "sigma-zero") else steps // 2
+        mine = each - 1 if name == "sigma-zero" else each  # it takes one more at the end
         oracle = ClassifierOracle(classifier, images, range(limit), Rules(0, classes, 256))
         ours = distances(
-            classifier, function(oracle, images, labels, norm=norm, eps=0.0, steps=each), images, labels, norm
+            classifier, function(oracle, images, labels, norm=norm, eps=0.0, steps=mine), images, labels, norm
         )
         for library in (adv_lib, foolbox):
             peer = library(name, norm, each)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeGuard, get_args
 
 from robustbench_lpm.errors import LpmbenchError
 
-Norm = Literal["linf", "l2", "l1"]  # that bounds a perturbation
+Norm = Literal["linf", "l2", "l1", "l0"]  # that bounds a perturbation; "l0": how many values change
 NORMS: tuple[Norm, ...] = get_args(Norm)
 MOST_STEPS = 3 * 255  # that are written as a fraction; sums over pixels are larger
 
@@ -97,8 +97,10 @@ def several(given: object) -> TypeGuard[Iterable[Any]]:
 def format_eps(eps: float) -> str:
     """The way people write it: '2/255' when it is a whole number of 8-bit steps, up to 3, or '0.5/255', half of one.
 
-    Else a short decimal: 0.1 is 25.5 steps, but nobody writes it so.
+    Else a short decimal: 0.1 is 25.5 steps, but nobody writes it so, and a whole number is what it is.
     """
+    if float(eps).is_integer():
+        return f"{eps:.6g}"
     steps = eps * 255
     nearest = round(2 * steps) / 2
     if abs(steps - nearest) < 1e-9 and (nearest.is_integer() or nearest == 0.5) and 0 < nearest <= MOST_STEPS:

@@ -21,24 +21,28 @@ def per_image(values: Tensor, images: Tensor) -> Tensor:
 
 
 def distance(images: Tensor, originals: Tensor, norm: Norm) -> Tensor:
-    """The norm of images - originals, per image, in float64: (B,)."""
+    """The norm of images - originals, per image, in float64: (B,). "l0" counts values: a pixel has one per channel."""
     difference = (images.double() - originals.double()).flatten(1)
-    if norm == "l1":
-        return difference.abs().sum(1)
+    if norm in ("l1", "l0"):
+        return (difference.abs() if norm == "l1" else (difference != 0).double()).sum(1)
     return difference.abs().amax(1) if norm == "linf" else difference.norm(dim=1)
 
 
 def farthest(norm: Norm, pixels: int) -> float:
     """The largest distance that two images of so many pixels (times channels) can have."""
-    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+    return {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels), "l0": float(pixels)}[norm]
 
 
 def project(images: Tensor, originals: Tensor, norm: Norm, eps: float | Tensor) -> Tensor:
     """The images projected onto the ball of radius eps, or one for each image (B,), around originals and onto the box.
 
-    For "linf" and "l1" this is the exact Euclidean projection onto the intersection. For "l2" the ball comes first and
-    the box second; as originals are in the box, clipping to it never leaves the ball.
+    For "linf", "l1" and "l0" this is the exact Euclidean projection onto the intersection. For "l2" the ball comes
+    first and the box second; as originals are in the box, clipping to it never leaves the ball.
     """
+    if norm == "l0":
+        boxed = images.clamp(0, 1)
+        lost, left = ((images.double() - other.double()).square() for other in (originals, boxed))
+        return torch.where(largest(lost - left, eps), boxed, originals)
     if norm == "linf":
         radii = per_image(eps.to(originals), images) if isinstance(eps, Tensor) else eps
         return torch.clamp(images, originals - radii, originals + radii).clamp(0, 1)
@@ -57,6 +61,13 @@ def project(images: Tensor, originals: Tensor, norm: Norm, eps: float | Tensor) 
     pulled_back = torch.where(outwards, torch.nextafter(pulled_back, originals), pulled_back)
     # Images that are inside already keep their bits, which x0 + (x - x0) would not.
     return torch.where(per_image(lengths > eps, images), pulled_back, images).clamp(0, 1)
+
+
+def largest(values: Tensor, count: float | Tensor) -> Tensor:
+    """Which of the values (B, ...) of each image are among its `count` largest, of equal ones the first."""
+    ranks = values.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    most = count[:, None] if isinstance(count, Tensor) else count
+    return (ranks + 1 <= most).reshape(values.shape)
 
 
 def thresholded(offsets: Tensor, eps: float | Tensor, rooms: Tensor | float = math.inf) -> Tensor:
@@ -90,8 +101,12 @@ def lowest(originals: Tensor, gradients: Tensor, norm: Norm, eps: float) -> Tens
     """The point of ball and box at which a linear function with these gradients is lowest.
 
     In "l1" the pixels of the largest gradients go to the end of the box, one after the other, until eps is spent. In
-    "l2" it is the lowest point of the ball, clipped to the box.
+    "l0" so many go there that win the most. In "l2" it is the lowest point of the ball, clipped to the box.
     """
+    if norm == "l0":
+        ends = (gradients < 0).to(originals)
+        won = _rooms(-gradients, originals.double()).reshape(gradients.shape) * gradients.abs()
+        return torch.where(largest(won, eps), ends, originals)
     if norm != "l1":
         return project(originals - eps * steepest(gradients, norm), originals, norm, eps)
     sizes, order = gradients.flatten(1).abs().sort(dim=1, descending=True, stable=True)
@@ -105,8 +120,8 @@ def steepest(gradients: Tensor, norm: Norm) -> Tensor:
     """The direction of norm 1 along which a linear function with these gradients grows fastest, per image.
 
     In "l1" that would be one pixel, which the box leaves little room: there the signs of some of the largest gradients
-    share the step (Tramer and Boneh 2019, arXiv 1904.13000, section 3). A zero gradient gives a zero step (the sign of
-    0 is 0): pixels that no glimpse touched stay as they are.
+    share the step (Tramer and Boneh 2019, arXiv 1904.13000, section 3). "l0" bounds no length: there it is that of
+    "l2". A zero gradient gives a zero step (the sign of 0 is 0): pixels that no glimpse touched stay as they are.
     """
     if norm == "linf":
         return gradients.sign()
@@ -145,8 +160,14 @@ def sparse(gradients: Tensor, share: float | Tensor) -> Tensor:
 
 
 def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, addresses: Addresses) -> Tensor:
-    """originals plus a point drawn uniformly from the ball, clipped to the box; one address per image."""
+    """originals plus a point drawn uniformly from the ball, clipped to the box; one address per image.
+
+    In "l0" eps values, drawn without replacement, are uniform in [0, 1].
+    """
     shape, device = originals.shape[1:], originals.device
+    if norm == "l0":
+        places, values = (addresses.uniform(source, *shape, device=device) for source in ("place", "value"))
+        return torch.where(largest(places, eps), values.to(originals), originals)
     if norm == "linf":
         offsets = addresses.uniform("offset", *shape, device=device) * 2 - 1
     elif norm == "l1":

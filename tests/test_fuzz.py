@@ -271,7 +271,7 @@ OPTIONS: dict[str, list[str]] = {
     "--attack": ["noise", "fgsm", "pdg", "worst", ""],
     "--dataset": ["digits", "panda", "mnist", "digit"],
     "--eps": ["0.1", "2/255", "1/0", "-1", "nan", "1e999", ",", "0,0", "²"],
-    "--norm": ["linf", "l2", "l1"],
+    "--norm": ["linf", "l2", "l1", "l0"],
     "--size": ["original", "8", "0", "-5", "99999", "٣"],
     "--limit": ["1", "0", "-1", "x", "1.5"],
     "--seed": ["0", "-1", "99999999999999999999", "x"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,11 @@ from robustbench_lpm.protocol.grading import within_budget
 from robustbench_lpm.randomness import Addresses
 
 SHAPE = (6, 3, 5, 4)
-EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.3, "l1": 0.4}
+EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.3, "l1": 0.4, "l0": 3}
 TYPES = {torch.float32: 1e-6, torch.float64: 1e-14}
 
 for_all_norms = pytest.mark.parametrize("norm", NORMS)
+for_all_lengths = pytest.mark.parametrize("norm", [norm for norm in NORMS if norm != "l0"])  # that a step can have
 in_both_precisions = pytest.mark.parametrize("dtype", TYPES)
 
 
@@ -62,11 +64,11 @@ def test_distance(norm: Norm, dtype: torch.dtype) -> None:
     for i, found in enumerate(distance(offsets, torch.zeros_like(offsets), norm)):
         values = offsets[i].flatten().tolist()
         sizes = [abs(value) for value in values]
-        expected = {"linf": max(sizes), "l2": math.sqrt(sum(v * v for v in values)), "l1": sum(sizes)}
+        expected = {"linf": max(sizes), "l2": math.sqrt(sum(v * v for v in values)), "l1": sum(sizes), "l0": len(sizes)}
         assert float(found) == pytest.approx(expected[norm], rel=TYPES[dtype])
 
 
-@for_all_norms
+@for_all_lengths
 @in_both_precisions
 @pytest.mark.parametrize("share", [0.0, 1e-5, 0.3, 0.99])
 def test_what_is_inside_keeps_its_bits(norm: Norm, dtype: torch.dtype, share: float) -> None:
@@ -81,7 +83,7 @@ def test_tiny_pixels_inside_keep_their_bits(dtype: torch.dtype) -> None:
     originals = torch.full((1, 1, 2, 2), 0.3, dtype=dtype)
     images = torch.full((1, 1, 2, 2), 1e-9, dtype=dtype)
     for norm in NORMS:
-        assert torch.equal(project(images, originals, norm, 2.0), images)
+        assert torch.equal(project(images, originals, norm, 4.0), images)
 
 
 def nearest_in_l1(images: Tensor, originals: Tensor, eps: float) -> NDArray[np.float64]:
@@ -161,7 +163,7 @@ def test_sparse_directions(share: float) -> None:
         assert distance(found, torch.zeros_like(found), "l1") == pytest.approx(1, abs=1e-6)
 
 
-@for_all_norms
+@for_all_lengths
 @in_both_precisions
 @pytest.mark.parametrize("factor", [1.01, 3.0, 1e4])
 def test_what_is_outside_lands_on_the_sphere(norm: Norm, dtype: torch.dtype, factor: float) -> None:
@@ -195,7 +197,7 @@ def photograph(side: int) -> tuple[Tensor, Tensor, Tensor]:
     return original, torch.rand(1, 1, side, side, generator=generator) < 0.5, direction - 0.5
 
 
-@for_all_norms
+@for_all_lengths
 @pytest.mark.parametrize("side", [1, 32, 500])
 def test_no_size_and_no_radius_leaves_the_ball(norm: Norm, side: int) -> None:
     """Sums over the pixels of a photograph, and radii near the rounding of a pixel, are not float32's to tell."""
@@ -231,8 +233,8 @@ def test_projecting_twice_is_projecting_once(norm: Norm, dtype: torch.dtype) -> 
 
 
 @for_all_norms
-def test_linf_and_l1_projections_are_nearest_points_and_l2_stays_in_the_ball(norm: Norm) -> None:
-    """No random point of the intersection is nearer than the projection in linf and l1, as the docstring claims."""
+def test_projections_are_nearest_points_and_l2_stays_in_the_ball(norm: Norm) -> None:
+    """No random point of the intersection is nearer than the projection but in l2, as the docstring claims."""
     originals = box(0, torch.float64)
     images = originals + 0.1 * noise(1, torch.float64)
     found = project(images, originals, norm, EPS[norm])
@@ -243,6 +245,32 @@ def test_linf_and_l1_projections_are_nearest_points_and_l2_stays_in_the_ball(nor
         assert all((distance(other, originals, "l2") <= EPS["l2"] + 1e-14).all() for other in others)
 
 
+@in_both_precisions
+def test_in_l0_the_nearest_point_keeps_the_changes_that_count(dtype: torch.dtype) -> None:
+    """Of all ways to keep three changes of six values, none is nearer; a change beyond the box counts what is left."""
+    originals = box(0, dtype)[:, :1, :2, :3]
+    images = originals + noise(1, dtype)[:, :1, :2, :3]
+    found = project(images, originals, "l0", 3)
+    kept = torch.tensor(list(combinations(range(6), 3)))
+    ways = torch.zeros(len(kept), 6, dtype=torch.bool).scatter(1, kept, True)
+    others = [torch.where(way.reshape(1, 2, 3), images.clamp(0, 1), originals) for way in ways]
+    nearest = torch.stack([distance(images, other, "l2") for other in others]).amin(0)
+    assert distance(images, found, "l2") == pytest.approx(nearest, rel=1e-12)
+    assert (distance(found, originals, "l0") <= 3).all()
+    radii = torch.arange(len(images))
+    assert (distance(project(images, originals, "l0", radii), originals, "l0") <= radii).all()
+
+
+def test_in_l0_the_lowest_point_and_random_ones_change_whole_values() -> None:
+    originals, gradients = box(0, torch.float64), noise(1, torch.float64)
+    found = lowest(originals, gradients, "l0", 3)
+    slopes = ((found - originals) * gradients).flatten(1)
+    rooms = torch.where(gradients > 0, originals, 1 - originals)
+    assert slopes.sum(1) == pytest.approx(-(rooms * gradients.abs()).flatten(1).topk(3).values.sum(1), rel=1e-12)
+    drawn = uniform_in_ball(originals, "l0", 3, Addresses.of(0, range(6), "search"))
+    assert distance(drawn, originals, "l0").tolist() == [3] * 6
+
+
 @for_all_norms
 def test_a_ball_of_radius_zero_is_its_centre(norm: Norm) -> None:
     originals = box(0, torch.float32)
@@ -250,7 +278,7 @@ def test_a_ball_of_radius_zero_is_its_centre(norm: Norm) -> None:
     assert torch.equal(uniform_in_ball(originals, norm, 0.0, Addresses.of(0, range(6), "search")), originals)
 
 
-@for_all_norms
+@for_all_lengths
 @in_both_precisions
 @pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e-3, 1.0, 1e15])
 def test_steepest_directions_have_norm_one(norm: Norm, dtype: torch.dtype, scale: float) -> None:
@@ -263,7 +291,7 @@ def test_steepest_directions_have_norm_one(norm: Norm, dtype: torch.dtype, scale
     assert slope == pytest.approx((gradients / scale).flatten(1).norm(p=dual, dim=1), rel=1e-5)
 
 
-@for_all_norms
+@for_all_lengths
 def test_no_gradient_no_step(norm: Norm) -> None:
     gradients = noise(0, torch.float32)
     gradients[2] = 0
@@ -299,7 +327,7 @@ def test_random_points_are_keyed(norm: Norm) -> None:
         assert (uniform_in_ball(originals, norm, EPS[norm], other) != whole).flatten(1).any(1).all()
 
 
-@for_all_norms
+@for_all_lengths
 def test_random_points_fill_the_ball_evenly(norm: Norm) -> None:
     """Of a uniform point in d dimensions (radius / eps)^d is uniform on [0, 1], and its direction has no preference."""
     n, d = 4000, 4
@@ -315,7 +343,7 @@ def test_random_points_fill_the_ball_evenly(norm: Norm) -> None:
     assert found.mean(0).abs().max() < 4 * deviation
 
 
-@for_all_norms
+@for_all_lengths
 def test_a_step_leads_down_and_in_l1_spares_pixels_without_room(norm: Norm) -> None:
     images, gradients = box(0, torch.float32), noise(1, torch.float32)
     moved = stepped(images, gradients, norm, 0.1)

@@ -18,7 +18,7 @@ from robustbench_lpm.registry import cards
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"eps": 8}, "did you mean 8/255?"),
-    ({"norm": "l3"}, "Unknown norm 'l3'. Did you mean 'l2' or 'l1'?"),
+    ({"norm": "l3"}, "Unknown norm 'l3'. Did you mean 'l2' or 'l1' or 'l0'?"),
     ({"limit": 0}, "limit must be at least 1, not 0."),
     ({"draws": 0}, "draws must be at least 1, not 0."),
     ({"memory": 0}, "memory must be a number above 0, not 0."),

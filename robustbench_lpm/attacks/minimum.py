@@ -1,9 +1,10 @@
-"""Attacks that look for the smallest perturbation: DDN, FMN and DeepFool.
+"""Attacks that look for the smallest perturbation: DDN, FMN, sigma-zero and DeepFool.
 
 They do not use eps: they return the nearest adversarial example that they find, however far it is, and grading projects
 it onto the ball as for every attack. With a deterministic classifier that is one which it misclassifies. With a
 stochastic one it is one that at most half of its draws get right: the search follows losses averaged over draws, and
-its last iterate is moved along the ray from the image to where at most half of the selection draws are right.
+its last iterate is moved along the ray from the image to where at most half of the selection draws are right. In L0,
+where a ray has the same distance all along, the smallest changes are taken back instead.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from torch import Tensor
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, finite, lead, objective, succeeded
 from robustbench_lpm.attacks.pgd import ASKED, likeliest_others
-from robustbench_lpm.norms import Norm, distance, per_image, project, steepest, thresholded
+from robustbench_lpm.norms import Norm, distance, largest, per_image, project, steepest, thresholded
 
 # On the ray: points that are asked about; as long as none is adversarial, each is so much farther than the last one.
 POINTS, FARTHER = 12, 1.25
-DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
+DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}  # l0 has none
 TINY = 1e-12  # the least slope that divides
+SEEN = 20  # iterates of sigma-zero on a stochastic classifier that selection draws look at
 BEYOND = 1e-4  # DeepFool steps so much farther than to the boundary, in the norm
 
 
@@ -90,6 +92,81 @@ def fmn(
     return nearest_on_ray(oracle, images, _candidate(oracle, state), labels, targets)
 
 
+def _sigma_zero_cost(steps: int, eot: int, stochastic: bool) -> Cost:
+    passes, seen = steps * eot + max(eot, ASKED if stochastic else 1), 2 * SEEN if stochastic else 0
+    return Cost(passes, passes, 2 * POINTS + 2 + min(steps, seen))
+
+
+@Declaration(cost=_sigma_zero_cost, nearest=True)
+def sigma_zero(
+    oracle: Oracle, images: Tensor, labels: Tensor, *, norm: Norm, eps: float, targets: Tensor | None = None,
+    steps: PositiveInt = 1000, eot: PositiveInt = 1, step_size: PositiveFloat = 1.0, sigma: PositiveFloat = 0.001,
+    threshold: PositiveFloat = 0.3, pace: PositiveFloat = 0.01,
+) -> Tensor:  # fmt: skip
+    """Sigma-zero (Cina et al. 2024, arXiv 2402.01879, algorithm 1): as few changed values as possible, for L0.
+
+    It descends the margin, until that is below 0, and a smooth count of changes, the mean of d² / (d² + sigma), along
+    gradients of largest value 1, with Adam; changes below a threshold are taken back, which grows while the iterate is
+    adversarial, and else shrinks. At the end we take back the smallest changes as far as they are not needed. The same
+    with changes to the end of the box, in the order of one more gradient, is better where the network is nearly linear.
+
+    With a stochastic classifier the sparsest of the iterates that selection draws have found adversarial counts.
+
+    Args:
+        images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
+        steps: gradients.
+        eot: draws of noise for each gradient of a stochastic classifier.
+        step_size: the first; it falls to a tenth of that along a cosine.
+        threshold: the first; pace: by how much it changes, in step sizes.
+    """
+    state = _start(images, math.inf)
+    state |= {"mean": torch.zeros_like(images), "square": torch.zeros_like(images)}
+    state["radius"] = torch.full_like(state["radius"], threshold)  # under which changes are taken back
+    every, length = max(1, steps // SEEN), step_size
+    for step in oracle.resumable(range(steps), state):
+        gradients, _, logits = oracle.gradient(state["current"], oracle.noise(eot), partial(_hinge, labels, targets))
+        if oracle.stochastic:
+            hits = succeeded(logits, labels, targets)
+            wrong = hits.sum(0) * 2 >= len(hits)
+            if (step + 1) % every == 0:
+                _keep(state, images, oracle.outvoted(state["current"], labels, targets), norm)
+        else:
+            wrong = _note(state, images, logits, labels, targets, norm)
+        change = state["current"] - images
+        descent = gradients + 2 * sigma * change / (change.square() + sigma).square() / images[0].numel()
+        descent = descent / per_image(descent.flatten(1).abs().amax(1).clamp_min(TINY), images)
+        length = _annealed(max(0, step - 1), steps, step_size, step_size / 10)
+        state["current"] = (state["current"] - length * _adam(state, descent, step)).clamp(0, 1)
+        pace_now = pace * _annealed(step, steps, step_size, step_size / 10)
+        state["radius"] = (state["radius"] + torch.where(wrong, pace_now, -pace_now)).clamp(0, 1)
+        small = (state["current"] - images).abs() < per_image(state["radius"].to(images), images)
+        state["current"] = torch.where(small, images, state["current"])
+    found = torch.where(per_image(state["nearest"].isinf(), images), state["current"], state["found"])
+    gradients = oracle.gradient(found, oracle.noise(max(eot, ASKED)), partial(_margin, labels, targets))[0]
+    pushed = torch.where(found == images, images, torch.where(gradients == 0, found, (gradients < 0).to(images)))
+    best = nearest_on_ray(oracle, images, found, labels, targets, (found - images).abs())
+    other = nearest_on_ray(oracle, images, pushed, labels, targets, (pushed - images).abs() * gradients.abs())
+    sparser = distance(other, images, norm) < distance(best, images, norm)
+    sparser &= oracle.outvoted(other, labels, targets) | ~oracle.outvoted(best, labels, targets)
+    return torch.where(per_image(sparser, images), other, best)
+
+
+def _margin(labels: Tensor, targets: Tensor | None, logits: Tensor) -> Tensor:
+    return objective("margin", logits, labels, targets)
+
+
+def _hinge(labels: Tensor, targets: Tensor | None, logits: Tensor) -> Tensor:
+    return _margin(labels, targets, logits).clamp_min(0)
+
+
+def _adam(state: dict[str, Tensor], gradients: Tensor, step: int) -> Tensor:
+    """The direction of Adam (Kingma and Ba 2015, algorithm 1) with its usual constants."""
+    state["mean"] = 0.9 * state["mean"] + 0.1 * gradients
+    state["square"] = 0.999 * state["square"] + 0.001 * gradients.square()
+    root = (state["square"] / (1 - 0.999 ** (step + 1))).sqrt()
+    return state["mean"] / (1 - 0.9 ** (step + 1)) / (root + 1e-8)
+
+
 def _deepfool_cost(steps: int, eot: int, classes: int, stochastic: bool) -> Cost:
     passes = steps * classes * eot
     return Cost(passes + (ASKED if stochastic else 1), passes, POINTS)
@@ -150,17 +227,22 @@ def deepfool(
 
 
 def nearest_on_ray(
-    oracle: Oracle, images: Tensor, candidates: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
+    oracle: Oracle, images: Tensor, candidates: Tensor, labels: Tensor, targets: Tensor | None,
+    worth: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """The nearest point found on the ray from each image through its candidate that most selection draws misclassify.
 
     The candidate and points beyond it are tried until one is adversarial, then the segment before it is bisected. Where
-    none is, the farthest point tried.
+    none is, the farthest point tried. With the worth (B, C, H, W) of each change, the points are the candidate with a
+    share of its changes, those of the greatest worth.
     """
+    changes = distance(candidates, images, "l0")
     zero = torch.zeros(len(images), dtype=torch.float64, device=images.device)
     state = {"candidates": candidates.detach(), "low": zero, "high": zero + torch.inf}
 
     def point(share: Tensor) -> Tensor:
+        if worth is not None:
+            return torch.where(largest(worth, (share * changes).round()), state["candidates"], images)
         return (images + per_image(share.to(images), images) * (state["candidates"] - images)).clamp(0, 1)
 
     for _ in oracle.resumable(range(POINTS), state):
@@ -182,17 +264,20 @@ def _start(images: Tensor, radius: float) -> dict[str, Tensor]:
 def _note(
     state: dict[str, Tensor], images: Tensor, logits: Tensor, labels: Tensor, targets: Tensor | None, norm: Norm
 ) -> Tensor:
-    """Keep the current iterates that are adversarial and nearer than before; returns which are adversarial, (B,).
-
-    Until one is, the current iterate is kept.
-    """
+    """Keep the current iterates that are adversarial, by `_keep`; returns which they are, (B,)."""
     hits = succeeded(logits, labels, targets)
-    wrong, far = hits.sum(0) * 2 >= len(hits), distance(state["current"], images, norm)
+    wrong = hits.sum(0) * 2 >= len(hits)
+    _keep(state, images, wrong, norm)
+    return wrong
+
+
+def _keep(state: dict[str, Tensor], images: Tensor, wrong: Tensor, norm: Norm) -> None:
+    """Keep the current iterates that are wrong and nearer than before; until one is, the current iterate."""
+    far = distance(state["current"], images, norm)
     nearer = wrong & (far < state["nearest"])
     kept = per_image(nearer | state["nearest"].isinf(), images)
     state["found"] = torch.where(kept, state["current"], state["found"])
     state["nearest"] = torch.where(nearer, far, state["nearest"])
-    return wrong
 
 
 def _candidate(oracle: Oracle, state: dict[str, Tensor]) -> Tensor:

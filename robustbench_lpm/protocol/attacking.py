@@ -120,8 +120,8 @@ def _run_batch(
         "linf": distance(found, images, "linf"), "l2": distance(found, images, "l2"),
         "forwards": ledger.forwards, "backwards": ledger.backwards, "glimpses": ledger.glimpses, "choice": choice,
     }  # fmt: skip
-    if plan.options.norm == "l1":
-        columns["l1"] = distance(found, images, "l1")
+    if plan.options.norm not in columns:
+        columns[plan.options.norm] = distance(found, images, plan.options.norm)
     rows: dict[str, list[Any]] = {
         "index": batch.indices, "input_sha256": [np.frombuffer(digest, np.uint8) for digest in inputs]
     }  # fmt: skip

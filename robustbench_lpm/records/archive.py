@@ -138,14 +138,14 @@ def _to_parquet(found: Sequence[RunRecord]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = runs.TYPES | runs.ONLY_IN_L1
+    types = runs.TYPES | runs.OWN_COLUMNS
     fields = [("run", pa.string()), *((n, pa.list_(pa.int32()) if t == runs.DRAWS else t) for n, t in types.items())]
     schema = pa.schema(fields)
     tables = []
     for record in found:
         rows = record.outcomes.assign(run=record.id)
         rows = rows.assign(
-            **{name: pd.Series(dtype=kind) for name, kind in runs.ONLY_IN_L1.items() if name not in rows}
+            **{name: pd.Series(dtype=kind) for name, kind in runs.OWN_COLUMNS.items() if name not in rows}
         )
         tables.append(pa.Table.from_pandas(rows[list(schema.names)], schema=schema, preserve_index=False))
     table = pa.concat_tables(tables) if tables else schema.empty_table()
@@ -218,7 +218,7 @@ def _read(folder: Path) -> Archive:
 
 def _own_columns(rows: pd.DataFrame, content: Content) -> pd.DataFrame:
     """The outcomes of one record: without the columns that its run did not have."""
-    absent = [name for name in runs.ONLY_IN_L1 if name != content["configuration"]["threat"]["norm"]]
+    absent = [name for name in runs.OWN_COLUMNS if name != content["configuration"]["threat"]["norm"]]
     return rows.drop(columns=["run", *absent], errors="ignore").reset_index(drop=True)
 
 

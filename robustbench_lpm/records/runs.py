@@ -57,7 +57,7 @@ TYPES = {
     "choice": "string",  # the chosen gradient mode or member of a worst case; "" if there was only one
 }  # fmt: skip
 COLUMNS = tuple(TYPES)
-ONLY_IN_L1 = {"l1": "float64"}  # a column of runs in that norm
+OWN_COLUMNS = {"l1": "float64", "l0": "float64"}  # each only of runs in that norm
 
 
 @dataclass
@@ -357,7 +357,7 @@ def _outcomes_to_parquet(outcomes: pd.DataFrame) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = TYPES | {name: kind for name, kind in ONLY_IN_L1.items() if name in outcomes}
+    types = TYPES | {name: kind for name, kind in OWN_COLUMNS.items() if name in outcomes}
     fields = [(name, pa.list_(pa.int32()) if kind == DRAWS else kind) for name, kind in types.items()]
     table = pa.Table.from_pandas(_with_choice(outcomes)[list(types)], schema=pa.schema(fields), preserve_index=False)
     buffer = io.BytesIO()
@@ -472,6 +472,10 @@ def check_picture(picture: Picture, row: Any, where: Path | str, step: float = 0
         raise LpmbenchError(f"{where}: adversarial image {picture.index} leaves [0, 1].")
     distances = {"linf": difference.max(), "l2": np.sqrt((difference**2).sum()), "l1": difference.sum()}
     moved = {"linf": step / 2, "l2": step / 2 * difference.size**0.5, "l1": step / 2 * difference.size}
+    # Pixels that were not changed may have been rounded, by half a step.
+    changed = int((difference > 1.01 * step / 2).sum())
+    if "l0" in row and not (changed <= row["l0"] if step else changed == row["l0"]):
+        raise LpmbenchError(f"{where}: adversarial image {picture.index} is not at the distance recorded for it.")
     for name, found in distances.items():
         tolerance = REPEATED_TOLERANCE * max(1.0, float(found)) + 1.01 * moved[name]
         if name in row and abs(float(found) - row[name]) > tolerance:

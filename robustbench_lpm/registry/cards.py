@@ -220,7 +220,7 @@ class DatasetCard(Card):
     size: str = "original"  # the default of --size
     keep_shared_size: bool = False  # whether that default is "original" where all images share one size
     crop: float = Field(default=1.0, gt=0, le=1)  # share of the resized image that the centre crop keeps
-    eps: dict[Norm, str] = {"linf": "2/255", "l2": "0.5", "l1": "12"}  # the default of --eps, by norm
+    eps: dict[Norm, str] = {"linf": "2/255", "l2": "0.5", "l1": "12", "l0": "24"}  # the default of --eps, by norm
     needs: str = ""  # the files that a user must provide; empty when the data are included
     publish_images: bool = False  # whether adversarial images may be published with results; not of photographs
     parameters: Parameters = {}

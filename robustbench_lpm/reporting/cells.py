@@ -97,7 +97,7 @@ def seconds(number: Any) -> str:
 def norm(name: str) -> str:
     """A norm, which may be followed by a patch, as people write it."""
     head, space, patch = name.partition(" ")
-    return {"linf": "L∞", "l2": "L2", "l1": "L1"}.get(head, head) + space + patch
+    return {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}.get(head, head) + space + patch
 
 
 def eps(value: float, threat: str) -> str:

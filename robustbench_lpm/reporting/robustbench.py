@@ -22,7 +22,7 @@ from robustbench_lpm.reporting.cells import plain
 from robustbench_lpm.reporting.tables import model_card
 from robustbench_lpm.statistics import MIN_IMAGES_FOR_INTERVAL
 
-NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}  # their names of folders
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}  # their names of folders
 ARXIV = re.compile(r"arXiv[ :]*(\d{4}\.\d{4,5})", re.IGNORECASE)
 # "Kiritani and Ono 2020, ...": the authors of a paper, where that is what a source begins with.
 NAME = r"[A-Z][\w'’-]+"

@@ -19,7 +19,7 @@ from robustbench_lpm.attacks.losses import objective
 from robustbench_lpm.attacks.square import side_at
 from robustbench_lpm.attacks.transfer import transfer
 from robustbench_lpm.errors import LpmbenchError
-from robustbench_lpm.norms import NORMS, Norm, uniform_in_ball
+from robustbench_lpm.norms import Norm, uniform_in_ball
 from robustbench_lpm.protocol.oracle import ClassifierOracle, Rules
 from robustbench_lpm.registry import zoo
 from robustbench_lpm.registry.tasks import resolve_attack, resolve_data
@@ -35,7 +35,7 @@ def oracle_of(network: nn.Module | Classifier, images: Tensor = IMAGES, classes:
     return ClassifierOracle(classifier, images, range(len(images)), Rules(0, classes, 64))
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_standard_autoattack_stays_within_its_cost(norm: Norm) -> None:
     class TwelveClasses(Linear):
         def forward(self, images: Tensor) -> Tensor:

@@ -205,7 +205,7 @@ def test_records_of_patches_have_boards_of_their_own(tmp_path: Path) -> None:
     assert names == {"linf", "linf patch 25 %", "linf patch 25 % at center"}
     assert len(ranking(table([patched, placed, whole]))) == 3
     assert patched.path is not None
-    assert "linf-patch-25--255-255" in patched.path.name
+    assert "linf-patch-25--1" in patched.path.name
     again = records.read(patched.path)
     assert again.patch == {"share": SHARE, "at": None}
 

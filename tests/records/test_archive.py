@@ -22,11 +22,11 @@ from tests.reporting.conftest import check, make_audit
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> list[RunRecord]:
-    """Runs in two norms, one of them of a stochastic model, with all their images."""
+    """Runs in three norms, one of them of a stochastic model, with all their images."""
     out = tmp_path_factory.mktemp("runs")
     made = [
         evaluated(out, stochastic=stochastic, norm=norm, save_adversarials=True)
-        for stochastic, norm in ((False, "linf"), (True, "linf"), (False, "l1"))
+        for stochastic, norm in ((False, "linf"), (True, "linf"), (False, "l1"), (False, "l0"))
     ]
     return [records.read(record.path) for record in made if record.path]
 
@@ -94,7 +94,7 @@ def test_an_image_elsewhere_than_its_row_says_is_found_out(originals: list[RunRe
 
 
 def test_what_decides_no_more_loses_its_images(originals: list[RunRecord], tmp_path: Path) -> None:
-    first, second, third = originals
+    first, second, third, _ = originals
     archive.write(tmp_path, published([first, second]))
     archive.add(tmp_path, published([third]), {second.id, third.id})
     kept = {record.id: len(record.pictures()) for record in archive.read(tmp_path).records}

@@ -33,8 +33,9 @@ def evaluated(out: Path, *, stochastic: bool, norm: str = "linf", save_adversari
     bias = 0.4 - 0.5 * float(weight.sum())
     model = NoisyLinear(weight, bias, sigma=1.0) if stochastic else Linear(weight, bias)
     labels = torch.arange(N) % 2
+    attack, eps, parameters = ("noise", 3.0, {}) if norm == "l0" else ("pgd", EPS, {"steps": 3})
     return robustbench_lpm.evaluate(
-        model, "pgd", (images, labels), eps=EPS, norm=norm, draws=5, out=out, parameters={"steps": 3},
+        model, attack, (images, labels), eps=eps, norm=norm, draws=5, out=out, parameters=parameters,
         save_adversarials=save_adversarials,
     )  # fmt: skip
 
@@ -355,18 +356,20 @@ def test_all_records_below_a_folder(originals: dict[bool, RunRecord], tmp_path: 
         records.read_all(tmp_path / "nowhere")
 
 
-def test_the_l1_distance_is_a_column_of_runs_in_l1_alone(tmp_path: Path) -> None:
-    others, record = (evaluated(tmp_path / norm, stochastic=False, norm=norm) for norm in ("l2", "l1"))
-    assert "l1" not in others.outcomes
+@pytest.mark.parametrize("norm", ["l1", "l0"])
+def test_the_distance_of_another_norm_is_a_column_of_its_runs_alone(norm: str, tmp_path: Path) -> None:
+    others, record = (evaluated(tmp_path / name, stochastic=False, norm=name) for name in ("l2", norm))
+    assert norm not in others.outcomes
     assert record.path is not None
     found = records.read(record.path)
-    assert found.outcomes.columns.to_list() == [*records.COLUMNS, "l1"]
+    assert found.outcomes.columns.to_list() == [*records.COLUMNS, norm]
     pictures = found.pictures()
-    for picture, distance in zip(pictures, found.outcomes["l1"][: len(pictures)], strict=True):
-        assert distance == pytest.approx(np.abs(picture.adversarial.astype(float) - picture.clean).sum(), abs=1e-9)
-    assert 0 < found.outcomes["l1"].max() <= record.eps
-    found.outcomes = found.outcomes.drop(columns="l1")
-    with pytest.raises(LpmbenchError, match=r"lack the column\(s\) l1"):
+    for picture, distance in zip(pictures, found.outcomes[norm][: len(pictures)], strict=True):
+        changes = np.abs(picture.adversarial.astype(float) - picture.clean)
+        assert distance == pytest.approx((changes if norm == "l1" else changes > 0).sum(), abs=1e-9)
+    assert 0 < found.outcomes[norm].max() <= record.eps
+    found.outcomes = found.outcomes.drop(columns=norm)
+    with pytest.raises(LpmbenchError, match=rf"lack the column\(s\) {norm}"):
         records.check(found)
 
 

@@ -18,7 +18,7 @@ from robustbench_lpm import statistics
 from robustbench_lpm.api import resolve_source
 from robustbench_lpm.errors import LpmbenchError
 from robustbench_lpm.execution.runner import run
-from robustbench_lpm.norms import NORMS, Norm, farthest
+from robustbench_lpm.norms import Norm, farthest
 from robustbench_lpm.options import Options
 from robustbench_lpm.protocol.plan import make_plan
 from robustbench_lpm.registry import zoo
@@ -48,7 +48,7 @@ def curve_on(model: Linear, data: tuple[Tensor, Tensor], norm: Norm, **options: 
     return curve_of([run(plan) for plan in plans])
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", DUAL)
 def test_the_curve_of_a_linear_model_is_that_of_its_margins(norm: Norm) -> None:
     """An image of margin m > 0 falls at m / ||w||_dual. In l1 too: one pixel has room for that."""
     model, data, margins = linear(highest=0.9)

@@ -13,12 +13,12 @@ from torch import Tensor
 from robustbench_lpm.attacks.libraries.offers import Call, Offer, ours_of
 from robustbench_lpm.attacks.libraries.signatures import as_the_library_takes, first_sentence, offered, only_taken
 
-# The signatures do not tell the norms. Attacks on l0, on colours and on groups of pixels have none of ours.
+# The signatures do not tell the norms. Attacks on colours and on groups of pixels have none of ours.
 NORMS: dict[str, tuple[str, ...]] = {
     "alma": ("l2", "l1"), "apgd": ("linf", "l2", "l1"), "apgd_targeted": ("linf", "l2", "l1"),
     "carlini_wagner_l2": ("l2",), "carlini_wagner_linf": ("linf",), "ddn": ("l2",), "df": ("linf", "l2"),
-    "fab": ("linf", "l2", "l1"), "fmn": ("linf", "l2", "l1"), "pdgd": ("l2",), "pdpgd": ("linf", "l2", "l1"),
-    "pgd_linf": ("linf",), "sdf": ("l2",), "tr": ("linf", "l2"),
+    "fab": ("linf", "l2", "l1"), "fmn": ("linf", "l2", "l1", "l0"), "pdgd": ("l2",), "pdpgd": ("linf", "l2", "l1"),
+    "pgd_linf": ("linf",), "sdf": ("l2",), "sigma_zero": ("l0",), "tr": ("linf", "l2"),
 }  # fmt: skip
 EPS = {"apgd": "eps", "apgd_targeted": "eps", "fab": "ε", "pgd_linf": "ε"}  # what they call eps
 BOUNDED = ("apgd", "apgd_targeted", "pgd_linf")  # by it; `fab` only starts within it
@@ -53,7 +53,7 @@ def describe(name: str) -> Offer:
 
 def _run(name: str, call: Call) -> Tensor:
     attack: Any = getattr(attacks, name)
-    number = {"linf": math.inf, "l2": 2, "l1": 1}[call.norm]
+    number = {"linf": math.inf, "l2": 2, "l1": 1, "l0": 0}[call.norm]
     set_here = {
         "targeted": call.targets is not None, "num_classes": call.classes, "norm": number, "p": number,
         "distance": call.norm, EPS.get(name, ""): call.eps,

@@ -57,7 +57,7 @@ def describe(name: str) -> Offer:
 def _run(name: str, call: Call) -> Tensor:
     attack: Any = getattr(torchattacks, name)
     set_here = {
-        "eps": call.eps, "max_epsilon": call.eps, "norm": {"linf": "Linf", "l2": "L2", "l1": "L1"}[call.norm],
+        "eps": call.eps, "max_epsilon": call.eps, "norm": call.norm.capitalize(),
         "seed": call.seed, "n_classes": call.classes,
         "alpha": call.step("steps") if "steps" in call.parameters else ONE_STEP * call.eps,
     }  # fmt: skip

@@ -60,7 +60,7 @@ class Call(NamedTuple):
 class Offer:
     """An attack of a library, with what a card says of it.
 
-    norms: those that it has a ball or a distance for. With none, as for l0, it runs under any.
+    norms: those that it has a ball or a distance for. With none it runs under any.
     knowledge: "none" if it queries nothing.
     run: makes the images (B, C, H, W) of a call.
     parameters: the library's own that users may set; `eot` comes on top.
