@@ -233,7 +233,9 @@ def make_plan(
     """
     if asked.norm not in attack.norms:
         known = ", ".join(norm for norm in NORMS if norm in attack.norms)
-        raise LpmbenchError(f"Attack '{attack.name}' works in {known}, not in '{asked.norm}'.")
+        there = ", ".join(name for name in cards.names("attack") if asked.norm in cards.attack(name).norms)
+        told = f"Attack '{attack.name}' works in {known}, not in '{asked.norm}', in which there are {there}."
+        raise LpmbenchError(told)
     chosen = tuple(indices if indices is not None else range(min(asked.limit or len(data), len(data))))
     if not chosen:
         raise LpmbenchError("There are no examples to attack.")

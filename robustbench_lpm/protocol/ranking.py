@@ -426,13 +426,15 @@ def _absent(scored: Sequence[Row], expected: Sequence[Row]) -> set[str]:
     """The attacks that a model should have met and did not.
 
     Where all models with a worst case share one, they are compared under it and its members: other attacks on one of
-    them count against it and are not required of the others.
+    them count against it and are not required of the others. An attack whose audit has passed, so that twice its work
+    changed nothing, is not required at the settings that another model needed.
     """
     worst = [run for run in expected if run["members"]]
     shared = set.intersection(*map(_labels, grouped(worst, MODEL).values())) if worst else set()
     met = _labels(scored)
     if not shared or not shared <= met:
-        return (shared or _labels(expected)) - met
+        settled = {run["attack"] for run in scored if run["verdict"] == "pass" and not run["members"]}
+        return (shared or _labels(run for run in expected if run["attack"] not in settled)) - met
     asked = _member_names(worst) & {run["attack"] for run in expected}
     return asked - {run["attack"] for run in scored} - _member_names(scored)
 

@@ -151,10 +151,21 @@ def test_the_same_attack_at_other_settings_is_another_attack(make):
         make("a", "pgd", parameters={"steps": 10, "restarts": 1}, robust=0.6),
         make("b", "pgd", parameters={"steps": 300, "restarts": 1}, robust=0.1),
     ]
-    assert standing(records) == {"a": None, "b": None}
     notes = reporting.leaderboard(records).set_index("model")["notes"]
     assert "not run under pgd (steps=300)" in notes["a"]
     assert set(reporting.table(records)["attack_variant"]) == {"steps=10", "steps=300"}
+
+
+def test_an_attack_whose_audit_passed_is_not_asked_for_at_the_settings_of_others(make):
+    """Twice its work changed nothing: 300 steps, which another model needed, are not needed here."""
+    few, many = (
+        make(name, "pgd", parameters={"steps": n}, robust=r) for name, n, r in (("a", 10, 0.6), ("b", 300, 0.1))
+    )
+    assert standing([few, many]) == {"a": 1, "b": 2}
+    ranked = reporting.leaderboard([few, many], audited(many, "pass") | audited(few, "undecided")).set_index("model")
+    assert ranked["rank"].fillna(0).to_dict() == {"b": 1, "a": 0}
+    assert "not run under pgd (steps=300)" in ranked.loc["a", "notes"]
+    assert standing([few, many, make("b", "spsa", robust=0.5)]) == {"b": 1, "a": None}
 
 
 LONG = {f"parameter{i}": i for i in range(9)}

@@ -116,6 +116,13 @@ def rows_below(page: str, head: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start:end]]
 
 
+def at_one_setting(runs: pd.DataFrame, attack: str) -> pd.DataFrame:
+    """A model's runs of an attack; of several settings those that were audited."""
+    found = runs[runs.attack == attack]
+    audited = found[found.verdict.fillna("") != ""]
+    return audited if found.label.nunique() > 1 and len(audited) else found
+
+
 @pytest.mark.parametrize(
     ("page", "head", "dataset", "eps", "images", "columns"), TABLES, ids=[f"{page} {head}" for page, head, *_ in TABLES]
 )
@@ -143,12 +150,12 @@ def test_a_table_says_what_the_records_say(
             if not column:
                 continue
             if kind == "verdict":
-                (verdict,) = mine[mine.label == attack].verdict
+                (verdict,) = at_one_setting(mine, attack).verdict
                 assert re.match(r"\W*" + (verdict or "none"), cell), (model, column, verdict)
                 continue
             if kind == "clean":
                 value = mine.clean_accuracy.iloc[0]
             else:
-                ordinary = mine[mine.label == column].robust_accuracy
+                ordinary = at_one_setting(mine, column).robust_accuracy
                 value = ranked[model] if kind == "ranked" else ordinary.min()
             assert cell == ("" if pd.isna(value) else percent(value)), (model, column, value)

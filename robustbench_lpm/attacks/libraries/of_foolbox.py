@@ -13,7 +13,6 @@ from torch import Tensor
 
 from robustbench_lpm.attacks.libraries.offers import Call, Knowledge, Offer, ours_of
 from robustbench_lpm.attacks.libraries.signatures import as_the_library_takes, first_sentence, offered, only_taken
-from robustbench_lpm.norms import NORMS
 
 LEFT_OUT = {
     "BinarizationRefinementAttack": "it refines the images of another attack",
@@ -64,7 +63,7 @@ def describe(name: str) -> Offer:
 
 def _norms(attack: Any) -> tuple[str, ...]:
     if issubclass(attack, FlexibleDistanceMinimizationAttack):
-        return NORMS
+        return ("linf", "l2", "l1")
     if "constraint" in inspect.signature(attack).parameters:
         return ("linf", "l2")
     distance: Any = getattr(attack, "distance", None)
