@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
@@ -108,8 +109,7 @@ def own(
     counter = Counter([plan.classifier, *([plan.quick] if plan.quick is not None else [])])
 
     def work() -> Tensor:
-        os.environ["LPMBENCH_GRAPHS"] = "1" if graphs else "0"
-        with counter.counting():
+        with counter.counting(), mock.patch.dict(os.environ, LPMBENCH_GRAPHS=str(int(graphs))):
             return ours.run(plan, blocks)
 
     def facts(found: Tensor) -> Facts:
