@@ -229,6 +229,28 @@ def test_a_stronger_attack_is_judged_before_anything_else_is_asked() -> None:
     assert judged.attack.parameters["steps"] == 40
 
 
+class Lottery(nn.Module):
+    """Right by chance: any change of the image, or of the noise, is another coin."""
+
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"phase": addresses.uniform("phase")}
+
+    def forward(self, images: Tensor, noise: dict[str, Tensor] | None = None) -> Tensor:
+        assert noise is not None
+        margin = (1e4 * images.flatten(1).mean(1) + 2 * torch.pi * noise["phase"]).sin()
+        return torch.stack([margin, -margin], dim=1)
+
+
+def test_where_draws_are_the_chance_more_of_them_are_graded_on_the_same_images() -> None:
+    data = torch.rand(100, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(100).long()
+    plan = auditable(prepare(Lottery(), "pgd", data, eps=0.1, limit=50, draws=2, parameters={"steps": 1}))
+    (_, first), (second, _) = itertools.islice(looks(plan, [], runner.run, until_decided=True), 2)
+    assert first.verdict == "undecided"
+    assert second.options.draws == 8
+    assert second.indices == plan.indices
+    assert second.attack.parameters == plan.attack.parameters
+
+
 @pytest.mark.slow
 def test_where_a_short_attack_gains_from_more_work_the_strong_one_is_judged() -> None:
     """Restarts find a little more each time they are doubled; momentum is compared with all that was asked, and PGD."""
