@@ -194,8 +194,8 @@ def audit(
         model, attack, dataset, eps, options: as for `evaluate`. With fewer than 96 images no difference can be bounded
             by two points, so that no check can pass.
         black_box: attacks without gradients, with which a white-box result is compared.
-        until_decided: judge stronger runs, and more images, until every check passes or fails, or nothing is left to
-            spend.
+        until_decided: judge stronger runs, more images or graded draws, until every check passes or fails, or nothing
+            is left to spend.
         out: the directory of the records and the audit; None writes nothing.
         progress: as for `evaluate`.
 

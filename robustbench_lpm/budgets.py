@@ -79,11 +79,16 @@ def _single(value: float) -> float:
 
 
 def parse_eps_list(given: object, norm: str | None = None) -> list[float]:
-    """Several budgets in the order given, repeats dropped: text with commas, or any number of texts and numbers."""
+    """Several budgets in the order given, repeats dropped: text with commas, or any number of texts and numbers.
+
+    In "l0" one below 1, in which nothing could change, is refused. Raises LpmbenchError.
+    """
     found: list[float] = []
     for part in given if several(given) else [given]:
         texts = [text for text in part.split(",") if text.strip()] if isinstance(part, str) else [part]
         found += [parse_eps(text, norm) for text in texts]
+    if norm == "l0" and any(0 < eps < 1 for eps in found):
+        raise LpmbenchError("In l0 eps is how many values may change; write it like 1,12,24.")
     if not found:
         raise LpmbenchError("eps is empty; write it like 1/255,2/255,0.1.")
     return list(dict.fromkeys(found))

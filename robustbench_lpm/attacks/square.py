@@ -1,6 +1,7 @@
 """The Square Attack: random search with square-shaped updates (Andriushchenko et al. 2020, arXiv 1912.00049).
 
 Its l1 version is that of Croce and Hein 2021 (arXiv 2103.01208): the one for l2 with sums of absolute values as sizes.
+Its l0 version is Sparse-RS (Croce et al. 2022, arXiv 2006.12834), which exchanges the values that are at 0 or 1.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from torch import Tensor
 from robustbench_lpm.allocator import to_device
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import objective
-from robustbench_lpm.norms import Norm, per_image, project
+from robustbench_lpm.norms import Norm, distance, largest, per_image, project
 from robustbench_lpm.randomness import Addresses
 
 # Section 4.1 of the paper: the share p of pixels that change is halved at these queries of 10,000.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _POWERS = {"l2": 2, "l1": 1}  # of the offsets whose sum a norm bounds
+# In l0 this share of the changes is exchanged, divided by one of these after each halving (the authors' public code).
+EXCHANGED, DIVISORS = 0.3, (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
 TILES = 5  # the l2 and l1 attacks start from a grid of so many tiles by so many
 
 
@@ -37,7 +40,8 @@ def square(
         images: (B, C, H, W) in [0, 1]. labels, targets: (B,).
         queries: the budget of each image, including one for the start with a deterministic classifier.
         draws: draws of noise over which a stochastic classifier's answer to a query is averaged.
-        p_init: share of the pixels that the first squares cover; the paper's schedule is scaled to the budget.
+        p_init: share of the pixels that the first squares cover; the paper's schedule is scaled to the budget. Not
+            used in l0.
     """
     start = _start(images, norm, eps, oracle.choices())
     changes = queries // 2 if oracle.stochastic else queries - 1
@@ -54,10 +58,14 @@ def square(
             break
         here, present, originals = oracle.rows(active), state["result"][active], images[active]
         target = targets[active] if targets is not None else None
-        side = side_at(number, changes, p_init, images.shape[-2:], norm)
-        # Two places (row, column), a flip, and a sign for each channel.
-        choices = to_device(here.choices().uniform("square", 5 + images.shape[1]), images.device)
-        moved = _change(present, originals, choices, side, norm, eps)
+        if norm == "l0":
+            exchanged = max(1, int(EXCHANGED / DIVISORS[_halvings(number, changes)] * eps))
+            moved = _exchange(present, originals, here.choices(), exchanged, eps)
+        else:
+            side = side_at(number, changes, p_init, images.shape[-2:], norm)
+            # Two places (row, column), a flip, and a sign for each channel.
+            choices = to_device(here.choices().uniform("square", 5 + images.shape[1]), images.device)
+            moved = _change(present, originals, choices, side, norm, eps)
         if oracle.stochastic:
             better = _beats(here, moved, present, labels[active], target, draws)
         else:
@@ -71,12 +79,15 @@ def square(
 
 def side_at(number: int, changes: int, p_init: float, shape: torch.Size, norm: Norm) -> int:
     """The side in pixels of the square of a change, of images of a shape (H, W) (section 4.1 of the paper)."""
-    place = number * 10_000 / max(changes, 1)
-    share = p_init / 2 ** sum(place > halving for halving in HALVINGS)
+    share = p_init / 2 ** _halvings(number, changes)
     side = round((share * shape[0] * shape[1]) ** 0.5)
     # In l2 and l1 a square needs two halves and a centre.
     side = max(side, 1) if norm == "linf" else max(side, 3) // 2 * 2 + 1
     return min(side, *shape)
+
+
+def _halvings(number: int, changes: int) -> int:
+    return sum(number * 10_000 / max(changes, 1) > halving for halving in HALVINGS)
 
 
 def _beats(
@@ -90,8 +101,11 @@ def _beats(
 
 
 def _start(images: Tensor, norm: Norm, eps: float, addresses: Addresses) -> Tensor:
-    """Vertical stripes of ± eps in linf; else a grid of tiles of the shape that the squares have later."""
+    """Vertical stripes of ± eps in linf; in l0 eps values at the end of the box; else a grid of tiles of the shape that
+    the squares have later."""
     channels, height, width = images.shape[1:]
+    if norm == "l0":
+        return _exchange(images, images, addresses, 0, eps)
     if norm == "linf":
         stripes = addresses.signs("stripe", channels, 1, width)
         return project(images + eps * stripes.to(images), images, norm, eps)
@@ -122,6 +136,20 @@ def _change(present: Tensor, originals: Tensor, choices: Tensor, side: int, norm
     inside = (rows[:, None, None] + steps[:, None]) * present.shape[-1] + columns[:, None, None] + steps  # (b, h, h)
     other = _window(other_rows, other_columns, side, present)
     return _change_in_sum(present, originals, window, other, inside.flatten(1)[:, None], shape, norm, eps)
+
+
+def _exchange(present: Tensor, originals: Tensor, addresses: Addresses, count: int, eps: float) -> Tensor:
+    """So many of the changes taken back, and new ones made elsewhere, to an end of the box, until there are eps."""
+    places, values = (
+        addresses.uniform(source, *present.shape[1:], device=present.device) for source in ("place", "value")
+    )
+    changed = present != originals
+    kept = changed & ~largest(places.masked_fill(~changed, -1), count)
+    ends = (values < 0.5).to(originals)
+    ends = torch.where(ends == originals, 1 - ends, ends)
+    free = eps - distance(torch.where(kept, present, originals), originals, "l0")
+    made = largest(places.masked_fill(changed, -1), free)
+    return torch.where(made & ~changed, ends, torch.where(kept, present, originals))
 
 
 def _change_in_sum(

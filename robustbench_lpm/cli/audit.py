@@ -35,7 +35,7 @@ IMAGES = 200  # they bound a difference by two points if one image of them diffe
 @click.option(
     "--until-decided",
     is_flag=True,
-    help="Go on with more images where checks are undecided, and with more work where that lowers accuracy.",
+    help="Go on with more images or draws where checks are undecided, with more work where that lowers accuracy.",
 )
 @options.data
 @options.budget

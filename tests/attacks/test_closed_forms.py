@@ -26,7 +26,7 @@ STRONG: dict[str, dict[str, Any]] = {
     "cleverhans-pgd": {"steps": 20},
     "spsa": {"iterations": 30, "pairs": 128},
 }
-EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.4, "l1": 1.5}
+EPS: dict[Norm, float] = {"linf": 0.05, "l2": 0.4, "l1": 1.5, "l0": 4}
 DUAL = {"linf": 1, "l2": 2, "l1": math.inf}
 
 
@@ -68,7 +68,7 @@ def attacked(attack: str, norm: Norm, parameters: dict[str, Any]) -> tuple[Linea
     record = robustbench_lpm.evaluate(
         model, attack, (images, labels), eps=EPS[norm], norm=norm, parameters=parameters, save_adversarials=True
     )
-    possible = EPS[norm] * float(weight.flatten().norm(p=DUAL[norm]))
+    possible = EPS[norm] * float(weight.flatten().norm(p=DUAL[norm])) if norm in DUAL else math.nan
     return model, model.margin(images), model.margin(adversarials(record)), possible
 
 
@@ -134,6 +134,15 @@ def test_searches_come_near_their_best_point(attack: str, norm: Norm, queries: i
         flat = model.weight.flatten()
         possible *= float(flat.norm(p=1) / (len(flat) ** 0.5 * flat.norm()))
     assert_reaches(found, clean - possible, clean, 1 - share)
+
+
+def test_the_search_in_l0_finds_the_values_that_win_the_most() -> None:
+    """Four of 64, each at one of two ends: a linear model is at its lowest where room times weight is largest."""
+    model, clean, found, _ = attacked("square", "l0", {"queries": 1500})
+    _, images, _ = linear_data(8)
+    weight = model.weight.expand_as(images)
+    rooms = torch.where(weight > 0, images, 1 - images)
+    assert_reaches(found, clean - (rooms * weight.abs()).flatten(1).topk(4).values.sum(1), clean, 0.01)
 
 
 def test_noise_stays_far_from_the_worst_margin() -> None:
