@@ -108,7 +108,7 @@ MASKED: dict[str, Callable[[], nn.Module | str]] = {
     "two levels": lambda: Quantised(cnn(), 1),
     "remembering": lambda: Remembering(cnn()),
     "tiring": lambda: Tiring(cnn(), 200),
-    "noisy front end, 1 draw": lambda: RandomFrontEnd(cnn(), 0.6),
+    "detached, noisy front end": lambda: RandomFrontEnd(Detached(cnn()), 0.6),
 }
 SOUND: dict[str, Callable[[], nn.Module | str]] = {
     "cnn": lambda: "cnn",

@@ -246,7 +246,7 @@ class ClassifierOracle:
         parts = [self._gradient(images, draws, losses) for draws in self._few_at_once(noise, self._chunk)]
         total = parts[0][0]
         for part in parts[1:]:
-            total += part[0]
+            total = total + part[0]  # in place would not do: of a sum over pixels the gradient is one number, expanded
         return total / noise.count, torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
 
     def _gradient(

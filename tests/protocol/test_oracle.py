@@ -45,6 +45,26 @@ def test_every_pass_of_pgd_is_counted(runs: int, eot: int) -> None:
     assert oracle.ledger.backwards.tolist() == [3 * eot * runs] * 7
 
 
+class SumOfPixels(nn.Module):
+    """Its gradient is one number for all pixels of an image, which autograd does not write out."""
+
+    def sample_noise(self, addresses: Addresses) -> dict[str, Tensor]:
+        return {"factor": addresses.uniform("factor")}
+
+    def forward(self, images: Tensor, noise: dict[str, Tensor]) -> Tensor:
+        total = images.flatten(1).sum(1) * noise["factor"]
+        return torch.stack([total, torch.zeros_like(total)], dim=1)
+
+
+def test_gradients_that_are_expanded_numbers_are_averaged_over_groups_of_draws() -> None:
+    images = images_of(5)
+    oracle = oracle_of(SumOfPixels(), images)  # one draw at once
+    noise = oracle.noise(4)
+    gradients, _, _ = oracle.gradient(images, noise, lambda logits: logits[..., 0])
+    factors = noise.values["factor"].unflatten(0, (4, 5)).mean(0)
+    torch.testing.assert_close(gradients, factors[:, None, None, None].expand_as(images))
+
+
 def test_choosing_among_restarts_is_counted_too() -> None:
     images = images_of(2)
     oracle = oracle_of(NoisyLinear(WEIGHT, sigma=1.0), images, select_draws=6)
