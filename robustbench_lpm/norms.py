@@ -166,8 +166,10 @@ def uniform_in_ball(originals: Tensor, norm: Norm, eps: float, addresses: Addres
     """
     shape, device = originals.shape[1:], originals.device
     if norm == "l0":
-        places, values = (addresses.uniform(source, *shape, device=device) for source in ("place", "value"))
-        return torch.where(largest(places, eps), values.to(originals), originals)
+        places, values = (
+            to_device(addresses.uniform(source, *shape, device=device), device) for source in ("place", "value")
+        )
+        return torch.where(largest(places, eps), values.to(originals.dtype), originals)
     if norm == "linf":
         offsets = addresses.uniform("offset", *shape, device=device) * 2 - 1
     elif norm == "l1":

@@ -56,8 +56,8 @@ class Addresses:
     """The addresses of the random numbers of N rows: one key, and an example, a draw and a run for each row.
 
     Every method that draws takes the name of a source of randomness, which is part of the key, and the shape of one
-    row's numbers; it returns (N, *shape), on the CPU unless it takes a device. The first numbers of a longer row are
-    those of a shorter one.
+    row's numbers; it returns (N, *shape), on the CPU unless it is given a CUDA device. The first numbers of a longer
+    row are those of a shorter one.
 
     Args:
         key: the run's seed, the purpose and the stream (see `of`); with the source they make a key of 64 bits.
@@ -100,16 +100,16 @@ class Addresses:
         return Addresses(self.key, places)
 
     def uniform(self, source: str, *shape: int, device: torch.device = CPU) -> Tensor:
-        """Uniform float32 numbers in [0, 1), multiples of 2^-24, made on the device."""
+        """Uniform float32 numbers in [0, 1), multiples of 2^-24; for a CUDA device made there."""
         if device.type == "cuda":
             return numbers_on(device, self.packed(source), shape, uniform_of)
-        return self._draw(source, shape, np.float32, 4, _uniform).to(device)
+        return self._draw(source, shape, np.float32, 4, _uniform)
 
     def normal(self, source: str, *shape: int, device: torch.device = CPU) -> Tensor:
-        """Standard normal float32 numbers, made on the device."""
+        """Standard normal float32 numbers; for a CUDA device made there."""
         if device.type == "cuda":
             return numbers_on(device, self.packed(source), shape, normal_of)
-        return self._draw(source, shape, np.float32, 4, _normal).to(device)
+        return self._draw(source, shape, np.float32, 4, _normal)
 
     def integers(self, source: str, high: int, *shape: int) -> Tensor:
         """Whole int64 numbers in [0, high), high at most 2^63; the bias is below high / 2^64."""

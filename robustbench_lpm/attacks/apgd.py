@@ -16,6 +16,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from robustbench_lpm.allocator import to_device
 from robustbench_lpm.attacks.contract import Cost, Declaration, Oracle
 from robustbench_lpm.attacks.losses import Loss, objective, succeeded
 from robustbench_lpm.attacks.pgd import ASKED, towards_likeliest
@@ -68,7 +69,8 @@ def apgd(
         found: list[Tensor] = []
         for _ in range(restarts):
             if norm == "l1":
-                start = originals + here.choices().normal("start", *originals.shape[1:], device=originals.device)
+                drawn = here.choices().normal("start", *originals.shape[1:], device=originals.device)
+                start = originals + to_device(drawn, originals.device)
             else:
                 start = uniform_in_ball(originals, norm, eps, here.choices())
             found += run(here, originals, label, start, targets, aimed=aimed)

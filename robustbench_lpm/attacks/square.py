@@ -141,7 +141,8 @@ def _change(present: Tensor, originals: Tensor, choices: Tensor, side: int, norm
 def _exchange(present: Tensor, originals: Tensor, addresses: Addresses, count: int, eps: float) -> Tensor:
     """So many of the changes taken back, and new ones made elsewhere, to an end of the box, until there are eps."""
     places, values = (
-        addresses.uniform(source, *present.shape[1:], device=present.device) for source in ("place", "value")
+        to_device(addresses.uniform(source, *present.shape[1:], device=present.device), present.device)
+        for source in ("place", "value")
     )
     changed = present != originals
     kept = changed & ~largest(places.masked_fill(~changed, -1), count)

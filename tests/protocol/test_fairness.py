@@ -20,6 +20,7 @@ from tests.small import small
 
 GRADES = 40_000  # images x draws: with fewer the test would not see a bias of one point
 WEIGHT = torch.linspace(-1, 1, 16).reshape(1, 4, 4)
+EPS = {"l0": 4}
 # Two opposite surrogates, of four classes.
 OTHERS = [
     resolve_model(nn.Sequential(Linear(weight), nn.ConstantPad1d((0, 2), -50.0)), name=name)
@@ -31,7 +32,9 @@ def assert_fair(model: nn.Module, p: float, attack: Attack, images: int = 400) -
     data = torch.rand(images, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(images, dtype=torch.long)
     norm = attack.norms[0]
-    record = robustbench_lpm.evaluate(model, attack, (data, labels), eps=0.1, norm=norm, draws=GRADES // images)
+    record = robustbench_lpm.evaluate(
+        model, attack, (data, labels), eps=EPS.get(norm, 0.1), norm=norm, draws=GRADES // images
+    )
     # Draws are independent given the image here, so that all of them count.
     standard_error = math.sqrt(p * (1 - p) / GRADES)
     assert abs(record.clean_accuracy.value - p) < 4 * standard_error
