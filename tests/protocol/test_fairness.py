@@ -39,7 +39,9 @@ def assert_fair(model: nn.Module, p: float, attack: Attack, images: int = 400) -
     standard_error = math.sqrt(p * (1 - p) / GRADES)
     assert abs(record.clean_accuracy.value - p) < 4 * standard_error
     assert abs(record.robust_accuracy.value - p) < 4 * standard_error
-    assert record.outcomes[norm].min() > 0  # the attack did something, on every example
+    # The attack did something, on every example; but no value need change where half of the selection draws are wrong.
+    moved = record.outcomes[norm]
+    assert (moved.mean() if norm == "l0" else moved.min()) > 0
 
 
 @pytest.mark.parametrize("p", [0.9, pytest.param(0.6, marks=pytest.mark.slow)])
