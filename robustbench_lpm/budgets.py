@@ -102,7 +102,7 @@ def several(given: object) -> TypeGuard[Iterable[Any]]:
 def format_eps(eps: float) -> str:
     """The way people write it: '2/255' when it is a whole number of 8-bit steps, up to 3, or '0.5/255', half of one.
 
-    Else a short decimal: 0.1 is 25.5 steps, but nobody writes it so, and a whole number is what it is.
+    Else a short decimal: 0.1 is 25.5 steps, but nobody writes it so. Whole numbers stay as they are.
     """
     if float(eps).is_integer():
         return f"{eps:.6g}"

@@ -101,12 +101,8 @@ def lowest(originals: Tensor, gradients: Tensor, norm: Norm, eps: float) -> Tens
     """The point of ball and box at which a linear function with these gradients is lowest.
 
     In "l1" the pixels of the largest gradients go to the end of the box, one after the other, until eps is spent. In
-    "l0" so many go there that win the most. In "l2" it is the lowest point of the ball, clipped to the box.
+    "l2" it is the lowest point of the ball, clipped to the box. Not for "l0".
     """
-    if norm == "l0":
-        ends = (gradients < 0).to(originals)
-        won = _rooms(-gradients, originals.double()).reshape(gradients.shape) * gradients.abs()
-        return torch.where(largest(won, eps), ends, originals)
     if norm != "l1":
         return project(originals - eps * steepest(gradients, norm), originals, norm, eps)
     sizes, order = gradients.flatten(1).abs().sort(dim=1, descending=True, stable=True)

@@ -247,7 +247,7 @@ def test_projections_are_nearest_points_and_l2_stays_in_the_ball(norm: Norm) -> 
 
 @in_both_precisions
 def test_in_l0_the_nearest_point_keeps_the_changes_that_count(dtype: torch.dtype) -> None:
-    """Of all ways to keep three changes of six values, none is nearer; a change beyond the box counts what is left."""
+    """Compared with every choice of three of the six values; a change that leaves the box is clipped to it first."""
     originals = box(0, dtype)[:, :1, :2, :3]
     images = originals + noise(1, dtype)[:, :1, :2, :3]
     found = project(images, originals, "l0", 3)
@@ -261,12 +261,8 @@ def test_in_l0_the_nearest_point_keeps_the_changes_that_count(dtype: torch.dtype
     assert (distance(project(images, originals, "l0", radii), originals, "l0") <= radii).all()
 
 
-def test_in_l0_the_lowest_point_and_random_ones_change_whole_values() -> None:
-    originals, gradients = box(0, torch.float64), noise(1, torch.float64)
-    found = lowest(originals, gradients, "l0", 3)
-    slopes = ((found - originals) * gradients).flatten(1)
-    rooms = torch.where(gradients > 0, originals, 1 - originals)
-    assert slopes.sum(1) == pytest.approx(-(rooms * gradients.abs()).flatten(1).topk(3).values.sum(1), rel=1e-12)
+def test_in_l0_random_points_change_as_many_values_as_they_may() -> None:
+    originals = box(0, torch.float64)
     drawn = uniform_in_ball(originals, "l0", 3, Addresses.of(0, range(6), "search"))
     assert distance(drawn, originals, "l0").tolist() == [3] * 6
 

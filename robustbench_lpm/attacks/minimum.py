@@ -122,7 +122,7 @@ def sigma_zero(
     state = _start(images, math.inf)
     state |= {"mean": torch.zeros_like(images), "square": torch.zeros_like(images)}
     state["radius"] = torch.full_like(state["radius"], threshold)  # under which changes are taken back
-    every, length = max(1, steps // SEEN), step_size
+    every = max(1, steps // SEEN)
     for step in oracle.resumable(range(steps), state):
         gradients, _, logits = oracle.gradient(state["current"], oracle.noise(eot), partial(_hinge, labels, targets))
         if oracle.stochastic:

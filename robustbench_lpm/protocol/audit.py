@@ -410,9 +410,10 @@ def _steady(asked: Comparison, records: Collection[RunRecord]) -> Check:
     share = 1 - len(unsteady) / len(records)
     verdict: Verdict = "fail" if unsteady else "pass"
     note = next((note for record in unsteady for note in record.notes if note.startswith(UNSTEADY)), "")
+    images = max(len(record.outcomes) for record in records)
     return Check(
-        asked.name, asked.question, verdict, share, 1.0, share - 1, share - 1, len(next(iter(records)).outcomes),
-        asked.against, note, records=tuple(record.id for record in unsteady),
+        asked.name, asked.question, verdict, share, 1.0, share - 1, share - 1, images, asked.against, note,
+        records=tuple(record.id for record in unsteady),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from robustbench_lpm.attacks import libraries
 from robustbench_lpm.attacks.contract import Cost
 from robustbench_lpm.budgets import format_eps, parse_eps
 from robustbench_lpm.devices import goes_unnamed, resolve_device
-from robustbench_lpm.errors import LpmbenchError, unknown
+from robustbench_lpm.errors import LISTED, LpmbenchError, unknown
 from robustbench_lpm.hashing import sha256_of_value
 from robustbench_lpm.norms import NORMS
 from robustbench_lpm.options import SETTINGS, STRONGEST, Options, words_of
@@ -233,9 +233,9 @@ def make_plan(
     """
     if asked.norm not in attack.norms:
         known = ", ".join(norm for norm in NORMS if norm in attack.norms)
-        there = ", ".join(name for name in cards.names("attack") if asked.norm in cards.attack(name).norms)
-        told = f"Attack '{attack.name}' works in {known}, not in '{asked.norm}', in which there are {there}."
-        raise LpmbenchError(told)
+        there = [name for name in cards.names("attack") if asked.norm in cards.attack(name).norms]
+        hint = f" There: {', '.join(there)}." if len(there) <= LISTED else ""
+        raise LpmbenchError(f"Attack '{attack.name}' works in {known}, not in '{asked.norm}'.{hint}")
     chosen = tuple(indices if indices is not None else range(min(asked.limit or len(data), len(data))))
     if not chosen:
         raise LpmbenchError("There are no examples to attack.")
